@@ -1,0 +1,90 @@
+# aligntok.c, on one page. `make help` explains it.
+#
+# One source, several builds; each program is one translation unit, so one compiler call builds one program.
+#   CPU   gcc, plain C11: learning, tests, small runs, machines with no GPU
+# Variables: CC, BLAS=0 (portable loops instead of OpenBLAS), SANITIZE=1 (address and undefined behaviour), V=1 (show commands)
+
+CC      ?= gcc
+V       ?= 0
+SANITIZE ?= 0
+Q       := $(if $(filter 1,$(V)),,@)
+BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
+             $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
+BUILD   := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
+HEADERS := $(wildcard common/*.h dev/cpu/*.h tests/*.h)
+
+WARN    := -Wall -Wextra -Werror
+C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,)
+C_FLAGS += $(if $(filter 1,$(SANITIZE)),-O1 -g -fsanitize=address$(comma)undefined -fno-sanitize-recover=all,-O3 -march=native -fno-math-errno)
+comma   := ,
+LIBS    := $(if $(filter 1,$(BLAS)),-lopenblas,) -lz -lpthread -lm
+
+PROGRAMS := train_tokenizer eval
+TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+BENCHES  := $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
+
+.PHONY: all help which test run_tests demo run_demo sanitize bench deps clean
+all: which $(PROGRAMS)
+
+help:
+	@echo "make                 build the programs: $(PROGRAMS)"
+	@echo "make demo            train the miniature tokenizer through its three stages (about 5 minutes on two cores)"
+	@echo "make test            prove every derivative, model, file format and resume (under 10 minutes on two cores)"
+	@echo "make sanitize        all tests again under the address and undefined-behaviour sanitizers"
+	@echo "make bench           speed of the operations and models on this machine (build/cpu/bench_*)"
+	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
+	@echo "make clean           remove build/ and the programs (not the cached miniature world in runs/)"
+	@echo "Variables: BLAS=0 portable loops, SANITIZE=1, CC=..., V=1 show commands. Each program has -h."
+
+which:
+	@echo "CPU build with $(CC), $(if $(filter 1,$(BLAS)),OpenBLAS,portable loops (no OpenBLAS found: make deps)): this tree has no CUDA kernels yet"
+	$(if $(filter 1,$(GPU)$(EMU)),$(error GPU=1 and EMU=1 need the CUDA kernels (common/cuda), which this tree does not have yet; use plain `make`))
+
+# programs stand in the root, as their sources do; everything else in build/
+$(PROGRAMS): %: %.cu $(HEADERS)
+	@echo "  cc  $@"
+	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(LIBS)
+
+$(BUILD)/pretrain: dev/pretrain.cu $(HEADERS) | $(BUILD)
+	@echo "  cc  $@"
+	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(LIBS)
+
+# a program under the sanitizers, or a test's own copy
+$(BUILD)/%: %.cu $(HEADERS) | $(BUILD)
+	@echo "  cc  $@"
+	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(LIBS)
+
+# tests that check derivatives against finite differences say so by including gradient.h, and run in double
+$(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
+	@echo "  cc  $@"
+	$(Q)$(CC) $(C_FLAGS) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(LIBS)
+
+$(BUILD)/bench_%: dev/bench/bench_%.c $(HEADERS) | $(BUILD)
+	@echo "  cc  $@"
+	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(LIBS)
+
+$(BUILD):
+	@mkdir -p $@
+
+deps:
+	@sh dev/install.sh
+
+# `deps` may install a library that changes the flags above: so the work is done by a second make
+test: deps
+	@$(MAKE) --no-print-directory -j $$(nproc) run_tests
+run_tests: which $(TESTS) $(BUILD)/pretrain $(addprefix $(BUILD)/,$(PROGRAMS))
+	@sh tests/run.sh $(BUILD)
+
+sanitize: deps
+	@$(MAKE) --no-print-directory -j $$(nproc) SANITIZE=1 run_tests
+
+demo: deps
+	@$(MAKE) --no-print-directory -j $$(nproc) run_demo
+run_demo: which $(PROGRAMS) $(BUILD)/pretrain
+	@sh dev/demo.sh
+
+bench: which $(BENCHES)
+	@for b in $(BENCHES); do $$b || exit 1; done
+
+clean:
+	rm -rf build $(PROGRAMS)

@@ -1,0 +1,269 @@
+// checkpoint.h: the state of a tokenizer run as one safetensors file.
+//
+// What stands in it, all F32 under public names, convolutions as (OC, C, K, K):
+//     encoder.*, adapter.*, decoder.*        the weights as trained ("raw")
+//     ema.0.NAME, ema.1.NAME                 their two moving averages, for what this stage trains
+//     adam.m.NAME, adam.v.NAME               optimiser moments, of the discriminator too
+//     loss.discriminator.*                   discriminator with its BatchNorm buffers
+//     target.*                               stage 2: the frozen encoder and adapter that define z0
+//     latent.mean, latent.std                (z) of each latent channel, with the shipped (averaged) weights
+//     metadata                               format, stage, step, images, step counts, the configuration as JSON
+// Everything random in a run is a function of (seed, step, image), so this is all that a bit-exact resume needs.
+//
+// A file is written under a temporary name, flushed, then renamed: whatever happens, the last good one stays. A file that is
+// torn, foreign, of another stage or configuration is refused with a message that names the field.
+// Look next at common/safetensors.h (the format) and train_tokenizer.cu (when it is written and read).
+#pragma once
+// defines: safetensors_t, safetensors_open_or_die, safetensors_find, st_writer_t
+#include "common/safetensors.h"
+// defines: tokenizer_t
+#include "common/tokenizer.h"
+
+#define CHECKPOINT_FORMAT "aligntok-tokenizer-1"
+
+// What a checkpoint knows besides tensors.
+typedef struct {
+    int stage;
+    int64_t step;        // steps done
+    int64_t images;      // images seen
+    int64_t t, disc_t;   // optimiser steps of both networks
+    int64_t disc_batches; // batches that the discriminator's running statistics have seen
+    const char* config;  // JSON; while reading, points into the open file
+} checkpoint_info_t;
+
+// One kind of value of one table under one prefix: the unit that is written and read.
+typedef struct {
+    params_t* params;
+    param_kind_t kind;
+    const char* prefix;
+} checkpoint_section_t;
+
+enum { CHECKPOINT_SECTIONS = 9 };
+
+// The sections of a tokenizer. Returns how many.
+static inline int checkpoint_sections(tokenizer_t* t, checkpoint_section_t sections[CHECKPOINT_SECTIONS]) {
+    checkpoint_section_t all[CHECKPOINT_SECTIONS] = {
+        {&t->params, PARAM_VALUE, ""},          {&t->params, PARAM_EMA0, "ema.0."},
+        {&t->params, PARAM_EMA1, "ema.1."},     {&t->params, PARAM_ADAM_M, "adam.m."},
+        {&t->params, PARAM_ADAM_V, "adam.v."},  {&t->disc_params, PARAM_VALUE, ""},
+        {&t->disc_params, PARAM_ADAM_M, "adam.m."}, {&t->disc_params, PARAM_ADAM_V, "adam.v."},
+        {&t->target_params, PARAM_VALUE, ""},
+    };
+    memcpy(sections, all, sizeof all);
+    return t->config.stage == 2 ? CHECKPOINT_SECTIONS : CHECKPOINT_SECTIONS - 1;
+}
+
+// Does a section hold this tensor? Moments and averages exist for trained tensors only.
+static inline int checkpoint_holds(const checkpoint_section_t* section, const param_t* t) {
+    return section->kind == PARAM_VALUE || t->offset >= section->params->first;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Writing
+
+static inline void checkpoint_declare(st_writer_t* w, const char* prefix, const char* name, int ndim, const int* shape) {
+    char full[200];
+    size_t sizes[4];
+    for (int i = 0; i < ndim; i++) sizes[i] = (size_t)shape[i];
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    safetensors_writer_tensor(w, full, ST_F32, ndim, sizes);
+}
+
+static inline void checkpoint_number(st_writer_t* w, const char* key, int64_t value) {
+    char text[32];
+    snprintf(text, sizeof text, "%lld", (long long)value);
+    safetensors_writer_metadata(w, key, text);
+}
+
+static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const checkpoint_info_t* info) {
+    safetensors_writer_metadata(w, "format", CHECKPOINT_FORMAT);
+    checkpoint_number(w, "stage", info->stage);
+    checkpoint_number(w, "step", info->step);
+    checkpoint_number(w, "images", info->images);
+    checkpoint_number(w, "adam_steps", t->params.t);
+    checkpoint_number(w, "disc_adam_steps", t->disc_params.t);
+    safetensors_writer_metadata(w, "config", info->config);
+    checkpoint_section_t sections[CHECKPOINT_SECTIONS];
+    int n = checkpoint_sections(t, sections);
+    for (int k = 0; k < n; k++) {
+        const param_table_t* table = &sections[k].params->table;
+        for (int i = 0; i < table->n; i++) {
+            const param_t* p = &table->items[i];
+            if (checkpoint_holds(&sections[k], p)) checkpoint_declare(w, sections[k].prefix, p->name, p->ndim, p->shape);
+        }
+    }
+    const param_table_t* running = &t->disc.running_table;
+    for (int i = 0; i < running->n; i++) {
+        checkpoint_declare(w, "", running->items[i].name, running->items[i].ndim, running->items[i].shape);
+    }
+    checkpoint_number(w, "disc_batches_tracked", t->disc.batches_tracked);
+    checkpoint_declare(w, "", "latent.mean", 1, &t->z);
+    checkpoint_declare(w, "", "latent.std", 1, &t->z);
+}
+
+// Writes the whole state. On failure the old file stays and `error` says what happened and what to do; returns 1 on success.
+int checkpoint_save(const char* path, tokenizer_t* t, const checkpoint_info_t* info, const floatS* latent_mean,
+                    const floatS* latent_std, char* error, size_t error_size) {
+    st_writer_t w;
+    safetensors_writer_init(&w);
+    checkpoint_declare_all(&w, t, info);
+    safetensors_writer_begin(&w, path);
+    checkpoint_section_t sections[CHECKPOINT_SECTIONS];
+    int n = checkpoint_sections(t, sections);
+    size_t longest = params_longest(&t->params.table), longest_disc = params_longest(&t->disc_params.table);
+    if (longest_disc > longest) longest = longest_disc;
+    floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
+    for (int k = 0; k < n; k++) {
+        const param_table_t* table = &sections[k].params->table;
+        for (int i = 0; i < table->n; i++) {
+            const param_t* p = &table->items[i];
+            if (!checkpoint_holds(&sections[k], p)) continue;
+            params_get(sections[k].params, sections[k].kind, p, host, host + longest);
+            safetensors_writer_data(&w, host, p->count);
+        }
+    }
+    const param_table_t* running = &t->disc.running_table;
+    for (int i = 0; i < running->n; i++) {
+        copy_to_host(host, t->disc.running + running->items[i].offset, running->items[i].count * sizeof(floatS), 0);
+        safetensors_writer_data(&w, host, running->items[i].count);
+    }
+    safetensors_writer_data(&w, latent_mean, t->z);
+    safetensors_writer_data(&w, latent_std, t->z);
+    free(host);
+    return safetensors_writer_finish(&w, error, error_size);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reading
+
+// Opens a checkpoint and reads its metadata; ends with a message when it is not one of ours.
+checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
+    safetensors_open_or_die(f, path);
+    const char* format = safetensors_metadata(f, "format");
+    if (!format || strcmp(format, CHECKPOINT_FORMAT)) {
+        fatal("%s: not a tokenizer checkpoint: its metadata field \"format\" is %s, wanted " CHECKPOINT_FORMAT
+              "; give a file that train_tokenizer wrote", path, format ? format : "missing");
+    }
+    static const char* const keys[6] = {"stage", "step", "images", "adam_steps", "disc_adam_steps", "disc_batches_tracked"};
+    int64_t numbers[6];
+    for (int i = 0; i < 6; i++) {
+        const char* text = safetensors_metadata(f, keys[i]);
+        char* end = NULL;
+        numbers[i] = text ? strtoll(text, &end, 10) : -1;
+        if (!text || end == text || *end || numbers[i] < 0) {
+            fatal("%s: metadata field \"%s\" is %s, wanted a number; the file is damaged", path, keys[i], text ? text : "missing");
+        }
+    }
+    checkpoint_info_t info = {(int)numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5],
+                              safetensors_metadata(f, "config")};
+    if (!info.config) fatal("%s: metadata field \"config\" is missing; the file is damaged", path);
+    return info;
+}
+
+// Collects what does not fit between a table and a file, so that one message tells all of it.
+typedef struct {
+    int missing, wrong_shape;
+    char first_missing[400], first_wrong[800];
+} checkpoint_mismatch_t;
+
+static inline void checkpoint_list(char* list, size_t size, int number, const char* text) {
+    size_t used = strlen(list);
+    if (number <= 5) snprintf(list + used, size - used, "%s%s", number > 1 ? ", " : "", text);
+}
+
+// Reads one tensor of a file as `kind` of tensor `p`.
+static inline void checkpoint_read_tensor(const safetensors_t* f, const char* name, params_t* params, param_kind_t kind,
+                                          const param_t* p, floatS* host, size_t longest, checkpoint_mismatch_t* mismatch) {
+    const st_tensor_t* tensor = safetensors_find(f, name);
+    if (!tensor) {
+        checkpoint_list(mismatch->first_missing, sizeof mismatch->first_missing, ++mismatch->missing, name);
+        return;
+    }
+    int same = tensor->ndim == p->ndim;
+    for (int i = 0; same && i < p->ndim; i++) same = tensor->shape[i] == (size_t)p->shape[i];
+    if (!same || !st_dtype_is_float(tensor->dtype)) {
+        checkpoint_list(mismatch->first_wrong, sizeof mismatch->first_wrong, ++mismatch->wrong_shape, name);
+        return;
+    }
+    safetensors_read(tensor, host);
+    params_set(params, kind, p, host, host + longest);
+}
+
+static inline void checkpoint_report(const char* path, const checkpoint_mismatch_t* m) {
+    if (!m->missing && !m->wrong_shape) return;
+    fatal("%s: the tensors do not fit this configuration: %d missing (%s), %d of another shape or type (%s); "
+          "use the flags that the file was made with, or another file",
+          path, m->missing, m->missing ? m->first_missing : "none", m->wrong_shape, m->wrong_shape ? m->first_wrong : "none");
+}
+
+// One vector of `count` values by name.
+static inline void checkpoint_read_vector(const safetensors_t* f, const char* path, const char* name, floatS* out, int count) {
+    const st_tensor_t* tensor = safetensors_find(f, name);
+    if (!tensor || tensor->numel != (size_t)count || !st_dtype_is_float(tensor->dtype)) {
+        fatal("%s: tensor %s is %s; the file is damaged or of another configuration", path, name,
+              tensor ? "of another size" : "missing");
+    }
+    safetensors_read(tensor, out);
+}
+
+// The discriminator's running statistics.
+static inline void checkpoint_read_running(const safetensors_t* f, const checkpoint_info_t* info, const char* path,
+                                           tokenizer_t* t) {
+    const param_table_t* running = &t->disc.running_table;
+    floatS* host = (floatS*)malloc_check(params_longest(running) * sizeof(floatS), "running statistics");
+    for (int i = 0; i < running->n; i++) {
+        const param_t* p = &running->items[i];
+        checkpoint_read_vector(f, path, p->name, host, (int)p->count);
+        copy_to_device(t->disc.running + p->offset, host, p->count * sizeof(floatS), 0);
+    }
+    free(host);
+    t->disc.batches_tracked = info->disc_batches;
+}
+
+// Restores a run of the same stage and configuration in the middle.
+void checkpoint_resume(const safetensors_t* f, const checkpoint_info_t* info, const char* path, tokenizer_t* t) {
+    checkpoint_mismatch_t mismatch = {0, 0, "", ""};
+    checkpoint_section_t sections[CHECKPOINT_SECTIONS];
+    int n = checkpoint_sections(t, sections);
+    size_t longest = params_longest(&t->params.table), longest_disc = params_longest(&t->disc_params.table);
+    if (longest_disc > longest) longest = longest_disc;
+    floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
+    for (int k = 0; k < n; k++) {
+        const param_table_t* table = &sections[k].params->table;
+        for (int i = 0; i < table->n; i++) {
+            const param_t* p = &table->items[i];
+            char name[200];
+            if (!checkpoint_holds(&sections[k], p)) continue;
+            snprintf(name, sizeof name, "%s%s", sections[k].prefix, p->name);
+            checkpoint_read_tensor(f, name, sections[k].params, sections[k].kind, p, host, longest, &mismatch);
+        }
+    }
+    free(host);
+    checkpoint_report(path, &mismatch);
+    checkpoint_read_running(f, info, path, t);
+    t->params.t = info->t;
+    t->disc_params.t = info->disc_t;
+}
+
+// The weights of encoder, adapter, decoder and discriminator of an earlier stage, for the start of the next or for use:
+// the average number `ema` (0 or 1) where that stage trained and averaged a tensor, else the raw weights; ema = -1: all raw.
+// The discriminator is always raw.
+void checkpoint_start_from(const safetensors_t* f, const checkpoint_info_t* info, const char* path, tokenizer_t* t, int ema) {
+    checkpoint_mismatch_t mismatch = {0, 0, "", ""};
+    params_t* both[2] = {&t->params, &t->disc_params};
+    for (int k = 0; k < 2; k++) {
+        const param_table_t* table = &both[k]->table;
+        size_t longest = params_longest(table);
+        floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
+        for (int i = 0; i < table->n; i++) {
+            const param_t* p = &table->items[i];
+            char average[200];
+            snprintf(average, sizeof average, "ema.%d.%s", ema, p->name);
+            const char* name = k == 0 && ema >= 0 && safetensors_find(f, average) ? average : p->name;
+            checkpoint_read_tensor(f, name, both[k], PARAM_VALUE, p, host, longest, &mismatch);
+        }
+        free(host);
+    }
+    checkpoint_report(path, &mismatch);
+    checkpoint_read_running(f, info, path, t);
+}

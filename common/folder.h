@@ -1,0 +1,25 @@
+// folder.h: makes the folder that a run writes into.
+#pragma once
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+// defines: fatal
+#include "common/log.h"
+
+// Makes a folder and those above it. What cannot be made ends the program with a message.
+static inline void make_folder(const char* path) {
+    char part[1024];
+    snprintf(part, sizeof part, "%s", path);
+    for (char* c = part + 1;; c++) {
+        if (*c != '/' && *c != 0) continue;
+        char end = *c;
+        *c = 0;
+        if (mkdir(part, 0777) && errno != EEXIST) {
+            fatal("cannot make the folder %s: %s; choose another one with -out", part, strerror(errno));
+        }
+        *c = end;
+        if (!end) return;
+    }
+}

@@ -1,0 +1,457 @@
+// ops.h: THE CATALOGUE. Every operation of the project once, forward beside backward.
+//
+// An operation is one C function on raw pointers with explicit sizes. Its text here is its contract; dev/cpu/*.h holds a
+// plain C implementation of each, file by file as listed below. Models (common/vit.h, ...) are written in
+// these operations only, so that they are the same text on every kind of machine.
+//
+// Letters       B batch, T tokens, C channels, OC output channels, H W height and width, NH heads, HS head size, N rows
+// Layout        images and feature maps (B, H, W, C), so that tokens (B, T, C) *are* a feature map; all row-major
+// Arguments     outputs, inputs, weights, saved values, sizes, stream
+// Accumulation  gradients of parameters (`dweight`, `dbias`, `dgamma`, ...) accumulate: +=. Gradients of activations are
+//               written: =. Exceptions are marked "+=" at the argument. A gradient pointer that may be NULL is not computed.
+// Aliasing      outputs must not overlap inputs, unless the text says "in place".
+// Numbers       sums and statistics are floatS (fp32) or better, whatever floatX is
+// Cost          MAC = multiply-accumulate; `pass` = one read or write of the main tensor
+// Chunk         the tokenizer's recipe is defined per group of 8 images ("chunk": what one GPU held in the reference runs).
+//               Operations that compute a statistic per chunk take `chunk`, the number of images of one group, inside one
+//               pass over the batch. B is a multiple of chunk.
+//
+// Reading order: matmul, layernorm (with its derivation in dev/cpu/norm.h), attention, conv2d, then the losses.
+#pragma once
+// defines: floatX, floatS, stream_t
+#include "common/device.h"
+
+typedef enum { ACT_NONE, ACT_RELU, ACT_LEAKY, ACT_SWISH, ACT_GELU, ACT_GELU_TANH } activation_t;
+#define LEAKY_SLOPE 0.2 // of every LeakyReLU here (PatchGAN)
+
+// A convolution's shape. Output size: (H + pad_lo + pad_hi - K) / stride + 1, rounded down; pad_lo is above and left,
+// pad_hi is below and right.
+typedef struct {
+    int C, OC;          // input and output channels
+    int K;              // kernel size, K x K
+    int stride;         // 1 or 2
+    int pad_lo, pad_hi; // rows and columns of zeros before and after
+} conv_t;
+
+static inline int conv_out_size(int size, conv_t c) { return (size + c.pad_lo + c.pad_hi - c.K) / c.stride + 1; }
+
+// An affine map of the three colour channels: y_c = scale_c x_c + shift_c.
+typedef struct { double scale[3], shift[3]; } channel_affine_t;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Matrix products                                                                                     dev/cpu/matmul.h
+
+// out = x weight^T + bias                                                                            N C OC MAC
+void matmul_forward(floatX* out,          // (N, OC)
+                    const floatX* x,      // (N, C)
+                    const floatX* weight, // (OC, C)
+                    const floatX* bias,   // (OC) or NULL
+                    size_t N, int C, int OC, stream_t s);
+
+// dx = dout weight;  dweight += dout^T x;  dbias += sum over rows of dout                            2 N C OC MAC
+void matmul_backward(floatX* dx,           // (N, C) or NULL
+                     floatS* dweight,      // (OC, C) or NULL
+                     floatS* dbias,        // (OC) or NULL
+                     const floatX* dout,   // (N, OC)
+                     const floatX* x,      // (N, C), needed for dweight
+                     const floatX* weight, // (OC, C), needed for dx
+                     size_t N, int C, int OC, stream_t s);
+
+// pre = x weight^T + bias;  out = gelu(pre). `act` is ACT_GELU: 0.5 u (1 + erf(u / sqrt 2)), or ACT_GELU_TANH:
+// 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))).
+void matmul_gelu_forward(floatX* out,          // (N, OC)
+                         floatX* pre,          // (N, OC), kept for the backward
+                         const floatX* x,      // (N, C)
+                         const floatX* weight, // (OC, C)
+                         const floatX* bias,   // (OC) or NULL
+                         size_t N, int C, int OC, activation_t act, stream_t s);
+
+// dpre = dout gelu'(pre). In place: dpre may be dout. 3 passes.                                    dev/cpu/activation.h
+void gelu_backward(floatX* dpre,       // (n)
+                   const floatX* dout, // (n)
+                   const floatX* pre,  // (n)
+                   size_t n, activation_t act, stream_t s);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Normalisation                                                                                         dev/cpu/norm.h
+
+// LayerNorm: mean and variance over C; rstd = 1 / sqrt(var + eps); out = (x - mean) rstd weight + bias.       2 passes
+void layernorm_forward(floatX* out,                   // (N, C)
+                       floatS* mean, floatS* rstd,    // (N)
+                       const floatX* x,               // (N, C)
+                       const floatX* weight,          // (C)
+                       const floatX* bias,            // (C)
+                       size_t N, int C, double eps, stream_t s);
+
+// dx += the gradient through the norm: the residual stream collects. dweight += sum dout xhat; dbias += sum dout.
+void layernorm_backward(floatX* dx,                               // (N, C) +=
+                        floatS* dweight, floatS* dbias,           // (C) or both NULL
+                        const floatX* dout,                       // (N, C)
+                        const floatX* x,                          // (N, C)
+                        const floatX* weight,                     // (C)
+                        const floatS* mean, const floatS* rstd,   // (N)
+                        size_t N, int C, stream_t s);
+
+// Residual branch with LayerScale and the norm that follows it, in one pass:
+//   sum = x + gamma y;  out = layernorm(sum)                                                                  4 passes
+void residual_layernorm_forward(floatX* sum,                // (N, C)
+                                floatX* out,                // (N, C)
+                                floatS* mean, floatS* rstd, // (N)
+                                const floatX* x,            // (N, C) the residual stream
+                                const floatX* y,            // (N, C) the branch
+                                const floatX* gamma,        // (C) LayerScale, or NULL for 1
+                                const floatX* weight,       // (C)
+                                const floatX* bias,         // (C)
+                                size_t N, int C, double eps, stream_t s);
+
+// dsum += the gradient through the norm (dsum then is the gradient of the residual stream, above and below the branch);
+// dy = gamma dsum;  dgamma += sum over rows of dsum y;  dweight, dbias as above.
+void residual_layernorm_backward(floatX* dsum,                             // (N, C) +=
+                                 floatX* dy,                               // (N, C)
+                                 floatS* dgamma,                           // (C) or NULL
+                                 floatS* dweight, floatS* dbias,           // (C) or both NULL
+                                 const floatX* dout,                       // (N, C)
+                                 const floatX* sum,                        // (N, C)
+                                 const floatX* y,                          // (N, C), needed for dgamma
+                                 const floatX* gamma,                      // (C) or NULL
+                                 const floatX* weight,                     // (C)
+                                 const floatS* mean, const floatS* rstd,   // (N)
+                                 size_t N, int C, stream_t s);
+
+// GroupNorm, then nothing or swish (`act` is ACT_NONE or ACT_SWISH): statistics over (H, W, C/G) of one image;
+// h = (x - mean) rstd weight + bias;  out = h or h sigmoid(h).                                                3 passes
+void groupnorm_forward(floatX* out,                // (B, HW, C)
+                       floatS* mean, floatS* rstd, // (B, G)
+                       const floatX* x,            // (B, HW, C)
+                       const floatX* weight,       // (C)
+                       const floatX* bias,         // (C)
+                       int B, int HW, int C, int G, double eps, activation_t act, stream_t s);
+
+// The same output again from saved statistics (the backward recomputes it instead of keeping it).            2 passes
+void groupnorm_apply(floatX* out,                            // (B, HW, C)
+                     const floatX* x,                        // (B, HW, C)
+                     const floatX* weight,                   // (C)
+                     const floatX* bias,                     // (C)
+                     const floatS* mean, const floatS* rstd, // (B, G)
+                     int B, int HW, int C, int G, activation_t act, stream_t s);
+
+// dx = add + gradient through activation and norm. `add` is the gradient that reaches x by the block's other branch, or NULL.
+// In place: dx may be add.
+void groupnorm_backward(floatX* dx,                             // (B, HW, C)
+                        floatS* dweight, floatS* dbias,         // (C) or both NULL
+                        const floatX* dout,                     // (B, HW, C)
+                        const floatX* add,                      // (B, HW, C) or NULL
+                        const floatX* x,                        // (B, HW, C)
+                        const floatX* weight,                   // (C)
+                        const floatX* bias,                     // (C)
+                        const floatS* mean, const floatS* rstd, // (B, G)
+                        int B, int HW, int C, int G, activation_t act, stream_t s);
+
+// BatchNorm and LeakyReLU. train: mean and biased variance of each channel over the images of one chunk; else the running
+// statistics (mean and rstd are then written from them, the same for every chunk).
+void batchnorm_leaky_forward(floatX* out,                 // (B, HW, C)
+                             floatS* mean, floatS* rstd,  // (B / chunk, C)
+                             const floatX* x,             // (B, HW, C)
+                             const floatX* weight,        // (C)
+                             const floatX* bias,          // (C)
+                             const floatS* running_mean, const floatS* running_var, // (C), read when train is 0
+                             int B, int HW, int C, int chunk, double eps, int train, stream_t s);
+
+// train: dx = weight rstd (dy - mean(dy) - xhat mean(dy xhat)) with dy = dout masked by the LeakyReLU, means over the chunk;
+// else dx = weight rstd dy. dweight += sum dy xhat; dbias += sum dy.
+void batchnorm_leaky_backward(floatX* dx,                             // (B, HW, C)
+                              floatS* dweight, floatS* dbias,         // (C) or both NULL
+                              const floatX* dout,                     // (B, HW, C)
+                              const floatX* x,                        // (B, HW, C)
+                              const floatX* weight,                   // (C)
+                              const floatX* bias,                     // (C)
+                              const floatS* mean, const floatS* rstd, // (B / chunk, C)
+                              int B, int HW, int C, int chunk, int train, stream_t s);
+
+// running <- (1 - momentum) running + momentum statistic, the variance unbiased: var n / (n - 1), n = values a channel.
+// Takes the first chunk's statistics, as distributed training keeps those of rank 0.
+void batchnorm_update_running(floatS* running_mean, floatS* running_var, // (C) in place
+                              const floatS* mean, const floatS* rstd,    // (C) of the first chunk
+                              size_t n, int C, double eps, double momentum, stream_t s);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Attention                                                                                        dev/cpu/attention.h
+
+// For each image and head: out_i = sum_j softmax_j(q_i k_j / sqrt(HS)) v_j. No mask; prefix tokens are ordinary tokens.
+// lse_i = log sum_j exp(q_i k_j / sqrt(HS)) is all that the backward needs besides inputs and outputs. (B, NH, T, T) is
+// never stored.                                                                                     2 B NH T^2 HS MAC
+void attention_forward(floatX* out,       // (B, T, NH, HS)
+                       floatS* lse,       // (B, NH, T)
+                       const floatX* qkv, // (B, T, 3, NH, HS)
+                       int B, int T, int NH, int HS, stream_t s);
+
+// With P = exp(S - lse): dv = P^T dout; dS = P (dout v^T - sum_c dout_c out_c); dq = dS k / sqrt(HS); dk = dS^T q / sqrt(HS).
+void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
+                        const floatX* dout, // (B, T, NH, HS)
+                        const floatX* qkv,  // (B, T, 3, NH, HS)
+                        const floatX* out,  // (B, T, NH, HS)
+                        const floatS* lse,  // (B, NH, T)
+                        int B, int T, int NH, int HS, stream_t s);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// From an image to tokens                                                                              dev/cpu/embed.h
+
+// out = bytes / 127.5 - 1
+void image_from_bytes(floatX* out, const uint8_t* bytes, size_t n, stream_t s);
+
+// Bilinear, half-pixel centres, no antialias (PyTorch: align_corners=False), with an affine map of the channels behind it.
+// Per axis: src = max((o + 1/2) size / out_size - 1/2, 0), in exact integer arithmetic. Equal sizes: the affine map alone.
+void resize_bilinear_forward(floatX* out,     // (B, OH, OW, 3)
+                             const floatX* x, // (B, H, W, 3)
+                             channel_affine_t affine, int B, int H, int W, int OH, int OW, stream_t s);
+
+// The columns of a patch embedding: out[b, gy GW + gx, (c patch + ky) patch + kx] = x[b, gy patch + ky, gx patch + kx, c],
+// the order of a [D, 3, patch, patch] weight. No backward: the image needs no gradient.
+void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), 3 patch^2)
+                      const floatX* x, // (B, H, W, 3)
+                      int B, int H, int W, int patch, stream_t s);
+
+// Position table from grid to (GH, GW): separable bicubic with antialias, a = -0.5 (timm layers/pos_embed.py). The first
+// `prefix` rows are copied.
+void position_resample_forward(floatX* out,       // (prefix + GH GW, C)
+                               const floatX* pos, // (prefix + grid grid, C)
+                               int prefix, int grid, int GH, int GW, int C, stream_t s);
+void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +=
+                                const floatS* dout, // (prefix + GH GW, C)
+                                int prefix, int grid, int GH, int GW, int C, stream_t s);
+
+// The token sequence: class token (if any), registers, patches. pos has N rows, or N + 1 with pos_class = 1: then its first
+// row is added to the class token. T = (cls ? 1 : 0) + R + N.
+void tokens_forward(floatX* out,           // (B, T, C)
+                    const floatX* patches, // (B, N, C)
+                    const floatX* cls,     // (C) or NULL
+                    const floatX* reg,     // (R, C) or NULL when R is 0
+                    const floatX* pos,     // (pos_class + N, C)
+                    int B, int N, int C, int R, int pos_class, stream_t s);
+void tokens_backward(floatX* dpatches,           // (B, N, C)
+                     floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL
+                     floatS* dpos,               // (pos_class + N, C) +=
+                     const floatX* dout,         // (B, T, C)
+                     int B, int N, int C, int R, int pos_class, stream_t s);
+
+// Leaves out the first P tokens of each image; the backward writes zeros there.
+void drop_prefix_forward(floatX* out,     // (B, T - P, C)
+                         const floatX* x, // (B, T, C)
+                         int B, int T, int P, int C, stream_t s);
+void drop_prefix_backward(floatX* dx,         // (B, T, C)
+                          const floatX* dout, // (B, T - P, C)
+                          int B, int T, int P, int C, stream_t s);
+
+// Mean over the tokens of each image (heads of the classifiers).
+void mean_tokens_forward(floatX* out, const floatX* x, int B, int T, int C, stream_t s);     // (B, C) <- (B, T, C)
+void mean_tokens_backward(floatX* dx, const floatX* dout, int B, int T, int C, stream_t s);  // (B, T, C) <- (B, C)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Convolution and resolution                                                                            dev/cpu/conv.h
+
+// out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, stride i + u - pad_lo, stride j + v - pad_lo, c] weight[o,u,v,c]) + residual
+// `act` is ACT_NONE, ACT_RELU or ACT_LEAKY. As an implicit matrix product in tiles; the im2col matrix is never stored whole.
+// B OH OW OC K^2 C MAC.
+void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
+                    const floatX* x,        // (B, H, W, C)
+                    const floatX* weight,   // (OC, K, K, C)
+                    const floatX* bias,     // (OC) or NULL
+                    const floatX* residual, // (B, OH, OW, OC) or NULL
+                    int B, int H, int W, conv_t conv, activation_t act, stream_t s);
+
+// dx = the transposed convolution of dout. Where x itself is the output of a ReLU or LeakyReLU (`act`), `mask` is x and the
+// derivative of that activation is applied on the way out: dx *= (x > 0 ? 1 : 0 or LEAKY_SLOPE). mask NULL: not applied.
+// (dout is the gradient before this convolution's own activation: its successor has applied it in the same way.)
+void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
+                          const floatX* dout,   // (B, OH, OW, OC)
+                          const floatX* weight, // (OC, K, K, C)
+                          const floatX* mask,   // (B, H, W, C) or NULL
+                          int B, int H, int W, conv_t conv, activation_t act, stream_t s);
+
+// dweight += sum over images and positions of dout (x) x;  dbias += sum of dout
+void conv2d_backward_weight(floatS* dweight,    // (OC, K, K, C)
+                            floatS* dbias,      // (OC) or NULL
+                            const floatX* dout, // (B, OH, OW, OC)
+                            const floatX* x,    // (B, H, W, C)
+                            int B, int H, int W, conv_t conv, stream_t s);
+
+// 2x2 maximum, stride 2; an odd last row or column is left out.
+void maxpool_forward(floatX* out,     // (B, H/2, W/2, C)
+                     const floatX* x, // (B, H, W, C)
+                     int B, int H, int W, int C, stream_t s);
+
+// dx = [x > 0] (add + dout at the first maximum of each window): x is the output of a ReLU, whose derivative is applied here.
+// `add` is the gradient of a tap at x (LPIPS), or NULL. In place: dx may be add.
+void maxpool_relu_backward(floatX* dx,         // (B, H, W, C)
+                           const floatX* dout, // (B, H/2, W/2, C)
+                           const floatX* add,  // (B, H, W, C) or NULL
+                           const floatX* x,    // (B, H, W, C)
+                           int B, int H, int W, int C, stream_t s);
+
+// Nearest neighbour, twice the size.
+void upsample_forward(floatX* out, const floatX* x, int B, int H, int W, int C, stream_t s);     // (B,2H,2W,C) <- (B,H,W,C)
+void upsample_backward(floatX* dx, const floatX* dout, int B, int H, int W, int C, stream_t s);  // (B,H,W,C) <- (B,2H,2W,C)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Losses                                                                                                dev/cpu/loss.h
+// Forwards write one value an image (B) or one a chunk (B / chunk); backwards take `scale` = d(objective) / d(that value).
+
+// loss_b = sum |xhat - x|
+void l1_forward(floatS* loss,       // (B)
+                const floatX* xhat, // (B, n)
+                const floatX* x,    // (B, n)
+                int B, size_t n, stream_t s);
+
+// The gradient of the whole reconstruction term at the image: dxhat = scale sign(xhat - x) + affine.scale_c dscaled, where
+// dscaled is the gradient at LPIPS's scaled input (affine is that scaling), or NULL. sign(0) = 0.
+void l1_backward(floatX* dxhat,         // (B, HW, 3)
+                 const floatX* xhat,    // (B, HW, 3)
+                 const floatX* x,       // (B, HW, 3)
+                 const floatX* dscaled, // (B, HW, 3) or NULL
+                 channel_affine_t affine, double scale, int B, size_t HW, stream_t s);
+
+// One tap of LPIPS: with u = f / (|f| + 1e-10), v = g / (|g| + 1e-10) over channels at each position,
+// loss_b += mean over positions of sum_c weight_c (u_c - v_c)^2.           (lpips package; taming-transformers lpips.py)
+void lpips_tap_forward(floatS* loss,         // (B) +=
+                       const floatX* f,      // (B, HW, C)
+                       const floatX* g,      // (B, HW, C)
+                       const floatX* weight, // (C)
+                       int B, int HW, int C, stream_t s);
+
+// df = scale d(loss_b)/df, masked by f > 0: f is the output of a ReLU, whose derivative is applied here.
+void lpips_tap_backward(floatX* df,           // (B, HW, C)
+                        const floatX* f,      // (B, HW, C)
+                        const floatX* g,      // (B, HW, C)
+                        const floatX* weight, // (C)
+                        double scale, int B, int HW, int C, stream_t s);
+
+// mean_k = mean of the n values of group k (logits of a chunk; L_G = -mean of the fake logits).
+void group_mean_forward(floatS* mean,    // (groups)
+                        const floatX* x, // (groups, n)
+                        int groups, size_t n, stream_t s);
+void group_mean_backward(floatX* dx,     // (groups, n) = scale / n
+                         double scale, int groups, size_t n, stream_t s);
+
+// Hinge loss of the discriminator: loss_k = (mean relu(1 - real) + mean relu(1 + fake)) / 2
+void hinge_forward(floatS* loss,        // (groups)
+                   const floatX* real,  // (groups, n)
+                   const floatX* fake,  // (groups, n)
+                   int groups, size_t n, stream_t s);
+void hinge_backward(floatX* dreal, floatX* dfake, // (groups, n)
+                    const floatX* real,           // (groups, n)
+                    const floatX* fake,           // (groups, n)
+                    double scale, int groups, size_t n, stream_t s);
+
+// Semantic preservation: mean of (z - z0)^2 over the n values of a chunk.  AlignTok eq. 4
+void semantic_l2_forward(floatS* loss,     // (groups)
+                         const floatX* z,  // (groups, n)
+                         const floatX* z0, // (groups, n)
+                         int groups, size_t n, stream_t s);
+void semantic_l2_backward(floatX* dz,       // (groups, n)
+                          const floatX* z,  // (groups, n)
+                          const floatX* z0, // (groups, n)
+                          double scale, int groups, size_t n, stream_t s);
+
+// Its cosine variant: mean over the rows of a chunk of 1 - cos(z_t, z0_t), norms floored at 1e-8.
+void semantic_cosine_forward(floatS* loss,     // (groups)
+                             const floatX* z,  // (groups, rows, C)
+                             const floatX* z0, // (groups, rows, C)
+                             int groups, size_t rows, int C, stream_t s);
+void semantic_cosine_backward(floatX* dz,       // (groups, rows, C)
+                              const floatX* z,  // (groups, rows, C)
+                              const floatX* z0, // (groups, rows, C)
+                              double scale, int groups, size_t rows, int C, stream_t s);
+
+// Diagonal Gaussian posterior (LDM distributions.py): moments = (mu, lambda) along channels, lambda clamped to [-30, 20],
+// z = mu + exp(lambda / 2) noise;  kl_b = sum (mu^2 + exp(lambda) - 1 - lambda) / 2.
+void posterior_forward(floatX* z,             // (B, T, C)
+                       floatS* kl,            // (B)
+                       const floatX* moments, // (B, T, 2C)
+                       const floatX* noise,   // (B, T, C), or NULL for z = mu
+                       int B, int T, int C, stream_t s);
+// dmoments from dz and from kl_scale * sum_b kl_b; the clamp passes no gradient outside.
+void posterior_backward(floatX* dmoments,      // (B, T, 2C)
+                        const floatX* dz,      // (B, T, C)
+                        const floatX* moments, // (B, T, 2C)
+                        const floatX* noise,   // (B, T, C)
+                        double kl_scale, int B, int T, int C, stream_t s);
+
+// VA-VAE's alignment loss (LightningDiT contperceptual.py), per image with N tokens, hats are unit rows:
+//   l1 = mean_ij relu(|zhat_i zhat_j - that_i that_j| - margin_distance),  l2 = mean_i relu(1 - margin_cosine - that_i zhat_i)
+//   loss_k = mean over the images of chunk k of l1 + l2
+void vf_forward(floatS* loss,          // (B / chunk)
+                const floatX* z,       // (B, N, C) projected latent
+                const floatX* teacher, // (B, N, C)
+                double margin_distance, double margin_cosine, int B, int N, int C, int chunk, stream_t s);
+void vf_backward(floatX* dz,            // (B, N, C)
+                 const floatX* z,       // (B, N, C)
+                 const floatX* teacher, // (B, N, C)
+                 double margin_distance, double margin_cosine, double scale, int B, int N, int C, int chunk, stream_t s);
+
+// loss_b = -log softmax(logits_b)[label_b];  dlogits = scale (softmax - onehot). One pass for both. dlogits may be NULL.
+void cross_entropy(floatS* loss,         // (B)
+                   floatX* dlogits,      // (B, C) or NULL
+                   const floatX* logits, // (B, C)
+                   const int* labels,    // (B)
+                   double scale, int B, int C, stream_t s);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Adaptive weights, optimiser, random numbers                                          dev/cpu/optimizer.h, random.h
+
+// out_k = sum of the squares of the n values of group k. In floatS from floatS gradients, deterministic.
+void sum_squares(floatS* out,     // (groups)
+                 const floatS* x, // (groups, n)
+                 int groups, size_t n, stream_t s);
+
+// The weight that makes a loss pull as hard at a tensor as the reconstruction does:
+//   omega_k = weight clip(|g_rec| / (|g_other| + 1e-4), 0, max_ratio),  |g| = sqrt(squares_k) * gradient_scale
+// gradient_scale undoes the averaging over chunks. clamped_k = 1 where the clip acted.  VQGAN eq. 7; contperceptual.py
+void adaptive_weight(floatS* omega, floatS* clamped,  // (groups)
+                     const floatS* squares_rec,       // (groups)
+                     const floatS* squares_other,     // (groups)
+                     double weight, double max_ratio, double gradient_scale, int groups, stream_t s);
+
+// out = a + omega_k b for the values of group k. In place: out may be a or b.
+void add_scaled_groups(floatX* out,         // (groups, n)
+                       const floatX* a,     // (groups, n)
+                       const floatX* b,     // (groups, n)
+                       const floatS* omega, // (groups)
+                       int groups, size_t n, stream_t s);
+// The same for parameter gradients: out += a_k + omega_k b_k, summed over the groups.
+void accumulate_scaled_groups(floatS* out,         // (n) +=
+                              const floatS* a,     // (groups, n)
+                              const floatS* b,     // (groups, n) or NULL
+                              const floatS* omega, // (groups) or NULL
+                              int groups, size_t n, stream_t s);
+
+// One step of Adam with decoupled decay, and of two exponential averages, in one pass over flat buffers:
+//   m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+//   w <- w (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+//   ema_i <- ema_beta_i ema_i + (1 - ema_beta_i) w                            Kingma & Ba 2015; Loshchilov & Hutter 2019
+typedef struct {
+    double lr, beta1, beta2, eps, decay;
+    int64_t t;          // this step's number, from 1
+    double ema_beta[2]; // used where the average's pointer is given
+} adam_t;
+void adam_update(floatX* weight,               // (n) what the operations read; may be the memory of master
+                 floatS* master,               // (n)
+                 floatS* m, floatS* v,         // (n)
+                 floatS* ema0, floatS* ema1,   // (n) or NULL
+                 const floatS* grad,           // (n)
+                 size_t n, adam_t adam, stream_t s);
+
+// Standard normal numbers; value i of row b is a function of (seed, stream_id, step, first_row + b, i) alone.
+void normal_rows(floatX* out, // (B, n)
+                 int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s);
+
+// Implementations. This is the CPU build: plain C, OpenMP over fixed-size pieces (so that results do not depend on the
+// number of threads), matrix products by OpenBLAS where there is one.
+#include "dev/cpu/matmul.h"
+#include "dev/cpu/activation.h"
+#include "dev/cpu/norm.h"
+#include "dev/cpu/attention.h"
+#include "dev/cpu/embed.h"
+#include "dev/cpu/conv.h"
+#include "dev/cpu/loss.h"
+#include "dev/cpu/optimizer.h"
+#include "dev/cpu/random.h"

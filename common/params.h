@@ -1,0 +1,286 @@
+// params.h: a model's parameters: one table of named tensors over flat buffers.
+//
+// A model registers its tensors once (name, shape, initialiser); each gets an offset. The same offset serves the
+// values, gradients, Adam moments and moving averages, so that the optimiser, the norms and the files need no
+// per-model code. Several models may share a table: the tokenizer puts encoder, adapter and decoder behind one another.
+//
+// Names and shapes are those of the public checkpoints. One thing differs in memory: convolution weights are
+// (OC, C, K, K) in files and (OC, K, K, C) here (LAYOUT_CONV); params_to_file_order and back transpose them.
+//
+// Trained is the part of the buffers from `first` on: what a stage freezes stands before what it trains.
+// Look next at common/checkpoint.h, which reads and writes tables, and common/vit.h, which registers one.
+#pragma once
+#include <stdarg.h>
+
+// defines: RANDOM_INIT, random_normal, random_uniform
+#include "common/rng.h"
+// defines: floatX, floatS, device_malloc, fatal
+#include "common/device.h"
+
+typedef enum { LAYOUT_PLAIN, LAYOUT_CONV } layout_t;
+typedef enum {
+    INIT_CONSTANT, // value
+    INIT_NORMAL,   // value * N(0, 1) + mean
+    INIT_UNIFORM,  // uniform in (-value, value)
+} init_kind_t;
+
+typedef struct {
+    init_kind_t kind;
+    double value, mean;
+} init_t;
+
+typedef struct {
+    char name[120];
+    int ndim;
+    int shape[4];          // as in files
+    layout_t layout;
+    init_t init;
+    int decay;             // weight decay applies
+    size_t offset, count;  // in the flat buffers
+} param_t;
+
+typedef struct {
+    param_t* items;
+    int n, capacity;
+    size_t total;          // length of a flat buffer, padding included
+} param_table_t;
+
+static inline init_t init_constant(double value) { init_t i = {INIT_CONSTANT, value, 0}; return i; }
+static inline init_t init_normal(double mean, double std) { init_t i = {INIT_NORMAL, std, mean}; return i; }
+static inline init_t init_uniform(double bound) { init_t i = {INIT_UNIFORM, bound, 0}; return i; }
+// PyTorch's default for a linear or convolution layer, weight and bias alike: uniform in +-1/sqrt(fan_in).
+static inline init_t init_fan_in(int fan_in) { return init_uniform(1.0 / sqrt((double)fan_in)); }
+
+enum { PARAM_ALIGNMENT = 8 }; // elements: 16 bytes of bf16
+
+// Registers a tensor and returns its offset. Shape entries behind `ndim` are ignored. Weight decay applies to tensors of
+// two and more dimensions unless the caller changes `decay`.
+size_t param_add(param_table_t* table, const char* name, int ndim, int d0, int d1, int d2, int d3, layout_t layout, init_t init) {
+    if (table->n == table->capacity) {
+        table->capacity = table->capacity ? 2 * table->capacity : 256;
+        table->items = (param_t*)realloc(table->items, table->capacity * sizeof(param_t));
+        if (!table->items) fatal("no memory for the parameter table");
+    }
+    param_t* p = &table->items[table->n++];
+    memset(p, 0, sizeof *p);
+    if (snprintf(p->name, sizeof p->name, "%s", name) >= (int)sizeof p->name) fatal("parameter name too long: %s", name);
+    int shape[4] = {d0, d1, d2, d3};
+    p->ndim = ndim;
+    p->count = 1;
+    for (int i = 0; i < ndim; i++) {
+        p->shape[i] = shape[i];
+        p->count *= (size_t)shape[i];
+    }
+    p->layout = layout;
+    p->init = init;
+    p->decay = ndim >= 2;
+    p->offset = table->total;
+    table->total += (p->count + PARAM_ALIGNMENT - 1) / PARAM_ALIGNMENT * PARAM_ALIGNMENT;
+    return p->offset;
+}
+
+// The usual shapes. `name` is "prefix" + "suffix".
+size_t param_vector(param_table_t* table, const char* prefix, const char* suffix, int n, init_t init) {
+    char name[160];
+    snprintf(name, sizeof name, "%s%s", prefix, suffix);
+    return param_add(table, name, 1, n, 0, 0, 0, LAYOUT_PLAIN, init);
+}
+size_t param_matrix(param_table_t* table, const char* prefix, const char* suffix, int rows, int columns, init_t init) {
+    char name[160];
+    snprintf(name, sizeof name, "%s%s", prefix, suffix);
+    return param_add(table, name, 2, rows, columns, 0, 0, LAYOUT_PLAIN, init);
+}
+size_t param_conv(param_table_t* table, const char* prefix, const char* suffix, int OC, int C, int K, init_t init) {
+    char name[160];
+    snprintf(name, sizeof name, "%s%s", prefix, suffix);
+    return param_add(table, name, 4, OC, C, K, K, LAYOUT_CONV, init);
+}
+
+// The table's entry of this name, or NULL.
+const param_t* param_find(const param_table_t* table, const char* name) {
+    for (int i = 0; i < table->n; i++) {
+        if (!strcmp(table->items[i].name, name)) return &table->items[i];
+    }
+    return NULL;
+}
+
+// Number of parameters (without padding) at offsets in [begin, end).
+size_t param_count(const param_table_t* table, size_t begin, size_t end) {
+    size_t count = 0;
+    for (int i = 0; i < table->n; i++) {
+        if (table->items[i].offset >= begin && table->items[i].offset < end) count += table->items[i].count;
+    }
+    return count;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The flat buffers
+
+typedef struct {
+    param_table_t table;
+    size_t first;       // offset of the first trained tensor; table.total: all frozen
+    floatX* values;     // (total)          what the operations read
+    floatS* master;     // (total - first)  full-precision weights; where floatX is floatS, the same memory as values
+    floatS* grads;      // (total - first)
+    floatS* m;          // (total - first)  Adam's first moment
+    floatS* v;          // (total - first)  and second
+    floatS* ema[2];     // (total - first)  moving averages, or NULL
+    int64_t t;          // optimiser steps taken
+} params_t;
+
+static inline const floatX* params_at(const params_t* p, size_t offset) { return p->values + offset; }
+
+// Where a tensor's gradient accumulates; NULL when it is frozen, and then the operations do not compute it.
+static inline floatS* params_grad(const params_t* p, size_t offset) {
+    return p->grads && offset >= p->first ? p->grads + (offset - p->first) : NULL;
+}
+
+static inline size_t params_trained(const params_t* p) { return p->table.total - p->first; }
+
+// Bytes of all buffers of a table of which everything from `first` on is trained, with `n_ema` averages.
+size_t params_bytes(const param_table_t* table, size_t first, int n_ema) {
+    size_t trained = table->total - first;
+    size_t copies = (trained ? 3 : 0) + (trained && sizeof(floatX) != sizeof(floatS) ? 1 : 0) + (trained ? n_ema : 0);
+    return table->total * sizeof(floatX) + copies * trained * sizeof(floatS);
+}
+
+// Allocates the buffers for the tensors registered so far. Gradients and moments start at zero.
+void params_allocate(params_t* p, size_t first, int n_ema, const char* what) {
+    p->first = first;
+    p->values = (floatX*)device_malloc(p->table.total * sizeof(floatX), what);
+    device_zero(p->values, p->table.total * sizeof(floatX), 0);
+    size_t bytes = params_trained(p) * sizeof(floatS);
+    if (!bytes) return;
+    p->master = (floatS*)(p->values + first);
+    floatS** buffers[5] = {&p->grads, &p->m, &p->v, &p->ema[0], &p->ema[1]};
+    for (int i = 0; i < 3 + n_ema; i++) {
+        *buffers[i] = (floatS*)device_malloc(bytes, what);
+        device_zero(*buffers[i], bytes, 0);
+    }
+}
+
+void params_free(params_t* p) {
+    device_free(p->values);
+    device_free(p->grads);
+    device_free(p->m);
+    device_free(p->v);
+    device_free(p->ema[0]);
+    device_free(p->ema[1]);
+    free(p->table.items);
+    memset(p, 0, sizeof *p);
+}
+
+void params_zero_grads(params_t* p, stream_t s) {
+    if (p->grads) device_zero(p->grads, params_trained(p) * sizeof(floatS), s);
+}
+
+// Fills every value by its initialiser. A number depends on (seed, tensor's name, element), so that adding a tensor does not
+// change the others.
+void params_init(params_t* p, uint64_t seed) {
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        uint64_t key = 1469598103934665603ull;
+        for (const char* c = t->name; *c; c++) key = (key ^ (unsigned char)*c) * 1099511628211ull;
+        key >>= 8; // a step has 56 bits
+        floatX* values = p->values + t->offset;
+        #pragma omp parallel for
+        for (size_t j = 0; j < t->count; j++) {
+            double value = t->init.value;
+            if (t->init.kind == INIT_NORMAL) value = t->init.mean + value * random_normal(seed, RANDOM_INIT, key, j);
+            if (t->init.kind == INIT_UNIFORM) value *= 2 * random_uniform(seed, RANDOM_INIT, key, j) - 1;
+            values[j] = (floatX)value;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// File order
+
+// Copies one tensor between memory order and file order: (OC, K, K, C) <-> (OC, C, K, K) for LAYOUT_CONV, plain otherwise.
+void params_to_file_order(floatS* file, const floatS* memory, const param_t* t) {
+    if (t->layout == LAYOUT_PLAIN) {
+        memcpy(file, memory, t->count * sizeof(floatS));
+        return;
+    }
+    int OC = t->shape[0], C = t->shape[1], KK = t->shape[2] * t->shape[3];
+    for (int o = 0; o < OC; o++) {
+        for (int k = 0; k < KK; k++) {
+            for (int c = 0; c < C; c++) file[((size_t)o * C + c) * KK + k] = memory[((size_t)o * KK + k) * C + c];
+        }
+    }
+}
+
+void params_from_file_order(floatS* memory, const floatS* file, const param_t* t) {
+    if (t->layout == LAYOUT_PLAIN) {
+        memcpy(memory, file, t->count * sizeof(floatS));
+        return;
+    }
+    int OC = t->shape[0], C = t->shape[1], KK = t->shape[2] * t->shape[3];
+    for (int o = 0; o < OC; o++) {
+        for (int k = 0; k < KK; k++) {
+            for (int c = 0; c < C; c++) memory[((size_t)o * KK + k) * C + c] = file[((size_t)o * C + c) * KK + k];
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Single tensors, in file order, on the host
+
+typedef enum { PARAM_VALUE, PARAM_ADAM_M, PARAM_ADAM_V, PARAM_EMA0, PARAM_EMA1 } param_kind_t;
+
+// The device buffer that holds this kind for the tensors from p->first on.
+static inline floatS* params_buffer(const params_t* p, param_kind_t kind) {
+    floatS* buffers[5] = {p->master, p->m, p->v, p->ema[0], p->ema[1]};
+    return buffers[kind];
+}
+
+// Copies one tensor to `host` (count values, file order). `memory` is working space of the same size. A frozen tensor has a
+// value only.
+void params_get(const params_t* p, param_kind_t kind, const param_t* t, floatS* host, floatS* memory) {
+    if (t->offset >= p->first) {
+        copy_to_host(memory, params_buffer(p, kind) + (t->offset - p->first), t->count * sizeof(floatS), 0);
+    } else {
+        floatX* values = (floatX*)memory; // floatX is never wider than floatS
+        copy_to_host(values, p->values + t->offset, t->count * sizeof(floatX), 0);
+        for (size_t i = t->count; i-- > 0;) memory[i] = (floatS)values[i];
+    }
+    params_to_file_order(host, memory, t);
+}
+
+// Sets one tensor from `host`.
+void params_set(params_t* p, param_kind_t kind, const param_t* t, const floatS* host, floatS* memory) {
+    params_from_file_order(memory, host, t);
+    if (t->offset >= p->first) {
+        copy_to_device(params_buffer(p, kind) + (t->offset - p->first), memory, t->count * sizeof(floatS), 0);
+    }
+    if (kind != PARAM_VALUE || (t->offset >= p->first && (void*)p->master == (void*)(p->values + p->first))) return;
+    floatX* values = (floatX*)memory;
+    for (size_t i = 0; i < t->count; i++) values[i] = (floatX)memory[i];
+    copy_to_device(p->values + t->offset, values, t->count * sizeof(floatX), 0);
+}
+
+// Length of the longest tensor: the working space that params_get and params_set need.
+size_t params_longest(const param_table_t* table) {
+    size_t longest = 1;
+    for (int i = 0; i < table->n; i++) {
+        if (table->items[i].count > longest) longest = table->items[i].count;
+    }
+    return longest;
+}
+
+// A moving average starts as a copy of what it averages.
+void params_start_averages(params_t* p) {
+    for (int i = 0; i < 2; i++) {
+        if (p->ema[i]) copy_on_device(p->ema[i], p->master, params_trained(p) * sizeof(floatS), 0);
+    }
+}
+
+// Exchanges the trained weights with their moving average; a second call puts them back, bit for bit.
+void params_exchange_ema(params_t* p, int which) {
+    floatS* average = p->ema[which];
+    for (size_t i = 0; i < params_trained(p); i++) {
+        floatS value = p->master[i];
+        p->master[i] = average[i];
+        average[i] = value;
+    }
+}

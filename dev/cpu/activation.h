@@ -1,0 +1,69 @@
+// activation.h: GELU, the activation of every MLP here, and its derivative.
+//
+// GELU weighs a value by the chance that a normal variable lies below it:
+//   exact   gelu(u) = u Phi(u),   Phi(u) = 0.5 (1 + erf(u / sqrt 2))                   Hendrycks & Gimpel 2016
+//   tanh    gelu(u) = 0.5 u (1 + tanh(w)),   w = sqrt(2/pi) (u + 0.044715 u^3)         (SigLIP)
+// As 0.5 (1 + tanh(w)) = sigmoid(2 w), the second is u sigmoid(2 w): both forms need a single exp.
+// They differ by at most 4.7e-4, so weights trained with one do not quite fit the other.
+//
+// The forward stands at the end of matmul_gelu_forward, on values that are still in cache; here are its helper and the
+// backward. ReLU, LeakyReLU and swish are part of the convolutions and norms that they follow.
+// Look next at dev/cpu/matmul.h.
+#pragma once
+// defines: floatX, stream_t
+#include "common/device.h"
+// defines: activation_t
+#include "common/ops.h"
+// defines: fast_normal_cdf, fast_sigmoid
+#include "dev/cpu/fastmath.h"
+
+// w' = sqrt(2/pi) (1 + 3 c u^2) and 2 w, for the tanh form.
+static inline floatX gelu_twice_w(floatX u) { return (floatX)1.5957691216057308 * (u + (floatX)0.044715 * u * u * u); }
+static inline floatX gelu_w_slope(floatX u) { return (floatX)0.7978845608028654 * (1 + (floatX)0.134145 * u * u); }
+
+// out = gelu(pre) for n values, on the calling thread.
+static inline void gelu_values(floatX* out, const floatX* pre, size_t n, activation_t act) {
+    if (act == ACT_GELU) {
+        #pragma omp simd
+        for (size_t i = 0; i < n; i++) {
+            floatX density;
+            out[i] = pre[i] * fast_normal_cdf(pre[i], &density);
+        }
+    } else {
+        #pragma omp simd
+        for (size_t i = 0; i < n; i++) out[i] = pre[i] * fast_sigmoid(gelu_twice_w(pre[i]));
+    }
+}
+
+// exact: gelu' = Phi(u) + u phi(u), because Phi' = phi, the normal density.
+// tanh:  gelu' = s + u s' with s = sigmoid(2 w), s' = s (1 - s) 2 w'. 1 - s is computed as sigmoid(-2 w): where s is
+//        close to 1 the difference has few digits left, and u w' is large.
+static inline void gelu_backward_values(floatX* dpre, const floatX* dout, const floatX* pre, size_t n,
+                                        activation_t act) {
+    if (act == ACT_GELU) {
+        #pragma omp simd
+        for (size_t i = 0; i < n; i++) {
+            floatX density;
+            floatX cdf = fast_normal_cdf(pre[i], &density);
+            dpre[i] = dout[i] * (cdf + pre[i] * density);
+        }
+    } else {
+        #pragma omp simd
+        for (size_t i = 0; i < n; i++) {
+            floatX u = pre[i], s = fast_sigmoid(gelu_twice_w(u)), rest = fast_sigmoid(-gelu_twice_w(u));
+            dpre[i] = dout[i] * (s + u * s * rest * 2 * gelu_w_slope(u));
+        }
+    }
+}
+
+void gelu_backward(floatX* dpre,       // (n)
+                   const floatX* dout, // (n)
+                   const floatX* pre,  // (n)
+                   size_t n, activation_t act, stream_t s) {
+    (void)s;
+    const size_t piece = 8192;
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i += piece) {
+        gelu_backward_values(dpre + i, dout + i, pre + i, n - i < piece ? n - i : piece, act);
+    }
+}

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Checks for what the CPU build needs. Installs it on Debian and Ubuntu when run as root; otherwise prints the line to run.
+# Needed: a C compiler, zlib, stb. Used where present: OpenBLAS (else portable loops), Fashion-MNIST (else drawn shapes).
+set -u
+
+has() { printf '%s\n' "$1" | ${CC:-gcc} -x c - -o /dev/null $2 2>/dev/null; }
+
+needed=""
+optional=""
+command -v "${CC:-gcc}" >/dev/null 2>&1 || needed="$needed gcc libc6-dev"
+has '#include <zlib.h>
+int main(void) { return !zlibVersion(); }' -lz || needed="$needed zlib1g-dev"
+has '#include <stb/stb_image.h>
+#include <stb/stb_image_write.h>
+int main(void) { return 0; }' "" || needed="$needed libstb-dev"
+has '#include <cblas.h>
+int main(void) { openblas_set_num_threads(1); return 0; }' -lopenblas || optional="$optional libopenblas-dev"
+[ -f /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] || optional="$optional dataset-fashion-mnist"
+[ -z "$needed$optional" ] && exit 0
+
+line="apt-get update && apt-get install -y$needed$optional"
+if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+    echo "installing:$needed$optional"
+    log=$(mktemp)
+    if apt-get update >"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y $needed $optional >>"$log" 2>&1; then
+        rm -f "$log"
+        exit 0
+    fi
+    tail -n 5 "$log" >&2
+    rm -f "$log"
+fi
+if [ -n "$needed" ]; then
+    echo "missing:$needed. On Debian or Ubuntu, run: sudo sh -c '$line'" >&2
+    exit 1
+fi
+echo "note: works without, but better with:$optional (sudo sh -c '$line')"

@@ -1,0 +1,267 @@
+// eval.cu: measures tokenizers on held-out images, one line a checkpoint.
+//
+//     ./eval -tokenizers runs/mini/stage1.safetensors,runs/mini/stage2.safetensors,runs/mini/stage3.safetensors
+//
+// For each checkpoint, with its averaged weights (what ships) unless -raw 1:
+//     PSNR, L1     of the reconstruction, from bytes, mean over images
+//     probe        accuracy of a linear classifier on the frozen latent: whole map ("flat") and mean over positions
+// and a picture: the images, and below them each checkpoint's reconstruction.
+//
+// Look next at common/metrics.h and common/probe.h for the definitions.
+#include <unistd.h>
+
+// defines: cli_t, cli_parse, cli_from_json
+#include "common/cli.h"
+// defines: dataset_t, dataset_open
+#include "common/dataset.h"
+// defines: dataloader_t, dataloader_next
+#include "common/dataloader.h"
+// defines: image_grid, image_write_png
+#include "common/image.h"
+// defines: psnr_bytes, l1_bytes
+#include "common/metrics.h"
+// defines: probe_accuracy
+#include "common/probe.h"
+// defines: options_t, options_read, options_tokenizer
+#include "common/options.h"
+// defines: tokenizer_t, tokenizer_reconstruct
+#include "common/tokenizer.h"
+// defines: checkpoint_open, checkpoint_start_from
+#include "common/checkpoint.h"
+// defines: clock_seconds
+#include "common/clock.h"
+
+enum { MAX_TOKENIZERS = 16, GRID_COLUMNS = 8 };
+
+typedef struct {
+    const char *tokenizers, *data, *out, *json;
+    int images, probe_images, probe_epochs, probe_batch, batch, raw, workers;
+    double probe_lr;
+    size_t seed;
+} eval_options_t;
+
+typedef struct {
+    int stage;
+    int64_t step;
+    double psnr, l1, probe_flat, probe_mean;
+} scores_t;
+
+// A tokenizer as a checkpoint describes it, with the weights to be measured.
+static scores_t open_tokenizer(tokenizer_t* t, options_t* o, const char* path, const eval_options_t* e) {
+    safetensors_t file;
+    checkpoint_info_t info = checkpoint_open(&file, path);
+    options_read(o, info.config, path);
+    o->stage = 1; // no frozen copy is needed to encode
+    o->batch = e->batch;
+    o->chunk = 1;
+    tokenizer_register(t, options_tokenizer(o));
+    tokenizer_plan(t);
+    tokenizer_allocate(t);
+    checkpoint_start_from(&file, &info, path, t, e->raw ? -1 : o->ema);
+    scores_t scores = {info.stage, info.step, 0, 0, 0, 0};
+    safetensors_close(&file);
+    return scores;
+}
+
+static void put_images(tokenizer_t* t, const uint8_t* pixels) {
+    size_t n = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
+    copy_to_device(t->bytes, pixels, n, 0);
+    image_from_bytes(t->x, t->bytes, n, 0);
+}
+
+// Mean PSNR and L1 over the first images of the held-out set. The first GRID_COLUMNS reconstructions go to `cells`.
+static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const dataset_t* set, const eval_options_t* e, uint8_t* cells) {
+    size_t image = tokenizer_pixels(t) * 3, n = e->batch * image;
+    floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "reconstructions");
+    uint8_t* bytes = (uint8_t*)malloc_check(n, "reconstructions");
+    dataloader_t loader;
+    dataloader_options_t options = {e->batch, t->config.H, 0, 0, 0, 0, 1, e->workers, e->seed};
+    dataloader_open(&loader, set, &options, 0);
+    int done = 0;
+    while (done < e->images) {
+        const batch_t* batch = dataloader_next(&loader);
+        put_images(t, batch->pixels);
+        copy_to_host(host, tokenizer_reconstruct(t, 0), n * sizeof(floatX), 0);
+        image_bytes_from_floats(bytes, host, n);
+        for (int b = 0; b < e->batch && done < e->images; b++, done++) {
+            scores->psnr += psnr_bytes(bytes + b * image, batch->pixels + b * image, image);
+            scores->l1 += l1_bytes(bytes + b * image, batch->pixels + b * image, image);
+            if (done < GRID_COLUMNS) memcpy(cells + done * image, bytes + b * image, image);
+        }
+    }
+    scores->psnr /= done;
+    scores->l1 /= done;
+    dataloader_close(&loader);
+    free(host);
+    free(bytes);
+}
+
+// Latents of the first n images: the whole map into flat, its mean over positions into mean.
+static void collect_latents(probe_set_t* flat, probe_set_t* mean, tokenizer_t* t, const dataset_t* set, int n, const eval_options_t* e) {
+    size_t latents = tokenizer_latents(t), dim = latents * t->z;
+    probe_set_t f = {n, (int)dim, set->class_count, (floatS*)calloc_check(n * dim, sizeof(floatS), "latents"),
+                     (int*)malloc_check(n * sizeof(int), "labels")};
+    probe_set_t m = {n, t->z, set->class_count, (floatS*)calloc_check((size_t)n * t->z, sizeof(floatS), "latents"), f.labels};
+    floatX* host = (floatX*)malloc_check(e->batch * dim * sizeof(floatX), "latents");
+    dataloader_t loader;
+    dataloader_options_t options = {e->batch, t->config.H, 0, 0, 0, 0, 1, e->workers, e->seed};
+    dataloader_open(&loader, set, &options, 0);
+    for (int done = 0; done < n;) {
+        const batch_t* batch = dataloader_next(&loader);
+        put_images(t, batch->pixels);
+        copy_to_host(host, tokenizer_encode(t, 0), e->batch * dim * sizeof(floatX), 0);
+        for (int b = 0; b < e->batch && done < n; b++, done++) {
+            f.labels[done] = batch->labels[b];
+            for (size_t k = 0; k < dim; k++) {
+                f.features[done * dim + k] = host[b * dim + k];
+                m.features[(size_t)done * t->z + k % t->z] += host[b * dim + k] / latents;
+            }
+        }
+    }
+    dataloader_close(&loader);
+    free(host);
+    *flat = f;
+    *mean = m;
+}
+
+// Subtracts each latent channel's mean and divides by its deviation, both of the training set `from`.
+static void standardise(probe_set_t* set, const double* mean, const double* deviation, int channels) {
+    for (size_t i = 0; i < (size_t)set->n * set->dim; i++) {
+        int c = (int)(i % channels);
+        set->features[i] = (floatS)((set->features[i] - mean[c]) / deviation[c]);
+    }
+}
+
+static void channel_statistics(const probe_set_t* set, double* mean, double* deviation, int channels) {
+    size_t total = (size_t)set->n * set->dim, count = total / channels;
+    memset(mean, 0, channels * sizeof(double));
+    memset(deviation, 0, channels * sizeof(double));
+    for (size_t i = 0; i < total; i++) mean[i % channels] += set->features[i] / count;
+    for (size_t i = 0; i < total; i++) {
+        double d = set->features[i] - mean[i % channels];
+        deviation[i % channels] += d * d / count;
+    }
+    for (int c = 0; c < channels; c++) deviation[c] = deviation[c] > 0 ? sqrt(deviation[c]) : 1;
+}
+
+static void measure_probe(scores_t* scores, tokenizer_t* t, const dataset_t* train_set, const dataset_t* val_set,
+                          const eval_options_t* e) {
+    probe_set_t train[2], val[2]; // flat, mean
+    double* statistics = (double*)malloc_check(2 * t->z * sizeof(double), "statistics");
+    double accuracy[2];
+    collect_latents(&train[0], &train[1], t, train_set, e->probe_images, e);
+    collect_latents(&val[0], &val[1], t, val_set, e->images, e);
+    for (int i = 0; i < 2; i++) {
+        channel_statistics(&train[i], statistics, statistics + t->z, t->z);
+        standardise(&train[i], statistics, statistics + t->z, t->z);
+        standardise(&val[i], statistics, statistics + t->z, t->z);
+        probe_options_t o = {e->probe_epochs, e->probe_batch, e->probe_lr, e->seed};
+        accuracy[i] = probe_accuracy(&train[i], &val[i], o);
+        free(train[i].features);
+        free(val[i].features);
+    }
+    scores->probe_flat = accuracy[0];
+    scores->probe_mean = accuracy[1];
+    free(train[0].labels);
+    free(val[0].labels);
+    free(statistics);
+}
+
+// The paths in "a,b,c", cut in place.
+static int split_paths(char* text, char** paths) {
+    int n = 0;
+    for (char* at = strtok(text, ","); at; at = strtok(NULL, ",")) {
+        if (n == MAX_TOKENIZERS) fatal("-tokenizers: at most %d files", MAX_TOKENIZERS);
+        paths[n++] = at;
+    }
+    if (!n) fatal("-tokenizers: give one or more checkpoints with commas between them");
+    return n;
+}
+
+static void write_picture(const eval_options_t* e, const dataset_t* val_set, uint8_t* cells, int rows, int size) {
+    if (!e->out[0]) return;
+    dataloader_t loader;
+    dataloader_options_t options = {GRID_COLUMNS, size, 0, 0, 0, 0, 1, 0, e->seed};
+    dataloader_open(&loader, val_set, &options, 0);
+    memcpy(cells, dataloader_next(&loader)->pixels, (size_t)GRID_COLUMNS * size * size * 3);
+    dataloader_close(&loader);
+    image_t grid = image_grid(cells, rows, GRID_COLUMNS, size, size, size < 100 ? 3 : 1);
+    image_text_t texts[2] = {{"Rows", "held-out images, then each tokenizer's reconstruction"}, {"Tokenizers", e->tokenizers}};
+    char error[IMAGE_ERROR_SIZE];
+    if (!image_write_png(e->out, &grid, texts, 2, error)) fatal("%s", error);
+    printf("picture: %s (top row: the images)\n", e->out);
+    image_free(&grid);
+}
+
+static void print_json(const char* path, const char* file, const scores_t* s, const eval_options_t* e) {
+    if (!path[0]) return;
+    FILE* f = fopen(path, "a");
+    if (!f) fatal("cannot write %s: %s; choose another file with -json", path, strerror(errno));
+    fprintf(f, "{\"tokenizer\": \"%s\", \"stage\": %d, \"step\": %lld, \"images\": %d, \"psnr\": %.6g, \"l1\": %.6g, "
+            "\"probe_flat\": %.6g, \"probe_mean\": %.6g, \"probe_images\": %d, \"raw\": %d}\n", file, s->stage,
+            (long long)s->step, e->images, s->psnr, s->l1, s->probe_flat, s->probe_mean, e->probe_images, e->raw);
+    if (fclose(f)) fatal("cannot write %s: %s", path, strerror(errno));
+}
+
+static eval_options_t parse(int argc, char** argv) {
+    static eval_options_t e;
+    static cli_t cli;
+    static const cli_flag_t flags[] = {
+        {"What to measure", "tokenizers", CLI_STRING, &e.tokenizers, "", NULL, "checkpoints, with commas between them", CLI_NOT_SAVED},
+        {NULL, "data", CLI_STRING, &e.data, "", NULL, "data set; default: the one that the tokenizer was trained on", CLI_NOT_SAVED},
+        {NULL, "images", CLI_INT, &e.images, "2048", "[8, inf)", "held-out images, from the first on", CLI_NOT_SAVED},
+        {NULL, "raw", CLI_BOOL, &e.raw, "0", NULL, "measure the raw weights instead of the averaged ones", CLI_NOT_SAVED},
+        {NULL, "out", CLI_STRING, &e.out, "", NULL, "picture to write (PNG)", CLI_NOT_SAVED},
+        {NULL, "json", CLI_STRING, &e.json, "", NULL, "file that gets a JSON line for each checkpoint", CLI_NOT_SAVED},
+        {NULL, "batch", CLI_INT, &e.batch, "64", "[1, 4096]", "images at a time; results do not depend on it", CLI_NOT_SAVED},
+        {NULL, "workers", CLI_INT, &e.workers, "1", "[0, 64]", "threads that prepare images", CLI_NOT_SAVED},
+        {"Linear probe", "probe_images", CLI_INT, &e.probe_images, "10000", "[0, inf)",
+         "training images, from the first on; 0: no probe", CLI_NOT_SAVED},
+        {NULL, "probe_epochs", CLI_INT, &e.probe_epochs, "3", "[1, 1000]", "passes over them", CLI_NOT_SAVED},
+        {NULL, "probe_batch", CLI_INT, &e.probe_batch, "256", "[1, 65536]", "images a step", CLI_NOT_SAVED},
+        {NULL, "probe_lr", CLI_NUMBER, &e.probe_lr, "1e-3", "(0, 1)", "learning rate of Adam", CLI_NOT_SAVED},
+        {NULL, "seed", CLI_SIZE, &e.seed, "1", NULL, "of the probe's start and order", CLI_NOT_SAVED},
+    };
+    cli_init(&cli, "./eval", "Measures tokenizers on held-out images.", flags, sizeof flags / sizeof flags[0], NULL, 0);
+    cli_parse(&cli, argc, argv);
+    return e;
+}
+
+int main(int argc, char** argv) {
+    eval_options_t e = parse(argc, argv);
+    char* paths[MAX_TOKENIZERS];
+    char* text = strdup(e.tokenizers);
+    int n = split_paths(text, paths), size = 0;
+    uint8_t* cells = NULL; // (1 + n, GRID_COLUMNS, size, size, 3)
+    dataset_t val_set, train_set;
+    for (int i = 0; i < n; i++) {
+        static tokenizer_t t;
+        static options_t o;
+        scores_t scores = open_tokenizer(&t, &o, paths[i], &e);
+        if (i == 0) {
+            size = o.image_size;
+            cells = (uint8_t*)calloc_check((size_t)(1 + n) * GRID_COLUMNS * size * size, 3, "picture");
+            dataset_open(&val_set, e.data[0] ? e.data : o.data, SPLIT_VAL);
+            dataset_open(&train_set, e.data[0] ? e.data : o.data, SPLIT_TRAIN);
+            printf("%d held-out images, %s weights; probe: %d training images, %d epochs, batch %d, lr %g\n", e.images,
+                   e.raw ? "raw" : "averaged", e.probe_images, e.probe_epochs, e.probe_batch, e.probe_lr);
+            printf("%-44s %5s %7s %8s %7s %11s %11s %6s\n", "tokenizer", "stage", "step", "PSNR", "L1", "probe flat", "probe mean",
+                   "time");
+        }
+        if (o.image_size != size) fatal("%s works at %d pixels, the first one at %d; measure them apart", paths[i], o.image_size, size);
+        double start = clock_seconds();
+        measure_reconstruction(&scores, &t, &val_set, &e, cells + (size_t)(1 + i) * GRID_COLUMNS * size * size * 3);
+        if (e.probe_images) measure_probe(&scores, &t, &train_set, &val_set, &e);
+        printf("%-44s %5d %7lld %5.2f dB %7.4f %10.2f%% %10.2f%% %5.0fs\n", paths[i], scores.stage, (long long)scores.step,
+               scores.psnr, scores.l1, 100 * scores.probe_flat, 100 * scores.probe_mean, clock_seconds() - start);
+        fflush(stdout);
+        print_json(e.json, paths[i], &scores, &e);
+        tokenizer_free(&t);
+    }
+    write_picture(&e, &val_set, cells, 1 + n, size);
+    free(cells);
+    free(text);
+    dataset_close(&val_set);
+    dataset_close(&train_set);
+    return 0;
+}

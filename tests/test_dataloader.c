@@ -1,0 +1,638 @@
+// test_dataloader.c: finding data (folders, IDX files, the drawn set) and the stream of batches made from it.
+//
+// The heart is that the stream is a function of (seed, step): the same bytes for any number of threads, from any
+// starting step, and in the slices of any number of ranks, with damaged files among the data too. What ends the program
+// is run in a child process, whose message is read. All files are made in a temporary folder.
+// Look next at common/dataset.h and common/dataloader.h.
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <zlib.h>
+
+// defines: dataloader_open, dataloader_next, dataloader_close, dataloader_options_t, batch_t
+#include "common/dataloader.h"
+// defines: dataset_open, dataset_load, dataset_close, shapes_draw
+#include "common/dataset.h"
+// defines: image_t, image_create, image_free, image_write_png
+#include "common/image.h"
+// defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, temporary_run_child, temporary_end
+#include "tests/temporary.h"
+// defines: test_begin, test_case, check, check_error, test_uniform, test_end_case, test_finish
+#include "tests/test.h"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Making data
+
+// A PNG of noise whose colours depend on `tint`.
+static inline void make_png(const char* name, int height, int width, int tint) {
+    char path[TEMPORARY_PATH], error[IMAGE_ERROR_SIZE];
+    image_t image = image_create(height, width);
+    for (int i = 0; i < height * width * 3; i++) image.pixels[i] = (uint8_t)(tint + 60 * (test_uniform() + 1));
+    if (!image_write_png(temporary_path(path, name), &image, NULL, 0, error)) printf("%s\n", error);
+    image_free(&image);
+}
+
+// A folder tree of 3 classes and 23 images of many sizes. With `damage`, 4 of them are no images.
+static inline void make_tree(const char* folder, int damage) {
+    char name[TEMPORARY_PATH / 2];
+    temporary_mkdir(folder);
+    for (int k = 0; k < 3; k++) {
+        snprintf(name, sizeof name, "%s/class%d", folder, k);
+        temporary_mkdir(name);
+    }
+    for (int i = 0; i < 23; i++) {
+        snprintf(name, sizeof name, "%s/class%d/%02d.png", folder, i % 3, i);
+        make_png(name, 9 + i, 40 - i, 5 * i);
+        if (damage && (i == 4 || i == 5 || i == 11 || i == 20)) temporary_write(name, "not an image", 12);
+    }
+}
+
+// Writes an IDX file: big-endian header, then `data`; gzipped where the name ends in .gz.
+static inline void make_idx(const char* name, int dimensions, const uint32_t* sizes, const uint8_t* data, size_t size) {
+    char path[TEMPORARY_PATH];
+    uint8_t head[16] = {0, 0, 8, (uint8_t)dimensions};
+    for (int i = 0; i < dimensions; i++) image_put_big_endian(head + 4 + 4 * i, sizes[i]);
+    gzFile file = gzopen(temporary_path(path, name), strstr(name, ".gz") ? "wb" : "wbT"); // T: not compressed
+    gzwrite(file, head, (unsigned)(4 + 4 * dimensions));
+    gzwrite(file, data, (unsigned)size);
+    gzclose(file);
+}
+
+// A folder of 11 training images of 5 x 4 (plain files) and 3 for validation (gzipped), pixel p of image i being 7 i +
+// p.
+static inline void make_idx_folder(const char* folder) {
+    char name[TEMPORARY_PATH / 2];
+    uint8_t pixels[11 * 20], labels[11];
+    for (int i = 0; i < 11 * 20; i++) pixels[i] = (uint8_t)(i / 20 * 7 + i % 20);
+    for (int i = 0; i < 11; i++) labels[i] = (uint8_t)(i % 4);
+    uint32_t sizes[3] = {11, 5, 4};
+    temporary_mkdir(folder);
+    snprintf(name, sizeof name, "%s/train-images-idx3-ubyte", folder);
+    make_idx(name, 3, sizes, pixels, sizeof pixels);
+    snprintf(name, sizeof name, "%s/train-labels-idx1-ubyte", folder);
+    make_idx(name, 1, sizes, labels, 11);
+    sizes[0] = 3;
+    snprintf(name, sizeof name, "%s/t10k-images-idx3-ubyte.gz", folder);
+    make_idx(name, 3, sizes, pixels, 60);
+    snprintf(name, sizeof name, "%s/t10k-labels-idx1-ubyte.gz", folder);
+    make_idx(name, 1, sizes, labels, 3);
+}
+
+// Opens a data set by its path inside the temporary folder.
+static inline void open_here(dataset_t* dataset, const char* name, int split) {
+    char path[TEMPORARY_PATH];
+    dataset_open(dataset, temporary_path(path, name), split);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Data sets
+
+static inline void test_folder(void) {
+    temporary_mkdir("tree");
+    temporary_mkdir("tree/b");
+    temporary_mkdir("tree/B");
+    temporary_mkdir("tree/b/deep");
+    temporary_mkdir("tree/a10");
+    temporary_mkdir("tree/.hidden");
+    make_png("tree/b/2.PNG", 4, 4, 0);
+    make_png("tree/b/deep/1.png", 4, 4, 0);
+    make_png("tree/b/10.JpEg", 4, 4, 0);
+    make_png("tree/b/.secret.png", 4, 4, 0);
+    make_png("tree/B/x.bmp", 4, 4, 0);
+    make_png("tree/.hidden/x.png", 4, 4, 0);
+    temporary_write("tree/b/notes.txt", "text", 4);
+    temporary_write("tree/README", "text", 4);
+    char target[TEMPORARY_PATH], link[TEMPORARY_PATH];
+    if (symlink(temporary_path(target, "tree/b/2.PNG"), temporary_path(link, "tree/a10/link.png"))) perror(link);
+    if (symlink(temporary_path(target, "tree/B"), temporary_path(link, "tree/c"))) perror(link);
+    dataset_t dataset;
+    open_here(&dataset, "tree", SPLIT_TRAIN);
+    static const char* const classes[4] = {"B", "a10", "b", "c"};
+    static const char* const files[6] = {"B/x.bmp", "a10/link.png", "b/10.JpEg", "b/2.PNG", "b/deep/1.png", "c/x.bmp"};
+    static const int labels[6] = {0, 1, 2, 2, 2, 3};
+    check(dataset.class_count == 4 && dataset.count == 6, "4 classes, 6 images");
+    for (int k = 0; k < 4; k++) check(!strcmp(dataset.class_names[k], classes[k]), "classes in strcmp order");
+    for (int i = 0; i < 6; i++) {
+        const char* end = dataset.paths[i] + strlen(dataset.paths[i]) - strlen(files[i]);
+        check(!strcmp(end, files[i]), "files in order, hidden and other ones left out, links followed");
+        check(dataset_label(&dataset, (size_t)i) == labels[i], "labels");
+    }
+    dataset_close(&dataset);
+    temporary_mkdir("many");
+    char name[64];
+    for (int i = 0; i < 50; i++) { // not in order
+        snprintf(name, sizeof name, "many/%03d.png", i * 37 % 50);
+        temporary_write(name, "", 0);
+    }
+    open_here(&dataset, "many", SPLIT_TRAIN);
+    for (int i = 1; i < 50; i++) check(strcmp(dataset.paths[i - 1], dataset.paths[i]) < 0, "sorted");
+    dataset_close(&dataset);
+    open_here(&dataset, "tree/b/deep", SPLIT_TRAIN);
+    check(dataset.class_count == 1 && dataset.count == 1, "a folder of plain images is one class");
+    dataset_close(&dataset);
+}
+
+static inline void test_splits(void) {
+    temporary_mkdir("split");
+    make_tree("split/train", 0);
+    temporary_mkdir("split/val");
+    temporary_mkdir("split/val/class0");
+    make_png("split/val/class0/a.png", 4, 4, 0);
+    dataset_t train, val;
+    open_here(&train, "split", SPLIT_TRAIN);
+    open_here(&val, "split", SPLIT_VAL);
+    check(train.count == 23 && train.class_count == 3 && val.count == 1 && val.class_count == 1, "train/ and val/");
+    dataset_close(&train);
+    dataset_close(&val);
+}
+
+static inline void test_idx(void) {
+    make_idx_folder("idx");
+    for (int split = 0; split < 2; split++) {
+        dataset_t dataset;
+        open_here(&dataset, "idx", split);
+        check(dataset.count == (split == SPLIT_TRAIN ? 11 : 3) && dataset.rows == 5 && dataset.columns == 4, "sizes");
+        check(dataset.class_count == (split == SPLIT_TRAIN ? 4 : 3), "classes");
+        for (size_t i = 0; i < dataset.count; i++) {
+            image_t image;
+            char error[IMAGE_ERROR_SIZE];
+            check(dataset_load(&dataset, i, &image, error), "an image is read");
+            check(dataset_label(&dataset, i) == (int)i % 4, "a label");
+            for (int p = 0; p < 60; p++) check(image.pixels[p] == (int)i * 7 + p / 3, "grey becomes RGB");
+            image_free(&image);
+        }
+        dataset_close(&dataset);
+    }
+}
+
+static inline void test_shapes(void) {
+    dataset_t train, val;
+    dataset_open(&train, "shapes", SPLIT_TRAIN);
+    dataset_open(&val, "shapes", SPLIT_VAL);
+    check(train.count == 60000 && val.count == 10000 && train.class_count == 10, "sizes");
+    uint8_t a[32 * 32 * 3], b[32 * 32 * 3];
+    char error[IMAGE_ERROR_SIZE];
+    for (size_t i = 0; i < 200; i++) {
+        image_t image, again;
+        int drawn = dataset_load(&train, i, &image, error);
+        drawn += dataset_load(&train, i, &again, error);
+        check(drawn == 2, "it is drawn");
+        check(!memcmp(image.pixels, again.pixels, sizeof a), "the same each time");
+        check(dataset_label(&train, i) == (int)(i % 10), "the label");
+        int smallest = 255, largest = 0;
+        for (int p = 0; p < 32 * 32 * 3; p++) {
+            if (image.pixels[p] < smallest) smallest = image.pixels[p];
+            if (image.pixels[p] > largest) largest = image.pixels[p];
+        }
+        check(largest - smallest > 60, "there is something to see");
+        shapes_draw(a, SPLIT_TRAIN, i + 10);
+        shapes_draw(b, SPLIT_VAL, i);
+        check(memcmp(a, image.pixels, sizeof a) && memcmp(b, image.pixels, sizeof b), "samples and splits differ");
+        image_free(&image);
+        image_free(&again);
+    }
+    dataset_close(&train);
+    dataset_close(&val);
+}
+
+// The areas of the shapes tell that each is drawn where its formula says: share of the square [-1.5, 1.5]^2 inside.
+static inline void test_shape_areas(void) {
+    const double pi = 3.14159265358979;
+    // star: a pentagram, ten triangles of sides 1 and .382 with 36 degrees between; crescent: a disc of radius .95 less
+    // its lens with a disc of radius .75 at distance .5; stripes and checker: half, up to where the pattern is cut
+    const double areas[10] = {pi * 0.81, pi * (0.92 * 0.92 - 0.52 * 0.52), 2.56, 1.32, 0.895 * 1.55,
+                              1.08 * 2 - 0.54 * 0.54, 1.12267, 1.44345, pi / 2, 1.9 * 1.9 / 2};
+    for (int label = 0; label < 10; label++) {
+        const int n = 600;
+        int inside = 0;
+        for (int i = 0; i < n * n; i++) {
+            float x = ((float)(i % n) + 0.5f) / n * 3 - 1.5f, y = ((float)(i / n) + 0.5f) / n * 3 - 1.5f;
+            inside += shape_distance(label, x, y) < 0;
+        }
+        double area = 9.0 * inside / n / n;
+        check_error("area", fabs(area / areas[label] - 1), label >= 8 ? 0.06 : 0.02);
+    }
+}
+
+static inline void child_open(const char* name) {
+    dataset_t dataset;
+    open_here(&dataset, name, SPLIT_TRAIN);
+}
+
+static inline void child_open_val(const char* name) {
+    dataset_t dataset;
+    open_here(&dataset, name, SPLIT_VAL);
+}
+
+// Expects the child to end with exit code 1 and an error that holds `first` and `second`.
+static inline void check_fatal(void (*function)(const char*), const char* name, const char* first, const char* second) {
+    int code = temporary_run_child(function, name);
+    char* said = temporary_read("stderr", NULL);
+    int right = code == 1 && said && strstr(said, "error: ") && strstr(said, first) && strstr(said, second);
+    if (!right) printf("     %s: exit code %d, it said: %s", name, code, said ? said : "nothing\n");
+    check(right, "exit code 1 and a message that names the matter");
+    free(said);
+}
+
+static inline void test_folder_errors(void) {
+    char target[TEMPORARY_PATH], link[TEMPORARY_PATH];
+    check_fatal(child_open, "nowhere", "nowhere", "cannot be found");
+    temporary_write("plain_file", "x", 1);
+    check_fatal(child_open, "plain_file", "plain_file", "not a folder");
+    temporary_mkdir("void");
+    check_fatal(child_open, "void", "void", "holds no images");
+    temporary_mkdir("text_only");
+    temporary_write("text_only/a.txt", "x", 1);
+    check_fatal(child_open, "text_only", "text_only", "holds no images");
+    make_tree("hollow", 0);
+    temporary_mkdir("hollow/class1b");
+    temporary_write("hollow/class1b/a.txt", "x", 1);
+    check_fatal(child_open, "hollow", "hollow/class1b", "holds no images");
+    temporary_mkdir("half");
+    temporary_mkdir("half/train");
+    check_fatal(child_open, "half", "half", "none called val");
+    make_tree("loop", 0);
+    if (symlink(temporary_path(target, "loop/class1"), temporary_path(link, "loop/class1/again"))) perror(link);
+    check_fatal(child_open, "loop", "loop/class1/again", "link back");
+}
+
+static inline void test_idx_errors(void) {
+    static const uint8_t data[240] = {0};
+    uint32_t sizes[3] = {11, 5, 4};
+    make_idx_folder("bad");
+    make_idx("bad/train-labels-idx1-ubyte", 1, sizes, data, 10);
+    check_fatal(child_open, "bad", "train-labels-idx1-ubyte", "after 10 of 11 bytes");
+    make_idx("bad/train-labels-idx1-ubyte", 1, sizes, data, 12);
+    check_fatal(child_open, "bad", "train-labels-idx1-ubyte", "longer than its header");
+    sizes[0] = 10;
+    make_idx("bad/train-labels-idx1-ubyte", 1, sizes, data, 10);
+    check_fatal(child_open, "bad", "11 images", "10 labels");
+    make_idx("bad/train-labels-idx1-ubyte", 3, sizes, data, 200);
+    check_fatal(child_open, "bad", "train-labels-idx1-ubyte", "not an IDX file");
+    sizes[1] = 0;
+    make_idx("bad/train-images-idx3-ubyte", 3, sizes, data, 0);
+    check_fatal(child_open, "bad", "train-images-idx3-ubyte", "dimension 1 of its header is 0");
+    sizes[0] = 0xffffffffu;
+    make_idx("bad/train-images-idx3-ubyte", 3, sizes, data, 0);
+    check_fatal(child_open, "bad", "train-images-idx3-ubyte", "dimension 0 of its header is 4294967295");
+    temporary_write("bad/train-images-idx3-ubyte", "\0\0\10", 3);
+    check_fatal(child_open, "bad", "train-images-idx3-ubyte", "ends inside its header");
+    // a gzip file cut in its middle
+    size_t size;
+    char* whole = temporary_read("bad/t10k-images-idx3-ubyte.gz", &size);
+    temporary_write("bad/t10k-images-idx3-ubyte.gz", whole, size / 2);
+    check_fatal(child_open_val, "bad", "t10k-images-idx3-ubyte.gz", "ends inside");
+    free(whole);
+    char path[TEMPORARY_PATH];
+    unlink(temporary_path(path, "bad/train-images-idx3-ubyte"));
+    check_fatal(child_open, "bad", "train-images-idx3-ubyte", "put it there");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Batches
+
+static inline dataloader_options_t default_options(void) {
+    dataloader_options_t options;
+    memset(&options, 0, sizeof options);
+    options.batch = 6;
+    options.size = 8;
+    options.random_crop = options.flip = options.shuffle = 1;
+    options.world = 1;
+    options.seed = 77;
+    return options;
+}
+
+// Appends the bytes of a batch (pixels, labels, sample numbers) to `out`; returns the byte after them.
+static inline uint8_t* save_batch(uint8_t* out, const batch_t* batch, int size) {
+    size_t pixels = (size_t)batch->count * size * size * 3, labels = batch->count * sizeof(int);
+    memcpy(out, batch->pixels, pixels);
+    memcpy(out + pixels, batch->labels, labels);
+    memcpy(out + pixels + labels, batch->ids, batch->count * sizeof(int64_t));
+    return out + pixels + labels + batch->count * sizeof(int64_t);
+}
+
+static inline size_t saved_size(const dataloader_options_t* options) {
+    size_t image = (size_t)options->size * options->size * 3;
+    return (size_t)options->batch / options->world * (image + sizeof(int) + sizeof(int64_t));
+}
+
+// The saved batches of `steps` steps from `first` on; the caller frees them.
+static inline uint8_t* record(const dataset_t* dataset, const dataloader_options_t* options, uint64_t first,
+                              int steps) {
+    dataloader_t loader;
+    uint8_t* bytes = (uint8_t*)malloc(saved_size(options) * steps);
+    uint8_t* at = bytes;
+    dataloader_open(&loader, dataset, options, first);
+    for (int s = 0; s < steps; s++) {
+        const batch_t* batch = dataloader_next(&loader);
+        check(batch->step == first + (uint64_t)s && batch->count == options->batch / options->world, "step and count");
+        at = save_batch(at, batch, options->size);
+    }
+    dataloader_close(&loader);
+    return bytes;
+}
+
+// Threads, resume and ranks on one data set.
+static inline void check_invariance(const dataset_t* dataset) {
+    enum { STEPS = 12, RESUME = 7 };
+    dataloader_options_t options = default_options();
+    size_t size = saved_size(&options);
+    uint8_t* want = record(dataset, &options, 0, STEPS);
+    static const int threads[3] = {1, 2, 5};
+    for (int k = 0; k < 3; k++) {
+        options.threads = threads[k];
+        uint8_t* got = record(dataset, &options, 0, STEPS);
+        check(!memcmp(got, want, size * STEPS), "the same bytes with any number of threads");
+        free(got);
+        got = record(dataset, &options, RESUME, STEPS - RESUME);
+        check(!memcmp(got, want + size * RESUME, size * (STEPS - RESUME)), "the same bytes when resumed");
+        free(got);
+    }
+    options.world = 3;
+    size_t slice_pixels = (size_t)2 * 8 * 8 * 3;
+    for (options.rank = 0; options.rank < 3; options.rank++) {
+        uint8_t* got = record(dataset, &options, 0, STEPS);
+        for (int s = 0; s < STEPS; s++) {
+            const uint8_t* whole = want + size * s;
+            const uint8_t* slice = got + saved_size(&options) * s;
+            const uint8_t* ids = whole + 3 * slice_pixels + 6 * sizeof(int) + options.rank * 2 * sizeof(int64_t);
+            check(!memcmp(slice, whole + options.rank * slice_pixels, slice_pixels), "the slices unite to the batch");
+            check(!memcmp(slice + slice_pixels + 2 * sizeof(int), ids, 2 * sizeof(int64_t)), "sample numbers too");
+        }
+        free(got);
+    }
+    options = default_options();
+    options.seed = 78;
+    uint8_t* other = record(dataset, &options, 0, STEPS);
+    check(memcmp(other, want, size * STEPS) != 0, "another seed gives another stream");
+    free(other);
+    free(want);
+}
+
+// What was caught from stderr must be warnings of ours and nothing else, such as a sanitizer's report.
+static inline void check_only_warnings(void) {
+    char* said = temporary_read("stderr", NULL);
+    for (char* line = said; line && *line; line = strchr(line, '\n') + 1) {
+        check(!strncmp(line, "warning: ", 9), "nothing but warnings on stderr");
+        if (!strchr(line, '\n')) break;
+    }
+    free(said);
+}
+
+static inline void test_invariance(const char* name, int damage) {
+    dataset_t dataset;
+    if (damage >= 0) make_tree(name, damage);
+    if (damage >= 0) open_here(&dataset, name, SPLIT_TRAIN);
+    if (damage < 0) dataset_open(&dataset, "shapes", SPLIT_TRAIN);
+    int saved = temporary_catch_stderr();
+    check_invariance(&dataset);
+    temporary_release_stderr(saved);
+    check_only_warnings();
+    dataset_close(&dataset);
+}
+
+// Each epoch holds each sample once, in another order; sequential order is 0, 1, 2, ...; labels belong to their
+// samples.
+static inline void test_epochs(void) {
+    make_tree("epochs", 0);
+    dataset_t dataset;
+    open_here(&dataset, "epochs", SPLIT_TRAIN);
+    dataloader_options_t options = default_options();
+    options.threads = 2;
+    for (options.shuffle = 0; options.shuffle < 2; options.shuffle++) {
+        dataloader_t loader;
+        dataloader_open(&loader, &dataset, &options, 0);
+        int64_t order[4 * 23];
+        int n = 0;
+        while (n < 4 * 23) {
+            const batch_t* batch = dataloader_next(&loader);
+            for (int i = 0; i < batch->count && n < 4 * 23; i++) {
+                check(batch->labels[i] == dataset.labels[batch->ids[i]], "the label of the sample");
+                order[n++] = batch->ids[i];
+            }
+        }
+        for (int epoch = 0; epoch < 4; epoch++) {
+            int seen[23] = {0}, moved = 0;
+            for (int i = 0; i < 23; i++) {
+                seen[order[epoch * 23 + i]]++;
+                moved += order[epoch * 23 + i] != (epoch && options.shuffle ? order[i] : i);
+            }
+            for (int i = 0; i < 23; i++) check(seen[i] == 1, "every sample once");
+            check(options.shuffle ? moved > 15 : moved == 0, "the order");
+        }
+        dataloader_close(&loader);
+    }
+    dataset_close(&dataset);
+}
+
+// Validation pixels are the centre crop of the resized image; and an image of the right size passes unchanged.
+static inline void test_centre_crop(void) {
+    temporary_mkdir("centre");
+    make_png("centre/a.png", 16, 30, 0);
+    make_png("centre/b.png", 8, 8, 99);
+    dataset_t dataset;
+    open_here(&dataset, "centre", SPLIT_TRAIN);
+    dataloader_options_t options = default_options();
+    options.random_crop = options.flip = options.shuffle = 0;
+    dataloader_t loader;
+    dataloader_open(&loader, &dataset, &options, 0);
+    const batch_t* batch = dataloader_next(&loader);
+    image_t a, b;
+    char error[IMAGE_ERROR_SIZE];
+    check(dataset_load(&dataset, 0, &a, error) && dataset_load(&dataset, 1, &b, error), "both are read");
+    image_t resized = image_resize_short_side(&a, 8);
+    check(resized.width == 15, "16 x 30 to 8 x 15");
+    for (int y = 0; y < 8; y++) {
+        check(!memcmp(batch->pixels + y * 24, resized.pixels + (y * 15 + 3) * 3, 24), "the centre: columns 3 to 10");
+    }
+    check(!memcmp(batch->pixels + 8 * 8 * 3, b.pixels, 8 * 8 * 3), "an image of the right size is left as it is");
+    image_free(&a);
+    image_free(&b);
+    image_free(&resized);
+    dataloader_close(&loader);
+    dataset_close(&dataset);
+}
+
+// A picture of 8 x 12 or 12 x 8 whose value is ten times its column (row): the crops tell their own offset, and whether
+// they are mirrored. Columns are mirrored, rows are not.
+static inline void check_crops(int is_tall) {
+    char path[TEMPORARY_PATH], error[IMAGE_ERROR_SIZE];
+    const char* folder = is_tall ? "tall" : "wide";
+    image_t image = image_create(is_tall ? 12 : 8, is_tall ? 8 : 12);
+    for (int p = 0; p < 96; p++) memset(image.pixels + p * 3, is_tall ? p / 8 * 10 : p % 12 * 10, 3);
+    temporary_mkdir(folder);
+    temporary_path(path, is_tall ? "tall/a.png" : "wide/a.png");
+    check(image_write_png(path, &image, NULL, 0, error), "it is written");
+    image_free(&image);
+    dataset_t dataset;
+    open_here(&dataset, folder, SPLIT_TRAIN);
+    dataloader_options_t options = default_options();
+    options.batch = 100;
+    dataloader_t loader;
+    dataloader_open(&loader, &dataset, &options, 0);
+    int counts[2][5] = {{0}};
+    for (int s = 0; s < 20; s++) {
+        const batch_t* batch = dataloader_next(&loader);
+        for (int i = 0; i < 100; i++) {
+            const uint8_t* first = batch->pixels + i * 8 * 8 * 3;
+            const uint8_t* last = first + (is_tall ? 7 * 8 : 7) * 3;
+            int flip = *first > *last, offset = (flip ? *last : *first) / 10;
+            check((flip ? *first : *last) == (offset + 7) * 10 && offset < 5, "eight columns or rows in order");
+            if (offset < 5) counts[flip][offset]++;
+        }
+    }
+    int outcomes = is_tall ? 5 : 10;
+    double chi = 0, expected = 2000.0 / outcomes;
+    for (int k = 0; k < outcomes; k++) chi += pow(counts[k / 5][k % 5] - expected, 2) / expected;
+    check(chi < outcomes - 1 + 5 * sqrt(2.0 * (outcomes - 1)), "offset and flip are uniform and independent");
+    dataloader_close(&loader);
+    dataset_close(&dataset);
+}
+
+// Damaged files: named once, counted, replaced by the next sample of the permutation.
+static inline void test_damaged(void) {
+    make_tree("damaged", 1);
+    dataset_t dataset;
+    open_here(&dataset, "damaged", SPLIT_TRAIN);
+    dataloader_options_t options = default_options();
+    options.threads = 2;
+    dataloader_t loader;
+    int saved = temporary_catch_stderr();
+    dataloader_open(&loader, &dataset, &options, 0);
+    uint64_t g = 0;
+    for (int s = 0; s < 16; s++) {
+        const batch_t* batch = dataloader_next(&loader);
+        for (int i = 0; i < batch->count; i++, g++) {
+            uint64_t position = g % 23, id;
+            do {
+                id = random_permute(options.seed, RANDOM_DATA_ORDER, g / 23, position++ % 23, 23);
+            } while (loader.is_damaged[id]); // the workers have seen this sample, so that the flag is set
+            check(batch->ids[i] == (int64_t)id, "the next one that can be read");
+        }
+    }
+    check(dataloader_damaged_files(&loader) == 4, "four files are counted");
+    dataloader_close(&loader);
+    temporary_release_stderr(saved);
+    check_only_warnings();
+    char* said = temporary_read("stderr", NULL);
+    static const char* const names[4] = {"class1/04.png", "class2/05.png", "class2/11.png", "class2/20.png"};
+    for (int k = 0; k < 4; k++) {
+        const char* first = strstr(said, names[k]);
+        check(first && !strstr(first + 1, names[k]), "each is named once");
+    }
+    free(said);
+    dataset_close(&dataset);
+}
+
+static inline void child_run(const char* name) {
+    dataset_t dataset;
+    open_here(&dataset, name, SPLIT_TRAIN);
+    dataloader_options_t options = default_options();
+    options.threads = 2;
+    dataloader_t loader;
+    dataloader_open(&loader, &dataset, &options, 0);
+    for (int s = 0; s < 50; s++) dataloader_next(&loader);
+}
+
+static inline void test_hopeless(void) {
+    char name[64];
+    temporary_mkdir("hopeless");
+    temporary_mkdir("mostly");
+    for (int i = 0; i < 100; i++) {
+        snprintf(name, sizeof name, "hopeless/%02d.jpg", i);
+        temporary_write(name, "nothing", 7);
+        snprintf(name, sizeof name, "mostly/%02d.jpg", i);
+        if (i % 3) temporary_write(name, "nothing", 7); else make_png(name, 9, 9, 0);
+    }
+    check_fatal(child_run, "hopeless", "64 images in a row", "hopeless");
+    check_fatal(child_run, "mostly", "images cannot be read", "mostly");
+}
+
+static inline void child_bad_batch(const char* name) {
+    dataset_t dataset;
+    open_here(&dataset, name, SPLIT_TRAIN);
+    dataloader_options_t options = default_options();
+    options.world = 4;
+    dataloader_t loader;
+    dataloader_open(&loader, &dataset, &options, 0);
+}
+
+// Stopping with the ring full, empty, or never read.
+static inline void test_early_close(void) {
+    dataset_t dataset;
+    dataset_open(&dataset, "shapes", SPLIT_TRAIN);
+    for (int threads = 0; threads < 4; threads++) {
+        for (int steps = 0; steps < 6; steps += 2) {
+            dataloader_options_t options = default_options();
+            options.threads = threads;
+            dataloader_t loader;
+            dataloader_open(&loader, &dataset, &options, 1000000007);
+            for (int s = 0; s < steps; s++) dataloader_next(&loader);
+            check(loader.seconds_waited >= 0 && loader.seconds_waited < 60, "the time waited");
+            dataloader_close(&loader);
+        }
+    }
+    dataset_close(&dataset);
+    make_tree("odd", 0);
+    check_fatal(child_bad_batch, "odd", "batch of 6", "4 ranks");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+// Real data, where it is installed; also says how fast the loader is on one thread.
+static inline void test_fashion(void) {
+    if (!dataset_has_idx(FASHION_MNIST_FOLDER)) {
+        printf("     Fashion-MNIST is not installed: not tested\n");
+        return;
+    }
+    dataset_t train, val;
+    dataset_open(&train, "fashion-mnist", SPLIT_TRAIN);
+    dataset_open(&val, "auto", SPLIT_VAL);
+    check(train.count == 60000 && val.count == 10000 && train.rows == 28 && train.columns == 28, "sizes");
+    check(train.class_count == 10 && !strcmp(train.class_names[9], "ankle boot"), "classes");
+    int histogram[10] = {0};
+    for (size_t i = 0; i < train.count; i++) histogram[train.labels[i]]++;
+    for (int k = 0; k < 10; k++) check(histogram[k] == 6000, "6000 of each class");
+    check(train.labels[0] == 9, "the first is an ankle boot");
+    dataloader_options_t options = default_options();
+    options.batch = 64;
+    options.size = 32;
+    for (options.threads = 0; options.threads < 2; options.threads++) {
+        dataloader_t loader;
+        dataloader_open(&loader, &train, &options, 0);
+        double start = dataloader_seconds();
+        for (int s = 0; s < 100; s++) dataloader_next(&loader);
+        printf("     Fashion-MNIST at 32 x 32, %s: %.0f images/s\n",
+               options.threads ? "one worker thread" : "no worker thread", 6400 / (dataloader_seconds() - start));
+        dataloader_close(&loader);
+    }
+    dataset_close(&train);
+    dataset_close(&val);
+}
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    temporary_begin();
+    if (test_case("folder tree")) { test_folder(); test_end_case(); }
+    if (test_case("folders train and val")) { test_splits(); test_end_case(); }
+    if (test_case("folders that are refused")) { test_folder_errors(); test_end_case(); }
+    if (test_case("IDX files, plain and gzipped")) { test_idx(); test_end_case(); }
+    if (test_case("IDX files that are refused")) { test_idx_errors(); test_end_case(); }
+    if (test_case("shapes")) { test_shapes(); test_end_case(); }
+    if (test_case("shapes areas")) { test_shape_areas(); test_end_case(); }
+    if (test_case("stream: threads, resume, ranks, of a folder")) { test_invariance("plain", 0); test_end_case(); }
+    if (test_case("stream: the same with damaged files")) { test_invariance("broken", 1); test_end_case(); }
+    if (test_case("stream: the same of shapes")) { test_invariance("shapes", -1); test_end_case(); }
+    if (test_case("stream: epochs and order")) { test_epochs(); test_end_case(); }
+    if (test_case("stream: centre crop")) { test_centre_crop(); test_end_case(); }
+    if (test_case("stream: random crop and flip")) { check_crops(0); check_crops(1); test_end_case(); }
+    if (test_case("damaged files are named once, counted, replaced")) { test_damaged(); test_end_case(); }
+    if (test_case("too many damaged files end the program")) { test_hopeless(); test_end_case(); }
+    if (test_case("closing at any moment")) { test_early_close(); test_end_case(); }
+    if (test_case("Fashion-MNIST")) { test_fashion(); test_end_case(); }
+    temporary_end();
+    return test_finish();
+}

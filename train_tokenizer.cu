@@ -1,0 +1,381 @@
+// train_tokenizer.cu: trains the AlignTok tokenizer, one stage a run.
+//
+//     ./train_tokenizer -stage 1            the miniature world: see `make demo`, which prepares it
+//     ./train_tokenizer -stage 2            goes on from stage 1's checkpoint, which it finds by itself
+//     ./train_tokenizer -stage 3
+//     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights dinov2.safetensors -lpips_weights vgg.safetensors
+//
+// A run writes into one folder (-out): stageN.safetensors (the whole state, see common/checkpoint.h), stageN.jsonl (every
+// status line), stageN_STEP.png (held-out images above their reconstructions). The same command again resumes where it
+// stopped, bit for bit. Ctrl-C saves and stops.
+//
+// This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/tokenizer.h.
+// Reading order here: presets and flags; set-up; hand-over between stages; what is watched; the loop; main.
+#include <errno.h>
+#include <signal.h>
+#include <unistd.h>
+
+// defines: cli_t, cli_flag_t, cli_parse
+#include "common/cli.h"
+// defines: dataset_t, dataset_open
+#include "common/dataset.h"
+// defines: dataloader_t, dataloader_next
+#include "common/dataloader.h"
+// defines: image_grid, image_write_png
+#include "common/image.h"
+// defines: psnr_bytes
+#include "common/metrics.h"
+// defines: tokenizer_t, tokenizer_gradients, tokenizer_update
+#include "common/tokenizer.h"
+// defines: checkpoint_save, checkpoint_resume, checkpoint_start_from
+#include "common/checkpoint.h"
+// defines: make_folder
+#include "common/folder.h"
+// defines: weights_load_vit, weights_load_table
+#include "common/weights.h"
+// defines: options_t, options_flags, presets
+#include "common/options.h"
+// defines: status_t, status_print
+#include "common/status.h"
+
+#define DEAD_STEPS 100 // steps with a gradient of exactly zero that end a run
+
+typedef struct {
+    options_t options;
+    cli_t cli;
+    tokenizer_t tokenizer;
+    dataset_t train_set, val_set;
+    char checkpoint_path[1024];
+    char* config_json;
+    int64_t step, steps;       // done, and to do
+    uint8_t* val_pixels;       // (batch, H, W, 3) the held-out images of the grids
+    floatS* measures;          // host copy of a step's measures
+    floatS *latent_mean, *latent_std; // (z)
+    int dead_steps[4];         // consecutive steps with a zero gradient: encoder, adapter, decoder, discriminator
+} run_t;
+
+static volatile sig_atomic_t stop_requested = 0;
+static void request_stop(int signal_number) {
+    (void)signal_number;
+    stop_requested = 1;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Set-up
+
+// -dry_run and the start of every run: what is trained and what it costs.
+static void print_plan(const tokenizer_t* t) {
+    const tokenizer_config_t* c = &t->config;
+    const param_table_t* table = &t->params.table;
+    size_t first = tokenizer_first_trained(t), all = table->total;
+    size_t encoder = param_count(table, 0, t->decoder_begin), decoder = param_count(table, t->decoder_begin, all);
+    size_t disc = param_count(&t->disc_params.table, 0, t->disc_params.table.total);
+    size_t lpips = param_count(&t->lpips_params.table, 0, t->lpips_params.table.total);
+    // the frozen copy A0 of stage 2 is not counted, as in the paper's Table 6
+    size_t target = c->stage == 2 ? param_count(&t->target_params.table, 0, t->adapter_begin) : 0;
+    printf("parameters     encoder with adapter %.2fM, decoder %.2fM, discriminator %.2fM\n", encoder * 1e-6, decoder * 1e-6, disc * 1e-6);
+    printf("stage %d        trainable %.2fM, frozen %.2fM (LPIPS %.2fM%s)\n", c->stage,
+           (param_count(table, first, all) + disc) * 1e-6, (param_count(table, 0, first) + lpips + target) * 1e-6, lpips * 1e-6,
+           c->stage == 2 ? ", encoder of stage 1" : ", encoder");
+    size_t weights = params_bytes(table, first, 2) + params_bytes(&t->disc_params.table, 0, 0) +
+                     params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0) +
+                     (c->stage == 2 ? params_bytes(&t->target_params.table, t->target_params.table.total, 0) : 0);
+    printf("memory         %.2f GiB: weights, gradients, moments, averages %.2f; activations %.2f; working memory %.2f\n",
+           (weights + plan_bytes(&t->plan) + plan_bytes(&t->work)) / 1073741824.0, weights / 1073741824.0,
+           plan_bytes(&t->plan) / 1073741824.0, plan_bytes(&t->work) / 1073741824.0);
+    double macs = (double)tokenizer_step_macs(t);
+    printf("cost           %.1f G multiply-accumulates an image, %.2f T a step of %d images\n", macs / c->batch * 1e-9, macs * 1e-12,
+           c->batch);
+}
+
+// The frozen networks and, at the start of stage 1, the encoder.
+static void load_pretrained(run_t* run) {
+    const options_t* o = &run->options;
+    tokenizer_t* t = &run->tokenizer;
+    if (o->lpips_weights[0]) {
+        weights_load_table(&t->lpips_params, "", o->lpips_weights, "");
+        printf("LPIPS          %s\n", o->lpips_weights);
+    } else {
+        warn("no -lpips_weights: LPIPS compares random features. Good for a test of speed, not for training");
+    }
+    if (o->stage != 1 || run->step) return;
+    if (o->encoder_weights[0]) {
+        weights_load_vit(&t->params, &t->config.encoder, "encoder.", o->encoder_weights);
+        printf("encoder        %s\n", o->encoder_weights);
+    } else {
+        warn("no -encoder_weights: the encoder is random. Good for a test of speed, not for training");
+    }
+}
+
+// Stage 2 starts from stage 1's raw weights; stage 3 from stage 2's averages, which are what the tokenizer ships with
+// (AlignTok applies its averages from the second stage on).
+static void hand_over(run_t* run) {
+    const options_t* o = &run->options;
+    char path[1024];
+    int previous = o->stage - 1;
+    if (o->from[0]) snprintf(path, sizeof path, "%s", o->from);
+    else snprintf(path, sizeof path, "%s/stage%d.safetensors", o->out, previous);
+    if (access(path, R_OK)) {
+        fatal("stage %d starts from stage %d's checkpoint, and there is none at %s; run `%s -stage %d` with the same flags first, "
+              "or name a file with -from", o->stage, previous, path, run->cli.program, previous);
+    }
+    safetensors_t file;
+    checkpoint_info_t info = checkpoint_open(&file, path);
+    if (info.stage != previous) {
+        fatal("%s is a checkpoint of stage %d; stage %d starts from one of stage %d", path, info.stage, o->stage, previous);
+    }
+    int which = o->stage == 3 ? o->ema : -1;
+    checkpoint_start_from(&file, &info, path, &run->tokenizer, which);
+    printf("start          %s after %lld steps, %s weights\n", path, (long long)info.step, which < 0 ? "raw" : "averaged");
+    safetensors_close(&file);
+    if (o->stage == 2) tokenizer_set_target(&run->tokenizer, 0);
+}
+
+// Continues a run that was stopped. Returns 0 when there is none in the folder.
+static int resume(run_t* run) {
+    if (run->options.restart || access(run->checkpoint_path, F_OK)) return 0;
+    safetensors_t file;
+    checkpoint_info_t info = checkpoint_open(&file, run->checkpoint_path);
+    json_text_t differences = {0};
+    char error[512];
+    int n = cli_differences(&run->cli, info.config, &differences, error, sizeof error);
+    if (n < 0) fatal("%s: metadata field \"config\": %s", run->checkpoint_path, error);
+    if (n > 0) {
+        fatal("%s was made with other settings:\n%s\ngive the same flags to resume it, -restart 1 to begin again, or another "
+              "folder with -out", run->checkpoint_path, differences.text);
+    }
+    checkpoint_resume(&file, &info, run->checkpoint_path, &run->tokenizer);
+    safetensors_close(&file);
+    run->step = info.step;
+    printf("resume         %s at step %lld\n", run->checkpoint_path, (long long)run->step);
+    return 1;
+}
+
+static void set_up(run_t* run) {
+    options_t* o = &run->options;
+    tokenizer_t* t = &run->tokenizer;
+    dataset_open(&run->train_set, o->data, SPLIT_TRAIN);
+    dataset_open(&run->val_set, o->data, SPLIT_VAL);
+    printf("data           %s: %zu training images, %zu held out, %d classes\n", run->train_set.folder ? run->train_set.folder : "drawn shapes", run->train_set.count,
+           run->val_set.count, run->train_set.class_count);
+    tokenizer_allocate(t);
+    params_init(&t->params, o->seed);
+    params_init(&t->disc_params, o->seed);
+    params_init(&t->lpips_params, o->seed);
+    int resumed = resume(run);
+    load_pretrained(run);
+    if (!resumed && o->stage > 1) hand_over(run);
+    if (!resumed) params_start_averages(&t->params);
+
+    size_t bytes = (size_t)o->batch * tokenizer_pixels(t) * 3;
+    run->val_pixels = (uint8_t*)malloc_check(bytes, "held-out images");
+    dataloader_t loader;
+    dataloader_options_t options = {o->batch, o->image_size, 0, 0, 0, 0, 1, 0, o->seed};
+    dataloader_open(&loader, &run->val_set, &options, 0);
+    memcpy(run->val_pixels, dataloader_next(&loader)->pixels, bytes);
+    dataloader_close(&loader);
+    run->measures = (floatS*)malloc_check(tokenizer_measure_count(t) * sizeof(floatS), "measures");
+    run->latent_mean = (floatS*)calloc_check(2 * t->z, sizeof(floatS), "latent statistics");
+    run->latent_std = run->latent_mean + t->z;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Pictures and files
+
+// Reconstructs the held-out images into `pixels` and returns the mean PSNR of bytes, in dB.
+static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
+    tokenizer_t* t = &run->tokenizer;
+    size_t image = tokenizer_pixels(t) * 3, n = run->options.batch * image;
+    copy_to_device(t->bytes, run->val_pixels, n, 0);
+    image_from_bytes(t->x, t->bytes, n, 0);
+    floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "reconstructions");
+    copy_to_host(host, tokenizer_reconstruct(t, 0), n * sizeof(floatX), 0);
+    image_bytes_from_floats(pixels, host, n);
+    free(host);
+    double sum = 0;
+    for (int b = 0; b < run->options.batch; b++) sum += psnr_bytes(pixels + b * image, run->val_pixels + b * image, image);
+    return sum / run->options.batch;
+}
+
+// stageN_STEP.png: held-out images, their reconstruction by the raw and by the averaged weights.
+static void write_grid(run_t* run) {
+    const options_t* o = &run->options;
+    tokenizer_t* t = &run->tokenizer;
+    size_t image = tokenizer_pixels(t) * 3, n = o->batch * image;
+    int columns = o->batch < 8 ? o->batch : 8;
+    uint8_t* pixels = (uint8_t*)malloc_check(2 * n, "reconstructions");
+    uint8_t* cells = (uint8_t*)malloc_check(3 * columns * image, "picture");
+    double raw = reconstruct_held_out(run, pixels);
+    params_exchange_ema(&t->params, o->ema);
+    double averaged = reconstruct_held_out(run, pixels + n);
+    params_exchange_ema(&t->params, o->ema);
+    memcpy(cells, run->val_pixels, columns * image);
+    memcpy(cells + columns * image, pixels, columns * image);
+    memcpy(cells + 2 * columns * image, pixels + n, columns * image);
+    image_t grid = image_grid(cells, 3, columns, o->image_size, o->image_size, o->image_size < 100 ? 3 : 1);
+    char path[1200], error[IMAGE_ERROR_SIZE], step[32];
+    snprintf(step, sizeof step, "%lld", (long long)run->step);
+    snprintf(path, sizeof path, "%s/stage%d_%06lld.png", o->out, o->stage, (long long)run->step);
+    image_text_t texts[4] = {{"Rows", "held-out images; reconstruction, raw weights; reconstruction, averaged weights"},
+                             {"Program", "train_tokenizer"}, {"Step", step}, {"Configuration", run->config_json}};
+    if (image_write_png(path, &grid, texts, 4, error)) {
+        printf("held out: PSNR %.2f dB raw, %.2f dB averaged (%d images)  %s\n", raw, averaged, o->batch, path);
+    } else {
+        warn("%s; training goes on", error);
+    }
+    image_free(&grid);
+    free(pixels);
+    free(cells);
+}
+
+// Mean and standard deviation of each latent channel over the first images of the training set, centre crops, by the
+// averaged weights: what a diffusion model trained on the latents normalises by.
+static void measure_latents(run_t* run) {
+    const options_t* o = &run->options;
+    tokenizer_t* t = &run->tokenizer;
+    size_t bytes = (size_t)o->batch * tokenizer_pixels(t) * 3, tokens = o->batch * tokenizer_latents(t), n = tokens * t->z;
+    double* sums = (double*)calloc_check(2 * t->z, sizeof(double), "latent statistics");
+    floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "latents");
+    dataloader_t loader;
+    dataloader_options_t options = {o->batch, o->image_size, 0, 0, 0, 0, 1, 0, o->seed};
+    dataloader_open(&loader, &run->train_set, &options, 0);
+    int batches = (o->latent_images + o->batch - 1) / o->batch;
+    params_exchange_ema(&t->params, o->ema);
+    for (int i = 0; i < batches; i++) {
+        copy_to_device(t->bytes, dataloader_next(&loader)->pixels, bytes, 0);
+        image_from_bytes(t->x, t->bytes, bytes, 0);
+        copy_to_host(host, tokenizer_encode(t, 0), n * sizeof(floatX), 0);
+        for (size_t j = 0; j < n; j++) {
+            sums[j % t->z] += host[j];
+            sums[t->z + j % t->z] += (double)host[j] * host[j];
+        }
+    }
+    params_exchange_ema(&t->params, o->ema);
+    dataloader_close(&loader);
+    double count = (double)batches * tokens;
+    for (int c = 0; c < t->z; c++) {
+        double mean = sums[c] / count, variance = sums[t->z + c] / count - mean * mean;
+        run->latent_mean[c] = (floatS)mean;
+        run->latent_std[c] = (floatS)sqrt(variance > 0 ? variance : 0);
+    }
+    free(sums);
+    free(host);
+}
+
+static void save(run_t* run) {
+    const options_t* o = &run->options;
+    measure_latents(run);
+    checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json};
+    char error[1024];
+    if (!checkpoint_save(run->checkpoint_path, &run->tokenizer, &info, run->latent_mean, run->latent_std, error, sizeof error)) {
+        fatal("%s (step %lld is lost unless it is saved; the checkpoint before it is whole)", error, (long long)run->step);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What is watched
+
+static int first_not_finite(const floatS* values, size_t n, size_t* where) {
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(values[i])) {
+            *where = i;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+// Ends the run when a number is not finite, with the first tensor that holds one, in the order of the computation.
+static void stop_on_nan(run_t* run, const tokenizer_report_t* r) {
+    const double* values = (const double*)r;
+    int finite = 1;
+    for (size_t i = 0; i < sizeof *r / sizeof(double); i++) finite = finite && isfinite(values[i]);
+    if (finite) return;
+    tokenizer_t* t = &run->tokenizer;
+    char name[200] = "the measures";
+    size_t where = 0;
+    tokenizer_find_not_finite(t, first_not_finite, name, sizeof name, &where);
+    int saved = !access(run->checkpoint_path, F_OK);
+    fatal("step %lld: %s is not finite (element %zu). The weights were not changed by this step. Last good checkpoint: %s. "
+          "Resume from it with a lower -lr, or check the data", (long long)run->step + 1, name, where,
+          saved ? run->checkpoint_path : "none in this stage yet (-save_every sets how often)");
+}
+
+// Ends the run when a network has had a gradient of exactly zero for DEAD_STEPS steps: it no longer learns.
+static void stop_when_dead(run_t* run, const tokenizer_report_t* r, int gan) {
+    static const char* const names[4] = {"encoder", "adapter", "decoder", "discriminator"};
+    const tokenizer_config_t* c = &run->tokenizer.config;
+    const int trained[4] = {tokenizer_trains_encoder(c), tokenizer_trains_adapter(c), 1, gan};
+    for (int i = 0; i < 4; i++) {
+        run->dead_steps[i] = trained[i] && r->norm[i] == 0 ? run->dead_steps[i] + 1 : 0;
+        if (run->dead_steps[i] < DEAD_STEPS) continue;
+        fatal("step %lld: the gradient of the %s has been exactly zero for %d steps, so it has stopped learning. Last good "
+              "checkpoint: %s. Lower -lr or -w_gan, or start the discriminator later (-disc_start)",
+              (long long)run->step + 1, names[i], DEAD_STEPS, run->checkpoint_path);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The loop
+
+static int is_due(int64_t step, int every, int64_t steps) { return (every && step % every == 0) || step == steps; }
+
+static void train(run_t* run) {
+    const options_t* o = &run->options;
+    tokenizer_t* t = &run->tokenizer;
+    char path[1200];
+    status_t status;
+    snprintf(path, sizeof path, "%s/stage%d.jsonl", o->out, o->stage);
+    status_open(&status, path);
+    dataloader_t loader;
+    dataloader_options_t options = {o->batch, o->image_size, 1, o->flip, 1, 0, 1, o->workers, o->seed};
+    dataloader_open(&loader, &run->train_set, &options, (uint64_t)run->step);
+    while (run->step < run->steps && !stop_requested) {
+        const batch_t* batch = dataloader_next(&loader);
+        copy_to_device(t->bytes, batch->pixels, (size_t)batch->count * tokenizer_pixels(t) * 3, 0);
+        tokenizer_gradients(t, run->step, 0);
+        tokenizer_report_t report = tokenizer_read(t, run->measures, 0);
+        int gan = tokenizer_gan_is_on(t, run->step);
+        stop_on_nan(run, &report);
+        stop_when_dead(run, &report, gan);
+        tokenizer_update(t, run->step, 0);
+        run->step++;
+        status_add(&status, &report);
+        if (is_due(run->step, o->log_every, run->steps)) {
+            status_print(&status, run->step, run->steps, run->step * o->batch, o->batch, loader.seconds_waited, gan,
+                         tokenizer_has_semantic_loss(&t->config));
+        }
+        if (is_due(run->step, o->grid_every, run->steps)) write_grid(run);
+        if (is_due(run->step, o->save_every, run->steps) || stop_requested) save(run);
+    }
+    if (loader.damaged_files) warn("%zu files could not be read and were replaced by others", loader.damaged_files);
+    dataloader_close(&loader);
+    status_close(&status);
+    printf("%s %s at step %lld\n", stop_requested && run->step < run->steps ? "stopped; saved" : "saved", run->checkpoint_path,
+           (long long)run->step);
+}
+
+int main(int argc, char** argv) {
+    static run_t run; // a run is a megabyte of tables: not for the stack
+    options_t* o = &run.options;
+    options_parse(o, &run.cli, argc, argv);
+    tokenizer_register(&run.tokenizer, options_tokenizer(o));
+    tokenizer_plan(&run.tokenizer);
+    run.steps = o->stage_steps;
+    run.config_json = cli_to_json(&run.cli);
+    cli_print_configuration(&run.cli, stdout);
+    print_plan(&run.tokenizer);
+    if (o->dry_run) return 0;
+    make_folder(o->out);
+    snprintf(run.checkpoint_path, sizeof run.checkpoint_path, "%s/stage%d.safetensors", o->out, o->stage);
+    set_up(&run);
+    if (run.step >= run.steps) {
+        printf("stage %d is complete (%lld steps); -restart 1 trains it again, a larger -steps goes on\n", o->stage,
+               (long long)run.step);
+        return 0;
+    }
+    signal(SIGINT, request_stop);
+    signal(SIGTERM, request_stop);
+    train(&run);
+    return 0;
+}
