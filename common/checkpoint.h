@@ -82,6 +82,7 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
     checkpoint_number(w, "images", info->images);
     checkpoint_number(w, "adam_steps", t->params.t);
     checkpoint_number(w, "disc_adam_steps", t->disc_params.t);
+    checkpoint_number(w, "disc_batches_tracked", t->disc.batches_tracked);
     safetensors_writer_metadata(w, "config", info->config);
     checkpoint_section_t sections[CHECKPOINT_SECTIONS];
     int n = checkpoint_sections(t, sections);
@@ -96,7 +97,6 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
     for (int i = 0; i < running->n; i++) {
         checkpoint_declare(w, "", running->items[i].name, running->items[i].ndim, running->items[i].shape);
     }
-    checkpoint_number(w, "disc_batches_tracked", t->disc.batches_tracked);
     checkpoint_declare(w, "", "latent.mean", 1, &t->z);
     checkpoint_declare(w, "", "latent.std", 1, &t->z);
 }

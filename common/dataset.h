@@ -20,13 +20,14 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <zlib.h>
 
-// defines: image_t, image_create, image_load
+// defines: image_t, image_create, image_load, image_big_endian
 #include "common/image.h"
 // defines: fatal, warn, malloc_check
 #include "common/log.h"
-// defines: philox, uniform_from_bits, below_from_bits, RANDOM_SHAPES
+// defines: philox, uniform_from_bits, random_uniform, RANDOM_SHAPES
 #include "common/rng.h"
 
 enum { SPLIT_TRAIN = 0, SPLIT_VAL = 1 };
@@ -392,6 +393,7 @@ static inline shape_style_t shape_style(int split, uint64_t i) {
         // at least 90 away from the ground in every channel, on the side that has more room
         style.ink[c] = style.ground[c] < 127.5f ? style.ground[c] + 90 + u[11 + c] * (165 - style.ground[c])
                                                 : style.ground[c] - 90 - u[11 + c] * (style.ground[c] - 90);
+        // one channel swings less than the others, so that the texture has a colour too
         style.texture[c] = 25.0f * (c == (int)(u[14] * 3) ? u[15] : 1.0f);
     }
     return style;

@@ -40,7 +40,7 @@
 #define STBI_ONLY_PNM
 #define STBI_MAX_DIMENSIONS 32768
 #define STB_IMAGE_WRITE_IMPLEMENTATION
-#pragma GCC diagnostic push
+#pragma GCC diagnostic push // for an stb outside the system folders, whose warnings the compiler shows
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #include <stb/stb_image.h>

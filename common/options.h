@@ -182,7 +182,7 @@ void options_read(options_t* o, const char* json, const char* path) {
     char error[512];
     cli_free(&cli);
     int n = options_flags(o, flags);
-    cli_init(&cli, "./train_tokenizer", "", flags, n, NULL, 0);
+    cli_init(&cli, "./train_tokenizer", "", flags, n, options_presets, OPTIONS_PRESETS);
     if (!cli_from_json(&cli, json, error, sizeof error)) fatal("%s: metadata field \"config\": %s", path, error);
 }
 

@@ -225,7 +225,7 @@ static inline void test_jpeg_damage(void) {
     image_t image;
     check(!image_decode(&image, baseline_jpeg, sizeof baseline_jpeg - 2, "x", error), "no end marker");
     check(strstr(error, "cut off") != NULL, "it says that it is cut off");
-    static uint8_t table[4 + 17 + 300] = {0xFF, 0xC4, 1, 63}; // marker, length 319 = 2 + 17 + 300; class and counts follow
+    static uint8_t table[4 + 17 + 300] = {0xFF, 0xC4, 1, 63}; // marker, length 319 = 2 + 17 + 300
     table[4 + 15] = table[4 + 16] = 150;
     size_t scan = 0;
     while (!(baseline_jpeg[scan] == 0xFF && baseline_jpeg[scan + 1] == 0xDA)) scan++;

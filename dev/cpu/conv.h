@@ -213,18 +213,15 @@ static inline size_t conv_panel_size(const conv_job_t* job) {
 // One tap of a panel: dst (C, width) from `valid` channels; the rest is zero.
 static inline void conv_pack_tap(floatX* dst, const floatX* weight, conv_strides_t strides, int C, int width, int valid) {
     enum { RUN = 16 }; // input channels between two visits of a cache line of dst
+    if (valid < width) memset(dst, 0, (size_t)C * width * sizeof(floatX));
+    if (strides.by_o == 1) {
+        for (int c = 0; c < C; c++) memcpy(dst + (size_t)c * width, weight + c * strides.by_c, valid * sizeof(floatX));
+        return;
+    }
     for (int c0 = 0; c0 < C; c0 += RUN) {
         int c1 = conv_min(C, c0 + RUN);
-        if (strides.by_o == 1) {
-            for (int c = c0; c < c1; c++) {
-                for (int o = 0; o < width; o++) dst[(size_t)c * width + o] = o < valid ? weight[c * strides.by_c + o] : 0;
-            }
-            continue;
-        }
-        for (int o = 0; o < width; o++) {
-            for (int c = c0; c < c1; c++) {
-                dst[(size_t)c * width + o] = o < valid ? weight[o * strides.by_o + c * strides.by_c] : 0;
-            }
+        for (int o = 0; o < valid; o++) {
+            for (int c = c0; c < c1; c++) dst[(size_t)c * width + o] = weight[o * strides.by_o + c * strides.by_c];
         }
     }
 }
