@@ -227,7 +227,7 @@ void resblock_plan(resblock_t* b, plan_t* keep, int B, int H, int W) {
 void resblock_forward(floatX* out,     // (B, H, W, OC)
                       const floatX* x, // (B, H, W, C)
                       const resblock_t* b, const params_t* p, const block_work_t* work, int B, int H, int W,
-                     stream_t s) {
+                      stream_t s) {
     const floatX* residual = x;
     if (b->C != b->OC) {
         conv_layer_forward(work->grad[0], x, NULL, &b->shortcut, p, B, H, W, ACT_NONE, s);

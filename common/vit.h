@@ -263,8 +263,8 @@ void vit_plan(vit_t* v, plan_t* keep, int B, int H, int W, int factor, int train
     }
 }
 
-// One block's memory for all blocks: what a forward needs that no backward follows, or that the backward will run
-// again. The last entry is the shortest, hence first.
+// One block's memory for all blocks: for a forward that no backward follows, or that the backward will run again. All
+// have the same buffers in the same order, the last entry only the first of them: hence it comes first.
 void vit_plan_shared_block(vit_t* v, plan_t* work) {
     size_t mark = plan_mark(work);
     for (int i = v->config.depth; i >= 0; i--) {

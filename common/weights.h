@@ -210,8 +210,8 @@ typedef struct {
     weights_list_t missing, unexpected, wrong;
 } weights_loader_t;
 
-// The rule that a file's tensor falls under; NULL where there is none, and for tensors of other models in the same file,
-// which lack the prefix. `ours` receives its name in the table.
+// The rule that a file's tensor falls under; NULL where there is none, and for tensors of other models in the same
+// file, which lack the prefix. `ours` receives its name in the table.
 const weights_rule_t* weights_find_rule(const weights_loader_t* l, const st_tensor_t* t, char* ours) {
     char number[WEIGHTS_NAME], rest[WEIGHTS_NAME];
     if (!weights_has_prefix(t->name, l->file_prefix)) return NULL;

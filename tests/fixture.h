@@ -9,7 +9,7 @@
 #include "tests/test.h"
 // defines: params_t, params_grad, params_from_file_order, params_to_file_order
 #include "common/params.h"
-// defines: safetensors_t, st_tensor_t, safetensors_open_or_die, safetensors_find, safetensors_read, safetensors_metadata
+// defines: safetensors_t, st_tensor_t, safetensors_open_or_die, safetensors_find, safetensors_read, ..._metadata
 #include "common/safetensors.h"
 
 // Number `index` of the sequence that belongs to a name: in [-1, 1), a multiple of 2^-23.

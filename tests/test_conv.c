@@ -1,7 +1,7 @@
 // test_conv.c: convolution, 2x2 maximum and nearest-neighbour upsampling (dev/cpu/conv.h, dev/cpu/resample.h).
 //
-// The forward is compared with the seven nested loops of its definition, the backwards with finite differences. Sizes are
-// chosen to be odd, prime or 1, and to leave every kind of remainder in tiles, panels and blocks.
+// The forward is compared with the seven nested loops of its definition, the backwards with finite differences. Sizes
+// are chosen to be odd, prime or 1, and to leave every kind of remainder in tiles, panels and blocks.
 #include "common/ops.h"
 #include "tests/gradient.h"
 #include <omp.h>
@@ -116,7 +116,8 @@ static void check_conv(int B, int H, int W, conv_t conv, activation_t act, int w
     free_case(&t);
 }
 
-// Every kernel, stride and padding at several sizes and channel counts, down to maps of one pixel where there is an output.
+// Every kernel, stride and padding at several sizes and channel counts, down to maps of one pixel where there is an
+// output.
 static void test_shapes(void) {
     static const int sizes[6][3] = {{2, 5, 7}, {1, 9, 4}, {3, 1, 1}, {1, 2, 3}, {2, 12, 17}, {1, 3, 65}};
     static const int channels[6][2] = {{3, 5}, {1, 1}, {16, 3}, {6, 33}, {5, 12}, {10, 2}};
@@ -126,12 +127,13 @@ static void test_shapes(void) {
         for (int stride = 1; stride <= 2; stride++) {
             for (int p = 0; p < 4; p++) {
                 char name[80];
-                snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d)", kernels[k], kernels[k], stride, pads[p][0], pads[p][1]);
+                int K = kernels[k], lo = pads[p][0], hi = pads[p][1];
+                snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d)", K, K, stride, lo, hi);
                 if (!test_case(name)) continue;
                 for (int i = 0; i < 36; i++) {
                     const int *size = sizes[i % 6], *channel = channels[i / 6];
-                    conv_t conv = {channel[0], channel[1], kernels[k], stride, pads[p][0], pads[p][1]};
-                    if (size[1] + pads[p][0] + pads[p][1] < kernels[k] || size[2] + pads[p][0] + pads[p][1] < kernels[k]) continue;
+                    conv_t conv = {channel[0], channel[1], K, stride, lo, hi};
+                    if (size[1] + lo + hi < K || size[2] + lo + hi < K) continue;
                     check_conv(size[0], size[1], size[2], conv, (activation_t)(i % 3), i % 2, i / 2 % 2);
                 }
                 test_end_case();
@@ -143,8 +145,8 @@ static void test_shapes(void) {
 // Sizes that need several tiles across and down, several slots and several groups of channels.
 static void test_large(void) {
     if (test_case("conv2d several tiles, slots and groups")) {
-        conv_t narrow = {3, 4, 3, 1, 1, 1}, wide = {40, 70, 3, 1, 1, 1}, half = {9, 20, 4, 2, 1, 1}, matrix = {12, 34, 1, 1, 0, 0};
-        conv_t lower = {8, 8, 3, 2, 0, 1};
+        conv_t narrow = {3, 4, 3, 1, 1, 1}, wide = {40, 70, 3, 1, 1, 1}, half = {9, 20, 4, 2, 1, 1};
+        conv_t matrix = {12, 34, 1, 1, 0, 0}, lower = {8, 8, 3, 2, 0, 1};
         check_conv(2, 70, 131, narrow, ACT_LEAKY, 1, 1);
         check_conv(3, 13, 15, wide, ACT_RELU, 1, 0);
         check_conv(9, 31, 30, half, ACT_NONE, 0, 1);
@@ -168,8 +170,9 @@ static double* conv_outputs(conv_case_t* t, int threads, size_t* n) {
 static void test_threads(void) {
     if (!test_case("conv2d: the same bits with 1, 2 and 3 threads")) return;
     int most = omp_get_max_threads();
+    static const conv_t shapes[4] = {
+        {16, 16, 3, 1, 1, 1}, {16, 40, 4, 2, 1, 1}, {16, 3, 3, 1, 1, 1}, {24, 20, 1, 1, 0, 0}};
     for (int k = 0; k < 4; k++) {
-        static const conv_t shapes[4] = {{16, 16, 3, 1, 1, 1}, {16, 40, 4, 2, 1, 1}, {16, 3, 3, 1, 1, 1}, {24, 20, 1, 1, 0, 0}};
         conv_case_t t = make_case(5, 24, 33, shapes[k], ACT_LEAKY, 1, 1);
         size_t n;
         double* one = conv_outputs(&t, 1, &n);
@@ -229,7 +232,8 @@ static double project_relu_maxpool(void* context) {
 static void check_maxpool(int B, int H, int W, int C) {
     size_t n = (size_t)B * H * W * C, n_out = (size_t)B * (H / 2) * (W / 2) * C;
     resample_case_t t = {B, H, W, C, separated_buffer(n), poisoned_buffer(n_out), random_buffer(n_out), n_out};
-    double *dx = poisoned_buffer(n), *add = random_buffer(n), *both = poisoned_buffer(n), *x = (double*)malloc(n * sizeof(double));
+    double *dx = poisoned_buffer(n), *add = random_buffer(n), *both = poisoned_buffer(n);
+    double* x = (double*)malloc(n * sizeof(double));
     for (size_t i = 0; i < n; i++) x[i] = t.x[i] > 0 ? t.x[i] : 0;
     maxpool_relu_backward(dx, t.r, NULL, x, B, H, W, C, 0);
     check_gradient_h("dx", project_relu_maxpool, &t, t.x, dx, n, 1e-3, 1e-6);

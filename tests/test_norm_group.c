@@ -24,7 +24,8 @@ static norm_case_t make_norm(int B, int HW, int C, size_t sets) {
     t.weight = random_buffer(C), t.bias = random_buffer(C);
     t.running_mean = random_buffer(C), t.running_var = random_buffer(C);
     for (int c = 0; c < C; c++) t.running_var[c] = 0.1 + t.running_var[c] * t.running_var[c];
-    t.out = poisoned_buffer(t.n), t.mean = poisoned_buffer(sets), t.rstd = poisoned_buffer(sets), t.r = random_buffer(t.n);
+    t.mean = poisoned_buffer(sets), t.rstd = poisoned_buffer(sets);
+    t.out = poisoned_buffer(t.n), t.r = random_buffer(t.n);
     return t;
 }
 
@@ -89,10 +90,11 @@ typedef struct {
 
 static void call_backward(norm_case_t* t, double* dx, double* dweight, double* dbias, const double* add) {
     if (t->G) {
-        groupnorm_backward(dx, dweight, dbias, t->r, add, t->x, t->weight, t->bias, t->mean, t->rstd, t->B, t->HW, t->C, t->G, t->act, 0);
+        groupnorm_backward(dx, dweight, dbias, t->r, add, t->x, t->weight, t->bias, t->mean, t->rstd,
+                           t->B, t->HW, t->C, t->G, t->act, 0);
     } else {
-        batchnorm_leaky_backward(dx, dweight, dbias, t->r, t->x, t->weight, t->bias, t->mean, t->rstd, t->B, t->HW, t->C, t->chunk,
-                                 t->train, 0);
+        batchnorm_leaky_backward(dx, dweight, dbias, t->r, t->x, t->weight, t->bias, t->mean, t->rstd,
+                                 t->B, t->HW, t->C, t->chunk, t->train, 0);
     }
 }
 
@@ -127,7 +129,8 @@ static void check_groupnorm(int B, int HW, int C, int G, activation_t act) {
     t.G = G, t.act = act, t.eps = 1e-6;
     run_groupnorm(&t);
     check_definition(&t);
-    double *again = poisoned_buffer(t.n), *add = random_buffer(t.n), *dx = poisoned_buffer(t.n), *sum = poisoned_buffer(t.n);
+    double *again = poisoned_buffer(t.n), *add = random_buffer(t.n);
+    double *dx = poisoned_buffer(t.n), *sum = poisoned_buffer(t.n);
     groupnorm_apply(again, t.x, t.weight, t.bias, t.mean, t.rstd, B, HW, C, G, act, 0);
     check(!memcmp(again, t.out, t.n * sizeof(double)), "groupnorm_apply repeats the forward");
     check_norm_gradients(&t, project_groupnorm, 1e-3);
@@ -142,7 +145,8 @@ static void check_groupnorm(int B, int HW, int C, int G, activation_t act) {
     free_norm(&t);
 }
 
-// The size of the decoder's last stage: the gradient sums to zero over each group, alone and against xhat (up to eps / var).
+// The size of the decoder's last stage: the gradient sums to zero over each group, alone and against xhat (up to eps /
+// var).
 static void check_groupnorm_identities(void) {
     norm_case_t t = make_norm(1, 65536, 128, 32);
     t.G = 32, t.act = ACT_SWISH, t.eps = 1e-6;
@@ -272,11 +276,14 @@ static void check_threads(void) {
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
-    static const int shapes[7][4] = {{2, 35, 12, 4}, {1, 131, 6, 3}, {3, 1, 8, 2}, {2, 64, 5, 5}, {1, 65, 7, 1}, {4, 2, 34, 17}, {1, 700, 4, 2}};
+    static const int shapes[7][4] = {{2, 35, 12, 4}, {1, 131, 6, 3}, {3, 1, 8, 2},  {2, 64, 5, 5},
+                                     {1, 65, 7, 1},  {4, 2, 34, 17}, {1, 700, 4, 2}}; // B, HW, C, G
     static const activation_t activations[2] = {ACT_NONE, ACT_SWISH};
     for (int k = 0; k < 2; k++) {
         if (!test_case(k ? "groupnorm and swish" : "groupnorm")) continue;
-        for (int i = 0; i < 7; i++) check_groupnorm(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], activations[k]);
+        for (int i = 0; i < 7; i++) {
+            check_groupnorm(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], activations[k]);
+        }
         test_end_case();
     }
     if (test_case("groupnorm: gradient sums at 65536 x 128")) {

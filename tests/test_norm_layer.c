@@ -19,10 +19,10 @@ typedef struct {
     double *sum, *out, *mean, *rstd;
     double *dout, *dsum_start;                       // gradient of out, and what reaches the residual stream from above
     double *dx, *dy, *dgamma, *dweight, *dbias;
-} norm_t;
+} layernorm_t;
 
-static norm_t norm_new(int kind, size_t N, int C, double eps) {
-    norm_t n;
+static layernorm_t layernorm_new(int kind, size_t N, int C, double eps) {
+    layernorm_t n;
     n.kind = kind, n.N = N, n.C = C, n.eps = eps;
     n.x = random_buffer(N * C), n.y = random_buffer(N * C), n.gamma = random_buffer(C);
     n.weight = random_buffer(C), n.bias = random_buffer(C);
@@ -34,13 +34,13 @@ static norm_t norm_new(int kind, size_t N, int C, double eps) {
     return n;
 }
 
-static void norm_free(norm_t* n) {
+static void layernorm_free(layernorm_t* n) {
     double* all[] = {n->x, n->y, n->gamma, n->weight, n->bias, n->sum, n->out, n->mean, n->rstd,
                      n->dout, n->dsum_start, n->dx, n->dy, n->dgamma, n->dweight, n->dbias};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-static void norm_forward(norm_t* n) {
+static void run_forward(layernorm_t* n) {
     if (n->kind == PLAIN_NORM) {
         layernorm_forward(n->out, n->mean, n->rstd, n->x, n->weight, n->bias, n->N, n->C, n->eps, 0);
     } else {
@@ -50,15 +50,15 @@ static void norm_forward(norm_t* n) {
 }
 
 // The gradient from above reaches x (plain form) or sum (residual forms) beside the norm, as in a residual stream.
-static double norm_objective(void* context) {
-    norm_t* n = (norm_t*)context;
-    norm_forward(n);
+static double objective(void* context) {
+    layernorm_t* n = (layernorm_t*)context;
+    run_forward(n);
     size_t size = n->N * n->C;
     return dot(n->out, n->dout, size) + dot(n->kind == PLAIN_NORM ? n->x : n->sum, n->dsum_start, size);
 }
 
-static void norm_backward(void* context) {
-    norm_t* n = (norm_t*)context;
+static void run_backward(void* context) {
+    layernorm_t* n = (layernorm_t*)context;
     memcpy(n->dx, n->dsum_start, n->N * n->C * sizeof(double));
     if (n->kind == PLAIN_NORM) {
         layernorm_backward(n->dx, n->dweight, n->dbias, n->dout, n->x, n->weight, n->mean, n->rstd, n->N, n->C, 0);
@@ -69,13 +69,13 @@ static void norm_backward(void* context) {
     }
 }
 
-static void norm_both(void* context) {
-    norm_objective(context);
-    norm_backward(context);
+static void run_both(void* context) {
+    objective(context);
+    run_backward(context);
 }
 
 // Mean and variance by their definitions, in long double.
-static void check_values(const norm_t* n) {
+static void check_values(const layernorm_t* n) {
     size_t size = n->N * n->C;
     double* sum = copy_of(n->x, size);
     double* out = poisoned_buffer(size);
@@ -107,23 +107,23 @@ static void check_values(const norm_t* n) {
 // visible.
 static void test_norm(const char* name, int kind, size_t N, int C, double eps) {
     if (!test_case(name)) return;
-    norm_t n = norm_new(kind, N, C, eps);
-    norm_both(&n);
+    layernorm_t n = layernorm_new(kind, N, C, eps);
+    run_both(&n);
     check_values(&n);
-    check_gradient("dx", norm_objective, &n, n.x, n.dx, N * C);
-    if (kind != PLAIN_NORM) check_gradient("dy", norm_objective, &n, n.y, n.dy, N * C);
-    if (kind == RESIDUAL) check_parameter_gradient("dgamma", norm_objective, norm_backward, &n, n.gamma, n.dgamma, C);
-    check_parameter_gradient("dweight", norm_objective, norm_backward, &n, n.weight, n.dweight, C);
-    check_parameter_gradient("dbias", norm_objective, norm_backward, &n, n.bias, n.dbias, C);
-    norm_free(&n);
+    check_gradient("dx", objective, &n, n.x, n.dx, N * C);
+    if (kind != PLAIN_NORM) check_gradient("dy", objective, &n, n.y, n.dy, N * C);
+    if (kind == RESIDUAL) check_parameter_gradient("dgamma", objective, run_backward, &n, n.gamma, n.dgamma, C);
+    check_parameter_gradient("dweight", objective, run_backward, &n, n.weight, n.dweight, C);
+    check_parameter_gradient("dbias", objective, run_backward, &n, n.bias, n.dbias, C);
+    layernorm_free(&n);
     test_end_case();
 }
 
 // A frozen model has no parameter gradients; dx and dy are the same without them.
 static void test_frozen(void) {
     if (!test_case("layernorm backward without parameter gradients")) return;
-    norm_t n = norm_new(RESIDUAL, 37, 13, 1e-6);
-    norm_both(&n);
+    layernorm_t n = layernorm_new(RESIDUAL, 37, 13, 1e-6);
+    run_both(&n);
     double* dx = copy_of(n.dsum_start, 37 * 13);
     double* dy = poisoned_buffer(37 * 13);
     residual_layernorm_backward(dx, dy, NULL, NULL, NULL, n.dout, n.sum, NULL, n.gamma, n.weight, n.mean, n.rstd,
@@ -134,7 +134,7 @@ static void test_frozen(void) {
     layernorm_backward(dx, NULL, NULL, n.dout, n.sum, n.weight, n.mean, n.rstd, 37, 13, 0);
     check(!memcmp(dx, n.dx, 37 * 13 * sizeof(double)), "the plain form's dx is the same");
     free(dx), free(dy);
-    norm_free(&n);
+    layernorm_free(&n);
     test_end_case();
 }
 
@@ -142,14 +142,14 @@ static void test_threads(void) {
     if (!test_case("layernorm, any number of threads")) return;
     size_t N = 211;
     int C = 67;
-    norm_t n = norm_new(RESIDUAL, N, C, 1e-6);
+    layernorm_t n = layernorm_new(RESIDUAL, N, C, 1e-6);
     const result_t results[] = {
         {"sum", n.sum, N * C}, {"out", n.out, N * C}, {"mean", n.mean, N}, {"rstd", n.rstd, N},
         {"dsum", n.dx, N * C}, {"dy", n.dy, N * C}, {"dgamma", n.dgamma, (size_t)C},
         {"dweight", n.dweight, (size_t)C}, {"dbias", n.dbias, (size_t)C},
     };
-    check_any_thread_count(norm_both, &n, results, 9);
-    norm_free(&n);
+    check_any_thread_count(run_both, &n, results, 9);
+    layernorm_free(&n);
     test_end_case();
 }
 

@@ -1,19 +1,18 @@
 // groupnorm.h: GroupNorm (Wu & He 2018) with or without the swish behind it, and the passes over memory that it shares
 // with BatchNorm (dev/cpu/batchnorm.h).
 //
-// A set of n values, here all positions and C/G neighbouring channels of one image, is brought to mean 0 and variance 1, then each
-// channel is given a scale and a shift, then an activation f follows:
+// A set of n values, here all positions and C/G neighbouring channels of one image, is brought to mean 0 and variance
+// 1, then each channel is given a scale and a shift, then an activation f follows:
 //
 //   mean = (1/n) sum x    var = (1/n) sum (x - mean)^2    rstd = 1 / sqrt(var + eps)
 //   xhat = (x - mean) rstd    h = weight_c xhat + bias_c    out = f(h),  f(h) = h sigmoid(h) or h
 //
-// BatchNorm is the same with another set: one channel of all images of a chunk. As images follow one another in memory, a
-// chunk of images with HW positions each is one "image" with chunk HW positions and as many groups as channels.
+// BatchNorm is the same with another set: one channel of all images of a chunk. As images follow one another in memory,
+// a chunk of images with HW positions each is one "image" with chunk HW positions and as many groups as channels.
 //
-// Rows (positions) are cut into pieces of NORM_ROWS, which threads share. A piece is small enough to stay in the cache, so
-// its variance is computed around its own mean, in a second look at it; no digits cancel as they would in
-// E[x^2] - E[x]^2. The pieces are combined in order, in double.
-// Look next at dev/cpu/batchnorm.h.
+// Rows (positions) are cut into pieces of NORM_ROWS, which threads share. A piece is small enough to stay in the cache,
+// so its variance is computed around its own mean, in a second look at it; no digits cancel as they would in E[x^2] -
+// E[x]^2. The pieces are combined in order, in double. Look next at dev/cpu/batchnorm.h.
 #pragma once
 // defines: floatX, floatS, stream_t, xsqrt
 #include "common/device.h"
@@ -25,6 +24,7 @@
 #include "dev/cpu/gemm.h"
 
 enum { NORM_ROWS = 64 };
+#define NORM_INLINE __attribute__((always_inline)) static inline // for functions whose `act` becomes a constant at the call
 
 // The sizes of a normalisation: `sets` images or chunks of `rows` rows, cut into `pieces` each.
 typedef struct {
@@ -84,9 +84,10 @@ static inline void norm_piece_moments(double* moments,  // (G, 2)
     }
 }
 
-// Pieces p of n_p values with mean m_p and squared deviations q_p from it make up a set with mean m = sum n_p m_p / n and
-// squared deviations sum q_p + n_p (m_p - m)^2 (Chan, Golub & LeVeque 1979).
-static inline void norm_combine(floatS* mean, floatS* rstd, const double* moments, norm_sizes_t z, size_t set, int g, double eps) {
+// Pieces p of n_p values with mean m_p and squared deviations q_p from it make up a set with mean m = sum n_p m_p / n
+// and squared deviations sum q_p + n_p (m_p - m)^2 (Chan, Golub & LeVeque 1979).
+static inline void norm_combine(floatS* mean, floatS* rstd, const double* moments, norm_sizes_t z, size_t set, int g,
+                                double eps) {
     double width = (double)z.C / z.G, n = width * (double)z.rows, total = 0, squares = 0;
     const double* m = moments + (set * z.pieces * z.G + g) * 2;
     size_t stride = (size_t)z.G * 2;
@@ -131,15 +132,14 @@ static inline const floatS* norm_channels(const floatS* mean, const floatS* rstd
 // Forward
 
 // f(h); `act` is a constant wherever this is called.
-__attribute__((always_inline)) static inline floatX norm_activate(floatX h, activation_t act) {
+NORM_INLINE floatX norm_activate(floatX h, activation_t act) {
     if (act == ACT_SWISH) return h * fast_sigmoid(h);
     if (act == ACT_LEAKY) return h > 0 ? h : (floatX)LEAKY_SLOPE * h;
     return h;
 }
 
-__attribute__((always_inline)) static inline void norm_apply_rows(floatX* out, const floatX* x, const floatX* weight,
-                                                                  const floatX* bias, const floatS* mean, const floatS* rstd,
-                                                                  size_t rows, int C, const activation_t act) {
+NORM_INLINE void norm_apply_rows(floatX* out, const floatX* x, const floatX* weight, const floatX* bias, const floatS* mean,
+                                 const floatS* rstd, size_t rows, int C, const activation_t act) {
     for (size_t i = 0; i < rows; i++) {
         #pragma omp simd
         for (int c = 0; c < C; c++) {
@@ -149,8 +149,8 @@ __attribute__((always_inline)) static inline void norm_apply_rows(floatX* out, c
 }
 
 // out = f(weight xhat + bias) from given statistics.
-static inline void norm_apply(floatX* out, const floatX* x, const floatX* weight, const floatX* bias, const floatS* mean,
-                              const floatS* rstd, norm_sizes_t z, activation_t act) {
+static inline void norm_apply(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
+                              const floatS* mean, const floatS* rstd, norm_sizes_t z, activation_t act) {
     const floatS* channels = norm_channels(mean, rstd, z);
     int C = z.C;
     #pragma omp parallel for schedule(static)
@@ -170,14 +170,15 @@ static inline void norm_apply(floatX* out, const floatX* x, const floatX* weight
 // Let dy = dout f'(h), the gradient at h = weight xhat + bias. At once
 //   dbias_c = sum dy    dweight_c = sum dy xhat    t = weight_c dy, the gradient at xhat.
 // x acts on xhat = (x - mean) rstd directly, through the mean (d mean / dx = 1/n), and through rstd: with
-// d var / dx = 2 (x - mean) / n and d rstd / d var = -rstd^3 / 2, d rstd / dx = -rstd^2 xhat / n. Adding up over the n values:
+// d var / dx = 2 (x - mean) / n and d rstd / d var = -rstd^3 / 2, d rstd / dx = -rstd^2 xhat / n. Adding up over the n
+// values:
 //   dx = rstd (t - (1/n) sum t - xhat (1/n) sum t xhat)
 // The two sums over a group are sums of weight_c dbias_c and weight_c dweight_c of this set, so that one pass finds all
 // four and a second pass writes dx. h is computed again from x in both.
 //
 // Swish: with a = sigmoid(h), f = h a and f' = a + h a (1 - a) = a (1 + h (1 - a)).
 
-__attribute__((always_inline)) static inline floatX norm_activation_slope(floatX h, activation_t act) {
+NORM_INLINE floatX norm_activation_slope(floatX h, activation_t act) {
     if (act == ACT_SWISH) {
         floatX a = fast_sigmoid(h);
         return a * (1 + h * (1 - a));
@@ -196,7 +197,7 @@ typedef struct {
 } norm_rows_t;
 
 // sums (2, C) = sum over rows of dy and of dy xhat.
-__attribute__((always_inline)) static inline void norm_sum_rows(floatS* sums, norm_rows_t r, const activation_t act) {
+NORM_INLINE void norm_sum_rows(floatS* sums, norm_rows_t r, const activation_t act) {
     int C = r.C;
     memset(sums, 0, 2 * C * sizeof(floatS));
     for (size_t i = 0; i < r.rows; i++) {
@@ -211,10 +212,10 @@ __attribute__((always_inline)) static inline void norm_sum_rows(floatS* sums, no
     }
 }
 
-// dx = add + rstd (weight dy - offset - xhat slope); offset and slope (C) are the two means over the group. Rows of `add` are
-// add_step apart: 0 where one row of zeros stands for all.
-__attribute__((always_inline)) static inline void norm_dx_rows(floatX* dx, const floatX* add, size_t add_step, norm_rows_t r,
-                                                               const floatS* offset, const floatS* slope, const activation_t act) {
+// dx = add + rstd (weight dy - offset - xhat slope); offset and slope (C) are the two means over the group. Rows of
+// `add` are add_step apart: 0 where one row of zeros stands for all.
+NORM_INLINE void norm_dx_rows(floatX* dx, const floatX* add, size_t add_step, norm_rows_t r, const floatS* offset,
+                              const floatS* slope, const activation_t act) {
     int C = r.C;
     for (size_t i = 0; i < r.rows; i++) {
         const floatX *dout = r.dout + i * C, *x = r.x + i * C, *a = add + i * add_step;
@@ -251,7 +252,8 @@ static inline void norm_group_means(floatS* means, const double* totals, const f
         for (int g = 0; g < z.G; g++) {
             double sum = 0;
             for (int c = g * width; c < (g + 1) * width; c++) sum += weight[c] * total[c];
-            for (int c = g * width; c < (g + 1) * width; c++) means[(size_t)k * C + c] = (floatS)(sum / ((double)z.rows * width));
+            floatS mean = (floatS)(sum / ((double)z.rows * width));
+            for (int c = g * width; c < (g + 1) * width; c++) means[(size_t)k * C + c] = mean;
         }
     }
 }
@@ -262,18 +264,19 @@ static inline void norm_sum_piece(floatS* sums, norm_rows_t r, activation_t act)
     else if (act == ACT_LEAKY) norm_sum_rows(sums, r, ACT_LEAKY);
     else norm_sum_rows(sums, r, ACT_NONE);
 }
-static inline void norm_dx_piece(floatX* dx, const floatX* add, size_t add_step, norm_rows_t r, const floatS* means, activation_t act) {
+static inline void norm_dx_piece(floatX* dx, const floatX* add, size_t add_step, norm_rows_t r, const floatS* means,
+                                 activation_t act) {
     const floatS *offset = means, *slope = means + r.C;
     if (act == ACT_SWISH) norm_dx_rows(dx, add, add_step, r, offset, slope, ACT_SWISH);
     else if (act == ACT_LEAKY) norm_dx_rows(dx, add, add_step, r, offset, slope, ACT_LEAKY);
     else norm_dx_rows(dx, add, add_step, r, offset, slope, ACT_NONE);
 }
 
-// dx = add + gradient; dweight, dbias += unless NULL. With `fixed` statistics (BatchNorm that does not train) mean and rstd do
-// not depend on x, and the two means are left out.
-static inline void norm_backward(floatX* dx, floatS* dweight, floatS* dbias, const floatX* dout, const floatX* add, const floatX* x,
-                                 const floatX* weight, const floatX* bias, const floatS* mean, const floatS* rstd, norm_sizes_t z,
-                                 activation_t act, int fixed) {
+// dx = add + gradient; dweight, dbias += unless NULL. With `fixed` statistics (BatchNorm that does not train) mean and
+// rstd do not depend on x, and the two means are left out.
+static inline void norm_backward(floatX* dx, floatS* dweight, floatS* dbias, const floatX* dout, const floatX* add,
+                                 const floatX* x, const floatX* weight, const floatX* bias, const floatS* mean,
+                                 const floatS* rstd, norm_sizes_t z, activation_t act, int fixed) {
     int C = z.C;
     size_t pieces = z.sets * z.pieces, width = (size_t)2 * C;
     const floatS* channels = norm_channels(mean, rstd, z);

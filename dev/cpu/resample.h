@@ -1,4 +1,5 @@
-// resample.h: changes of a feature map's resolution that have no weights: 2x2 maximum, and nearest neighbour to twice the size.
+// resample.h: changes of a feature map's resolution that have no weights: 2x2 maximum, and nearest neighbour to twice
+// the size.
 //
 //   maxpool    out[i, j] = max of x[2i + a, 2j + b],  a, b in {0, 1}        (VGG16)
 //   upsample   out[2i + a, 2j + b] = x[i, j]                                (the decoder, before a 3x3 convolution)
@@ -30,10 +31,11 @@ void maxpool_forward(floatX* out,     // (B, H/2, W/2, C)
     }
 }
 
-// out is x at the place of the maximum, so dL/dx is dout there and 0 elsewhere. Where several places hold the maximum, the first
-// in reading order gets it all, as in PyTorch. The place is found again from x, which costs less than storing it.
-// One row of windows; `to` and `add` are its two rows of dx and of the tap's gradient.
-static inline void maxpool_relu_backward_row(floatX* to, const floatX* dout, const floatX* add, const floatX* x, int W, int C) {
+// out is x at the place of the maximum, so dL/dx is dout there and 0 elsewhere. Where several places hold the maximum,
+// the first in reading order gets it all, as in PyTorch. The place is found again from x, which costs less than storing
+// it. One row of windows; `to` and `add` are its two rows of dx and of the tap's gradient.
+static inline void maxpool_relu_backward_row(floatX* to, const floatX* dout, const floatX* add, const floatX* x, int W,
+                                             int C) {
     size_t offset[4] = {0, (size_t)C, (size_t)W * C, (size_t)(W + 1) * C};
     for (int j = 0; j < W / 2; j++) {
         for (int c = 0; c < C; c++) {
@@ -81,7 +83,9 @@ void maxpool_relu_backward(floatX* dx,         // (B, H, W, C)
     }
 }
 
-void upsample_forward(floatX* out, const floatX* x, int B, int H, int W, int C, stream_t s) { // (B,2H,2W,C) <- (B,H,W,C)
+void upsample_forward(floatX* out,     // (B, 2H, 2W, C)
+                      const floatX* x, // (B, H, W, C)
+                      int B, int H, int W, int C, stream_t s) {
     (void)s;
     size_t line = (size_t)2 * W * C;
     #pragma omp parallel for schedule(static)
@@ -97,7 +101,9 @@ void upsample_forward(floatX* out, const floatX* x, int B, int H, int W, int C, 
 }
 
 // A value is read at four places, so its gradient is the sum of theirs.
-void upsample_backward(floatX* dx, const floatX* dout, int B, int H, int W, int C, stream_t s) { // (B,H,W,C) <- (B,2H,2W,C)
+void upsample_backward(floatX* dx,         // (B, H, W, C)
+                       const floatX* dout, // (B, 2H, 2W, C)
+                       int B, int H, int W, int C, stream_t s) {
     (void)s;
     size_t line = (size_t)2 * W * C;
     #pragma omp parallel for schedule(static)
