@@ -30,7 +30,7 @@ typedef struct {
     const floatX* image; // (B, H, W, 3) of the last forward; the backward reads it again
     floatX* first;       // (B, H, W, ch) conv_in's output
     floatX* last;        // (B, h, w, C) swish(norm_out), conv_out's input
-    floatX* conv_out_y; // (B, h, w, 2 z_channels) conv_out's output, where a quant_conv follows
+    floatX* conv_out_y;  // (B, h, w, 2 z_channels) conv_out's output, where a quant_conv follows
     floatX* moments;     // (B, h, w, 2 z_channels)
     floatX* dconv_out_y; // (B, h, w, 2 z_channels)
 } encoder_t;

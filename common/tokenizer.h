@@ -442,15 +442,14 @@ void tokenizer_gradient_squares(tokenizer_t* t, int gan, stream_t s) {
     if (gan) sum_squares(t->measures.squares + 3, t->disc_params.grads, 1, t->disc_params.table.total, s);
 }
 
-// Forward and both backwards of step number `step` (from 0) on the images in t->bytes. Leaves all gradients and measures.
-void tokenizer_gradients(tokenizer_t* t, int64_t step, stream_t s) {
+// Forward and both backwards of step number `step` (from 0) on the images in t->x. Leaves all gradients and measures.
+void tokenizer_gradients_of_x(tokenizer_t* t, int64_t step, stream_t s) {
     const tokenizer_config_t* c = &t->config;
     int gan = tokenizer_gan_is_on(t, step);
     params_zero_grads(&t->params, s);
     params_zero_grads(&t->disc_params, s);
     device_zero(t->measure_block, tokenizer_measure_count(t) * sizeof(floatS), s);
 
-    image_from_bytes(t->x, t->bytes, c->batch * 3 * tokenizer_pixels(t), s);
     if (tokenizer_has_semantic_loss(c)) tokenizer_target_latent(t, s);
     tokenizer_reconstruct(t, s);
     tokenizer_reconstruction_loss(t, s);
@@ -468,6 +467,12 @@ void tokenizer_gradients(tokenizer_t* t, int64_t step, stream_t s) {
     }
     if (gan) tokenizer_discriminator_loss(t, s);
     tokenizer_gradient_squares(t, gan, s);
+}
+
+// The same on the images in t->bytes.
+void tokenizer_gradients(tokenizer_t* t, int64_t step, stream_t s) {
+    image_from_bytes(t->x, t->bytes, t->config.batch * 3 * tokenizer_pixels(t), s);
+    tokenizer_gradients_of_x(t, step, s);
 }
 
 // Optimiser steps of both networks, and the averages. The discriminator's step count advances before it learns, as in the

@@ -1,7 +1,7 @@
 // test_cnn_gradient.c: the derivatives of whole convolutional models against finite differences, in double.
 //
 // Each model is as small as its structure allows: an autoencoder of two levels with attention at both, a PatchGAN of
-// two layers in training and in evaluation, a VGG of three slices as a classifier's trunk and inside LPIPS. Every tensor
+// two layers in training and evaluation, a VGG of three slices as a classifier's trunk and inside LPIPS. Every tensor
 // of a model is moved along random directions by itself, so that a small gradient can't hide behind a large one. Every
 // backward runs twice: parameter gradients must accumulate, and the others must be written whole over poison.
 // defines: check_gradient_h, check_accumulates, random_buffer, poisoned_buffer, dot, test_case, ...

@@ -275,14 +275,15 @@ static void test_maxpool_forward(void) {
     free(x), free(out);
 }
 
-// Equal maxima: the first in reading order takes the whole gradient.
+// Equal maxima: the first in reading order takes the whole gradient. Where the ReLU is off, none passes.
 static void test_maxpool_ties(void) {
-    double x[4] = {2, 3, 3, 3}, dout[1] = {5}, dx[4];
-    maxpool_relu_backward(dx, dout, NULL, x, 1, 2, 2, 1, 0);
-    check(dx[0] == 0 && dx[1] == 5 && dx[2] == 0 && dx[3] == 0, "gradient at the first maximum");
-    double zeros[4] = {0, 0, 0, 0};
-    maxpool_relu_backward(dx, dout, NULL, zeros, 1, 2, 2, 1, 0);
-    check(dx[0] == 0 && dx[1] == 0 && dx[2] == 0 && dx[3] == 0, "no gradient where the ReLU is off");
+    static const double windows[5][4] = {{2, 3, 3, 3}, {3, 3, 1, 3}, {3, 1, 3, 2}, {1, 2, 3, 3}, {0, 0, 0, 0}};
+    static const int first[5] = {1, 0, 0, 2, -1};
+    for (int k = 0; k < 5; k++) {
+        double dout[1] = {5}, dx[4];
+        maxpool_relu_backward(dx, dout, NULL, windows[k], 1, 2, 2, 1, 0);
+        for (int i = 0; i < 4; i++) check(dx[i] == (i == first[k] ? 5 : 0), "gradient at the first maximum only");
+    }
 }
 
 int main(int argc, char** argv) {

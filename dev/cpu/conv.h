@@ -56,12 +56,14 @@ void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
 // Derivation. x[r, q, c] enters out[i, j, o] wherever r = s i + u - p for a tap u (columns alike), with the factor
 // w[o,u,v,c]:
 //   dx[r,q,c] = sum over taps with s | r + p - u and s | q + p - v, and o, of dout[(r+p-u)/s, (q+p-v)/s, o] w[o,u,v,c]
-// Stride 1: with u' = K-1-u the row read is r + u' - (K-1-p): a convolution of dout with the kernel turned by 180
-// degrees, in and out channels exchanged, padded by K-1-p. Stride 2: the rows r = 2m + a of one parity a see only the
-// taps u = u0 + 2k with u0 = (a + p) mod 2, KH of them, and read i = m + (a + p - u0)/2 - k. With u' = KH-1-k that is
-// again a stride-1 convolution of dout, with every second tap, padded by KH-1 - (a+p-u0)/2. The four parity classes of
-// (r, q) are four such jobs that write to every second row and column, and no product with a structural zero is formed.
-// A class without taps (K = 1) is written as zeros.
+//
+// Stride 1. With u' = K-1-u the row of dout that is read is r + u' - (K-1-p): a convolution of dout, padded by K-1-p,
+// with the kernel turned by 180 degrees and its in and out channels exchanged.
+//
+// Stride 2. The rows r = 2m + a of one parity a see only the taps u = u0 + 2k with u0 = (a + p) mod 2, KH of them, and
+// read i = m + (a + p - u0)/2 - k. With u' = KH-1-k that is again a stride-1 convolution of dout, with every second
+// tap, padded by KH-1 - (a+p-u0)/2. The four parity classes of (r, q) are four such jobs that write every second row
+// and column: no product with a structural zero is formed. A class without taps (K = 1) is written as zeros.
 void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
                           const floatX* dout,   // (B, OH, OW, OC)
                           const floatX* weight, // (OC, K, K, C)
@@ -100,8 +102,8 @@ typedef struct {
 } conv_operand_t;
 
 // sum (P channels of dout, V vectors of a window's run) over the pixels of a tile. P and V are constants at the call.
-CONV_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_operand_t dout, conv_operand_t x, int rows,
-                                   int cols) {
+CONV_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_operand_t dout, conv_operand_t x,
+                                   int rows, int cols) {
     conv_vector_t total[CONV_BLOCK][CONV_MAX_VECTORS], zero = {0};
     #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
@@ -150,7 +152,8 @@ static inline conv_operand_t conv_tile_dout(const conv_job_t* job, const conv_ti
 }
 
 // conv_weight_block with its constants filled in.
-static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t dout, conv_operand_t x, int rows, int cols) {
+static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t dout, conv_operand_t x, int rows,
+                                    int cols) {
     if (P == CONV_BLOCK) {
         if (V == 1) conv_weight_block(sum, CONV_BLOCK, 1, dout, x, rows, cols);
         else if (V == 2) conv_weight_block(sum, CONV_BLOCK, 2, dout, x, rows, cols);
@@ -163,8 +166,8 @@ static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t do
 }
 
 // dweight (OC, K, K, C) += the products of one tile, for output channels [begin, end).
-static inline void conv_tile_weight(floatS* dweight, const conv_job_t* job, const conv_tile_t* tile, conv_operand_t dout,
-                                    int begin, int end) {
+static inline void conv_tile_weight(floatS* dweight, const conv_job_t* job, const conv_tile_t* tile,
+                                    conv_operand_t dout, int begin, int end) {
     int run = job->KW * job->C, K = job->KH;
     floatX sum[CONV_BLOCK * CONV_MAX_VECTORS * CONV_LANES] __attribute__((aligned(64)));
     for (int u = 0; u < K; u++) {
@@ -207,8 +210,7 @@ static inline conv_weight_split_t conv_weight_split(const conv_job_t* job, size_
     return split;
 }
 
-// With dout[b,i,j,o] = dL/d out: out[b,i,j,o] holds w[o,u,v,c] once, with the factor x[b, s i + u - p, s j + v - p, c].
-// So
+// out[b,i,j,o] holds w[o,u,v,c] once, with the factor x[b, s i + u - p, s j + v - p, c]. With dout = dL/d out therefore
 //   dw[o,u,v,c] = sum over b, i, j of dout[b,i,j,o] x[b, s i + u - p, s j + v - p, c]:
 // for each row u of the kernel a product of dout^T with the windows' runs of K C values, read from the same tiles.
 void conv2d_backward_weight(floatS* dweight,    // (OC, K, K, C)

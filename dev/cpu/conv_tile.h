@@ -5,13 +5,13 @@
 // and of the weights. The rows overlap, so storing that matrix would multiply the traffic by K K. It is never stored.
 // Instead:
 //
-//   tile    The part of x, with its border of zeros, that a rectangle of output pixels sees is copied once into memory that
-//           stays in the level-2 cache. In it the window of a pixel is K runs of K C consecutive values.
+//   tile    The part of x, with its border of zeros, that a rectangle of output pixels sees is copied once into memory
+//           that stays in the level-2 cache. In it the window of a pixel is K runs of K C consecutive values.
 //   panel   The weights of 2 vectors' worth of output channels, rearranged once a call into the order in which they are
 //           read: [u][v][c][channel].
-//   block   8 pixels x 2 vectors of channels are held in registers. Each step multiplies one value of each pixel's window by
-//           one row of the panel: 2 vector loads and 8 scalars for 16 multiply-adds. So arithmetic is the limit, from 3
-//           channels to 512, and x is not rearranged again as a general matrix product would do.
+//   block   8 pixels x 2 vectors of channels are held in registers. Each step multiplies one value of each pixel's
+//           window by one row of the panel: 2 vector loads and 8 scalars for 16 multiply-adds. So arithmetic is the
+//           limit, from 3 channels to 512, and x is not rearranged again as a general matrix product would do.
 //
 // Up to 4 output channels (the last layer of a decoder, the gradient of an image) would leave most of a vector empty:
 // see conv_is_narrow. A 1x1 convolution with stride 1 has no overlap: its tiles are x itself.
@@ -60,7 +60,7 @@ typedef floatX conv_vector_t __attribute__((vector_size(CONV_VECTOR_BYTES), alig
 CONV_INLINE conv_vector_t conv_load(const floatX* p) { return *(const conv_vector_t*)p; }
 CONV_INLINE void conv_store(floatX* p, conv_vector_t v) { *(conv_vector_t*)p = v; }
 CONV_INLINE conv_vector_t conv_splat(floatX x) {
-    conv_vector_t v;
+    conv_vector_t v = {0};
     for (int i = 0; i < CONV_LANES; i++) v[i] = x;
     return v;
 }
@@ -354,8 +354,7 @@ static inline void conv_tile_panel(const conv_job_t* job, const conv_tile_t* til
 // All pixels of a tile of a narrow job: a row of y, then its sums along v.
 static inline void conv_tile_narrow(const conv_job_t* job, const conv_tile_t* tile) {
     int width = conv_narrow_width(job), OC = job->OC, columns = conv_round_up(tile->cols + job->KW - 1, CONV_BLOCK);
-    size_t C = job->C;
-    size_t size = (size_t)columns * width;
+    size_t C = job->C, size = (size_t)columns * width;
     floatX* y = (floatX*)cpu_scratch(CONV_SCRATCH_EXTRA, (size + (size_t)tile->cols * OC) * sizeof(floatX));
     floatX* sum = y + size;
     for (int i = 0; i < tile->rows; i++) {

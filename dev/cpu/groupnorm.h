@@ -24,7 +24,8 @@
 #include "dev/cpu/gemm.h"
 
 enum { NORM_ROWS = 64 };
-#define NORM_INLINE __attribute__((always_inline)) static inline // for functions whose `act` becomes a constant at the call
+// For functions whose argument `act` becomes a constant at the call.
+#define NORM_INLINE __attribute__((always_inline)) static inline
 
 // The sizes of a normalisation: `sets` images or chunks of `rows` rows, cut into `pieces` each.
 typedef struct {
@@ -138,8 +139,8 @@ NORM_INLINE floatX norm_activate(floatX h, activation_t act) {
     return h;
 }
 
-NORM_INLINE void norm_apply_rows(floatX* out, const floatX* x, const floatX* weight, const floatX* bias, const floatS* mean,
-                                 const floatS* rstd, size_t rows, int C, const activation_t act) {
+NORM_INLINE void norm_apply_rows(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
+                                 const floatS* mean, const floatS* rstd, size_t rows, int C, const activation_t act) {
     for (size_t i = 0; i < rows; i++) {
         #pragma omp simd
         for (int c = 0; c < C; c++) {

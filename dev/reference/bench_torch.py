@@ -6,16 +6,20 @@
 encode  DINOv2-L tokens of one 256x256 image, with resize and normalisation, no gradients
 decode  the LDM decoder (ch 128, mult 1 1 2 2 4, z 32) on one 16x16 latent, no gradients
 step    one training step of the miniature tokenizer: losses, adaptive weights by autograd as VA-VAE's code takes
-        them, both Adams and two moving averages; STEP below lists what --config can change
+        them, both Adams and two moving averages; STEP below lists what --config can change. Its defaults are those of
+        `train_tokenizer -preset mini`; dev/bench/compare.sh passes on what bench_models says it ran.
 
-Weights are PyTorch's initial ones: the time doesn't depend on them. float32 throughout.
+Weights are PyTorch's initial ones: the time doesn't depend on them. float32 throughout. cpu_seconds is the time of all
+threads together.
 """
 import argparse
 import copy
 import json
 import statistics
 import time
+import unittest.mock
 
+import taming.modules.diffusionmodules.model as taming_model
 import timm
 import torch
 import torch.nn.functional as F
@@ -25,7 +29,7 @@ from make_fixtures import (Adapter, NLayerDiscriminator, adaptive_weight, discri
                            make_decoder, make_lpips, make_vit)
 
 STEP = dict(stage=2, batch=32, chunk=8, image=32, patch=7, embed=96, depth=4, heads=3, adapter_hidden=32, z_channels=16,
-            ch=32, ch_mult=[1, 1, 2, 2], num_res_blocks=1, lpips_base_channels=8, ndf=16, lr=1e-4)
+            ch=16, ch_mult=[1, 2, 4, 4], num_res_blocks=1, groups=8, lpips_channels=[16, 32, 64], ndf=16, lr=1e-3)
 
 
 def make_encode():
@@ -40,6 +44,25 @@ def make_decode():
     return torch.inference_mode()(lambda: decoder(z))
 
 
+def make_grouped_decoder(config):
+    """taming's decoder with another number of groups in its GroupNorms than 32."""
+    normalize = lambda channels: nn.GroupNorm(config["groups"], channels, eps=1e-6)
+    with unittest.mock.patch.object(taming_model, "Normalize", normalize):
+        return make_decoder(config)
+
+
+def make_short_lpips(channels):
+    """LPIPS on the first slices of a narrow VGG16: `channels` are those of the slices that there are."""
+    model = make_lpips(channels[0])
+    model.L = len(channels)
+    for index in range(model.L + 1, 6):
+        setattr(model.net, f"slice{index}", nn.Identity())
+    found = [[layer for layer in getattr(model.net, f"slice{k + 1}") if isinstance(layer, nn.Conv2d)][-1].out_channels
+             for k in range(model.L)]
+    assert found == channels, f"the package's VGG16 has slices of {found} channels, not {channels}"
+    return model
+
+
 class Miniature:
     """The miniature tokenizer with everything that a training step needs."""
 
@@ -51,8 +74,8 @@ class Miniature:
                                  class_token=True, registers=0, pos_prefix=True))
         self.grid = side // config["patch"]
         self.adapter = Adapter(config["embed"], config["adapter_hidden"], config["z_channels"])
-        self.decoder = make_decoder(config)
-        self.lpips = make_lpips(config["lpips_base_channels"])
+        self.decoder = make_grouped_decoder(config)
+        self.lpips = make_short_lpips(config["lpips_channels"])
         self.discriminator = NLayerDiscriminator(ndf=config["ndf"], n_layers=3)
         self.previous = copy.deepcopy(nn.Sequential(self.vit, self.adapter)).requires_grad_(False)
         self.vit.requires_grad_(config["stage"] == 2)
@@ -98,14 +121,15 @@ class Miniature:
 
 
 def measure(work, runs):
-    """Median seconds of `runs` calls after one for warming up."""
+    """Median wall and CPU seconds of `runs` calls after one for warming up."""
     work()
-    seconds = []
+    wall, cpu = [], []
     for _ in range(runs):
-        start = time.perf_counter()
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
         work()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        wall.append(time.perf_counter() - wall_start)
+        cpu.append(time.process_time() - cpu_start)
+    return statistics.median(wall), statistics.median(cpu)
 
 
 def main():
@@ -122,8 +146,9 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(1)
     for name in arguments.what or makers:
-        line = {"name": name, "seconds": round(measure(makers[name](), arguments.runs), 5), "runs": arguments.runs,
-                "threads": arguments.threads, "torch": torch.__version__}
+        seconds, cpu_seconds = measure(makers[name](), arguments.runs)
+        line = {"name": name, "seconds": round(seconds, 6), "cpu_seconds": round(cpu_seconds, 6),
+                "runs": arguments.runs, "threads": arguments.threads, "torch": torch.__version__}
         if name == "step":
             line["config"] = STEP | arguments.config
         print(json.dumps(line), flush=True)

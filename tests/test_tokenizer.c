@@ -1,0 +1,422 @@
+// test_tokenizer.c: a training step of the tokenizer, its three stages and its checkpoints, in float.
+//
+//   fixture        a whole step of stage 2 against PyTorch: losses, weights, every gradient, running statistics
+//   counts         parameters of the paper's recipe, trained and frozen, from the tables alone (AlignTok, Table 6)
+//   stage 2        its first step, where the latent is the target; recomputation; the cheap measure of omega_s
+//   stages         what is frozen stays bit by bit, what learns moves; the discriminator's start; averages
+//   checkpoints    the whole state there and back, a run that goes on, hand-over between stages, refusals
+// The derivatives themselves are proved in tests/test_tokenizer_gradient.c.
+// defines: bed_config, bed_make, bed_randomise, bed_copy, bed_check_gradients, bed_check_stage2_step, ...
+#include "tests/tokenizer_bed.h"
+// defines: temporary_begin, temporary_end, temporary_path, temporary_write, temporary_run_child, temporary_read
+#include "tests/temporary.h"
+// defines: checkpoint_save, checkpoint_open, checkpoint_resume, checkpoint_start_from
+#include "common/checkpoint.h"
+// defines: options_t, options_parse, options_tokenizer
+#include "common/options.h"
+
+#define ORIGINAL 1e-4 // agreement with the PyTorch original in float
+#define ROUNDING 2e-5 // of two ways to the same result in float
+
+static int same_bits(const void* a, const void* b, size_t n) { return !memcmp(a, b, n * sizeof(floatS)); }
+
+static floatS* copy_buffer(const floatS* x, size_t n) {
+    floatS* p = (floatS*)malloc_check(n * sizeof(floatS), "test buffer");
+    memcpy(p, x, n * sizeof(floatS));
+    return p;
+}
+
+// Whole steps, each on other images.
+static void train_steps(tokenizer_t* t, int steps) {
+    for (int i = 0; i < steps; i++) {
+        bed_random_images(t);
+        tokenizer_gradients(t, t->params.t, 0);
+        tokenizer_update(t, t->params.t, 0);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Counts
+
+static void check_count(const char* what, size_t got, size_t want) {
+    if (got != want) printf("     %s: %zu, wanted %zu\n", what, got, want);
+    check(got == want, what);
+}
+
+// The preset "imagenet" at one stage. Table 6 does not count the frozen adapter of stage 2.
+static void test_counts(const char* stage, size_t trained, size_t frozen) {
+    static tokenizer_t t;
+    options_t options;
+    cli_t cli;
+    char words[7][16] = {"train_tokenizer", "-preset", "imagenet", "-stage", "", "-dry_run", "1"};
+    char* argv[7];
+    snprintf(words[4], sizeof words[4], "%s", stage);
+    for (int i = 0; i < 7; i++) argv[i] = words[i];
+    memset(&options, 0, sizeof options);
+    options_parse(&options, &cli, 7, argv);
+    tokenizer_register(&t, options_tokenizer(&options));
+    const param_table_t *table = &t.params.table, *disc = &t.disc_params.table, *lpips = &t.lpips_params.table;
+    size_t first = tokenizer_first_trained(&t), all = table->total;
+    check_count("encoder with adapter", param_count(table, 0, t.decoder_begin), 304435296);
+    check_count("decoder", param_count(table, t.decoder_begin, all), 41417603);
+    check_count("discriminator", param_count(disc, 0, disc->total), 2765633);
+    check_count("trained", param_count(table, first, all) + param_count(disc, 0, disc->total), trained);
+    size_t target = param_count(&t.target_params.table, 0, t.adapter_begin);
+    check_count("frozen", param_count(table, 0, first) + param_count(lpips, 0, lpips->total) + target, frozen);
+    tokenizer_free(&t);
+    cli_free(&cli);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Stage 2
+
+// Where encoder and adapter are still the frozen ones, z = z0 to the bit although one pass keeps its activations and the
+// other does not: no semantic loss, no gradient of it, and omega_s times nothing is nothing.
+static void test_first_step(tokenizer_config_t config) {
+    static tokenizer_t t, without;
+    bed_make(&t, config);
+    bed_randomise(&t);
+    tokenizer_set_target(&t, 0);
+    config.w_sem = 0;
+    bed_make(&without, config);
+    bed_copy(&without, &t);
+    tokenizer_gradients(&t, 0, 0);
+    tokenizer_gradients(&without, 0, 0);
+    size_t latent = t.config.batch * tokenizer_latents(&t) * t.z, extra = t.extra * tokenizer_latents(&t) * t.z;
+    check(same_bits(t.z0, t.adapter.z, latent), "z0 = z");
+    for (size_t i = 0; i < latent; i++) check(t.dz_sem[i] == 0, "gradient of the semantic loss");
+    for (int k = 0; k < t.chunks; k++) {
+        check(t.measures.semantic[k] == 0 && t.measures.squares_sem[k] == 0, "semantic loss and its norm");
+        double ratio = sqrt((double)t.measures.squares_rec_latent[k]) * t.chunks / 1e-4;
+        if (k < t.extra / t.config.chunk) check_error("omega_s", fabs(t.measures.omega_s[k] / fmin(ratio, 1e8) - 1), ROUNDING);
+    }
+    check_error("dz", bed_error(t.dz + extra, without.dz, latent), ROUNDING);
+    bed_check_gradients(&t.params, without.params.grads, ROUNDING);
+    tokenizer_update(&t, 0, 0);
+    tokenizer_gradients(&t, 1, 0);
+    check(t.measures.semantic[0] > 0 && !same_bits(t.z0, t.adapter.z, latent), "the second step has left z0");
+    tokenizer_free(&t);
+    tokenizer_free(&without);
+}
+
+// Recomputation runs the same operations on the same numbers.
+static void test_recompute(semantic_tensor_t semantic_tensor) {
+    static tokenizer_t kept, again;
+    tokenizer_config_t config = bed_config(2);
+    config.semantic_tensor = semantic_tensor;
+    bed_make(&kept, config);
+    bed_randomise(&kept);
+    config.recompute = 1;
+    bed_make(&again, config);
+    bed_copy(&again, &kept);
+    tokenizer_gradients(&kept, 0, 0);
+    tokenizer_gradients(&again, 0, 0);
+    check(plan_bytes(&again.plan) < plan_bytes(&kept.plan), "less is kept");
+    check(same_bits(kept.measure_block, again.measure_block, tokenizer_measure_count(&kept)), "measures");
+    check(same_bits(kept.params.grads, again.params.grads, params_trained(&kept.params)), "gradients");
+    check(bed_norm(kept.params.grads, kept.adapter_begin) > 0, "there are gradients of the encoder");
+    tokenizer_free(&kept);
+    tokenizer_free(&again);
+}
+
+// With one chunk there is no other than the first.
+static void test_first_chunk(void) {
+    static tokenizer_t exact, first;
+    tokenizer_config_t config = bed_config(2);
+    config.batch = config.chunk;
+    bed_make(&exact, config);
+    bed_randomise(&exact);
+    config.semantic_measure = SEMANTIC_FIRST_CHUNK;
+    bed_make(&first, config);
+    bed_copy(&first, &exact);
+    tokenizer_gradients(&exact, 0, 0);
+    tokenizer_gradients(&first, 0, 0);
+    check(exact.measures.omega_s[0] > 0, "there is a weight");
+    check(same_bits(exact.measure_block, first.measure_block, tokenizer_measure_count(&exact)), "measures");
+    check(same_bits(exact.params.grads, first.params.grads, params_trained(&exact.params)), "gradients");
+    tokenizer_free(&exact);
+    tokenizer_free(&first);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Stages
+
+// Every tensor of a table: frozen before `first`, moved from there on.
+static void check_moved(const params_t* p, const floatX* before, size_t first) {
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        int same = same_bits(p->values + t->offset, before + t->offset, t->count);
+        check(same == (t->offset < first), t->name);
+    }
+}
+
+// Three updates: what a stage freezes keeps its bits, and each trained tensor moves.
+static void test_frozen(int stage) {
+    static tokenizer_t t;
+    bed_make(&t, bed_config(stage));
+    bed_randomise(&t);
+    const params_t* tables[4] = {&t.params, &t.disc_params, &t.lpips_params, &t.target_params};
+    const size_t first[4] = {stage == 1 ? t.adapter_begin : stage == 2 ? 0 : t.decoder_begin, 0, SIZE_MAX, SIZE_MAX};
+    floatX* before[4];
+    for (int i = 0; i < 4; i++) before[i] = tables[i]->values ? copy_buffer(tables[i]->values, tables[i]->table.total) : NULL;
+    floatS* running = copy_buffer(t.disc.running, t.disc.running_table.total);
+    train_steps(&t, 3);
+    for (int i = 0; i < 4; i++) {
+        if (before[i]) check_moved(tables[i], before[i], first[i]);
+        free(before[i]);
+    }
+    check(!same_bits(running, t.disc.running, t.disc.running_table.total), "running statistics move");
+    check(t.disc.batches_tracked == 9, "three updates of the running statistics a step");
+    check(t.params.t == 3 && t.disc_params.t == 3, "three steps");
+    free(running);
+    tokenizer_free(&t);
+}
+
+// The discriminator learns nothing before it starts, but its steps are counted; the rest trains as without it.
+static void test_disc_start(void) {
+    static tokenizer_t late, never;
+    tokenizer_config_t config = bed_config(1);
+    config.disc_start = 2;
+    bed_make(&late, config);
+    bed_randomise(&late);
+    config.disc_start = 0;
+    config.w_gan = 0;
+    bed_make(&never, config);
+    bed_copy(&never, &late);
+    size_t n = late.disc_params.table.total;
+    floatX* before = copy_buffer(late.disc_params.values, n);
+    for (int i = 0; i < 2; i++) {
+        bed_random_images(&late);
+        memcpy(never.bytes, late.bytes, bed_image_values(&late));
+        tokenizer_gradients(&late, i, 0);
+        tokenizer_gradients(&never, i, 0);
+        tokenizer_update(&late, i, 0);
+        tokenizer_update(&never, i, 0);
+    }
+    check(same_bits(late.disc_params.values, before, n) && same_bits(never.disc_params.values, before, n), "weights stay");
+    check(bed_norm(late.disc_params.m, n) == 0 && bed_norm(late.disc_params.v, n) == 0, "moments stay");
+    check(late.disc.batches_tracked == 0, "running statistics stay");
+    check(late.disc_params.t == 2 && never.disc_params.t == 2, "steps are counted");
+    check(late.measures.omega_g[0] == 0 && late.measures.hinge[0] == 0, "nothing is measured");
+    check(same_bits(late.params.values, never.params.values, late.params.table.total), "the rest trains without it");
+    train_steps(&late, 1);
+    train_steps(&never, 1);
+    check(late.measures.omega_g[0] > 0, "then it acts");
+    check(!same_bits(late.disc_params.values, before, n) && late.disc_params.t == 3, "then it learns");
+    check(same_bits(never.disc_params.values, before, n) && never.disc_params.t == 3, "w_gan 0: it never does");
+    free(before);
+    tokenizer_free(&late);
+    tokenizer_free(&never);
+}
+
+// The power-function average is the weights after the first update, and lies behind them after the second.
+static void test_averages(void) {
+    static tokenizer_t t;
+    bed_make(&t, bed_config(1));
+    bed_randomise(&t);
+    params_t* p = &t.params;
+    size_t n = params_trained(p);
+    params_start_averages(p);
+    train_steps(&t, 1);
+    check(same_bits(p->ema[0], p->master, n) && same_bits(p->ema[1], p->master, n), "one update: averages = weights");
+    train_steps(&t, 1);
+    check(!same_bits(p->ema[0], p->master, n) && !same_bits(p->ema[0], p->ema[1], n), "two updates: three things");
+    floatX* values = copy_buffer(p->values, p->table.total);
+    floatS* average = copy_buffer(p->ema[1], n);
+    params_exchange_ema(p, 1);
+    check(same_bits(p->values + p->first, average, n) && same_bits(p->ema[1], values + p->first, n), "exchanged");
+    params_exchange_ema(p, 1);
+    check(same_bits(p->values, values, p->table.total) && same_bits(p->ema[1], average, n), "and back");
+    free(values);
+    free(average);
+    tokenizer_free(&t);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Checkpoints
+
+static void save_checkpoint(tokenizer_t* t, const char* path) {
+    floatS mean[8], std[8];
+    char error[512] = "";
+    for (int i = 0; i < t->z; i++) mean[i] = (floatS)(0.1 * i), std[i] = (floatS)(1 + i);
+    checkpoint_info_t info = {t->config.stage, t->params.t, t->params.t * t->config.batch, 0, 0, 0, "{\"ch\": 8}"};
+    check(checkpoint_save(path, t, &info, mean, std, error, sizeof error), "saved");
+    check(!error[0], error);
+}
+
+// A tokenizer that has trained for three steps, so that no buffer is zero, saved as "checkpoint".
+static void make_checkpoint(tokenizer_t* t, int stage, char path[TEMPORARY_PATH]) {
+    bed_make(t, bed_config(stage));
+    bed_randomise(t);
+    params_start_averages(&t->params);
+    train_steps(t, 3);
+    save_checkpoint(t, temporary_path(path, "checkpoint"));
+}
+
+static void check_same_state(const tokenizer_t* a, const tokenizer_t* b) {
+    const params_t *p = &a->params, *q = &b->params, *d = &a->disc_params, *e = &b->disc_params;
+    size_t n = params_trained(p), m = params_trained(d);
+    check(same_bits(p->values, q->values, p->table.total), "weights");
+    check(same_bits(p->m, q->m, n) && same_bits(p->v, q->v, n), "moments");
+    check(same_bits(p->ema[0], q->ema[0], n) && same_bits(p->ema[1], q->ema[1], n), "averages");
+    check(same_bits(d->values, e->values, m), "discriminator");
+    check(same_bits(d->m, e->m, m) && same_bits(d->v, e->v, m), "moments of the discriminator");
+    check(same_bits(a->disc.running, b->disc.running, a->disc.running_table.total), "running statistics");
+    check(p->t == q->t && d->t == e->t && a->disc.batches_tracked == b->disc.batches_tracked, "counts");
+    if (a->config.stage == 2) {
+        check(same_bits(a->target_params.values, b->target_params.values, a->target_params.table.total), "frozen copy");
+    }
+}
+
+// Saved, loaded into another tokenizer, and both go on: the same bits, now and after two more steps.
+static void test_resume(int stage) {
+    static tokenizer_t t, fresh;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, stage, path);
+    bed_make(&fresh, bed_config(stage));
+    bed_randomise(&fresh);
+    memcpy(fresh.lpips_params.values, t.lpips_params.values, t.lpips_params.table.total * sizeof(floatX));
+    safetensors_t f;
+    checkpoint_info_t info = checkpoint_open(&f, path);
+    check(info.stage == stage && info.step == 3 && info.images == 18 && !strcmp(info.config, "{\"ch\": 8}"), "metadata");
+    checkpoint_resume(&f, &info, path, &fresh);
+    floatS std[8];
+    checkpoint_read_vector(&f, path, "latent.std", std, t.z);
+    check(std[0] == 1 && std[t.z - 1] == (floatS)t.z, "latent.std");
+    safetensors_close(&f);
+    check_same_state(&t, &fresh);
+    check(bed_norm(t.params.m, params_trained(&t.params)) > 0 && bed_norm(t.disc_params.v, 8) > 0, "nothing is empty");
+    for (int i = 0; i < 2; i++) {
+        bed_random_images(&t);
+        memcpy(fresh.bytes, t.bytes, bed_image_values(&t));
+        tokenizer_t* both[2] = {&t, &fresh};
+        for (int k = 0; k < 2; k++) {
+            tokenizer_gradients(both[k], 3 + i, 0);
+            tokenizer_update(both[k], 3 + i, 0);
+        }
+    }
+    check(same_bits(t.measure_block, fresh.measure_block, tokenizer_measure_count(&t)), "measures two steps later");
+    check_same_state(&t, &fresh);
+    tokenizer_free(&t);
+    tokenizer_free(&fresh);
+    temporary_end();
+}
+
+// The next stage starts from a checkpoint's raw weights (ema -1) or from an average; what was frozen there has none.
+static void test_start_from(int stage, int ema) {
+    static tokenizer_t t, next;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, stage, path);
+    bed_make(&next, bed_config(stage + 1));
+    bed_randomise(&next);
+    safetensors_t f;
+    checkpoint_info_t info = checkpoint_open(&f, path);
+    checkpoint_start_from(&f, &info, path, &next, ema);
+    safetensors_close(&f);
+    const params_t *p = &t.params, *q = &next.params;
+    const floatS* want = ema < 0 ? p->master : p->ema[ema];
+    check(same_bits(q->values, p->values, p->first), "what was frozen");
+    check(same_bits(q->values + p->first, want, params_trained(p)), "what was trained");
+    check(same_bits(next.disc_params.values, t.disc_params.values, t.disc_params.table.total), "raw discriminator");
+    check(same_bits(next.disc.running, t.disc.running, t.disc.running_table.total), "running statistics");
+    check(next.disc.batches_tracked == t.disc.batches_tracked, "their count");
+    check(q->t == 0 && next.disc_params.t == 0 && bed_norm(q->m, params_trained(q)) == 0, "optimisers begin again");
+    if (stage == 1) {
+        tokenizer_set_target(&next, 0);
+        check(same_bits(next.target_params.values, q->values, next.decoder_begin), "the frozen copy");
+    }
+    tokenizer_free(&t);
+    tokenizer_free(&next);
+    temporary_end();
+}
+
+// In a child: resumes the checkpoint with another configuration.
+static void resume_wrong(const char* what) {
+    static tokenizer_t t;
+    char path[TEMPORARY_PATH];
+    tokenizer_config_t config = bed_config(1);
+    if (!strcmp(what, "latent channels")) config.decoder.z_channels++;
+    if (!strcmp(what, "decoder level")) config.decoder.ch_mult[2]++;
+    if (!strcmp(what, "depth")) config.encoder.depth++;
+    if (!strcmp(what, "discriminator")) config.disc.ndf++;
+    if (!strcmp(what, "stage")) config.stage = 2;
+    bed_make(&t, config);
+    safetensors_t f;
+    temporary_path(path, !strcmp(what, "foreign") ? "foreign" : "checkpoint");
+    checkpoint_info_t info = checkpoint_open(&f, path);
+    checkpoint_resume(&f, &info, path, &t);
+}
+
+// A file that is safetensors, but no checkpoint.
+static void write_foreign(void) {
+    char path[TEMPORARY_PATH], error[512];
+    st_writer_t w;
+    floatS zero = 0;
+    size_t one = 1;
+    safetensors_writer_init(&w);
+    safetensors_writer_tensor(&w, "x", ST_F32, 1, &one);
+    safetensors_writer_begin(&w, temporary_path(path, "foreign"));
+    safetensors_writer_data(&w, &zero, 1);
+    check(safetensors_writer_finish(&w, error, sizeof error), "written");
+}
+
+// What does not fit is refused, with the file, the first tensors and what to do.
+static void test_refusals(void) {
+    static const char* const asked[][3] = {
+        {"latent channels", "do not fit this configuration", "adapter.fc2.weight"},
+        {"decoder level", "use the flags that the file was made with", "decoder.conv_in.weight"},
+        {"depth", "missing", "encoder.blocks.2.norm1.weight"},
+        {"discriminator", "of another shape", "loss.discriminator.main.0.weight"},
+        {"stage", "missing", "ema.0.encoder.cls_token"},
+        {"foreign", "not a tokenizer checkpoint", "give a file that train_tokenizer wrote"}};
+    static tokenizer_t t;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, 1, path);
+    write_foreign();
+    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
+        check(temporary_run_child(resume_wrong, asked[i][0]) == 1, asked[i][0]);
+        char* said = temporary_read("stderr", NULL);
+        for (int k = 1; k < 3; k++) check(said && strstr(said, asked[i][k]) != NULL, asked[i][k]);
+        check(said && strstr(said, asked[i][0][0] == 'f' ? "/foreign: " : "/checkpoint: ") != NULL, "the message names the file");
+        free(said);
+    }
+    check(temporary_run_child(resume_wrong, "nothing") == 0, "the right configuration is taken");
+    tokenizer_free(&t);
+    temporary_end();
+}
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    tokenizer_config_t cheap = bed_config(2), fc2 = bed_config(2);
+    cheap.recompute = 1;
+    cheap.semantic_measure = SEMANTIC_FIRST_CHUNK;
+    fc2.semantic_tensor = SEMANTIC_AT_FC2;
+    if (test_case("fixture stage2_step")) { bed_check_stage2_step(ORIGINAL); test_end_case(); }
+    if (test_case("fixture stage2_step, omega_s at mlp.fc2")) { bed_check_stage2_fc2(ORIGINAL); test_end_case(); }
+    if (test_case("counts of imagenet, stage 1")) { test_counts("1", 44250916, 319083776); test_end_case(); }
+    if (test_case("counts of imagenet, stage 2")) { test_counts("2", 348618532, 319083776); test_end_case(); }
+    if (test_case("counts of imagenet, stage 3")) { test_counts("3", 44183236, 319151456); test_end_case(); }
+    if (test_case("stage 2, first step")) { test_first_step(bed_config(2)); test_end_case(); }
+    if (test_case("stage 2, first step, recompute, first chunk")) { test_first_step(cheap); test_end_case(); }
+    if (test_case("stage 2, first step, at mlp.fc2")) { test_first_step(fc2); test_end_case(); }
+    if (test_case("recompute gives the same bits")) { test_recompute(SEMANTIC_AT_ADAPTER); test_end_case(); }
+    if (test_case("recompute gives the same bits, at mlp.fc2")) { test_recompute(SEMANTIC_AT_FC2); test_end_case(); }
+    if (test_case("first chunk of one is exact")) { test_first_chunk(); test_end_case(); }
+    if (test_case("stage 1 freezes the encoder")) { test_frozen(1); test_end_case(); }
+    if (test_case("stage 2 freezes the copy alone")) { test_frozen(2); test_end_case(); }
+    if (test_case("stage 3 freezes encoder and adapter")) { test_frozen(3); test_end_case(); }
+    if (test_case("the discriminator's start")) { test_disc_start(); test_end_case(); }
+    if (test_case("averages")) { test_averages(); test_end_case(); }
+    if (test_case("resume, stage 1")) { test_resume(1); test_end_case(); }
+    if (test_case("resume, stage 2")) { test_resume(2); test_end_case(); }
+    if (test_case("resume, stage 3")) { test_resume(3); test_end_case(); }
+    if (test_case("stage 2 from raw weights")) { test_start_from(1, -1); test_end_case(); }
+    if (test_case("stage 2 from an average")) { test_start_from(1, 1); test_end_case(); }
+    if (test_case("stage 3 from raw weights")) { test_start_from(2, -1); test_end_case(); }
+    if (test_case("stage 3 from an average")) { test_start_from(2, 0); test_end_case(); }
+    if (test_case("refusals")) { test_refusals(); test_end_case(); }
+    return test_finish();
+}

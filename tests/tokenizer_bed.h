@@ -1,0 +1,270 @@
+// tokenizer_bed.h: what both tests of the tokenizer need: one that is as small as its structure allows, with random
+// weights, and the comparison with a whole training step that PyTorch computed.
+//
+// The small tokenizer has everything of the large one: a ViT with a resized position table, LayerScale and a resized
+// image, a decoder with attention and two upsamplings, non-square images, three chunks of two.
+// Look next at tests/test_tokenizer.c and tests/test_tokenizer_gradient.c.
+#pragma once
+// defines: fixture_open, fixture_tensor, fixture_check, fixture_parameters, fixture_check_gradients, test_uniform, ...
+#include "tests/fixture.h"
+// defines: tokenizer_t and its functions
+#include "common/tokenizer.h"
+
+static inline tokenizer_config_t bed_config(int stage) {
+    tokenizer_config_t c;
+    memset(&c, 0, sizeof c);
+    c.encoder = *vit_config_find("tiny");
+    decoder_config_t decoder = {8, 3, {1, 2, 2, 0, 0, 0, 0, 0}, 1, 1u << 2, 5, 4, 0};
+    c.decoder = decoder;
+    lpips_config_t lpips = {3, {1, 2, 1, 0, 0}, {4, 6, 8, 0, 0}};
+    c.lpips = lpips;
+    c.disc.ndf = 4;
+    c.disc.layers = 2;
+    c.adapter_hidden = 10;
+    c.stage = stage;
+    c.batch = 6;
+    c.chunk = 2;
+    c.H = 12;
+    c.W = 20;
+    c.w_lpips = 1;
+    c.w_gan = 0.5;
+    c.w_sem = 1;
+    c.lr = c.disc_lr = 1e-3;
+    c.beta1 = 0.5;
+    c.beta2 = 0.9;
+    c.eps = 1e-8;
+    c.ema_sigma[0] = 0.05;
+    c.ema_sigma[1] = 0.10;
+    return c;
+}
+
+// A tokenizer whose activations are poisoned. It must not be moved: the plans know its address.
+static inline void bed_make(tokenizer_t* t, tokenizer_config_t config) {
+    tokenizer_register(t, config);
+    tokenizer_plan(t);
+    tokenizer_allocate(t);
+    memset(t->plan.memory, 0xFF, plan_bytes(&t->plan)); // NaN
+    memset(t->work.memory, 0xFF, plan_bytes(&t->work));
+}
+
+// The initialisers' values and noise on top, so that nothing is zero or one. Padding stays zero.
+static inline void bed_fill(params_t* p, double noise) {
+    params_init(p, 11);
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        for (size_t k = 0; k < t->count; k++) p->values[t->offset + k] += (floatX)(noise * test_normal());
+    }
+}
+
+static inline size_t bed_image_values(const tokenizer_t* t) { return (size_t)t->config.batch * tokenizer_pixels(t) * 3; }
+
+static inline void bed_random_images(tokenizer_t* t) {
+    for (size_t i = 0; i < bed_image_values(t); i++) {
+        t->x[i] = (floatX)test_uniform();
+        t->bytes[i] = (uint8_t)(127.5 * (test_uniform() + 1));
+    }
+}
+
+// Random weights and images; the frozen copy of stage 2 is another network than the one that is trained. The
+// discriminator's logits are large enough that the hinge cuts some of them off.
+static inline void bed_randomise(tokenizer_t* t) {
+    bed_fill(&t->params, 0.1);
+    bed_fill(&t->disc_params, 0.4);
+    bed_fill(&t->lpips_params, 0.1);
+    if (t->config.stage == 2) bed_fill(&t->target_params, 0.1);
+    bed_random_images(t);
+}
+
+// The weights of one tokenizer into another; images only where the batch is the same.
+static inline void bed_copy(tokenizer_t* to, const tokenizer_t* from) {
+    memcpy(to->params.values, from->params.values, from->params.table.total * sizeof(floatX));
+    memcpy(to->disc_params.values, from->disc_params.values, from->disc_params.table.total * sizeof(floatX));
+    memcpy(to->lpips_params.values, from->lpips_params.values, from->lpips_params.table.total * sizeof(floatX));
+    if (to->target_params.values && from->target_params.values) {
+        memcpy(to->target_params.values, from->target_params.values, from->target_params.table.total * sizeof(floatX));
+    }
+    memcpy(to->disc.running, from->disc.running, from->disc.running_table.total * sizeof(floatS));
+    if (to->config.batch != from->config.batch) return;
+    memcpy(to->x, from->x, bed_image_values(from) * sizeof(floatX));
+    memcpy(to->bytes, from->bytes, bed_image_values(from));
+}
+
+static inline double bed_norm(const floatS* x, size_t n) {
+    double squares = 0;
+    for (size_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
+    return sqrt(squares);
+}
+
+// ||got - want|| / ||want||
+static inline double bed_error(const floatS* got, const floatS* want, size_t n) {
+    double squares = 0, norm = bed_norm(want, n);
+    for (size_t i = 0; i < n; i++) squares += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+    return sqrt(squares) / (norm > 0 ? norm : 1);
+}
+
+// The gradient of every trained tensor, each by itself, so that a small one can't hide behind a large one. The bias of an
+// attention's keys has none: softmax does not see it, and what stands there is rounding, small against all others.
+// `want` is laid out as the whole table.
+static inline void bed_check_gradients(const params_t* p, const floatS* want, double bound) {
+    double largest = 0;
+    for (size_t i = p->first; i < p->table.total; i++) largest = fmax(largest, fabs((double)want[i]));
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        const floatS* got = params_grad(p, t->offset);
+        if (!got) continue;
+        if (strstr(t->name, ".k.bias")) {
+            check_error(t->name, bed_norm(got, t->count) / largest, bound);
+            continue;
+        }
+        check(bed_norm(want + t->offset, t->count) > 0, t->name);
+        check_error(t->name, bed_error(got, want + t->offset, t->count), bound);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The fixture stage2_step
+
+static inline tokenizer_config_t bed_fixture_config(semantic_tensor_t semantic_tensor) {
+    tokenizer_config_t c = bed_config(2);
+    vit_config_t encoder = {"fixture", 7, 24, 2, 3, 96, 1, 0, 1, 4, 1, ACT_GELU, NORMALISE_IMAGENET};
+    decoder_config_t decoder = {32, 4, {1, 1, 1, 1, 0, 0, 0, 0}, 1, 1u << 3, 8, 32, 0};
+    lpips_config_t lpips = {5, {2, 2, 3, 3, 3}, {4, 8, 16, 32, 32}};
+    c.encoder = encoder;
+    c.decoder = decoder;
+    c.lpips = lpips;
+    c.disc.ndf = 8;
+    c.disc.layers = 3;
+    c.adapter_hidden = 16;
+    c.batch = 4;
+    c.H = 32;
+    c.W = 48;
+    c.semantic_tensor = semantic_tensor;
+    return c;
+}
+
+// Names that begin with `from` begin with `to` instead.
+static inline void bed_rename(param_table_t* table, const char* from, const char* to) {
+    for (int i = 0; i < table->n; i++) {
+        char rest[sizeof table->items[i].name];
+        if (strncmp(table->items[i].name, from, strlen(from))) continue;
+        snprintf(rest, sizeof rest, "%s", table->items[i].name + strlen(from));
+        snprintf(table->items[i].name, sizeof rest, "%.20s%.90s", to, rest);
+    }
+}
+
+// Makes the fixture's tokenizer; its tables bear the fixture's names.
+static inline void bed_make_fixture(tokenizer_t* t, const safetensors_t* f, semantic_tensor_t semantic_tensor) {
+    bed_make(t, bed_fixture_config(semantic_tensor));
+    bed_rename(&t->params.table, "encoder.", "vit.");
+    bed_rename(&t->disc_params.table, "loss.", "");
+    bed_rename(&t->disc.running_table, "loss.", "");
+    bed_rename(&t->lpips_params.table, "", "lpips.");
+    bed_rename(&t->target_params.table, "target.encoder.", "vit.");
+    bed_rename(&t->target_params.table, "target.", "previous.");
+    params_t running;
+    memset(&running, 0, sizeof running);
+    running.table = t->disc.running_table;
+    running.values = t->disc.running;
+    params_t* tables[5] = {&t->params, &t->disc_params, &t->lpips_params, &t->target_params, &running};
+    for (int i = 0; i < 5; i++) fixture_parameters(f, tables[i]);
+    floatS* image = fixture_tensor(f, "input.image");
+    memcpy(t->x, image, bed_image_values(t) * sizeof(floatX));
+    free(image);
+}
+
+// Norms of chunk-local gradients; the tokenizer's are of gradients that are averaged over the chunks.
+static inline void bed_check_norms(const safetensors_t* f, const char* name, const floatS* squares, int chunks, double bound) {
+    floatX norms[8];
+    for (int k = 0; k < chunks; k++) norms[k] = (floatX)(sqrt((double)squares[k]) * chunks);
+    fixture_check(f, name, norms, (size_t)chunks, bound);
+}
+
+static inline double bed_fixture_mean(const safetensors_t* f, const char* name) {
+    floatS* values = fixture_tensor(f, name);
+    size_t n = safetensors_find(f, name)->numel;
+    double mean = tokenizer_mean(values, (int)n);
+    free(values);
+    return mean;
+}
+
+// What the step measured: losses, norms and weights of each chunk, and the summary for the status line.
+static inline void bed_check_measures(const safetensors_t* f, const tokenizer_t* t, double bound) {
+    const tokenizer_measures_t* m = &t->measures;
+    floatX l1[2], nll[2], loss_g[2];
+    double values = 3.0 * tokenizer_pixels(t);
+    for (int k = 0; k < 2; k++) {
+        l1[k] = (m->l1[2 * k] + m->l1[2 * k + 1]) / 2;
+        nll[k] = (floatX)(l1[k] + values * (m->lpips[2 * k] + m->lpips[2 * k + 1]) / 2);
+        loss_g[k] = -m->fake_mean[k];
+    }
+    fixture_check(f, "output.l1", l1, 2, bound);
+    fixture_check(f, "output.lpips", m->lpips, 4, bound);
+    fixture_check(f, "output.nll", nll, 2, bound);
+    fixture_check(f, "output.loss_g", loss_g, 2, bound);
+    fixture_check(f, "output.loss_sem", m->semantic, 2, bound);
+    fixture_check(f, "output.loss_d", m->hinge, 2, bound);
+    fixture_check(f, "output.omega_g", m->omega_g, 2, bound);
+    fixture_check(f, "output.omega_s", m->omega_s, 2, bound);
+    bed_check_norms(f, "output.norm_nll_g", m->squares_rec_out, 2, bound);
+    bed_check_norms(f, "output.norm_g", m->squares_gan, 2, bound);
+    bed_check_norms(f, "output.norm_nll_s", m->squares_rec_latent, 2, bound);
+    bed_check_norms(f, "output.norm_s", m->squares_sem, 2, bound);
+
+    floatS* host = (floatS*)malloc_check(tokenizer_measure_count(t) * sizeof(floatS), "measures");
+    tokenizer_report_t r = tokenizer_read(t, host, 0);
+    const struct { const char* name; double got, scale; } summary[] = {
+        {"output.l1", r.l1, values}, {"output.lpips", r.lpips, 1}, {"output.nll", r.nll, 1}, {"output.loss_g", r.generator, 1},
+        {"output.loss_d", r.discriminator, 1}, {"output.logits_real", r.real, 1}, {"output.logits_fake", r.fake, 1},
+        {"output.loss_sem", r.semantic, 1}, {"output.norm_nll_g", r.norm_rec_out, 1}, {"output.norm_g", r.norm_gan, 1},
+        {"output.norm_nll_s", r.norm_rec_latent, 1}, {"output.norm_s", r.norm_sem, 1}, {"output.omega_g", r.omega_g, 1},
+        {"output.omega_s", r.omega_s, 1}};
+    for (size_t i = 0; i < sizeof summary / sizeof summary[0]; i++) {
+        double want = bed_fixture_mean(f, summary[i].name);
+        check_error(summary[i].name, fabs(summary[i].got * summary[i].scale / want - 1), bound);
+    }
+    check(r.clamped == 0, "no weight is clipped");
+    free(host);
+}
+
+// The whole step against the fixture: everything that the reference tells, and the gradient of every parameter.
+static inline void bed_check_stage2_step(double bound) {
+    static tokenizer_t t;
+    safetensors_t f;
+    fixture_open(&f, "stage2_step");
+    bed_make_fixture(&t, &f, SEMANTIC_AT_ADAPTER);
+    tokenizer_gradients_of_x(&t, 0, 0);
+    size_t latent = 4 * tokenizer_latents(&t) * (size_t)t.z, logits = 4 * t.fake.logits_count;
+    fixture_check(&f, "output.z", t.adapter.z, latent, bound);
+    fixture_check(&f, "output.z0", t.z0, latent, bound);
+    fixture_check(&f, "output.image", t.decoder.out, bed_image_values(&t), bound);
+    fixture_check(&f, "output.logits_fake", t.fake.logits, logits, bound);
+    fixture_check(&f, "output.logits_real", t.real.logits, logits, bound);
+    bed_check_measures(&f, &t, bound);
+    fixture_check_gradients(&f, &t.params, bound);
+    fixture_check_gradients(&f, &t.disc_params, bound);
+    const size_t begin[4] = {0, t.adapter_begin, t.decoder_begin, t.params.table.total};
+    for (int i = 0; i < 3; i++) {
+        double norm = bed_norm(t.params.grads + begin[i], begin[i + 1] - begin[i]);
+        check_error("norm of a model's gradient", fabs(sqrt((double)t.measures.squares[i]) / norm - 1), bound);
+    }
+    for (int i = 0; i < t.disc.running_table.n; i++) {
+        const param_t* p = &t.disc.running_table.items[i];
+        char name[200];
+        snprintf(name, sizeof name, "after.%.120s", p->name);
+        fixture_check(&f, name, t.disc.running + p->offset, p->count, bound);
+    }
+    tokenizer_free(&t);
+    safetensors_close(&f);
+}
+
+// omega_s measured at the last ViT block's mlp.fc2.weight.
+static inline void bed_check_stage2_fc2(double bound) {
+    static tokenizer_t t;
+    safetensors_t f;
+    fixture_open(&f, "stage2_step");
+    bed_make_fixture(&t, &f, SEMANTIC_AT_FC2);
+    tokenizer_gradients_of_x(&t, 0, 0);
+    fixture_check(&f, "output.omega_s_vit", t.measures.omega_s, 2, bound);
+    tokenizer_free(&t);
+    safetensors_close(&f);
+}
