@@ -10,6 +10,8 @@
 // Look next at common/metrics.h and common/probe.h for the definitions.
 #include <unistd.h>
 
+// defines: json_text_t, json_append, json_append_string
+#include "common/json.h"
 // defines: cli_t, cli_parse, cli_from_json
 #include "common/cli.h"
 // defines: dataset_t, dataset_open
@@ -38,6 +40,7 @@ typedef struct {
     int images, probe_images, probe_epochs, probe_batch, batch, raw, workers;
     double probe_lr;
     size_t seed;
+    int columns; // of the picture: the first images, at most GRID_COLUMNS
 } eval_options_t;
 
 typedef struct {
@@ -69,7 +72,7 @@ static void put_images(tokenizer_t* t, const uint8_t* pixels) {
     image_from_bytes(t->x, t->bytes, n, 0);
 }
 
-// Mean PSNR and L1 over the first images of the held-out set. The first GRID_COLUMNS reconstructions go to `cells`.
+// Mean PSNR and L1 over the first images of the held-out set. The first reconstructions go to `cells`.
 static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const dataset_t* set, const eval_options_t* e, uint8_t* cells) {
     size_t image = tokenizer_pixels(t) * 3, n = e->batch * image;
     floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "reconstructions");
@@ -86,7 +89,7 @@ static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const datas
         for (int b = 0; b < e->batch && done < e->images; b++, done++) {
             scores->psnr += psnr_bytes(bytes + b * image, batch->pixels + b * image, image);
             scores->l1 += l1_bytes(bytes + b * image, batch->pixels + b * image, image);
-            if (done < GRID_COLUMNS) memcpy(cells + done * image, bytes + b * image, image);
+            if (done < e->columns) memcpy(cells + done * image, bytes + b * image, image);
         }
     }
     scores->psnr /= done;
@@ -181,14 +184,14 @@ static int split_paths(char* text, char** paths) {
 static void write_picture(const eval_options_t* e, const dataset_t* val_set, uint8_t* cells, int rows, int size) {
     if (!e->out[0]) return;
     dataloader_t loader;
-    dataloader_options_t options = {GRID_COLUMNS, size, 0, 0, 0, 0, 1, 0, e->seed};
+    dataloader_options_t options = {e->columns, size, 0, 0, 0, 0, 1, 0, e->seed};
     dataloader_open(&loader, val_set, &options, 0);
-    memcpy(cells, dataloader_next(&loader)->pixels, (size_t)GRID_COLUMNS * size * size * 3);
+    memcpy(cells, dataloader_next(&loader)->pixels, (size_t)e->columns * size * size * 3);
     dataloader_close(&loader);
-    image_t grid = image_grid(cells, rows, GRID_COLUMNS, size, size, size < 100 ? 3 : 1);
+    image_t grid = image_grid(cells, rows, e->columns, size, size, size < 100 ? 3 : 1);
     image_text_t texts[2] = {{"Rows", "held-out images, then each tokenizer's reconstruction"}, {"Tokenizers", e->tokenizers}};
     char error[IMAGE_ERROR_SIZE];
-    if (!image_write_png(e->out, &grid, texts, 2, error)) fatal("%s", error);
+    if (!image_write_png(e->out, &grid, texts, 2, error)) fatal("%s; choose another file with -out", error);
     printf("picture: %s (top row: the images)\n", e->out);
     image_free(&grid);
 }
@@ -197,22 +200,28 @@ static void print_json(const char* path, const char* file, const scores_t* s, co
     if (!path[0]) return;
     FILE* f = fopen(path, "a");
     if (!f) fatal("cannot write %s: %s; choose another file with -json", path, strerror(errno));
-    fprintf(f, "{\"tokenizer\": \"%s\", \"stage\": %d, \"step\": %lld, \"images\": %d, \"psnr\": %.6g, \"l1\": %.6g, "
-            "\"probe_flat\": %.6g, \"probe_mean\": %.6g, \"probe_images\": %d, \"raw\": %d}\n", file, s->stage,
-            (long long)s->step, e->images, s->psnr, s->l1, s->probe_flat, s->probe_mean, e->probe_images, e->raw);
-    if (fclose(f)) fatal("cannot write %s: %s", path, strerror(errno));
+    json_text_t line = {NULL, 0, 0};
+    json_append(&line, "{\"tokenizer\": ");
+    json_append_string(&line, file);
+    json_append(&line, ", \"stage\": %d, \"step\": %lld, \"images\": %d, \"psnr\": %.6g, \"l1\": %.6g", s->stage,
+                (long long)s->step, e->images, s->psnr, s->l1);
+    if (e->probe_images) json_append(&line, ", \"probe_flat\": %.6g, \"probe_mean\": %.6g", s->probe_flat, s->probe_mean);
+    json_append(&line, ", \"probe_images\": %d, \"raw\": %d}\n", e->probe_images, e->raw);
+    fputs(line.text, f);
+    json_text_free(&line);
+    if (fclose(f)) fatal("cannot write %s: %s; make room or choose another file with -json", path, strerror(errno));
 }
 
 static eval_options_t parse(int argc, char** argv) {
     static eval_options_t e;
     static cli_t cli;
     static const cli_flag_t flags[] = {
-        {"What to measure", "tokenizers", CLI_STRING, &e.tokenizers, "", NULL, "checkpoints, with commas between them", CLI_NOT_SAVED},
-        {NULL, "data", CLI_STRING, &e.data, "", NULL, "data set; default: the one that the tokenizer was trained on", CLI_NOT_SAVED},
-        {NULL, "images", CLI_INT, &e.images, "2048", "[8, inf)", "held-out images, from the first on", CLI_NOT_SAVED},
+        {"What to measure", "tokenizers", CLI_STRING, &e.tokenizers, "", NULL, "checkpoints of train_tokenizer, with commas between them", CLI_NOT_SAVED},
+        {NULL, "data", CLI_STRING, &e.data, "", NULL, "data set, as for train_tokenizer; without it, that of the first tokenizer", CLI_NOT_SAVED},
+        {NULL, "images", CLI_INT, &e.images, "2048", "[1, inf)", "held-out images, from the first on", CLI_NOT_SAVED},
         {NULL, "raw", CLI_BOOL, &e.raw, "0", NULL, "measure the raw weights instead of the averaged ones", CLI_NOT_SAVED},
-        {NULL, "out", CLI_STRING, &e.out, "", NULL, "picture to write (PNG)", CLI_NOT_SAVED},
-        {NULL, "json", CLI_STRING, &e.json, "", NULL, "file that gets a JSON line for each checkpoint", CLI_NOT_SAVED},
+        {NULL, "out", CLI_STRING, &e.out, "", NULL, "picture to write (PNG): images above their reconstructions", CLI_NOT_SAVED},
+        {NULL, "json", CLI_STRING, &e.json, "", NULL, "file to append a JSON line to for each checkpoint", CLI_NOT_SAVED},
         {NULL, "batch", CLI_INT, &e.batch, "64", "[1, 4096]", "images at a time; results do not depend on it", CLI_NOT_SAVED},
         {NULL, "workers", CLI_INT, &e.workers, "1", "[0, 64]", "threads that prepare images", CLI_NOT_SAVED},
         {"Linear probe", "probe_images", CLI_INT, &e.probe_images, "10000", "[0, inf)",
@@ -220,11 +229,41 @@ static eval_options_t parse(int argc, char** argv) {
         {NULL, "probe_epochs", CLI_INT, &e.probe_epochs, "3", "[1, 1000]", "passes over them", CLI_NOT_SAVED},
         {NULL, "probe_batch", CLI_INT, &e.probe_batch, "256", "[1, 65536]", "images a step", CLI_NOT_SAVED},
         {NULL, "probe_lr", CLI_NUMBER, &e.probe_lr, "1e-3", "(0, 1)", "learning rate of Adam", CLI_NOT_SAVED},
-        {NULL, "seed", CLI_SIZE, &e.seed, "1", NULL, "of the probe's start and order", CLI_NOT_SAVED},
+        {NULL, "seed", CLI_SIZE, &e.seed, "1", NULL, "seed of the probe's start and order", CLI_NOT_SAVED},
     };
     cli_init(&cli, "./eval", "Measures tokenizers on held-out images.", flags, sizeof flags / sizeof flags[0], NULL, 0);
     cli_parse(&cli, argc, argv);
     return e;
+}
+
+// Opens both splits. No image is measured twice: a data set that has fewer than were asked for sets the numbers.
+static void open_data(dataset_t* train_set, dataset_t* val_set, eval_options_t* e, const char* data) {
+    dataset_open(val_set, data, SPLIT_VAL);
+    dataset_open(train_set, data, SPLIT_TRAIN);
+    if ((size_t)e->images > val_set->count) e->images = (int)val_set->count;
+    if ((size_t)e->probe_images > train_set->count) e->probe_images = (int)train_set->count;
+    e->columns = e->images < GRID_COLUMNS ? e->images : GRID_COLUMNS;
+}
+
+static void print_header(const eval_options_t* e) {
+    printf("%d held-out images, %s weights; ", e->images, e->raw ? "raw" : "averaged");
+    if (e->probe_images) {
+        printf("probe: %d training images, %d epochs, batch %d, lr %g\n", e->probe_images, e->probe_epochs, e->probe_batch,
+               e->probe_lr);
+    } else {
+        printf("no probe\n");
+    }
+    printf("%-44s %5s %7s %8s %7s %11s %11s %6s\n", "tokenizer", "stage", "step", "PSNR", "L1", "probe flat", "probe mean",
+           "time");
+}
+
+static void print_scores(const char* path, const scores_t* s, int probed, double seconds) {
+    char flat[32] = "-", mean[32] = "-";
+    if (probed) snprintf(flat, sizeof flat, "%.2f%%", 100 * s->probe_flat);
+    if (probed) snprintf(mean, sizeof mean, "%.2f%%", 100 * s->probe_mean);
+    printf("%-44s %5d %7lld %5.2f dB %7.4f %11s %11s %5.0fs\n", path, s->stage, (long long)s->step, s->psnr, s->l1, flat,
+           mean, seconds);
+    fflush(stdout);
 }
 
 int main(int argc, char** argv) {
@@ -232,7 +271,7 @@ int main(int argc, char** argv) {
     char* paths[MAX_TOKENIZERS];
     char* text = strdup(e.tokenizers);
     int n = split_paths(text, paths), size = 0;
-    uint8_t* cells = NULL; // (1 + n, GRID_COLUMNS, size, size, 3)
+    uint8_t* cells = NULL; // (1 + n, columns, size, size, 3)
     dataset_t val_set, train_set;
     for (int i = 0; i < n; i++) {
         static tokenizer_t t;
@@ -240,21 +279,15 @@ int main(int argc, char** argv) {
         scores_t scores = open_tokenizer(&t, &o, paths[i], &e);
         if (i == 0) {
             size = o.image_size;
-            cells = (uint8_t*)calloc_check((size_t)(1 + n) * GRID_COLUMNS * size * size, 3, "picture");
-            dataset_open(&val_set, e.data[0] ? e.data : o.data, SPLIT_VAL);
-            dataset_open(&train_set, e.data[0] ? e.data : o.data, SPLIT_TRAIN);
-            printf("%d held-out images, %s weights; probe: %d training images, %d epochs, batch %d, lr %g\n", e.images,
-                   e.raw ? "raw" : "averaged", e.probe_images, e.probe_epochs, e.probe_batch, e.probe_lr);
-            printf("%-44s %5s %7s %8s %7s %11s %11s %6s\n", "tokenizer", "stage", "step", "PSNR", "L1", "probe flat", "probe mean",
-                   "time");
+            open_data(&train_set, &val_set, &e, e.data[0] ? e.data : o.data);
+            cells = (uint8_t*)calloc_check((size_t)(1 + n) * e.columns * size * size, 3, "picture");
+            print_header(&e);
         }
         if (o.image_size != size) fatal("%s works at %d pixels, the first one at %d; measure them apart", paths[i], o.image_size, size);
         double start = clock_seconds();
-        measure_reconstruction(&scores, &t, &val_set, &e, cells + (size_t)(1 + i) * GRID_COLUMNS * size * size * 3);
+        measure_reconstruction(&scores, &t, &val_set, &e, cells + (size_t)(1 + i) * e.columns * size * size * 3);
         if (e.probe_images) measure_probe(&scores, &t, &train_set, &val_set, &e);
-        printf("%-44s %5d %7lld %5.2f dB %7.4f %10.2f%% %10.2f%% %5.0fs\n", paths[i], scores.stage, (long long)scores.step,
-               scores.psnr, scores.l1, 100 * scores.probe_flat, 100 * scores.probe_mean, clock_seconds() - start);
-        fflush(stdout);
+        print_scores(paths[i], &scores, e.probe_images > 0, clock_seconds() - start);
         print_json(e.json, paths[i], &scores, &e);
         tokenizer_free(&t);
     }

@@ -19,7 +19,7 @@
 #include "common/cli.h"
 // defines: dataset_t, dataset_open
 #include "common/dataset.h"
-// defines: dataloader_t, dataloader_next
+// defines: dataloader_t, dataloader_next, dataloader_damaged_files
 #include "common/dataloader.h"
 // defines: image_grid, image_write_png
 #include "common/image.h"
@@ -63,6 +63,13 @@ static void request_stop(int signal_number) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Set-up
 
+// "1.50 GiB" or "23.1 MiB"
+static const char* size_text(char* text, size_t bytes) { // (32)
+    if (bytes < (size_t)1 << 30) snprintf(text, 32, "%.1f MiB", bytes / 1048576.0);
+    else snprintf(text, 32, "%.2f GiB", bytes / 1073741824.0);
+    return text;
+}
+
 // -dry_run and the start of every run: what is trained and what it costs.
 static void print_plan(const tokenizer_t* t) {
     const tokenizer_config_t* c = &t->config;
@@ -80,12 +87,22 @@ static void print_plan(const tokenizer_t* t) {
     size_t weights = params_bytes(table, first, 2) + params_bytes(&t->disc_params.table, 0, 0) +
                      params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0) +
                      (c->stage == 2 ? params_bytes(&t->target_params.table, t->target_params.table.total, 0) : 0);
-    printf("memory         %.2f GiB: weights, gradients, moments, averages %.2f; activations %.2f; working memory %.2f\n",
-           (weights + plan_bytes(&t->plan) + plan_bytes(&t->work)) / 1073741824.0, weights / 1073741824.0,
-           plan_bytes(&t->plan) / 1073741824.0, plan_bytes(&t->work) / 1073741824.0);
+    char size[4][32];
+    printf("memory         %s: weights, gradients, moments, averages %s; activations %s; working memory %s\n",
+           size_text(size[0], weights + plan_bytes(&t->plan) + plan_bytes(&t->work)), size_text(size[1], weights),
+           size_text(size[2], plan_bytes(&t->plan)), size_text(size[3], plan_bytes(&t->work)));
     double macs = (double)tokenizer_step_macs(t);
-    printf("cost           %.1f G multiply-accumulates an image, %.2f T a step of %d images\n", macs / c->batch * 1e-9, macs * 1e-12,
-           c->batch);
+    printf("cost           %.1f %s multiply-accumulates an image, %.2f %s a step of %d images\n",
+           macs / c->batch * (macs < 1e11 ? 1e-6 : 1e-9), macs < 1e11 ? "M" : "G", macs * (macs < 1e12 ? 1e-9 : 1e-12),
+           macs < 1e12 ? "G" : "T", c->batch);
+}
+
+// Weights that are not there are what a newcomer meets first: says how to come by them.
+static void need_weights(const options_t* o, const char* flag, const char* path) {
+    if (!access(path, F_OK)) return;
+    fatal("-%s %s: there is no such file; %s", flag, path,
+          !strcmp(o->preset, "mini") ? "`make demo` makes those of the miniature world first (with build/cpu/pretrain)"
+                                     : "give the path of the published weights, a safetensors file");
 }
 
 // The frozen networks and, at the start of stage 1, the encoder.
@@ -93,6 +110,7 @@ static void load_pretrained(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
     if (o->lpips_weights[0]) {
+        need_weights(o, "lpips_weights", o->lpips_weights);
         weights_load_table(&t->lpips_params, "", o->lpips_weights, "");
         printf("LPIPS          %s\n", o->lpips_weights);
     } else {
@@ -100,6 +118,7 @@ static void load_pretrained(run_t* run) {
     }
     if (o->stage != 1 || run->step) return;
     if (o->encoder_weights[0]) {
+        need_weights(o, "encoder_weights", o->encoder_weights);
         weights_load_vit(&t->params, &t->config.encoder, "encoder.", o->encoder_weights);
         printf("encoder        %s\n", o->encoder_weights);
     } else {
@@ -135,15 +154,26 @@ static void hand_over(run_t* run) {
 static int resume(run_t* run) {
     if (run->options.restart || access(run->checkpoint_path, F_OK)) return 0;
     safetensors_t file;
+    char damage[1280];
+    if (!safetensors_open(&file, run->checkpoint_path, damage, sizeof damage)) {
+        fatal("%s: %s, or begin the stage again with -restart 1", run->checkpoint_path, damage);
+    }
+    safetensors_close(&file);
     checkpoint_info_t info = checkpoint_open(&file, run->checkpoint_path);
-    json_text_t differences = {0};
+    json_text_t differences = {NULL, 0, 0};
     char error[512];
     int n = cli_differences(&run->cli, info.config, &differences, error, sizeof error);
     if (n < 0) fatal("%s: metadata field \"config\": %s", run->checkpoint_path, error);
-    if (n > 0) {
-        fatal("%s was made with other settings:\n%s\ngive the same flags to resume it, -restart 1 to begin again, or another "
-              "folder with -out", run->checkpoint_path, differences.text);
+    if (info.stage != run->options.stage) {
+        fatal("%s is a checkpoint of stage %d, not %d; give it its own name back (stage%d.safetensors), or name another "
+              "folder with -out", run->checkpoint_path, info.stage, run->options.stage, info.stage);
     }
+    if (n > 0 && !run->options.change) {
+        fatal("%s was made with other settings:\n%sgive the same flags to resume it, -change 1 to resume it with these, "
+              "-restart 1 to begin again, or another folder with -out", run->checkpoint_path, differences.text);
+    }
+    if (n > 0) printf("changed since the checkpoint:\n%s", differences.text);
+    json_text_free(&differences);
     checkpoint_resume(&file, &info, run->checkpoint_path, &run->tokenizer);
     safetensors_close(&file);
     run->step = info.step;
@@ -156,7 +186,7 @@ static void set_up(run_t* run) {
     tokenizer_t* t = &run->tokenizer;
     dataset_open(&run->train_set, o->data, SPLIT_TRAIN);
     dataset_open(&run->val_set, o->data, SPLIT_VAL);
-    printf("data           %s: %zu training images, %zu held out, %d classes\n", run->train_set.folder ? run->train_set.folder : "drawn shapes", run->train_set.count,
+    printf("data           %s: %zu training images, %zu held out, %d classes\n", run->train_set.folder, run->train_set.count,
            run->val_set.count, run->train_set.class_count);
     tokenizer_allocate(t);
     params_init(&t->params, o->seed);
@@ -182,7 +212,8 @@ static void set_up(run_t* run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Pictures and files
 
-// Reconstructs the held-out images into `pixels` and returns the mean PSNR of bytes, in dB.
+// Reconstructs the held-out images into `pixels` and returns the mean PSNR of bytes, in dB; NaN where a value is not
+// finite.
 static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
     tokenizer_t* t = &run->tokenizer;
     size_t image = tokenizer_pixels(t) * 3, n = run->options.batch * image;
@@ -191,7 +222,10 @@ static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
     floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "reconstructions");
     copy_to_host(host, tokenizer_reconstruct(t, 0), n * sizeof(floatX), 0);
     image_bytes_from_floats(pixels, host, n);
+    int finite = 1;
+    for (size_t i = 0; i < n; i++) finite = finite && isfinite((double)host[i]);
     free(host);
+    if (!finite) return NAN;
     double sum = 0;
     for (int b = 0; b < run->options.batch; b++) sum += psnr_bytes(pixels + b * image, run->val_pixels + b * image, image);
     return sum / run->options.batch;
@@ -262,18 +296,19 @@ static void measure_latents(run_t* run) {
     free(host);
 }
 
-static void save(run_t* run) {
-    const options_t* o = &run->options;
-    measure_latents(run);
-    checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json};
-    char error[1024];
-    if (!checkpoint_save(run->checkpoint_path, &run->tokenizer, &info, run->latent_mean, run->latent_std, error, sizeof error)) {
-        fatal("%s (step %lld is lost unless it is saved; the checkpoint before it is whole)", error, (long long)run->step);
-    }
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // What is watched
+
+// Where a run that had to end goes on, for messages.
+static const char* way_back(const run_t* run, const char* remedy, char* text, size_t size) {
+    if (access(run->checkpoint_path, F_OK)) {
+        snprintf(text, size, "This stage has no checkpoint yet (-save_every): begin it again with %s", remedy);
+    } else {
+        snprintf(text, size, "The last good checkpoint is %s: the same command with -change 1 and %s goes on from it",
+                 run->checkpoint_path, remedy);
+    }
+    return text;
+}
 
 static int first_not_finite(const floatS* values, size_t n, size_t* where) {
     for (size_t i = 0; i < n; i++) {
@@ -285,20 +320,20 @@ static int first_not_finite(const floatS* values, size_t n, size_t* where) {
     return 0;
 }
 
-// Ends the run when a number is not finite, with the first tensor that holds one, in the order of the computation.
+// Ends the run with the first tensor, in the order of the computation, that holds a number that is not finite.
+__attribute__((noreturn)) static void stop_not_finite(run_t* run, int64_t step, const char* consequence) {
+    char name[200] = "the measures", way[1400];
+    size_t where = 0;
+    tokenizer_find_not_finite(&run->tokenizer, first_not_finite, name, sizeof name, &where);
+    fatal("step %lld: NaN or infinity in %s (element %zu). %s. %s", (long long)step, name, where, consequence,
+          way_back(run, "a lower -lr or -disc_lr", way, sizeof way));
+}
+
 static void stop_on_nan(run_t* run, const tokenizer_report_t* r) {
     const double* values = (const double*)r;
     int finite = 1;
     for (size_t i = 0; i < sizeof *r / sizeof(double); i++) finite = finite && isfinite(values[i]);
-    if (finite) return;
-    tokenizer_t* t = &run->tokenizer;
-    char name[200] = "the measures";
-    size_t where = 0;
-    tokenizer_find_not_finite(t, first_not_finite, name, sizeof name, &where);
-    int saved = !access(run->checkpoint_path, F_OK);
-    fatal("step %lld: %s is not finite (element %zu). The weights were not changed by this step. Last good checkpoint: %s. "
-          "Resume from it with a lower -lr, or check the data", (long long)run->step + 1, name, where,
-          saved ? run->checkpoint_path : "none in this stage yet (-save_every sets how often)");
+    if (!finite) stop_not_finite(run, run->step + 1, "The weights were not changed by this step");
 }
 
 // Ends the run when a network has had a gradient of exactly zero for DEAD_STEPS steps: it no longer learns.
@@ -306,12 +341,29 @@ static void stop_when_dead(run_t* run, const tokenizer_report_t* r, int gan) {
     static const char* const names[4] = {"encoder", "adapter", "decoder", "discriminator"};
     const tokenizer_config_t* c = &run->tokenizer.config;
     const int trained[4] = {tokenizer_trains_encoder(c), tokenizer_trains_adapter(c), 1, gan};
+    char way[1400];
     for (int i = 0; i < 4; i++) {
         run->dead_steps[i] = trained[i] && r->norm[i] == 0 ? run->dead_steps[i] + 1 : 0;
         if (run->dead_steps[i] < DEAD_STEPS) continue;
-        fatal("step %lld: the gradient of the %s has been exactly zero for %d steps, so it has stopped learning. Last good "
-              "checkpoint: %s. Lower -lr or -w_gan, or start the discriminator later (-disc_start)",
-              (long long)run->step + 1, names[i], DEAD_STEPS, run->checkpoint_path);
+        fatal("step %lld: the gradient of the %s has been exactly zero for %d steps, so it has stopped learning. %s",
+              (long long)run->step + 1, names[i], DEAD_STEPS,
+              way_back(run, i == 3 ? "a lower -disc_lr or a later -disc_start" : "a lower -lr or -w_gan", way, sizeof way));
+    }
+}
+
+// Saves the state, unless it can no longer reconstruct an image: then the file before it is the last good one.
+static void save(run_t* run) {
+    const options_t* o = &run->options;
+    uint8_t* pixels = (uint8_t*)malloc_check((size_t)o->batch * tokenizer_pixels(&run->tokenizer) * 3, "reconstructions");
+    double psnr = reconstruct_held_out(run, pixels);
+    free(pixels);
+    if (isnan(psnr)) stop_not_finite(run, run->step, "The weights after this step are not saved");
+    measure_latents(run);
+    checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json};
+    char error[1024];
+    if (!checkpoint_save(run->checkpoint_path, &run->tokenizer, &info, run->latent_mean, run->latent_std, error, sizeof error)) {
+        fatal("%s. The run ends at step %lld; the same command will go on from the last checkpoint, or begin where there "
+              "is none", error, (long long)run->step);
     }
 }
 
@@ -330,7 +382,8 @@ static void train(run_t* run) {
     dataloader_t loader;
     dataloader_options_t options = {o->batch, o->image_size, 1, o->flip, 1, 0, 1, o->workers, o->seed};
     dataloader_open(&loader, &run->train_set, &options, (uint64_t)run->step);
-    while (run->step < run->steps && !stop_requested) {
+    int stop = 0; // what stop_requested was when this step ended: it may change at any time
+    while (run->step < run->steps && !stop) {
         const batch_t* batch = dataloader_next(&loader);
         copy_to_device(t->bytes, batch->pixels, (size_t)batch->count * tokenizer_pixels(t) * 3, 0);
         tokenizer_gradients(t, run->step, 0);
@@ -346,12 +399,14 @@ static void train(run_t* run) {
                          tokenizer_has_semantic_loss(&t->config));
         }
         if (is_due(run->step, o->grid_every, run->steps)) write_grid(run);
-        if (is_due(run->step, o->save_every, run->steps) || stop_requested) save(run);
+        stop = stop_requested;
+        if (is_due(run->step, o->save_every, run->steps) || stop) save(run);
     }
-    if (loader.damaged_files) warn("%zu files could not be read and were replaced by others", loader.damaged_files);
+    size_t damaged = dataloader_damaged_files(&loader);
+    if (damaged) warn("%zu files could not be read and were replaced by others", damaged);
     dataloader_close(&loader);
     status_close(&status);
-    printf("%s %s at step %lld\n", stop_requested && run->step < run->steps ? "stopped; saved" : "saved", run->checkpoint_path,
+    printf("%s %s at step %lld\n", run->step < run->steps ? "stopped; saved" : "saved", run->checkpoint_path,
            (long long)run->step);
 }
 
@@ -376,6 +431,7 @@ int main(int argc, char** argv) {
     }
     signal(SIGINT, request_stop);
     signal(SIGTERM, request_stop);
+    signal(SIGXFSZ, SIG_IGN); // a limit on the size of files shows as a write that fails, which has a message
     train(&run);
     return 0;
 }

@@ -142,7 +142,7 @@ checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
     const char* format = safetensors_metadata(f, "format");
     if (!format || strcmp(format, CHECKPOINT_FORMAT)) {
         fatal("%s: not a tokenizer checkpoint: its metadata field \"format\" is %s, wanted " CHECKPOINT_FORMAT
-              "; give a file that train_tokenizer wrote", path, format ? format : "missing");
+              "; give a file that train_tokenizer wrote, or move this one away", path, format ? format : "missing");
     }
     static const char* const keys[6] = {"stage", "step", "images", "adam_steps", "disc_adam_steps", "disc_batches_tracked"};
     int64_t numbers[6];

@@ -116,14 +116,15 @@ static inline int dataloader_is_damaged(dataloader_t* loader, size_t sample) {
     return damaged;
 }
 
-// Remembers a file that cannot be read, and says so the first time.
+// Remembers a file that cannot be read, and says so the first time that any loader of the data set meets it.
 static inline void dataloader_report(dataloader_t* loader, size_t sample, const char* error) {
     pthread_mutex_lock(&loader->mutex);
     int is_fresh = !loader->is_damaged[sample];
     loader->is_damaged[sample] = 1;
     loader->damaged_files += is_fresh;
     pthread_mutex_unlock(&loader->mutex);
-    if (is_fresh) warn("%s; another image takes its place", error);
+    if (!is_fresh || __atomic_exchange_n(&loader->dataset->named[sample], 1, __ATOMIC_RELAXED)) return;
+    warn("%s; another image takes its place", error);
 }
 
 // Makes image i of a slot, replacing damaged files by the samples that follow in the permutation.

@@ -25,7 +25,7 @@
 
 // defines: image_t, image_create, image_load, image_big_endian
 #include "common/image.h"
-// defines: fatal, warn, malloc_check
+// defines: fatal, warn, malloc_check, calloc_check
 #include "common/log.h"
 // defines: philox, uniform_from_bits, random_uniform, RANDOM_SHAPES
 #include "common/rng.h"
@@ -44,6 +44,7 @@ typedef struct {
     int* labels;        // [count]; NULL for shapes, whose label is i % 10
     char* folder;       // where the files are
     char** paths;       // [count] whole paths; folder only
+    uint8_t* named;     // [count] damaged files that a warning has named; folder only
     uint8_t* pixels;    // (count, rows, columns) grey; IDX only
     int rows, columns;
 } dataset_t;
@@ -210,6 +211,7 @@ static inline void dataset_open_folder(dataset_t* dataset) {
     string_list_free(&folders);
     dataset->paths = all.items;
     dataset->count = all.count;
+    dataset->named = (uint8_t*)calloc_check(all.count, 1, "the list of damaged files");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -493,6 +495,7 @@ static inline void dataset_close(dataset_t* dataset) {
     free(dataset->labels);
     free(dataset->folder);
     free(dataset->paths);
+    free(dataset->named);
     free(dataset->pixels);
     memset(dataset, 0, sizeof *dataset);
 }

@@ -14,7 +14,7 @@
 typedef struct {
     // what to train, from what
     const char *preset, *data, *out, *from, *encoder_weights, *lpips_weights;
-    int stage, dry_run, restart;
+    int stage, dry_run, restart, change;
     // the models
     const char *encoder, *ch_mult, *vgg_channels;
     int image_size, normalise, z_channels, adapter_hidden, ch, res_blocks, groups, ndf;
@@ -54,8 +54,8 @@ static const cli_setting_t preset_imagenet_d64_star[] = {
 static const cli_setting_t preset_mini[] = {
     {"encoder", "mini"}, {"image_size", "32"}, {"z_channels", "16"}, {"adapter_hidden", "32"}, {"ch", "16"},
     {"ch_mult", "1,2,4,4"}, {"res_blocks", "1"}, {"groups", "8"}, {"ndf", "16"}, {"vgg_channels", "16,32,64"},
-    {"batch", "32"}, {"steps", "600,600,400"}, {"lr", "1e-3,5e-4,1e-3"}, {"disc_lr", "1e-3,5e-4,1e-3"},
-    {"disc_start", "100,0,0"}, {"log_every", "50"}, {"grid_every", "200"}, {"save_every", "200"}, {"latent_images", "512"},
+    {"batch", "32"}, {"steps", "600,600,400"}, {"lr", "1e-3,5e-4,1e-3"}, {"disc_lr", "2e-4"},
+    {"disc_start", "100,0,0"}, {"w_gan", "0.1"}, {"log_every", "50"}, {"grid_every", "200"}, {"save_every", "200"}, {"latent_images", "512"},
     {"data", "fashion-mnist"}, {"out", "runs/mini"}, {"encoder_weights", "runs/mini/encoder.safetensors"},
     {"lpips_weights", "runs/mini/vgg.safetensors"}, {NULL, NULL}};
 
@@ -71,19 +71,26 @@ enum { OPTIONS_PRESETS = sizeof options_presets / sizeof options_presets[0], OPT
 // Fills the table. The texts are static; the values go into *o.
 int options_flags(options_t* o, cli_flag_t* out) {
     const cli_flag_t flags[] = {
-        {"What to train", "preset", CLI_PRESET, &o->preset, "mini", NULL, "sets several flags; a flag given wins over it", CLI_NOT_SAVED},
+        {"What to train", "preset", CLI_PRESET, &o->preset, "mini", NULL,
+         "sets the flags listed at the end, unless they are given; the defaults below are those before a preset",
+         CLI_NOT_SAVED},
         {NULL, "stage", CLI_INT, &o->stage, "1", "[1, 3]",
          "1: adapter and decoder, encoder frozen; 2: all, with the semantic loss; 3: decoder alone", CLI_SAVED},
         {NULL, "data", CLI_STRING, &o->data, "", NULL,
-         "folder of class folders with images, folder with IDX files, fashion-mnist, or shapes (drawn)", CLI_SAVED},
+         "folder of class folders with images, folder with IDX files, fashion-mnist, shapes (drawn), or auto: "
+         "fashion-mnist where it is installed, else shapes", CLI_SAVED},
         {NULL, "out", CLI_STRING, &o->out, "runs/tokenizer", NULL, "folder for checkpoints, logs and pictures", CLI_NOT_SAVED},
         {NULL, "from", CLI_STRING, &o->from, "", NULL,
-         "checkpoint of the stage before; default: the one in -out", CLI_NOT_SAVED},
+         "stages 2 and 3: checkpoint of the stage before; without it, the one in -out", CLI_NOT_SAVED},
         {NULL, "encoder_weights", CLI_STRING, &o->encoder_weights, "", NULL,
-         "pretrained encoder, safetensors (timm, facebook or Hugging Face names)", CLI_NOT_SAVED},
-        {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL, "VGG16 and LPIPS heads, safetensors", CLI_NOT_SAVED},
+         "stage 1: pretrained encoder, safetensors (timm, facebook or Hugging Face names); without it, random",
+         CLI_NOT_SAVED},
+        {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL,
+         "VGG16 and LPIPS heads, safetensors; without it, random", CLI_NOT_SAVED},
         {NULL, "dry_run", CLI_BOOL, &o->dry_run, "0", NULL, "print parameters, memory and cost, then stop", CLI_NOT_SAVED},
         {NULL, "restart", CLI_BOOL, &o->restart, "0", NULL, "begin the stage again although it has a checkpoint", CLI_NOT_SAVED},
+        {NULL, "change", CLI_BOOL, &o->change, "0", NULL,
+         "resume although flags differ from the checkpoint's, such as a lower -lr", CLI_NOT_SAVED},
 
         {"Models", "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL,
          "dinov2-s|b|l[-reg], mae-b|l, siglip2-b|l, mini", CLI_SAVED},
@@ -94,11 +101,11 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "adapter_hidden", CLI_INT, &o->adapter_hidden, "64", "[1, 8192]", "hidden width of the adapter", CLI_SAVED},
         {NULL, "ch", CLI_INT, &o->ch, "128", "[1, 1024]", "decoder channels at full resolution", CLI_SAVED},
         {NULL, "ch_mult", CLI_STRING, &o->ch_mult, "1,1,2,2,4", NULL, "multiples of -ch, full resolution first", CLI_SAVED},
-        {NULL, "res_blocks", CLI_INT, &o->res_blocks, "2", "[1, 8]", "the decoder has one more a level", CLI_SAVED},
-        {NULL, "groups", CLI_INT, &o->groups, "32", "[1, 128]", "of every GroupNorm", CLI_SAVED},
+        {NULL, "res_blocks", CLI_INT, &o->res_blocks, "2", "[1, 8]", "ResBlocks a level, of which the decoder has one more", CLI_SAVED},
+        {NULL, "groups", CLI_INT, &o->groups, "32", "[1, 128]", "groups of every GroupNorm", CLI_SAVED},
         {NULL, "ndf", CLI_INT, &o->ndf, "64", "[1, 512]", "discriminator channels of the first layer", CLI_SAVED},
         {NULL, "vgg_channels", CLI_STRING, &o->vgg_channels, "64,128,256,512,512", NULL,
-         "LPIPS's VGG16, channels of its slices; fewer slices for small images", CLI_SAVED},
+         "channels of the slices of LPIPS's VGG16; fewer slices for small images", CLI_SAVED},
 
         {"Recipe (a,b,c: one value a stage)", "steps", CLI_STRING, &o->steps, "120000,220000,100000", NULL,
          "batches to train in all", CLI_NOT_SAVED},
@@ -107,7 +114,7 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "images that share BatchNorm statistics and adaptive weights", CLI_SAVED},
         {NULL, "lr", CLI_STRING, &o->lr, "1e-4,1e-5,1e-4", NULL, "learning rate, constant", CLI_SAVED},
         {NULL, "disc_lr", CLI_STRING, &o->disc_lr, "1e-4,1e-5,1e-4", NULL, "learning rate of the discriminator", CLI_SAVED},
-        {NULL, "disc_start", CLI_STRING, &o->disc_start, "5000,0,0", NULL, "step from which the GAN acts", CLI_SAVED},
+        {NULL, "disc_start", CLI_STRING, &o->disc_start, "5000,0,0", NULL, "step, counted from 0, from which the GAN acts", CLI_SAVED},
         {NULL, "w_lpips", CLI_NUMBER, &o->w_lpips, "1", "[0, inf)", "weight of LPIPS", CLI_SAVED},
         {NULL, "w_gan", CLI_NUMBER, &o->w_gan, "0.5", "[0, inf)", "weight of the GAN after rescaling; 0: no discriminator", CLI_SAVED},
         {NULL, "w_sem", CLI_NUMBER, &o->w_sem, "1", "[0, inf)", "stage 2: weight of the semantic loss after rescaling", CLI_SAVED},
@@ -116,21 +123,21 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "where gradient norms are compared for it: adapter.fc2, or the last ViT block's mlp.fc2", CLI_SAVED},
         {NULL, "sem_measure", CLI_CHOICE, &o->sem_measure, "exact", "exact|first_chunk",
          "its adaptive weight: for each chunk, or from the first chunk for all (12% less work at batch 64)", CLI_SAVED},
-        {NULL, "beta1", CLI_NUMBER, &o->beta1, "0.5", "[0, 1)", "Adam", CLI_SAVED},
-        {NULL, "beta2", CLI_NUMBER, &o->beta2, "0.9", "[0, 1)", "Adam", CLI_SAVED},
-        {NULL, "eps", CLI_NUMBER, &o->eps, "1e-8", "(0, 1]", "Adam", CLI_SAVED},
-        {NULL, "ema0", CLI_NUMBER, &o->ema0, "0.05", "[0.01, 0.25]", "relative width of the first moving average", CLI_SAVED},
+        {NULL, "beta1", CLI_NUMBER, &o->beta1, "0.5", "[0, 1)", "Adam: memory of the mean gradient", CLI_SAVED},
+        {NULL, "beta2", CLI_NUMBER, &o->beta2, "0.9", "[0, 1)", "Adam: memory of its square", CLI_SAVED},
+        {NULL, "eps", CLI_NUMBER, &o->eps, "1e-8", "(0, 1]", "Adam: added to the denominator", CLI_SAVED},
+        {NULL, "ema0", CLI_NUMBER, &o->ema0, "0.05", "[0.01, 0.25]", "relative width of the weights' first moving average", CLI_SAVED},
         {NULL, "ema1", CLI_NUMBER, &o->ema1, "0.10", "[0.01, 0.25]", "relative width of the second", CLI_SAVED},
-        {NULL, "ema", CLI_INT, &o->ema, "0", "[0, 1]", "which average ships, and starts stage 3", CLI_SAVED},
+        {NULL, "ema", CLI_INT, &o->ema, "0", "[0, 1]", "number of the average that ships, and that starts stage 3", CLI_SAVED},
         {NULL, "flip", CLI_BOOL, &o->flip, "0", NULL, "mirror half of the training images", CLI_SAVED},
-        {NULL, "seed", CLI_SIZE, &o->seed, "1", NULL, "of everything random", CLI_SAVED},
+        {NULL, "seed", CLI_SIZE, &o->seed, "1", NULL, "seed of everything random", CLI_SAVED},
 
-        {"Machine", "workers", CLI_INT, &o->workers, "1", "[0, 256]", "threads that decode images ahead", CLI_NOT_SAVED},
+        {"Machine", "workers", CLI_INT, &o->workers, "1", "[0, 256]", "threads that prepare images ahead; 0: the training thread does it", CLI_NOT_SAVED},
         {NULL, "recompute", CLI_BOOL, &o->recompute, "0", NULL,
          "stage 2: less memory for the encoder, a third more work there", CLI_NOT_SAVED},
-        {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: the last only", CLI_NOT_SAVED},
-        {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures", CLI_NOT_SAVED},
-        {NULL, "save_every", CLI_INT, &o->save_every, "1000", "[0, inf)", "steps between checkpoints", CLI_NOT_SAVED},
+        {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only", CLI_NOT_SAVED},
+        {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures; 0: at the end only", CLI_NOT_SAVED},
+        {NULL, "save_every", CLI_INT, &o->save_every, "1000", "[0, inf)", "steps between checkpoints; 0: at the end only", CLI_NOT_SAVED},
         {NULL, "latent_images", CLI_INT, &o->latent_images, "512", "[1, inf)",
          "training images for the latent's mean and deviation in the checkpoint", CLI_SAVED},
     };
@@ -139,19 +146,21 @@ int options_flags(options_t* o, cli_flag_t* out) {
     return n;
 }
 
-// The value for `stage` in "a" or "a,b,c".
-static inline double options_for_stage(const char* name, const char* text, int stage, double low) {
+// The value for `stage` in "a" or "a,b,c". Ends with a message when it is not as wanted.
+static inline double options_for_stage(const char* name, const char* text, int stage, double low, int whole) {
     double values[3];
     int n = 0;
     for (const char* at = text; n < 3; at++) {
         char* end;
         values[n++] = strtod(at, &end);
         if (end == at || (*end && *end != ',') || !(values[n - 1] >= low) || !isfinite(values[n - 1])) break;
+        if (whole && (values[n - 1] > 1e15 || values[n - 1] != floor(values[n - 1]))) break;
         at = end;
         if (!*at && (n == 1 || n == 3)) return n == 1 ? values[0] : values[stage - 1];
         if (!*at) break;
     }
-    fatal("-%s %s: want one number (at least %g), or three with commas, one a stage", name, text, low);
+    fatal("-%s %s: want one %s (at least %g), or three with commas, one a stage", name, text,
+          whole ? "whole number" : "number", low);
 }
 
 // Reads the command line. Ends with a message when flags contradict each other.
@@ -161,14 +170,18 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
     cli_init(cli, "./train_tokenizer", "Trains the AlignTok tokenizer, one stage a run; the same command resumes.", flags, n,
              options_presets, OPTIONS_PRESETS);
     cli_parse(cli, argc, argv);
-    o->stage_steps = (int64_t)options_for_stage("steps", o->steps, o->stage, 1);
-    o->stage_lr = options_for_stage("lr", o->lr, o->stage, 0);
-    o->stage_disc_lr = options_for_stage("disc_lr", o->disc_lr, o->stage, 0);
-    o->stage_disc_start = (int64_t)options_for_stage("disc_start", o->disc_start, o->stage, 0);
+    o->stage_steps = (int64_t)options_for_stage("steps", o->steps, o->stage, 1, 1);
+    o->stage_lr = options_for_stage("lr", o->lr, o->stage, 0, 0);
+    o->stage_disc_lr = options_for_stage("disc_lr", o->disc_lr, o->stage, 0, 0);
+    o->stage_disc_start = (int64_t)options_for_stage("disc_start", o->disc_start, o->stage, 0, 1);
     if (o->batch < o->chunk) o->chunk = o->batch; // a single, smaller chunk
     if (o->batch % o->chunk) {
         fatal("-batch %d is not a multiple of -chunk %d; BatchNorm statistics and adaptive weights are taken per chunk, so give "
               "a batch of whole chunks", o->batch, o->chunk);
+    }
+    if (o->stage == 1 && o->from[0]) {
+        fatal("-from %s: stage 1 starts from -encoder_weights, not from a checkpoint; leave -from out, or give -stage 2 or 3",
+              o->from);
     }
     if (!o->data[0] && !o->dry_run) {
         fatal("preset %s needs images: -data FOLDER with one folder a class (or -data shapes to try the program)", o->preset);
@@ -206,7 +219,10 @@ tokenizer_config_t options_tokenizer(const options_t* o) {
         }
     }
     int factor = tokenizer_factor(&c);
-    if (o->image_size % factor) fatal("-image_size %d is no multiple of %d, the pixels of a latent position", o->image_size, factor);
+    if (o->image_size % factor) {
+        fatal("-image_size %d is no multiple of %d, the pixels of a latent position each way; choose one, or another -ch_mult",
+              o->image_size, factor);
+    }
     c.lpips = vgg16_config();
     c.lpips.slices = cli_integers("vgg_channels", o->vgg_channels, c.lpips.channels, VGG_SLICES);
     c.disc.ndf = o->ndf;

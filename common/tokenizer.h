@@ -518,7 +518,7 @@ int tokenizer_find_not_finite(const tokenizer_t* t, tokenizer_scan_t scan, char*
     size_t B = t->config.batch, image = 3 * tokenizer_pixels(t), latent = tokenizer_latents(t) * t->z;
     const struct { const char* name; const floatX* values; size_t n; } tensors[] = {
         {"the images", t->x, B * image},
-        {"encoder features", t->encoder.features, B * tokenizer_latents(t) * t->config.encoder.dim},
+        {"the encoder's features", t->encoder.features, B * tokenizer_latents(t) * t->config.encoder.dim},
         {"the latent z", t->adapter.z, B * latent},
         {"the reconstruction", t->decoder.out, B * image},
         {"the gradient of L1 and LPIPS at the reconstruction", t->a_nll, B * image},
@@ -587,7 +587,8 @@ tokenizer_report_t tokenizer_read(const tokenizer_t* t, floatS* host, stream_t s
     tokenizer_plan_measures(&view);
     const tokenizer_measures_t* m = &view.measures;
     int B = t->config.batch, n = t->chunks, measured = t->extra / t->config.chunk;
-    tokenizer_report_t r = {0};
+    tokenizer_report_t r;
+    memset(&r, 0, sizeof r);
     double values = 3.0 * tokenizer_pixels(t);
     r.l1 = tokenizer_mean(m->l1, B) / values;
     r.lpips = tokenizer_mean(m->lpips, B);

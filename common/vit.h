@@ -65,7 +65,7 @@ static const vit_config_t vit_configs[] = {
     {"siglip2-b",    16,  768, 12, 12, 3072, 0, 0, 0, 16, 0,    ACT_GELU_TANH, NORMALISE_NONE},
     {"siglip2-l",    16, 1024, 24, 16, 4096, 0, 0, 0, 16, 0,    ACT_GELU_TANH, NORMALISE_NONE},
     // The stand-in for DINOv2 in the miniature world: 32-pixel images, 8 pixels a token, 4 x 4 tokens.
-    {"mini",          7,   96,  4,  3,  384, 1, 0, 1,  4, 0.1,  ACT_GELU, NORMALISE_IMAGENET},
+    {"mini",          7,   96,  4,  3,  384, 1, 0, 1,  4, 1.0,  ACT_GELU, NORMALISE_IMAGENET},
     // As small as a test can use.
     {"tiny",          7,   24,  2,  3,   56, 1, 0, 1,  3, 0.5,  ACT_GELU, NORMALISE_IMAGENET},
     {"tiny-reg",      7,   24,  2,  3,   56, 1, 4, 0,  3, 0.5,  ACT_GELU, NORMALISE_IMAGENET},

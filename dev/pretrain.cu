@@ -35,7 +35,7 @@
 #define WEIGHT_DECAY 0.02
 #define WARM_UP 0.1            // part of the steps
 #define LPIPS_HEAD 0.1         // about the mean of the published heads
-#define ACCURACY_IMAGES 2048   // held-out images of the reported accuracy
+#define ACCURACY_IMAGES 2048   // most held-out images of the reported accuracy
 
 typedef struct {
     const char *data, *out, *encoder, *vgg_channels;
@@ -168,16 +168,21 @@ static void classifier_update(classifier_t* c, double lr) {
     }
 }
 
+// How many held-out images the accuracy is measured on: no image counts twice.
+static int accuracy_images(const dataset_t* set) {
+    return set->count < ACCURACY_IMAGES ? (int)set->count : ACCURACY_IMAGES;
+}
+
 // Part of the held-out images that are recognised.
 static double classifier_accuracy(classifier_t* c, const dataset_t* set, const options_t* o) {
     dataloader_t loader;
     dataloader_options_t options = {c->B, c->size, 0, 0, 0, 0, 1, o->workers, o->seed};
     dataloader_open(&loader, set, &options, 0);
-    int right = 0, seen = 0;
-    for (; seen < ACCURACY_IMAGES; seen += c->B) {
+    int right = 0, seen = 0, images = accuracy_images(set);
+    while (seen < images) {
         const batch_t* batch = dataloader_next(&loader);
         classifier_forward(c, batch);
-        for (int b = 0; b < c->B; b++) {
+        for (int b = 0; b < c->B && seen < images; b++, seen++) {
             int best = 0;
             for (int k = 1; k < c->classes; k++) {
                 if (c->logits[b * c->classes + k] > c->logits[b * c->classes + best]) best = k;
@@ -237,7 +242,7 @@ static void pretrain(network_t network, const options_t* o) {
     }
     c.params.table.n -= 2; // the classifying head stays out of the file
     weights_save(&c.params, "", path, "");
-    printf("%s  accuracy %.2f%% on %d held-out images  %s\n", name, 100 * accuracy, ACCURACY_IMAGES, path);
+    printf("%s  accuracy %.2f%% on %d held-out images  %s\n", name, 100 * accuracy, accuracy_images(&val_set), path);
     classifier_free(&c);
     dataset_close(&train_set);
     dataset_close(&val_set);
@@ -249,19 +254,19 @@ int main(int argc, char** argv) {
         {"Miniature world", "data", CLI_STRING, &o.data, "fashion-mnist", NULL, "data set, as for train_tokenizer", CLI_SAVED},
         {NULL, "out", CLI_STRING, &o.out, "runs/mini", NULL, "folder of the two files", CLI_SAVED},
         {NULL, "image_size", CLI_INT, &o.image_size, "32", "[8, 1024]", "pixels", CLI_SAVED},
-        {NULL, "encoder", CLI_STRING, &o.encoder, "mini", NULL, "configuration of the ViT", CLI_SAVED},
+        {NULL, "encoder", CLI_STRING, &o.encoder, "mini", NULL, "configuration of the ViT: mini or tiny", CLI_SAVED},
         {NULL, "factor", CLI_INT, &o.factor, "8", "[1, 64]", "pixels that become a token of the ViT, each way", CLI_SAVED},
         {NULL, "vgg_channels", CLI_STRING, &o.vgg_channels, "16,32,64", NULL, "channels of the VGG's slices", CLI_SAVED},
         {NULL, "batch", CLI_INT, &o.batch, "64", "[1, 4096]", "images a step", CLI_SAVED},
         {NULL, "vit_steps", CLI_INT, &o.vit_steps, "2000", "[1, inf)", "steps of the ViT", CLI_SAVED},
         {NULL, "vgg_steps", CLI_INT, &o.vgg_steps, "500", "[1, inf)", "steps of the VGG", CLI_SAVED},
-        {NULL, "vit_lr", CLI_NUMBER, &o.vit_lr, "2e-3", "(0, 1)", "peak learning rate of the ViT", CLI_SAVED},
+        {NULL, "vit_lr", CLI_NUMBER, &o.vit_lr, "1e-3", "(0, 1)", "peak learning rate of the ViT", CLI_SAVED},
         {NULL, "vgg_lr", CLI_NUMBER, &o.vgg_lr, "2e-3", "(0, 1)", "peak learning rate of the VGG", CLI_SAVED},
         {NULL, "workers", CLI_INT, &o.workers, "1", "[0, 64]", "threads that prepare images", CLI_SAVED},
-        {NULL, "seed", CLI_SIZE, &o.seed, "1", NULL, "of everything random", CLI_SAVED},
+        {NULL, "seed", CLI_SIZE, &o.seed, "1", NULL, "seed of everything random", CLI_SAVED},
     };
     cli_t cli;
-    cli_init(&cli, "pretrain", "Trains the miniature world's encoder and VGG as classifiers.", flags,
+    cli_init(&cli, "build/cpu/pretrain", "Trains the miniature world's encoder and VGG as classifiers.", flags,
              sizeof flags / sizeof flags[0], NULL, 0);
     cli_parse(&cli, argc, argv);
     make_folder(o.out);

@@ -48,7 +48,9 @@ static void brute_semantic(tokenizer_t* one, semantic_kind_t kind) {
 static void brute_chunk(tokenizer_t* one, const tokenizer_config_t* c, chunk_gradients_t g) {
     size_t pixels = tokenizer_pixels(one), logits = one->config.batch * one->fake.logits_count;
     double losses[8];
-    tokenizer_target_latent(one, 0);
+    vit_forward(&one->target_encoder, &one->target_params, one->x, 0);
+    adapter_forward(&one->target_adapter, &one->target_params, one->target_encoder.features, 0);
+    memcpy(one->z0, one->target_adapter.z, one->config.batch * tokenizer_latents(one) * one->z * sizeof(double));
     vit_forward(&one->encoder, &one->params, one->x, 0);
     adapter_forward(&one->adapter, &one->params, one->encoder.features, 0);
     decoder_forward(&one->decoder, &one->params, one->adapter.z, 0);
@@ -81,7 +83,8 @@ static void brute_chunk(tokenizer_t* one, const tokenizer_config_t* c, chunk_gra
 }
 
 // The adaptive weight from the norms at one tensor.
-static double brute_weight(const params_t* p, size_t offset, const double* nll, const double* other, double weight, double max) {
+static double brute_weight(const params_t* p, size_t offset, const double* nll, const double* other, double weight,
+                           double max) {
     size_t n = 0;
     for (int i = 0; i < p->table.n; i++) n += p->table.items[i].offset == offset ? p->table.items[i].count : 0;
     check(n > 0, "the tensor of the adaptive weight");
@@ -94,13 +97,14 @@ static void brute_step(const tokenizer_t* t, tokenizer_t* one, double* want, dou
     const tokenizer_config_t* c = &t->config;
     size_t n = t->params.table.total, image = 3 * tokenizer_pixels(t);
     chunk_gradients_t g = {double_buffer(n), double_buffer(n), double_buffer(n)};
-    const vit_t* v = &t->encoder;
-    size_t last = c->semantic_tensor == SEMANTIC_AT_FC2 ? v->blocks[v->config.depth - 1].fc2_weight : t->adapter.fc2_weight;
+    const vit_block_t* last_block = &t->encoder.blocks[c->encoder.depth - 1];
+    size_t conv_out = t->decoder.conv_out.weight;
+    size_t last = c->semantic_tensor == SEMANTIC_AT_FC2 ? last_block->fc2_weight : t->adapter.fc2_weight;
     double omega_s = 0;
     for (int k = 0; k < t->chunks; k++) {
         memcpy(one->x, t->x + k * c->chunk * image, c->chunk * image * sizeof(double));
         brute_chunk(one, c, g);
-        double omega_g = c->w_gan != 0 ? brute_weight(&one->params, t->decoder.conv_out.weight, g.nll, g.gan, c->w_gan, 1e4) : 0;
+        double omega_g = c->w_gan != 0 ? brute_weight(&one->params, conv_out, g.nll, g.gan, c->w_gan, 1e4) : 0;
         int measured = k == 0 || c->semantic_measure == SEMANTIC_EXACT;
         if (!tokenizer_has_semantic_loss(c)) omega_s = 0;
         else if (measured) omega_s = brute_weight(&one->params, last, g.nll, g.semantic, c->w_sem, 1e8);
@@ -293,8 +297,8 @@ static void test_differences(void) {
     double* gradient = double_buffer(total);
     memcpy(gradient, t.params.grads, total * sizeof(double));
     const struct { const char* name; size_t begin, end; } parts[4] = {
-        {"encoder", 0, t.adapter_begin}, {"adapter", t.adapter_begin, t.decoder_begin}, {"decoder", t.decoder_begin, total},
-        {"all", 0, total}};
+        {"encoder", 0, t.adapter_begin}, {"adapter", t.adapter_begin, t.decoder_begin},
+        {"decoder", t.decoder_begin, total}, {"all", 0, total}};
     for (int i = 0; i < 4; i++) {
         check_gradient_h(parts[i].name, reconstruction_objective, &t, t.params.values + parts[i].begin,
                          gradient + parts[i].begin, parts[i].end - parts[i].begin, STEP_KINKS, BOUND);
@@ -306,7 +310,10 @@ static void test_differences(void) {
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     if (test_case("fixture stage2_step")) { bed_check_stage2_step(FIXTURE_ROUNDING); test_end_case(); }
-    if (test_case("fixture stage2_step, omega_s at mlp.fc2")) { bed_check_stage2_fc2(FIXTURE_ROUNDING); test_end_case(); }
+    if (test_case("fixture stage2_step, omega_s at mlp.fc2")) {
+        bed_check_stage2_fc2(FIXTURE_ROUNDING);
+        test_end_case();
+    }
     test_brute_forces();
     if (test_case("two chunks are two steps, stage 1")) { test_chunks(1); test_end_case(); }
     if (test_case("two chunks are two steps, stage 2")) { test_chunks(2); test_end_case(); }

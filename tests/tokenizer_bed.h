@@ -56,7 +56,9 @@ static inline void bed_fill(params_t* p, double noise) {
     }
 }
 
-static inline size_t bed_image_values(const tokenizer_t* t) { return (size_t)t->config.batch * tokenizer_pixels(t) * 3; }
+static inline size_t bed_image_values(const tokenizer_t* t) {
+    return (size_t)t->config.batch * tokenizer_pixels(t) * 3;
+}
 
 static inline void bed_random_images(tokenizer_t* t) {
     for (size_t i = 0; i < bed_image_values(t); i++) {
@@ -102,8 +104,8 @@ static inline double bed_error(const floatS* got, const floatS* want, size_t n) 
     return sqrt(squares) / (norm > 0 ? norm : 1);
 }
 
-// The gradient of every trained tensor, each by itself, so that a small one can't hide behind a large one. The bias of an
-// attention's keys has none: softmax does not see it, and what stands there is rounding, small against all others.
+// The gradient of every trained tensor, each by itself, so that a small one can't hide behind a large one. The bias of
+// an attention's keys has none: softmax does not see it, and what stands there is rounding, small against all others.
 // `want` is laid out as the whole table.
 static inline void bed_check_gradients(const params_t* p, const floatS* want, double bound) {
     double largest = 0;
@@ -173,7 +175,8 @@ static inline void bed_make_fixture(tokenizer_t* t, const safetensors_t* f, sema
 }
 
 // Norms of chunk-local gradients; the tokenizer's are of gradients that are averaged over the chunks.
-static inline void bed_check_norms(const safetensors_t* f, const char* name, const floatS* squares, int chunks, double bound) {
+static inline void bed_check_norms(const safetensors_t* f, const char* name, const floatS* squares, int chunks,
+                                   double bound) {
     floatX norms[8];
     for (int k = 0; k < chunks; k++) norms[k] = (floatX)(sqrt((double)squares[k]) * chunks);
     fixture_check(f, name, norms, (size_t)chunks, bound);
@@ -213,11 +216,11 @@ static inline void bed_check_measures(const safetensors_t* f, const tokenizer_t*
     floatS* host = (floatS*)malloc_check(tokenizer_measure_count(t) * sizeof(floatS), "measures");
     tokenizer_report_t r = tokenizer_read(t, host, 0);
     const struct { const char* name; double got, scale; } summary[] = {
-        {"output.l1", r.l1, values}, {"output.lpips", r.lpips, 1}, {"output.nll", r.nll, 1}, {"output.loss_g", r.generator, 1},
-        {"output.loss_d", r.discriminator, 1}, {"output.logits_real", r.real, 1}, {"output.logits_fake", r.fake, 1},
-        {"output.loss_sem", r.semantic, 1}, {"output.norm_nll_g", r.norm_rec_out, 1}, {"output.norm_g", r.norm_gan, 1},
-        {"output.norm_nll_s", r.norm_rec_latent, 1}, {"output.norm_s", r.norm_sem, 1}, {"output.omega_g", r.omega_g, 1},
-        {"output.omega_s", r.omega_s, 1}};
+        {"output.l1", r.l1, values}, {"output.lpips", r.lpips, 1}, {"output.nll", r.nll, 1},
+        {"output.loss_g", r.generator, 1}, {"output.loss_d", r.discriminator, 1}, {"output.loss_sem", r.semantic, 1},
+        {"output.logits_real", r.real, 1}, {"output.logits_fake", r.fake, 1}, {"output.omega_g", r.omega_g, 1},
+        {"output.omega_s", r.omega_s, 1}, {"output.norm_nll_g", r.norm_rec_out, 1}, {"output.norm_g", r.norm_gan, 1},
+        {"output.norm_nll_s", r.norm_rec_latent, 1}, {"output.norm_s", r.norm_sem, 1}};
     for (size_t i = 0; i < sizeof summary / sizeof summary[0]; i++) {
         double want = bed_fixture_mean(f, summary[i].name);
         check_error(summary[i].name, fabs(summary[i].got * summary[i].scale / want - 1), bound);

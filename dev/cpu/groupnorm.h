@@ -23,7 +23,7 @@
 // defines: cpu_scratch
 #include "dev/cpu/gemm.h"
 
-enum { NORM_ROWS = 64 };
+enum { NORM_ROWS = 64, NORM_AT_ONCE = 4 }; // rows of a piece; rows that are added up in registers
 // For functions whose argument `act` becomes a constant at the call.
 #define NORM_INLINE __attribute__((always_inline)) static inline
 
@@ -55,6 +55,41 @@ enum { NORM_SCRATCH_CHANNELS = 0, NORM_SCRATCH_PIECES = 1, NORM_SCRATCH_SUMS = 2
 // ---------------------------------------------------------------------------------------------------------------------
 // Statistics
 
+// sum_c += the values, or with `squares` the squared distances from mean_c, of n rows; n is a constant at the call, and
+// so are the sums of n rows in registers: with few channels a sum in memory would wait for its own last store.
+NORM_INLINE void norm_add_few_rows(floatS* sum, const floatX* x, const floatS* mean, int C, const int n,
+                                   const int squares) {
+    #pragma omp simd
+    for (int c = 0; c < C; c++) {
+        floatS total = 0;
+        #pragma GCC unroll 4
+        for (int k = 0; k < n; k++) {
+            floatS value = x[(size_t)k * C + c];
+            total += squares ? (value - mean[c]) * (value - mean[c]) : value;
+        }
+        sum[c] += total;
+    }
+}
+
+// group_g = the sum over the rows and the channels of group g, of x or of (x - mean)^2.
+NORM_INLINE void norm_group_sums(double* group,      // (G), `step` apart
+                                 size_t step,
+                                 const floatX* x,    // (rows, C)
+                                 floatS* sum,        // (C) working space
+                                 const floatS* mean, // (C)
+                                 size_t rows, int C, int G, const int squares) {
+    enum { N = NORM_AT_ONCE };
+    size_t i = 0;
+    memset(sum, 0, C * sizeof(floatS));
+    for (; i + N <= rows; i += N) norm_add_few_rows(sum, x + i * C, mean, C, N, squares);
+    for (; i < rows; i++) norm_add_few_rows(sum, x + i * C, mean, C, 1, squares);
+    for (int g = 0; g < G; g++) {
+        double total = 0;
+        for (int c = g * (C / G); c < (g + 1) * (C / G); c++) total += sum[c];
+        group[g * step] = total;
+    }
+}
+
 // Mean and sum of squared deviations of each group in one piece.
 static inline void norm_piece_moments(double* moments,  // (G, 2)
                                       const floatX* x,  // (rows, C)
@@ -62,27 +97,12 @@ static inline void norm_piece_moments(double* moments,  // (G, 2)
                                       size_t rows, int C, int G) {
     floatS *sum = work, *mean = work + C;
     int width = C / G;
-    memset(sum, 0, C * sizeof(floatS));
-    for (size_t i = 0; i < rows; i++) {
-        #pragma omp simd
-        for (int c = 0; c < C; c++) sum[c] += x[i * C + c];
-    }
+    norm_group_sums(moments, 2, x, sum, mean, rows, C, G, 0);
     for (int g = 0; g < G; g++) {
-        double total = 0;
-        for (int c = g * width; c < (g + 1) * width; c++) total += sum[c];
-        moments[2 * g] = total / ((double)rows * width);
+        moments[2 * g] /= (double)rows * width;
         for (int c = g * width; c < (g + 1) * width; c++) mean[c] = (floatS)moments[2 * g];
     }
-    memset(sum, 0, C * sizeof(floatS));
-    for (size_t i = 0; i < rows; i++) {
-        #pragma omp simd
-        for (int c = 0; c < C; c++) sum[c] += (x[i * C + c] - mean[c]) * (x[i * C + c] - mean[c]);
-    }
-    for (int g = 0; g < G; g++) {
-        double total = 0;
-        for (int c = g * width; c < (g + 1) * width; c++) total += sum[c];
-        moments[2 * g + 1] = total;
-    }
+    norm_group_sums(moments + 1, 2, x, sum, mean, rows, C, G, 1);
 }
 
 // Pieces p of n_p values with mean m_p and squared deviations q_p from it make up a set with mean m = sum n_p m_p / n
@@ -197,20 +217,32 @@ typedef struct {
     int C;
 } norm_rows_t;
 
+// sums (2, C) += the sums of dy and of dy xhat over the n rows from `first` on; n is a constant at the call.
+NORM_INLINE void norm_sum_few_rows(floatS* sums, norm_rows_t r, size_t first, const int n, const activation_t act) {
+    int C = r.C;
+    const floatX *dout = r.dout + first * C, *x = r.x + first * C;
+    #pragma omp simd
+    for (int c = 0; c < C; c++) {
+        floatS sum = 0, sum_xhat = 0;
+        #pragma GCC unroll 4
+        for (int k = 0; k < n; k++) {
+            size_t at = (size_t)k * C + c;
+            floatX xhat = (x[at] - r.mean[c]) * r.rstd[c];
+            floatX dy = dout[at] * norm_activation_slope(xhat * r.weight[c] + r.bias[c], act);
+            sum += dy;
+            sum_xhat += dy * xhat;
+        }
+        sums[c] += sum;
+        sums[C + c] += sum_xhat;
+    }
+}
+
 // sums (2, C) = sum over rows of dy and of dy xhat.
 NORM_INLINE void norm_sum_rows(floatS* sums, norm_rows_t r, const activation_t act) {
-    int C = r.C;
-    memset(sums, 0, 2 * C * sizeof(floatS));
-    for (size_t i = 0; i < r.rows; i++) {
-        const floatX *dout = r.dout + i * C, *x = r.x + i * C;
-        #pragma omp simd
-        for (int c = 0; c < C; c++) {
-            floatX xhat = (x[c] - r.mean[c]) * r.rstd[c];
-            floatX dy = dout[c] * norm_activation_slope(xhat * r.weight[c] + r.bias[c], act);
-            sums[c] += dy;
-            sums[C + c] += dy * xhat;
-        }
-    }
+    size_t i = 0;
+    memset(sums, 0, 2 * r.C * sizeof(floatS));
+    for (; i + NORM_AT_ONCE <= r.rows; i += NORM_AT_ONCE) norm_sum_few_rows(sums, r, i, NORM_AT_ONCE, act);
+    for (; i < r.rows; i++) norm_sum_few_rows(sums, r, i, 1, act);
 }
 
 // dx = add + rstd (weight dy - offset - xhat slope); offset and slope (C) are the two means over the group. Rows of

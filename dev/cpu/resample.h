@@ -33,24 +33,36 @@ void maxpool_forward(floatX* out,     // (B, H/2, W/2, C)
 
 // out is x at the place of the maximum, so dL/dx is dout there and 0 elsewhere. Where several places hold the maximum,
 // the first in reading order gets it all, as in PyTorch. The place is found again from x, which costs less than storing
-// it. One row of windows; `to` and `add` are its two rows of dx and of the tap's gradient.
+// it. One window of all channels; `below` is the distance of its second row. `tap`, constant at the call: add is read.
+__attribute__((always_inline)) static inline void maxpool_relu_backward_window(floatX* to, const floatX* dout,
+                                                                               const floatX* add, const floatX* x,
+                                                                               size_t below, int C, const int tap) {
+    size_t right = C, corner = below + C;
+    #pragma omp simd
+    for (int c = 0; c < C; c++) {
+        floatX x0 = x[c], x1 = x[right + c], x2 = x[below + c], x3 = x[corner + c], share = dout[c];
+        int up = (x0 >= x1 ? x0 : x1) >= (x2 >= x3 ? x2 : x3);
+        floatX above = up ? share : 0, under = up ? 0 : share;
+        floatX d0 = (x0 >= x1 ? above : 0) + (tap ? add[c] : 0);
+        floatX d1 = (x0 >= x1 ? 0 : above) + (tap ? add[right + c] : 0);
+        floatX d2 = (x2 >= x3 ? under : 0) + (tap ? add[below + c] : 0);
+        floatX d3 = (x2 >= x3 ? 0 : under) + (tap ? add[corner + c] : 0);
+        to[c] = x0 > 0 ? d0 : 0;
+        to[right + c] = x1 > 0 ? d1 : 0;
+        to[below + c] = x2 > 0 ? d2 : 0;
+        to[corner + c] = x3 > 0 ? d3 : 0;
+    }
+}
+
+// One row of windows; `to` and `add` are its two rows of dx and of the tap's gradient.
 static inline void maxpool_relu_backward_row(floatX* to, const floatX* dout, const floatX* add, const floatX* x, int W,
                                              int C) {
-    size_t offset[4] = {0, (size_t)C, (size_t)W * C, (size_t)(W + 1) * C};
+    size_t below = (size_t)W * C;
     for (int j = 0; j < W / 2; j++) {
-        for (int c = 0; c < C; c++) {
-            size_t at = (size_t)j * 2 * C + c;
-            floatX value[4] = {x[at], x[at + offset[1]], x[at + offset[2]], x[at + offset[3]]};
-            int left = value[0] >= value[1], right = value[2] >= value[3];
-            int up = (left ? value[0] : value[1]) >= (right ? value[2] : value[3]);
-            floatX share = dout[(size_t)j * C + c];
-            floatX gradient[4] = {up && left ? share : 0, up && !left ? share : 0,
-                                  !up && right ? share : 0, !up && !right ? share : 0};
-            for (int k = 0; k < 4; k++) {
-                floatX sum = gradient[k] + (add ? add[at + offset[k]] : 0);
-                to[at + offset[k]] = value[k] > 0 ? sum : 0;
-            }
-        }
+        size_t at = (size_t)j * 2 * C;
+        const floatX* d = dout + (size_t)j * C;
+        if (add) maxpool_relu_backward_window(to + at, d, add + at, x + at, below, C, 1);
+        else maxpool_relu_backward_window(to + at, d, NULL, x + at, below, C, 0);
     }
 }
 

@@ -121,7 +121,7 @@ class Miniature:
 
 
 def measure(work, runs):
-    """Median wall and CPU seconds of `runs` calls after one for warming up."""
+    """Median wall, shortest wall and median CPU seconds of `runs` calls after one for warming up."""
     work()
     wall, cpu = [], []
     for _ in range(runs):
@@ -129,7 +129,7 @@ def measure(work, runs):
         work()
         wall.append(time.perf_counter() - wall_start)
         cpu.append(time.process_time() - cpu_start)
-    return statistics.median(wall), statistics.median(cpu)
+    return statistics.median(wall), min(wall), statistics.median(cpu)
 
 
 def main():
@@ -146,9 +146,10 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(1)
     for name in arguments.what or makers:
-        seconds, cpu_seconds = measure(makers[name](), arguments.runs)
-        line = {"name": name, "seconds": round(seconds, 6), "cpu_seconds": round(cpu_seconds, 6),
-                "runs": arguments.runs, "threads": arguments.threads, "torch": torch.__version__}
+        seconds, best, cpu_seconds = measure(makers[name](), arguments.runs)
+        line = {"name": name, "seconds": round(seconds, 6), "best_seconds": round(best, 6),
+                "cpu_seconds": round(cpu_seconds, 6), "runs": arguments.runs, "threads": arguments.threads,
+                "torch": torch.__version__}
         if name == "step":
             line["config"] = STEP | arguments.config
         print(json.dumps(line), flush=True)

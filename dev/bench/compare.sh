@@ -1,0 +1,91 @@
+#!/bin/sh
+# Sets the speed of this project beside PyTorch's, on two cores: whole models and training steps of the miniature.
+#     sh dev/bench/compare.sh PYTHON [MODEL...]
+# PYTHON has the packages of dev/reference/requirements.txt. MODEL: encode decode step1 step2 step3; default all.
+# The two sides run in turn, ROUNDS times (3), each with RUNS runs (5) after one to warm up, on processors 0 and 1 with
+# two threads. Medians over the rounds and their ratio are printed, and written to dev/bench/results/cpu_MODEL.txt.
+# A ratio below 1 means that this project is faster. The load is what others keep busy (as the kernel's average over a
+# minute has it) before each side runs; with WAIT=N a round waits up to N seconds for it to fall below 1.
+set -eu
+python=${1:?"usage: sh dev/bench/compare.sh PYTHON [MODEL...]"}
+shift
+[ $# -gt 0 ] || set -- encode decode step1 step2 step3
+rounds=${ROUNDS:-3}
+runs=${RUNS:-5}
+wait=${WAIT:-0}
+here=$(cd "$(dirname "$0")/../.." && pwd)
+cd "$here"
+make --no-print-directory build/cpu/bench_models
+results=dev/bench/results
+mkdir -p "$results"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export OMP_NUM_THREADS=2
+
+# The number of a field in the only line of a JSON-lines file.
+field() { sed -n "s/.*\"$2\": \([0-9.e-]*\).*/\1/p" "$1"; }
+load() { cut -d ' ' -f 1 /proc/loadavg; }
+wait_for_quiet() {
+    waited=0
+    while [ "$waited" -lt "$wait" ] && awk -v l="$(load)" 'BEGIN { exit l < 1 }'; do
+        sleep 5
+        waited=$((waited + 5))
+    done
+}
+# One run of a side: appends "seconds best CPU-seconds load" to a file.
+ours() {
+    before=$(load)
+    taskset -c 0,1 build/cpu/bench_models -only "$1" -runs "$runs" -json "$scratch/ours.json" >/dev/null
+    echo "$(field "$scratch/ours.json" seconds) $(field "$scratch/ours.json" best_seconds)" \
+         "$(field "$scratch/ours.json" cpu_seconds) $before" >>"$scratch/$1.ours"
+}
+theirs() {
+    before=$(load)
+    config=$(sed -n 's/.*"config": \({[^}]*}\).*/\1/p' "$scratch/ours.json")
+    taskset -c 0,1 "$python" -W ignore dev/reference/bench_torch.py "$(echo "$1" | tr -d 0-9)" --threads 2 \
+        --runs "$runs" --config "${config:-"{}"}" >"$scratch/torch.json"
+    echo "$(field "$scratch/torch.json" seconds) $(field "$scratch/torch.json" best_seconds)" \
+         "$(field "$scratch/torch.json" cpu_seconds) $before" >>"$scratch/$1.torch"
+}
+# Median of a column, and its largest value.
+median() {
+    sort -g -k "$2,$2" "$1" |
+        awk -v c="$2" '{ x[NR] = $c } END { print (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 }'
+}
+largest() { sort -g -k "$2,$2" "$1" | awk -v c="$2" 'END { print $c }'; }
+smallest() { sort -g -k "$2,$2" "$1" | awk -v c="$2" 'NR == 1 { print $c }'; }
+
+table() {
+    printf '%-22s %12s %12s %8s\n' "$1, seconds" ours PyTorch ratio
+    set -- "$1" "$scratch/$1.ours" "$scratch/$1.torch"
+    for row in "median:median:1" "shortest run:smallest:2" "CPU, all threads:median:3"; do
+        name=${row%%:*} column=${row##*:} of=${row#*:}
+        of=${of%%:*}
+        a=$($of "$2" "$column") b=$($of "$3" "$column")
+        awk -v n="$name" -v a="$a" -v b="$b" 'BEGIN { printf "%-22s %12.4f %12.4f %8.2f\n", n, a, b, a / b }'
+    done
+    printf 'load before a side     up to %s (ours), %s (PyTorch)\n' "$(largest "$2" 4)" "$(largest "$3" 4)"
+}
+
+for model in "$@"; do
+    round=0
+    while [ "$round" -lt "$rounds" ]; do
+        wait_for_quiet
+        ours "$model"
+        wait_for_quiet
+        theirs "$model"
+        round=$((round + 1))
+    done
+    {
+        echo "date      $(date -u '+%Y-%m-%d %H:%M UTC')"
+        echo "machine   $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), 2 of $(nproc --all) processors"
+        echo "compiler  $(${CC:-gcc} --version | head -n 1)"
+        echo "PyTorch   $("$python" -c 'import torch; print(torch.__version__)')"
+        echo "commit    $(git describe --always --dirty)"
+        echo "command   ROUNDS=$rounds RUNS=$runs sh dev/bench/compare.sh PYTHON $model"
+        sed -n 's/.*"config": \({[^}]*}\).*/config    \1/p' "$scratch/ours.json"
+        echo
+        table "$model"
+    } >"$results/cpu_$model.txt"
+    sed -n '/^$/,$p' "$results/cpu_$model.txt"
+done

@@ -1,0 +1,189 @@
+#!/bin/sh
+# What a user can get wrong: flags, data, files, disks. Each mistake ends with exit code 1 and a message that says what was
+# wrong, where, and what to do, and leaves no half-written file and the good ones as they were. Images of unusual kinds are
+# accepted. The images in tests/images are a few hundred bytes each: gradients of 1 to 64 pixels, made with PIL.
+# Usage: sh tests/test_bad_input.sh BUILD_FOLDER
+. tests/programs.sh "$1"
+tokenizer=$build/train_tokenizer
+eval=$build/eval
+
+# on_data FOLDER FLAGS...: a short run on a folder of images
+on_data() {
+    folder=$1
+    shift
+    rm -rf run
+    train -data "$folder" -out run -steps 6 "$@"
+}
+
+# limited BLOCKS COMMAND...: with a limit on the size of files, as a full disk would have it
+limited() (
+    ulimit -f "$1"
+    shift
+    "$@"
+)
+
+# ---- flags
+expect "unknown flag" 1 'unknown flag -stge; did you mean -stage\?' "$tokenizer" -stge 2
+expect "flag without a value" 1 '-stage needs a value; write for example -stage 1' "$tokenizer" -stage
+expect "word that is no flag" 1 'unexpected argument "stage"' "$tokenizer" stage 2
+expect "bad integer" 1 '-batch x is not an integer' "$tokenizer" -batch x
+expect "out of range" 1 '-stage 4 is out of range; choose an integer in \[1, 3\]' "$tokenizer" -stage 4
+expect "bad number" 1 '-w_sem 1,5 is not a number' "$tokenizer" -w_sem 1,5
+expect "bad list of numbers" 1 '-lr 1e-4,1e-5: want one number .*or three with commas' "$tokenizer" -lr 1e-4,1e-5
+expect "learning rate below zero" 1 '-lr -1: want one number \(at least 0\)' "$tokenizer" -lr -1
+expect "half a step" 1 '-steps 1.5: want one whole number' "$tokenizer" -steps 1.5
+expect "unknown choice" 1 '-sem_loss l3 is none of: l2, cosine' "$tokenizer" -sem_loss l3
+expect "unknown preset" 1 '-preset imagnet is none of: .*did you mean imagenet\?' "$tokenizer" -preset imagnet
+expect "unknown encoder" 1 "no encoder named 'dinov3'; choose one of: dinov2-s, " "$tokenizer" -encoder dinov3
+expect "preset without data" 1 'preset imagenet needs images: -data FOLDER' "$tokenizer" -preset imagenet
+expect "batch of broken chunks" 1 '-batch 12 is not a multiple of -chunk 8' "$tokenizer" -batch 12
+expect "image size against the factor" 1 '-image_size 36 is no multiple of 8' "$tokenizer" -image_size 36
+expect "image too small" 1 'too small for a PatchGAN' "$tokenizer" -image_size 16
+expect "groups against channels" 1 'level 0 of the decoder has 16 channels, no multiple of -groups 3' "$tokenizer" -groups 3
+expect "bad multiples" 1 '-ch_mult 1,x: want 1 to 8 whole numbers' "$tokenizer" -ch_mult 1,x
+expect "eval: unknown flag" 1 'unknown flag -tokenisers; did you mean -tokenizers\?' "$eval" -tokenisers x
+expect "eval: nothing to measure" 1 '-tokenizers: give one or more checkpoints' "$eval"
+expect "pretrain: unknown flag" 1 'unknown flag -dat; did you mean -data\?' "$build/pretrain" -dat shapes
+for program in train_tokenizer eval pretrain; do
+    expect "$program -h" 0 '' "$build/$program" -h
+    check "  fits 100 columns" awk 'length($0) > 100 { exit 1 }' out
+done
+
+# ---- -dry_run: the paper's Table 6 (which truncates 304.44 and 348.62), within a small part of the memory that it prints
+dry_run() (
+    grep -q __asan_init "$tokenizer" || ulimit -v 4000000
+    "$tokenizer" -dry_run 1 "$@"
+)
+trainable="44.25M 348.62M 44.18M"
+for stage in 1 2 3; do
+    for preset in mini imagenet imagenet_d64 imagenet_d64_star; do
+        expect "-dry_run of $preset, stage $stage" 0 '' dry_run -preset $preset -stage $stage
+        [ $preset = imagenet ] && cp out table
+    done
+    check "  the paper's sizes" grep -Eq 'encoder with adapter 304.44M, decoder 41.42M, discriminator 2.77M$' table
+    check "  trainable $(echo "$trainable" | cut -d ' ' -f $stage)" \
+        grep -q "^stage $stage .*trainable $(echo "$trainable" | cut -d ' ' -f $stage)," table
+done
+
+# ---- data
+mkdir -p empty no_images/a no_images/b corrupt/a mixed/a mixed/b kinds/a kinds/b single/a halves/train
+touch no_images/a/readme.txt
+cp "$images/colour.jpg" single/a
+cp "$images"/*.png "$images"/*.jpg kinds/a
+cp "$images"/colour.jpg "$images"/grey.png kinds/b
+cp "$images"/*.png mixed/a
+cp "$images"/*.jpg mixed/b
+for i in 1 2 3; do head -c 200 "$images/colour.jpg" >corrupt/a/cut$i.jpg; done
+cp corrupt/a/cut1.jpg mixed/b/cut.jpg
+echo "not an image" >mixed/a/text.png
+expect "missing data folder" 1 'the data folder nowhere cannot be found: .*-data takes a folder' on_data nowhere
+expect "data folder is a file" 1 'out is not a folder' on_data out
+expect "empty data folder" 1 'the data folder empty holds no images .*name another with -data' on_data empty
+expect "class folder without images" 1 'the class folder no_images/a holds no images; .*remove it or fill it' on_data no_images
+expect "train without val" 1 'has a folder train but none called val' on_data halves
+expect "only corrupt images" 1 '^error: 3 images in a row cannot be read in corrupt; check the data' on_data corrupt
+check "  each is named" test "$(grep -c '^warning: corrupt/a/cut[123].jpg: cannot be read as an image: the JPEG' said)" -eq 3
+check "  no checkpoint is written" test ! -e run/stage1.safetensors
+expect "some corrupt images: the run goes on" 0 '' on_data mixed -save_every 2
+check "  they are counted" grep -q '^warning: 2 files could not be read and were replaced by others$' said
+for file in a/text.png b/cut.jpg; do
+    n=$(grep -c "^warning: mixed/$file: cannot be read as an image: " said)
+    # the folder is opened twice, as training and as validation set
+    check "  $file is named once a set" test "$n" -ge 1 -a "$n" -le 2
+done
+expect "one image: the whole data set" 0 '' on_data single
+expect "1x1, grey, 16-bit, alpha, palette, CMYK" 0 '' on_data kinds -steps 8
+check "  none is refused" test "$(grep -vc 'no folders train and val' said)" -eq 0
+expect "pretrain: missing data folder" 1 'the data folder nowhere cannot be found' "$build/pretrain" -data nowhere -out p
+
+# ---- the checkpoint of the stage before
+expect "stage 1 on drawn images" 0 '' train -out good -steps 6
+good=good/stage1.safetensors
+cp "$good" kept
+expect "stage 2 without stage 1" 1 'there is none at run2/stage1.safetensors; run .*-stage 1. with the same flags first' \
+    train -out run2 -stage 2
+expect "stage 3 from stage 1" 1 "$good is a checkpoint of stage 1; stage 3 starts from one of stage 2" \
+    train -out run2 -stage 3 -from "$good"
+expect "stage 1 from a checkpoint" 1 'stage 1 starts from -encoder_weights, not from a checkpoint' train -from "$good" -out run2
+expect "-from a file that is not there" 1 'there is none at nowhere' train -out run2 -stage 2 -from nowhere
+expect "-from a folder" 1 'good: it is a folder; give the path of a .safetensors file' train -out run2 -stage 2 -from good
+expect "-from weights" 1 'encoder.safetensors: not a tokenizer checkpoint: its metadata field "format" is pt' \
+    train -out run2 -stage 2 -from world/encoder.safetensors
+expect "-from another configuration" 1 "$good: the tensors do not fit .*adapter.fc2.weight.*use the flags that" \
+    train -out run2 -stage 2 -from "$good" -z_channels 16
+check "  none of them wrote a file" test -z "$(ls run2)"
+
+# ---- weights
+truncate_at() { head -c "$2" "world/$1.safetensors" >"cut_$1.safetensors"; }
+truncate_at encoder 20000
+truncate_at vgg 6
+for kind in encoder lpips; do
+    other=vgg
+    [ $kind = lpips ] && other=encoder
+    expect "$kind weights missing" 1 "-${kind}_weights nowhere: there is no such file; .make demo." \
+        train -out run3 -${kind}_weights nowhere
+    expect "$kind weights of another network" 1 "world/$other.safetensors (holds no vision transformer|does not fit the model)" \
+        train -out run3 -${kind}_weights world/$other.safetensors
+done
+expect "encoder weights truncated" 1 'cut_encoder.safetensors: .*the file is truncated' \
+    train -out run3 -encoder_weights cut_encoder.safetensors
+expect "LPIPS weights truncated" 1 'cut_vgg.safetensors: .*damaged' train -out run3 -lpips_weights cut_vgg.safetensors
+expect "encoder weights of another size" 1 'does not fit the model mini: .*width 24.*as tiny' train -out run3 -encoder mini
+expect "LPIPS weights of another size" 1 'net.slice2.5.weight is \[8, 8, 3, 3\], wanted \[16, 8, 3, 3\]' \
+    train -out run3 -vgg_channels 8,16
+check "  none of them wrote a file" test -z "$(ls run3)"
+
+# ---- places that cannot be written
+expect "-out below a file" 1 'cannot make the folder /dev/null/x: Not a directory; choose another one with -out' train -out /dev/null/x
+expect "-out is a file" 1 'cannot write kept/stage1.jsonl: Not a directory' train -out kept
+long=$(printf '%01000d' 0)
+expect "-out with a name too long" 1 'has over [0-9]+ letters; choose a shorter one' train -out "$long"
+trap '' XFSZ
+expect "full disk: checkpoint" 1 'stage1.safetensors: cannot .*: File too large; the file needs [0-9]+ bytes' \
+    limited 60 train -out full -steps 6 -log_every 1 -grid_every 3
+check "  picture: training went on" grep -Eq '^warning: full/stage1_000003.png: cannot be written: File too large; training goes on' said
+check "  nothing half-written is left" test "$(ls full)" = stage1.jsonl
+expect "full disk: the checkpoint before it is unharmed" 1 'the earlier file of this name is unharmed' \
+    limited 60 train -out good -steps 12
+check "  byte for byte" cmp kept "$good"
+expect "full disk: JSON lines" 1 '^warning: cannot write short/stage1.jsonl: ' \
+    limited 2 train -out short -steps 12 -log_every 1
+check "  the warning comes once" test "$(grep -c 'cannot write' said)" -eq 1
+check "  what is there is whole lines" every_line_is_json short/stage1.jsonl
+trap - XFSZ
+if [ -e /dev/full ]; then
+    mkdir device
+    ln -s /dev/full device/stage1.jsonl
+    expect "full disk: JSON lines alone: the run goes on" 0 'device/stage1.jsonl lacks 6 lines' \
+        train -out device -steps 6 -log_every 1
+    check "  and saves" test -s device/stage1.safetensors
+    expect "eval: full disk" 1 'cannot write /dev/full: No space left on device; make room' \
+        "$eval" -tokenizers "$good" -images 8 -probe_images 0 -json /dev/full
+fi
+
+# ---- numbers that run away
+expect "learning rate 1e30" 1 '^error: step [23]: NaN or infinity in .* \(element [0-9]+\)\. .*has no checkpoint yet' \
+    train -out nan -steps 12 -lr 1e30
+check "  no checkpoint is written" test ! -e nan/stage1.safetensors
+expect "learning rate 1e30, each step saved" 1 'step 1: NaN or infinity in the .*weights after this step are not saved' \
+    train -out nan -steps 12 -lr 1e30 -save_every 1
+check "  none is written here either" test ! -e nan/stage1.safetensors
+expect "learning rate 1e30 in mid-run" 1 "The last good checkpoint is $good: the same command with -change 1 and a lower -lr" \
+    train -out good -steps 12 -lr 1e30 -change 1 -save_every 1
+check "  which is as it was" cmp kept "$good"
+expect "discriminator at 1e30" 1 'NaN or infinity in ' train -out nan2 -steps 24 -disc_lr 1e30
+expect "and goes on as the message says" 0 '' train -out good -steps 12 -lr 1e-4 -change 1
+expect "a discriminator that has won has a gradient of zero" 1 \
+    '^error: step [0-9]+: the gradient of the discriminator has been exactly zero for 100 steps' \
+    train -data kinds -out dead -steps 3000 -lr 0 -disc_lr 1e-2 -disc_start 0
+
+# ---- eval
+expect "eval: missing file" 1 'nowhere: the file cannot be opened' "$eval" -tokenizers nowhere
+head -c 50000 kept >torn
+expect "eval: torn file" 1 'torn: .*the file is truncated' "$eval" -tokenizers torn
+expect "eval: no checkpoint" 1 'not a tokenizer checkpoint' "$eval" -tokenizers world/vgg.safetensors
+expect "eval: picture below a file" 1 '/dev/null/x.png: cannot be written: .*choose another file with -out' \
+    "$eval" -tokenizers kept -images 8 -probe_images 0 -out /dev/null/x.png
+expect "eval: fewer images than asked for" 0 '' "$eval" -tokenizers kept -data kinds -json lines
+check "  are not measured twice" grep -q '"images": 12, .*"probe_images": 12,' lines
+finish

@@ -1,0 +1,134 @@
+#!/bin/sh
+# A training run that is killed or stopped at any moment, and started again by the same command until it is done, ends with
+# the same bytes as one that was left alone; so does one with other numbers of threads. Checkpoints that cannot be resumed
+# are refused, and stay as they are.
+# Usage: sh tests/test_resume.sh BUILD_FOLDER
+. tests/programs.sh "$1"
+steps=24
+kills=2
+
+# from STAGE: the flag that hands the stage before over
+from() {
+    [ "$1" -eq 1 ] || echo "-from whole/stage$(($1 - 1)).safetensors"
+}
+
+# a fraction of a second, different each time
+random_pause() {
+    sleep "0.$(od -An -N2 -tu2 /dev/urandom | awk '{printf "%02d", $1 % 15}')"
+}
+
+# wait_for PID COMMAND...: until the command succeeds or the process has ended
+wait_for() {
+    process=$1
+    shift
+    while kill -0 "$process" 2>/dev/null && ! "$@" 2>/dev/null; do sleep 0.02; done
+}
+
+# killed_run STAGE: kill -9 a moment after a checkpoint was written, several times, then the rest. Sets `struck`.
+killed_run() {
+    struck=0
+    for i in $(seq $kills); do
+        : >mark
+        sleep 0.02
+        # shellcheck disable=SC2046
+        start -stage "$1" $(from "$1") -out killed -steps $steps -save_every 3
+        wait_for "$process" test "killed/stage$1.safetensors" -nt mark
+        random_pause
+        kill -9 $process 2>/dev/null && struck=$((struck + 1))
+        wait $process 2>/dev/null
+    done
+    # shellcheck disable=SC2046
+    train -stage "$1" $(from "$1") -out killed -steps $steps -save_every 3 >out 2>said
+}
+
+# stopped_run STAGE SIGNAL: the run must save where the signal finds it, as nothing else saves before the end
+stopped_run() {
+    # shellcheck disable=SC2046
+    start -stage "$1" $(from "$1") -out stopped -steps $steps -log_every 1
+    wait_for "$process" test -s "stopped/stage$1.jsonl"
+    kill "-$2" $process
+    wait $process
+    check "stage $1: $2 saves and stops" test $? -eq 0 -a -s "stopped/stage$1.safetensors"
+    check "stage $1: and says so" grep -Eq "^stopped; saved stopped/stage$1.safetensors at step [0-9]+\$" out
+    # shellcheck disable=SC2046
+    expect "stage $1: the same command resumes" 0 '' train -stage "$1" $(from "$1") -out stopped -steps $steps -log_every 1
+    check "stage $1: in the middle" grep -Eq '^resume .* at step [1-9]' out
+}
+
+for stage in 1 2 3; do
+    file=stage$stage.safetensors
+    # shellcheck disable=SC2046
+    expect "stage $stage in one go" 0 '' train -stage $stage $(from $stage) -out whole -steps $steps
+    killed_run $stage
+    if [ $struck -gt 0 ]; then ok "stage $stage: killed $struck times"; else fail "stage $stage: ended before any kill"; fi
+    check "stage $stage: the same bytes after kill -9" cmp whole/$file killed/$file
+    check "stage $stage: no temporary file is left" test ! -e killed/$file.tmp
+    stopped_run $stage TERM
+    check "stage $stage: the same bytes after SIGTERM" cmp whole/$file stopped/$file
+    for threads in "0 1" "3 2"; do
+        workers=${threads% *}
+        OMP_NUM_THREADS=${threads#* }
+        # shellcheck disable=SC2046
+        train -stage $stage $(from $stage) -out threads -steps $steps -workers "$workers" -restart 1 >out 2>said
+        check "stage $stage: the same bytes with $workers workers, $OMP_NUM_THREADS threads" cmp whole/$file threads/$file
+    done
+    OMP_NUM_THREADS=1
+    for run in whole killed stopped; do
+        check "stage $stage: $run: every line is JSON" every_line_is_json $run/stage$stage.jsonl
+    done
+    check "stage $stage: a resumed run goes on in the same JSON lines" awk -F '[:,]' -v steps=$steps '
+        $2 <= last { exit 1 }
+        { last = $2 }
+        END { if (NR != steps || last != steps) exit 1 }' stopped/stage$stage.jsonl
+done
+
+expect "a finished stage says so" 0 '' train -out whole -steps $steps
+check "and how it goes on" grep -q 'stage 1 is complete (24 steps); -restart 1 trains it again, a larger -steps goes on' out
+train -out longer -steps 12 >out 2>said
+expect "a larger -steps goes on" 0 '' train -out longer -steps $steps
+check "with the same bytes as one run" cmp whole/stage1.safetensors longer/stage1.safetensors
+
+start -out busy -steps 2000
+wait_for "$process" test -s busy/stage1.jsonl
+expect "a second run in the same folder is refused" 1 'busy/stage1.jsonl is being written by another run' train -out busy -steps 2000
+kill -9 "$process"
+wait "$process" 2>/dev/null
+
+train -out leftover -steps 12 >out 2>said
+head -c 1000 whole/stage1.safetensors >leftover/stage1.safetensors.tmp
+expect "a leftover temporary file does no harm" 0 '' train -out leftover -steps $steps
+check "the same bytes" cmp whole/stage1.safetensors leftover/stage1.safetensors
+check "and it is gone" test ! -e leftover/stage1.safetensors.tmp
+
+# refused NAME PATTERN SOURCE FLAGS...: SOURCE as the checkpoint of stage 1 in a folder: refused, and left alone
+refused() {
+    name=$1
+    pattern=$2
+    mkdir -p refused
+    cp "$3" refused/stage1.safetensors
+    cp "$3" before
+    shift 3
+    expect "$name" 1 "$pattern" train -out refused -steps $steps "$@"
+    check "  and it stays as it was" cmp before refused/stage1.safetensors
+    check "  with nothing beside it" test "$(ls refused)" = stage1.safetensors
+}
+head -c 100000 whole/stage1.safetensors >torn
+head -c 4 whole/stage1.safetensors >stub
+: >empty
+refused "a torn checkpoint" 'refused/stage1.safetensors: .*truncated.*-restart 1' torn
+refused "a checkpoint of four bytes" 'refused/stage1.safetensors: .*4 bytes.*-restart 1' stub
+refused "an empty checkpoint" 'refused/stage1.safetensors: the file is empty.*-restart 1' empty
+refused "a torn checkpoint at the start of stage 2" 'refused/stage1.safetensors: .*truncated' torn -stage 2
+refused "the checkpoint of another stage" 'refused/stage1.safetensors is a checkpoint of stage 2, not 1' whole/stage2.safetensors
+refused "a file that is no checkpoint" 'stage1.safetensors: not a tokenizer checkpoint: its metadata field "format"' \
+    world/encoder.safetensors
+refused "other flags" 'made with other settings' whole/stage1.safetensors -lr 0.5 -seed 7
+check "each flag with both values" grep -Eq -e '^-lr: saved 1e-3,5e-4,1e-3, given 0.5$' said
+check "the seed too" grep -q -e '^-seed: saved 1, given 7$' said
+cp whole/stage1.safetensors refused/
+expect "-change 1 resumes with other flags" 0 '' train -out refused -steps 26 -lr 1e-4 -change 1
+check "  from where the run was" grep -Eq '^resume .* at step 24$' out
+cp torn refused/stage1.safetensors
+expect "-restart 1 begins again over a torn checkpoint" 0 '' train -out refused -steps $steps -restart 1
+check "  with the same bytes as at first" cmp whole/stage1.safetensors refused/stage1.safetensors
+finish
