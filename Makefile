@@ -11,7 +11,7 @@ Q       := $(if $(filter 1,$(V)),,@)
 BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
              $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
 BUILD   := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
-HEADERS := $(wildcard common/*.h dev/cpu/*.h tests/*.h)
+HEADERS := $(wildcard common/*.h dev/cpu/*.h dev/bench/*.h tests/*.h)
 
 WARN    := -Wall -Wextra -Werror
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,)
@@ -21,7 +21,7 @@ LIBS    := $(if $(filter 1,$(BLAS)),-lopenblas,) -lz -lpthread -lm
 
 PROGRAMS := train_tokenizer eval
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
-BENCHES  := $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/*.c))
+BENCHES  := $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/bench_*.c))
 
 .PHONY: all help which test run_tests demo run_demo sanitize bench deps clean
 all: which $(PROGRAMS)
@@ -58,6 +58,10 @@ $(BUILD)/%: %.cu $(HEADERS) | $(BUILD)
 $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc  $@"
 	$(Q)$(CC) $(C_FLAGS) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(LIBS)
+
+$(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
+	@echo "  cc  $@"
+	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(LIBS)
 
 $(BUILD)/bench_%: dev/bench/bench_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc  $@"

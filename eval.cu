@@ -73,7 +73,8 @@ static void put_images(tokenizer_t* t, const uint8_t* pixels) {
 }
 
 // Mean PSNR and L1 over the first images of the held-out set. The first reconstructions go to `cells`.
-static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const dataset_t* set, const eval_options_t* e, uint8_t* cells) {
+static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const dataset_t* set, const eval_options_t* e,
+                                   uint8_t* cells) {
     size_t image = tokenizer_pixels(t) * 3, n = e->batch * image;
     floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "reconstructions");
     uint8_t* bytes = (uint8_t*)malloc_check(n, "reconstructions");
@@ -100,11 +101,13 @@ static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const datas
 }
 
 // Latents of the first n images: the whole map into flat, its mean over positions into mean.
-static void collect_latents(probe_set_t* flat, probe_set_t* mean, tokenizer_t* t, const dataset_t* set, int n, const eval_options_t* e) {
+static void collect_latents(probe_set_t* flat, probe_set_t* mean, tokenizer_t* t, const dataset_t* set, int n,
+                            const eval_options_t* e) {
     size_t latents = tokenizer_latents(t), dim = latents * t->z;
     probe_set_t f = {n, (int)dim, set->class_count, (floatS*)calloc_check(n * dim, sizeof(floatS), "latents"),
                      (int*)malloc_check(n * sizeof(int), "labels")};
-    probe_set_t m = {n, t->z, set->class_count, (floatS*)calloc_check((size_t)n * t->z, sizeof(floatS), "latents"), f.labels};
+    probe_set_t m = {n, t->z, set->class_count, (floatS*)calloc_check((size_t)n * t->z, sizeof(floatS), "latents"),
+                     f.labels};
     floatX* host = (floatX*)malloc_check(e->batch * dim * sizeof(floatX), "latents");
     dataloader_t loader;
     dataloader_options_t options = {e->batch, t->config.H, 0, 0, 0, 0, 1, e->workers, e->seed};
@@ -189,7 +192,8 @@ static void write_picture(const eval_options_t* e, const dataset_t* val_set, uin
     memcpy(cells, dataloader_next(&loader)->pixels, (size_t)e->columns * size * size * 3);
     dataloader_close(&loader);
     image_t grid = image_grid(cells, rows, e->columns, size, size, size < 100 ? 3 : 1);
-    image_text_t texts[2] = {{"Rows", "held-out images, then each tokenizer's reconstruction"}, {"Tokenizers", e->tokenizers}};
+    image_text_t texts[2] = {{"Rows", "held-out images, then each tokenizer's reconstruction"},
+                             {"Tokenizers", e->tokenizers}};
     char error[IMAGE_ERROR_SIZE];
     if (!image_write_png(e->out, &grid, texts, 2, error)) fatal("%s; choose another file with -out", error);
     printf("picture: %s (top row: the images)\n", e->out);
@@ -205,7 +209,8 @@ static void print_json(const char* path, const char* file, const scores_t* s, co
     json_append_string(&line, file);
     json_append(&line, ", \"stage\": %d, \"step\": %lld, \"images\": %d, \"psnr\": %.6g, \"l1\": %.6g", s->stage,
                 (long long)s->step, e->images, s->psnr, s->l1);
-    if (e->probe_images) json_append(&line, ", \"probe_flat\": %.6g, \"probe_mean\": %.6g", s->probe_flat, s->probe_mean);
+    if (e->probe_images)
+        json_append(&line, ", \"probe_flat\": %.6g, \"probe_mean\": %.6g", s->probe_flat, s->probe_mean);
     json_append(&line, ", \"probe_images\": %d, \"raw\": %d}\n", e->probe_images, e->raw);
     fputs(line.text, f);
     json_text_free(&line);
@@ -216,13 +221,19 @@ static eval_options_t parse(int argc, char** argv) {
     static eval_options_t e;
     static cli_t cli;
     static const cli_flag_t flags[] = {
-        {"What to measure", "tokenizers", CLI_STRING, &e.tokenizers, "", NULL, "checkpoints of train_tokenizer, with commas between them", CLI_NOT_SAVED},
-        {NULL, "data", CLI_STRING, &e.data, "", NULL, "data set, as for train_tokenizer; without it, that of the first tokenizer", CLI_NOT_SAVED},
+        {"What to measure", "tokenizers", CLI_STRING, &e.tokenizers, "", NULL,
+         "checkpoints of train_tokenizer, with commas between them", CLI_NOT_SAVED},
+        {NULL, "data", CLI_STRING, &e.data, "", NULL,
+         "data set, as for train_tokenizer; without it, that of the first tokenizer", CLI_NOT_SAVED},
         {NULL, "images", CLI_INT, &e.images, "2048", "[1, inf)", "held-out images, from the first on", CLI_NOT_SAVED},
-        {NULL, "raw", CLI_BOOL, &e.raw, "0", NULL, "measure the raw weights instead of the averaged ones", CLI_NOT_SAVED},
-        {NULL, "out", CLI_STRING, &e.out, "", NULL, "picture to write (PNG): images above their reconstructions", CLI_NOT_SAVED},
-        {NULL, "json", CLI_STRING, &e.json, "", NULL, "file to append a JSON line to for each checkpoint", CLI_NOT_SAVED},
-        {NULL, "batch", CLI_INT, &e.batch, "64", "[1, 4096]", "images at a time; results do not depend on it", CLI_NOT_SAVED},
+        {NULL, "raw", CLI_BOOL, &e.raw, "0", NULL, "measure the raw weights instead of the averaged ones",
+         CLI_NOT_SAVED},
+        {NULL, "out", CLI_STRING, &e.out, "", NULL, "picture to write (PNG): images above their reconstructions",
+         CLI_NOT_SAVED},
+        {NULL, "json", CLI_STRING, &e.json, "", NULL, "file to append a JSON line to for each checkpoint",
+         CLI_NOT_SAVED},
+        {NULL, "batch", CLI_INT, &e.batch, "64", "[1, 4096]", "images at a time; results do not depend on it",
+         CLI_NOT_SAVED},
         {NULL, "workers", CLI_INT, &e.workers, "1", "[0, 64]", "threads that prepare images", CLI_NOT_SAVED},
         {"Linear probe", "probe_images", CLI_INT, &e.probe_images, "10000", "[0, inf)",
          "training images, from the first on; 0: no probe", CLI_NOT_SAVED},
@@ -248,21 +259,21 @@ static void open_data(dataset_t* train_set, dataset_t* val_set, eval_options_t* 
 static void print_header(const eval_options_t* e) {
     printf("%d held-out images, %s weights; ", e->images, e->raw ? "raw" : "averaged");
     if (e->probe_images) {
-        printf("probe: %d training images, %d epochs, batch %d, lr %g\n", e->probe_images, e->probe_epochs, e->probe_batch,
-               e->probe_lr);
+        printf("probe: %d training images, %d epochs, batch %d, lr %g\n", e->probe_images, e->probe_epochs,
+               e->probe_batch, e->probe_lr);
     } else {
         printf("no probe\n");
     }
-    printf("%-44s %5s %7s %8s %7s %11s %11s %6s\n", "tokenizer", "stage", "step", "PSNR", "L1", "probe flat", "probe mean",
-           "time");
+    printf("%-44s %5s %7s %8s %7s %11s %11s %6s\n", "tokenizer", "stage", "step", "PSNR", "L1", "probe flat",
+           "probe mean", "time");
 }
 
 static void print_scores(const char* path, const scores_t* s, int probed, double seconds) {
     char flat[32] = "-", mean[32] = "-";
     if (probed) snprintf(flat, sizeof flat, "%.2f%%", 100 * s->probe_flat);
     if (probed) snprintf(mean, sizeof mean, "%.2f%%", 100 * s->probe_mean);
-    printf("%-44s %5d %7lld %5.2f dB %7.4f %11s %11s %5.0fs\n", path, s->stage, (long long)s->step, s->psnr, s->l1, flat,
-           mean, seconds);
+    printf("%-44s %5d %7lld %5.2f dB %7.4f %11s %11s %5.0fs\n", path, s->stage, (long long)s->step, s->psnr, s->l1,
+           flat, mean, seconds);
     fflush(stdout);
 }
 
@@ -283,7 +294,8 @@ int main(int argc, char** argv) {
             cells = (uint8_t*)calloc_check((size_t)(1 + n) * e.columns * size * size, 3, "picture");
             print_header(&e);
         }
-        if (o.image_size != size) fatal("%s works at %d pixels, the first one at %d; measure them apart", paths[i], o.image_size, size);
+        if (o.image_size != size)
+            fatal("%s works at %d pixels, the first one at %d; measure them apart", paths[i], o.image_size, size);
         double start = clock_seconds();
         measure_reconstruction(&scores, &t, &val_set, &e, cells + (size_t)(1 + i) * e.columns * size * size * 3);
         if (e.probe_images) measure_probe(&scores, &t, &train_set, &val_set, &e);

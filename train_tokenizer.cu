@@ -3,11 +3,12 @@
 //     ./train_tokenizer -stage 1            the miniature world: see `make demo`, which prepares it
 //     ./train_tokenizer -stage 2            goes on from stage 1's checkpoint, which it finds by itself
 //     ./train_tokenizer -stage 3
-//     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights dinov2.safetensors -lpips_weights vgg.safetensors
+//     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights dinov2.safetensors -lpips_weights
+//     vgg.safetensors
 //
-// A run writes into one folder (-out): stageN.safetensors (the whole state, see common/checkpoint.h), stageN.jsonl (every
-// status line), stageN_STEP.png (held-out images above their reconstructions). The same command again resumes where it
-// stopped, bit for bit. Ctrl-C saves and stops.
+// A run writes into one folder (-out): stageN.safetensors (the whole state, see common/checkpoint.h), stageN.jsonl
+// (every status line), stageN_STEP.png (held-out images above their reconstructions). The same command again resumes
+// where it stopped, bit for bit. Ctrl-C saves and stops.
 //
 // This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/tokenizer.h.
 // Reading order here: presets and flags; set-up; hand-over between stages; what is watched; the loop; main.
@@ -80,10 +81,11 @@ static void print_plan(const tokenizer_t* t) {
     size_t lpips = param_count(&t->lpips_params.table, 0, t->lpips_params.table.total);
     // the frozen copy A0 of stage 2 is not counted, as in the paper's Table 6
     size_t target = c->stage == 2 ? param_count(&t->target_params.table, 0, t->adapter_begin) : 0;
-    printf("parameters     encoder with adapter %.2fM, decoder %.2fM, discriminator %.2fM\n", encoder * 1e-6, decoder * 1e-6, disc * 1e-6);
+    printf("parameters     encoder with adapter %.2fM, decoder %.2fM, discriminator %.2fM\n", encoder * 1e-6,
+           decoder * 1e-6, disc * 1e-6);
     printf("stage %d        trainable %.2fM, frozen %.2fM (LPIPS %.2fM%s)\n", c->stage,
-           (param_count(table, first, all) + disc) * 1e-6, (param_count(table, 0, first) + lpips + target) * 1e-6, lpips * 1e-6,
-           c->stage == 2 ? ", encoder of stage 1" : ", encoder");
+           (param_count(table, first, all) + disc) * 1e-6, (param_count(table, 0, first) + lpips + target) * 1e-6,
+           lpips * 1e-6, c->stage == 2 ? ", encoder of stage 1" : ", encoder");
     size_t weights = params_bytes(table, first, 2) + params_bytes(&t->disc_params.table, 0, 0) +
                      params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0) +
                      (c->stage == 2 ? params_bytes(&t->target_params.table, t->target_params.table.total, 0) : 0);
@@ -135,17 +137,21 @@ static void hand_over(run_t* run) {
     if (o->from[0]) snprintf(path, sizeof path, "%s", o->from);
     else snprintf(path, sizeof path, "%s/stage%d.safetensors", o->out, previous);
     if (access(path, R_OK)) {
-        fatal("stage %d starts from stage %d's checkpoint, and there is none at %s; run `%s -stage %d` with the same flags first, "
-              "or name a file with -from", o->stage, previous, path, run->cli.program, previous);
+        fatal("stage %d starts from stage %d's checkpoint, and there is none at %s; run `%s -stage %d` with the same "
+              "flags first, "
+              "or name a file with -from",
+              o->stage, previous, path, run->cli.program, previous);
     }
     safetensors_t file;
     checkpoint_info_t info = checkpoint_open(&file, path);
     if (info.stage != previous) {
-        fatal("%s is a checkpoint of stage %d; stage %d starts from one of stage %d", path, info.stage, o->stage, previous);
+        fatal("%s is a checkpoint of stage %d; stage %d starts from one of stage %d", path, info.stage, o->stage,
+              previous);
     }
     int which = o->stage == 3 ? o->ema : -1;
     checkpoint_start_from(&file, &info, path, &run->tokenizer, which);
-    printf("start          %s after %lld steps, %s weights\n", path, (long long)info.step, which < 0 ? "raw" : "averaged");
+    printf("start          %s after %lld steps, %s weights\n", path, (long long)info.step,
+           which < 0 ? "raw" : "averaged");
     safetensors_close(&file);
     if (o->stage == 2) tokenizer_set_target(&run->tokenizer, 0);
 }
@@ -165,12 +171,16 @@ static int resume(run_t* run) {
     int n = cli_differences(&run->cli, info.config, &differences, error, sizeof error);
     if (n < 0) fatal("%s: metadata field \"config\": %s", run->checkpoint_path, error);
     if (info.stage != run->options.stage) {
-        fatal("%s is a checkpoint of stage %d, not %d; give it its own name back (stage%d.safetensors), or name another "
-              "folder with -out", run->checkpoint_path, info.stage, run->options.stage, info.stage);
+        fatal(
+            "%s is a checkpoint of stage %d, not %d; give it its own name back (stage%d.safetensors), or name another "
+            "folder with -out",
+            run->checkpoint_path, info.stage, run->options.stage, info.stage);
     }
     if (n > 0 && !run->options.change) {
-        fatal("%s was made with other settings:\n%sgive the same flags to resume it, -change 1 to resume it with these, "
-              "-restart 1 to begin again, or another folder with -out", run->checkpoint_path, differences.text);
+        fatal(
+            "%s was made with other settings:\n%sgive the same flags to resume it, -change 1 to resume it with these, "
+            "-restart 1 to begin again, or another folder with -out",
+            run->checkpoint_path, differences.text);
     }
     if (n > 0) printf("changed since the checkpoint:\n%s", differences.text);
     json_text_free(&differences);
@@ -186,8 +196,8 @@ static void set_up(run_t* run) {
     tokenizer_t* t = &run->tokenizer;
     dataset_open(&run->train_set, o->data, SPLIT_TRAIN);
     dataset_open(&run->val_set, o->data, SPLIT_VAL);
-    printf("data           %s: %zu training images, %zu held out, %d classes\n", run->train_set.folder, run->train_set.count,
-           run->val_set.count, run->train_set.class_count);
+    printf("data           %s: %zu training images, %zu held out, %d classes\n", run->train_set.folder,
+           run->train_set.count, run->val_set.count, run->train_set.class_count);
     tokenizer_allocate(t);
     params_init(&t->params, o->seed);
     params_init(&t->disc_params, o->seed);
@@ -227,7 +237,8 @@ static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
     free(host);
     if (!finite) return NAN;
     double sum = 0;
-    for (int b = 0; b < run->options.batch; b++) sum += psnr_bytes(pixels + b * image, run->val_pixels + b * image, image);
+    for (int b = 0; b < run->options.batch; b++)
+        sum += psnr_bytes(pixels + b * image, run->val_pixels + b * image, image);
     return sum / run->options.batch;
 }
 
@@ -267,7 +278,8 @@ static void write_grid(run_t* run) {
 static void measure_latents(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
-    size_t bytes = (size_t)o->batch * tokenizer_pixels(t) * 3, tokens = o->batch * tokenizer_latents(t), n = tokens * t->z;
+    size_t bytes = (size_t)o->batch * tokenizer_pixels(t) * 3, tokens = o->batch * tokenizer_latents(t),
+           n = tokens * t->z;
     double* sums = (double*)calloc_check(2 * t->z, sizeof(double), "latent statistics");
     floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "latents");
     dataloader_t loader;
@@ -347,23 +359,28 @@ static void stop_when_dead(run_t* run, const tokenizer_report_t* r, int gan) {
         if (run->dead_steps[i] < DEAD_STEPS) continue;
         fatal("step %lld: the gradient of the %s has been exactly zero for %d steps, so it has stopped learning. %s",
               (long long)run->step + 1, names[i], DEAD_STEPS,
-              way_back(run, i == 3 ? "a lower -disc_lr or a later -disc_start" : "a lower -lr or -w_gan", way, sizeof way));
+              way_back(run, i == 3 ? "a lower -disc_lr or a later -disc_start" : "a lower -lr or -w_gan", way,
+                       sizeof way));
     }
 }
 
 // Saves the state, unless it can no longer reconstruct an image: then the file before it is the last good one.
 static void save(run_t* run) {
     const options_t* o = &run->options;
-    uint8_t* pixels = (uint8_t*)malloc_check((size_t)o->batch * tokenizer_pixels(&run->tokenizer) * 3, "reconstructions");
+    uint8_t* pixels =
+        (uint8_t*)malloc_check((size_t)o->batch * tokenizer_pixels(&run->tokenizer) * 3, "reconstructions");
     double psnr = reconstruct_held_out(run, pixels);
     free(pixels);
     if (isnan(psnr)) stop_not_finite(run, run->step, "The weights after this step are not saved");
     measure_latents(run);
     checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json};
     char error[1024];
-    if (!checkpoint_save(run->checkpoint_path, &run->tokenizer, &info, run->latent_mean, run->latent_std, error, sizeof error)) {
-        fatal("%s. The run ends at step %lld; the same command will go on from the last checkpoint, or begin where there "
-              "is none", error, (long long)run->step);
+    if (!checkpoint_save(run->checkpoint_path, &run->tokenizer, &info, run->latent_mean, run->latent_std, error,
+                         sizeof error)) {
+        fatal(
+            "%s. The run ends at step %lld; the same command will go on from the last checkpoint, or begin where there "
+            "is none",
+            error, (long long)run->step);
     }
 }
 

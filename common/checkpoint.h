@@ -10,8 +10,8 @@
 //     metadata                               format, stage, step, images, step counts, the configuration as JSON
 // Everything random in a run is a function of (seed, step, image), so this is all that a bit-exact resume needs.
 //
-// A file is written under a temporary name, flushed, then renamed: whatever happens, the last good one stays. A file that is
-// torn, foreign, of another stage or configuration is refused with a message that names the field.
+// A file is written under a temporary name, flushed, then renamed: whatever happens, the last good one stays. A file
+// that is torn, foreign, of another stage or configuration is refused with a message that names the field.
 // Look next at common/safetensors.h (the format) and train_tokenizer.cu (when it is written and read).
 #pragma once
 // defines: safetensors_t, safetensors_open_or_die, safetensors_find, st_writer_t
@@ -61,7 +61,8 @@ static inline int checkpoint_holds(const checkpoint_section_t* section, const pa
 // ---------------------------------------------------------------------------------------------------------------------
 // Writing
 
-static inline void checkpoint_declare(st_writer_t* w, const char* prefix, const char* name, int ndim, const int* shape) {
+static inline void checkpoint_declare(st_writer_t* w, const char* prefix, const char* name, int ndim,
+                                      const int* shape) {
     char full[200];
     size_t sizes[4];
     for (int i = 0; i < ndim; i++) sizes[i] = (size_t)shape[i];
@@ -90,7 +91,8 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
         const param_table_t* table = &sections[k].params->table;
         for (int i = 0; i < table->n; i++) {
             const param_t* p = &table->items[i];
-            if (checkpoint_holds(&sections[k], p)) checkpoint_declare(w, sections[k].prefix, p->name, p->ndim, p->shape);
+            if (checkpoint_holds(&sections[k], p))
+                checkpoint_declare(w, sections[k].prefix, p->name, p->ndim, p->shape);
         }
     }
     const param_table_t* running = &t->disc.running_table;
@@ -101,7 +103,8 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
     checkpoint_declare(w, "", "latent.std", 1, &t->z);
 }
 
-// Writes the whole state. On failure the old file stays and `error` says what happened and what to do; returns 1 on success.
+// Writes the whole state. On failure the old file stays and `error` says what happened and what to do; returns 1 on
+// success.
 int checkpoint_save(const char* path, tokenizer_t* t, const checkpoint_info_t* info, const floatS* latent_mean,
                     const floatS* latent_std, char* error, size_t error_size) {
     st_writer_t w;
@@ -144,14 +147,16 @@ checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
         fatal("%s: not a tokenizer checkpoint: its metadata field \"format\" is %s, wanted " CHECKPOINT_FORMAT
               "; give a file that train_tokenizer wrote, or move this one away", path, format ? format : "missing");
     }
-    static const char* const keys[6] = {"stage", "step", "images", "adam_steps", "disc_adam_steps", "disc_batches_tracked"};
+    static const char* const keys[6] = {
+        "stage", "step", "images", "adam_steps", "disc_adam_steps", "disc_batches_tracked"};
     int64_t numbers[6];
     for (int i = 0; i < 6; i++) {
         const char* text = safetensors_metadata(f, keys[i]);
         char* end = NULL;
         numbers[i] = text ? strtoll(text, &end, 10) : -1;
         if (!text || end == text || *end || numbers[i] < 0) {
-            fatal("%s: metadata field \"%s\" is %s, wanted a number; the file is damaged", path, keys[i], text ? text : "missing");
+            fatal("%s: metadata field \"%s\" is %s, wanted a number; the file is damaged", path, keys[i],
+                  text ? text : "missing");
         }
     }
     checkpoint_info_t info = {(int)numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5],
@@ -173,7 +178,8 @@ static inline void checkpoint_list(char* list, size_t size, int number, const ch
 
 // Reads one tensor of a file as `kind` of tensor `p`.
 static inline void checkpoint_read_tensor(const safetensors_t* f, const char* name, params_t* params, param_kind_t kind,
-                                          const param_t* p, floatS* host, size_t longest, checkpoint_mismatch_t* mismatch) {
+                                          const param_t* p, floatS* host, size_t longest,
+                                          checkpoint_mismatch_t* mismatch) {
     const st_tensor_t* tensor = safetensors_find(f, name);
     if (!tensor) {
         checkpoint_list(mismatch->first_missing, sizeof mismatch->first_missing, ++mismatch->missing, name);
@@ -193,11 +199,13 @@ static inline void checkpoint_report(const char* path, const checkpoint_mismatch
     if (!m->missing && !m->wrong_shape) return;
     fatal("%s: the tensors do not fit this configuration: %d missing (%s), %d of another shape or type (%s); "
           "use the flags that the file was made with, or another file",
-          path, m->missing, m->missing ? m->first_missing : "none", m->wrong_shape, m->wrong_shape ? m->first_wrong : "none");
+          path, m->missing, m->missing ? m->first_missing : "none", m->wrong_shape,
+          m->wrong_shape ? m->first_wrong : "none");
 }
 
 // One vector of `count` values by name.
-static inline void checkpoint_read_vector(const safetensors_t* f, const char* path, const char* name, floatS* out, int count) {
+static inline void checkpoint_read_vector(const safetensors_t* f, const char* path, const char* name, floatS* out,
+                                          int count) {
     const st_tensor_t* tensor = safetensors_find(f, name);
     if (!tensor || tensor->numel != (size_t)count || !st_dtype_is_float(tensor->dtype)) {
         fatal("%s: tensor %s is %s; the file is damaged or of another configuration", path, name,
@@ -246,9 +254,10 @@ void checkpoint_resume(const safetensors_t* f, const checkpoint_info_t* info, co
 }
 
 // The weights of encoder, adapter, decoder and discriminator of an earlier stage, for the start of the next or for use:
-// the average number `ema` (0 or 1) where that stage trained and averaged a tensor, else the raw weights; ema = -1: all raw.
-// The discriminator is always raw.
-void checkpoint_start_from(const safetensors_t* f, const checkpoint_info_t* info, const char* path, tokenizer_t* t, int ema) {
+// the average number `ema` (0 or 1) where that stage trained and averaged a tensor, else the raw weights; ema = -1: all
+// raw. The discriminator is always raw.
+void checkpoint_start_from(const safetensors_t* f, const checkpoint_info_t* info, const char* path, tokenizer_t* t,
+                           int ema) {
     checkpoint_mismatch_t mismatch = {0, 0, "", ""};
     params_t* both[2] = {&t->params, &t->disc_params};
     for (int k = 0; k < 2; k++) {

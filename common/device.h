@@ -52,7 +52,16 @@ static inline void* device_malloc(size_t bytes, const char* what) {
 
 static inline void device_free(void* p) { free(p); }
 static inline void device_zero(void* p, size_t bytes, stream_t s) { (void)s; memset(p, 0, bytes); }
-static inline void copy_to_device(void* dst, const void* src, size_t bytes, stream_t s) { (void)s; memcpy(dst, src, bytes); }
-static inline void copy_to_host(void* dst, const void* src, size_t bytes, stream_t s) { (void)s; memcpy(dst, src, bytes); }
-static inline void copy_on_device(void* dst, const void* src, size_t bytes, stream_t s) { (void)s; memmove(dst, src, bytes); }
+static inline void copy_to_device(void* dst, const void* src, size_t bytes, stream_t s) {
+    (void)s;
+    memcpy(dst, src, bytes);
+}
+static inline void copy_to_host(void* dst, const void* src, size_t bytes, stream_t s) {
+    (void)s;
+    memcpy(dst, src, bytes);
+}
+static inline void copy_on_device(void* dst, const void* src, size_t bytes, stream_t s) {
+    (void)s;
+    memmove(dst, src, bytes);
+}
 static inline void stream_wait(stream_t s) { (void)s; } // returns when everything queued on the stream is done

@@ -12,7 +12,8 @@
 static inline void make_folder(const char* path) {
     char part[900]; // room for the names of files behind it, in the buffers of those who write them
     if (strlen(path) >= sizeof part) {
-        fatal("the name of the folder %.40s... has over %zu letters; choose a shorter one with -out", path, sizeof part - 1);
+        fatal("the name of the folder %.40s... has over %zu letters; choose a shorter one with -out", path,
+              sizeof part - 1);
     }
     snprintf(part, sizeof part, "%s", path);
     for (char* c = part + 1;; c++) {

@@ -40,6 +40,8 @@ static inline void* malloc_check(size_t bytes, const char* what) {
 
 static inline void* calloc_check(size_t count, size_t size, const char* what) {
     void* p = calloc(count ? count : 1, size);
-    if (!p) fatal("no memory for %s (%.1f MiB); use a smaller batch or a smaller preset", what, (double)count * size / 1048576.0);
+    if (!p)
+        fatal("no memory for %s (%.1f MiB); use a smaller batch or a smaller preset", what,
+              (double)count * size / 1048576.0);
     return p;
 }

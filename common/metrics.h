@@ -1,8 +1,7 @@
 // metrics.h: how well an image is reconstructed, from bytes.
 //
-// PSNR of one image is 10 log10(255^2 / mean squared error of its bytes); that of a set is the mean over its images, not
-// the PSNR of the mean error (the usual protocol of reconstruction papers).
-// Look next at eval.cu, which reports it.
+// PSNR of one image is 10 log10(255^2 / mean squared error of its bytes); that of a set is the mean over its images,
+// not the PSNR of the mean error (the usual protocol of reconstruction papers). Look next at eval.cu, which reports it.
 #pragma once
 #include <math.h>
 #include <stddef.h>

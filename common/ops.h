@@ -1,20 +1,21 @@
 // ops.h: THE CATALOGUE. Every operation of the project once, forward beside backward.
 //
-// An operation is one C function on raw pointers with explicit sizes. Its text here is its contract; dev/cpu/*.h holds a
-// plain C implementation of each, file by file as listed below. Models (common/vit.h, ...) are written in
-// these operations only, so that they are the same text on every kind of machine.
+// An operation is one C function on raw pointers with explicit sizes. Its text here is its contract; dev/cpu/*.h holds
+// a plain C implementation of each, file by file as listed below. Models (common/vit.h, ...) are written in these
+// operations only, so that they are the same text on every kind of machine.
 //
 // Letters       B batch, T tokens, C channels, OC output channels, H W height and width, NH heads, HS head size, N rows
 // Layout        images and feature maps (B, H, W, C), so that tokens (B, T, C) *are* a feature map; all row-major
 // Arguments     outputs, inputs, weights, saved values, sizes, stream
-// Accumulation  gradients of parameters (`dweight`, `dbias`, `dgamma`, ...) accumulate: +=. Gradients of activations are
-//               written: =. Exceptions are marked "+=" at the argument. A gradient pointer that may be NULL is not computed.
+// Accumulation  gradients of parameters (`dweight`, `dbias`, `dgamma`, ...) accumulate: +=. Gradients of activations
+//               are written: =. Exceptions are marked "+=" at the argument. A gradient pointer that may be NULL is not
+//               computed.
 // Aliasing      outputs must not overlap inputs, unless the text says "in place".
 // Numbers       sums and statistics are floatS (fp32) or better, whatever floatX is
 // Cost          MAC = multiply-accumulate; `pass` = one read or write of the main tensor
-// Chunk         the tokenizer's recipe is defined per group of 8 images ("chunk": what one GPU held in the reference runs).
-//               Operations that compute a statistic per chunk take `chunk`, the number of images of one group, inside one
-//               pass over the batch. B is a multiple of chunk.
+// Chunk         the tokenizer's recipe is defined per group of 8 images ("chunk": what one GPU held in the reference
+//               runs). Operations that compute a statistic per chunk take `chunk`, the number of images of one group,
+//               inside one pass over the batch. B is a multiple of chunk.
 //
 // Reading order: matmul, layernorm (with its derivation in dev/cpu/norm.h), attention, conv2d, then the losses.
 #pragma once
@@ -135,8 +136,8 @@ void groupnorm_apply(floatX* out,                            // (B, HW, C)
                      const floatS* mean, const floatS* rstd, // (B, G)
                      int B, int HW, int C, int G, activation_t act, stream_t s);
 
-// dx = add + gradient through activation and norm. `add` is the gradient that reaches x by the block's other branch, or NULL.
-// In place: dx may be add.
+// dx = add + gradient through activation and norm. `add` is the gradient that reaches x by the block's other branch, or
+// NULL. In place: dx may be add.
 void groupnorm_backward(floatX* dx,                             // (B, HW, C)
                         floatS* dweight, floatS* dbias,         // (C) or both NULL
                         const floatX* dout,                     // (B, HW, C)
@@ -147,8 +148,8 @@ void groupnorm_backward(floatX* dx,                             // (B, HW, C)
                         const floatS* mean, const floatS* rstd, // (B, G)
                         int B, int HW, int C, int G, activation_t act, stream_t s);
 
-// BatchNorm and LeakyReLU. train: mean and biased variance of each channel over the images of one chunk; else the running
-// statistics (mean and rstd are then written from them, the same for every chunk).
+// BatchNorm and LeakyReLU. train: mean and biased variance of each channel over the images of one chunk; else the
+// running statistics (mean and rstd are then written from them, the same for every chunk).
 void batchnorm_leaky_forward(floatX* out,                 // (B, HW, C)
                              floatS* mean, floatS* rstd,  // (B / chunk, C)
                              const floatX* x,             // (B, HW, C)
@@ -157,8 +158,8 @@ void batchnorm_leaky_forward(floatX* out,                 // (B, HW, C)
                              const floatS* running_mean, const floatS* running_var, // (C), read when train is 0
                              int B, int HW, int C, int chunk, double eps, int train, stream_t s);
 
-// train: dx = weight rstd (dy - mean(dy) - xhat mean(dy xhat)) with dy = dout masked by the LeakyReLU, means over the chunk;
-// else dx = weight rstd dy. dweight += sum dy xhat; dbias += sum dy.
+// train: dx = weight rstd (dy - mean(dy) - xhat mean(dy xhat)) with dy = dout masked by the LeakyReLU, means over the
+// chunk; else dx = weight rstd dy. dweight += sum dy xhat; dbias += sum dy.
 void batchnorm_leaky_backward(floatX* dx,                             // (B, HW, C)
                               floatS* dweight, floatS* dbias,         // (C) or both NULL
                               const floatX* dout,                     // (B, HW, C)
@@ -185,7 +186,8 @@ void attention_forward(floatX* out,       // (B, T, NH, HS)
                        const floatX* qkv, // (B, T, 3, NH, HS)
                        int B, int T, int NH, int HS, stream_t s);
 
-// With P = exp(S - lse): dv = P^T dout; dS = P (dout v^T - sum_c dout_c out_c); dq = dS k / sqrt(HS); dk = dS^T q / sqrt(HS).
+// With P = exp(S - lse):
+//   dv = P^T dout;  dS = P (dout v^T - sum_c dout_c out_c);  dq = dS k / sqrt(HS);  dk = dS^T q / sqrt(HS)
 void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
                         const floatX* dout, // (B, T, NH, HS)
                         const floatX* qkv,  // (B, T, 3, NH, HS)
@@ -199,20 +201,22 @@ void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
 // out = bytes / 127.5 - 1
 void image_from_bytes(floatX* out, const uint8_t* bytes, size_t n, stream_t s);
 
-// Bilinear, half-pixel centres, no antialias (PyTorch: align_corners=False), with an affine map of the channels behind it.
-// Per axis: src = max((o + 1/2) size / out_size - 1/2, 0), in exact integer arithmetic. Equal sizes: the affine map alone.
+// Bilinear, half-pixel centres, no antialias (PyTorch: align_corners=False), with an affine map of the channels behind
+// it. Per axis: src = max((o + 1/2) size / out_size - 1/2, 0), in exact integer arithmetic. Equal sizes: the affine map
+// alone.
 void resize_bilinear_forward(floatX* out,     // (B, OH, OW, 3)
                              const floatX* x, // (B, H, W, 3)
                              channel_affine_t affine, int B, int H, int W, int OH, int OW, stream_t s);
 
-// The columns of a patch embedding: out[b, gy GW + gx, (c patch + ky) patch + kx] = x[b, gy patch + ky, gx patch + kx, c],
-// the order of a [D, 3, patch, patch] weight. No backward: the image needs no gradient.
+// The columns of a patch embedding, in the order of a [D, 3, patch, patch] weight:
+//   out[b, gy GW + gx, (c patch + ky) patch + kx] = x[b, gy patch + ky, gx patch + kx, c]
+// No backward: the image needs no gradient.
 void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), 3 patch^2)
                       const floatX* x, // (B, H, W, 3)
                       int B, int H, int W, int patch, stream_t s);
 
-// Position table from grid to (GH, GW): separable bicubic with antialias, a = -0.5 (timm layers/pos_embed.py). The first
-// `prefix` rows are copied.
+// Position table from grid to (GH, GW): separable bicubic with antialias, a = -0.5 (timm layers/pos_embed.py). The
+// first `prefix` rows are copied.
 void position_resample_forward(floatX* out,       // (prefix + GH GW, C)
                                const floatX* pos, // (prefix + grid grid, C)
                                int prefix, int grid, int GH, int GW, int C, stream_t s);
@@ -220,8 +224,8 @@ void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +
                                 const floatS* dout, // (prefix + GH GW, C)
                                 int prefix, int grid, int GH, int GW, int C, stream_t s);
 
-// The token sequence: class token (if any), registers, patches. pos has N rows, or N + 1 with pos_class = 1: then its first
-// row is added to the class token. T = (cls ? 1 : 0) + R + N.
+// The token sequence: class token (if any), registers, patches. pos has N rows, or N + 1 with pos_class = 1: then its
+// first row is added to the class token. T = (cls ? 1 : 0) + R + N.
 void tokens_forward(floatX* out,           // (B, T, C)
                     const floatX* patches, // (B, N, C)
                     const floatX* cls,     // (C) or NULL
@@ -249,8 +253,9 @@ void mean_tokens_backward(floatX* dx, const floatX* dout, int B, int T, int C, s
 // ---------------------------------------------------------------------------------------------------------------------
 // Convolution and resolution                                                                            dev/cpu/conv.h
 
-// out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, stride i + u - pad_lo, stride j + v - pad_lo, c] weight[o,u,v,c]) + residual
-// `act` is ACT_NONE, ACT_RELU or ACT_LEAKY. As an implicit matrix product in tiles; the im2col matrix is never stored whole.
+//   out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, stride i + u - pad_lo, stride j + v - pad_lo, c] weight[o,u,v,c])
+//                  + residual[b,i,j,o]
+// `act` is ACT_NONE, ACT_RELU or ACT_LEAKY. An implicit matrix product in tiles: im2col is never stored whole.
 // B OH OW OC K^2 C MAC.
 void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
                     const floatX* x,        // (B, H, W, C)
@@ -259,9 +264,10 @@ void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
                     const floatX* residual, // (B, OH, OW, OC) or NULL
                     int B, int H, int W, conv_t conv, activation_t act, stream_t s);
 
-// dx = the transposed convolution of dout. Where x itself is the output of a ReLU or LeakyReLU (`act`), `mask` is x and the
-// derivative of that activation is applied on the way out: dx *= (x > 0 ? 1 : 0 or LEAKY_SLOPE). mask NULL: not applied.
-// (dout is the gradient before this convolution's own activation: its successor has applied it in the same way.)
+// dx = the transposed convolution of dout. Where x itself is the output of a ReLU or LeakyReLU (`act`), `mask` is x and
+// the derivative of that activation is applied on the way out: dx *= (x > 0 ? 1 : 0 or LEAKY_SLOPE). mask NULL: not
+// applied. (dout is the gradient before this convolution's own activation: its successor has applied it in the same
+// way.)
 void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
                           const floatX* dout,   // (B, OH, OW, OC)
                           const floatX* weight, // (OC, K, K, C)
@@ -280,8 +286,8 @@ void maxpool_forward(floatX* out,     // (B, H/2, W/2, C)
                      const floatX* x, // (B, H, W, C)
                      int B, int H, int W, int C, stream_t s);
 
-// dx = [x > 0] (add + dout at the first maximum of each window): x is the output of a ReLU, whose derivative is applied here.
-// `add` is the gradient of a tap at x (LPIPS), or NULL. In place: dx may be add.
+// dx = [x > 0] (add + dout at the first maximum of each window): x is the output of a ReLU, whose derivative is applied
+// here. `add` is the gradient of a tap at x (LPIPS), or NULL. In place: dx may be add.
 void maxpool_relu_backward(floatX* dx,         // (B, H, W, C)
                            const floatX* dout, // (B, H/2, W/2, C)
                            const floatX* add,  // (B, H, W, C) or NULL
@@ -289,12 +295,14 @@ void maxpool_relu_backward(floatX* dx,         // (B, H, W, C)
                            int B, int H, int W, int C, stream_t s);
 
 // Nearest neighbour, twice the size.
-void upsample_forward(floatX* out, const floatX* x, int B, int H, int W, int C, stream_t s);     // (B,2H,2W,C) <- (B,H,W,C)
-void upsample_backward(floatX* dx, const floatX* dout, int B, int H, int W, int C, stream_t s);  // (B,H,W,C) <- (B,2H,2W,C)
+void upsample_forward(floatX* out, const floatX* x, int B, int H, int W, int C, stream_t s); // (B,2H,2W,C) <- (B,H,W,C)
+void upsample_backward(floatX* dx, const floatX* dout, int B, int H, int W, int C,
+                       stream_t s); // (B,H,W,C) <- (B,2H,2W,C)
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Losses                                                                                                dev/cpu/loss.h
-// Forwards write one value an image (B) or one a chunk (B / chunk); backwards take `scale` = d(objective) / d(that value).
+// Forwards write one value an image (B) or one a chunk (B / chunk); backwards take `scale`, the derivative of the
+// objective by that value.
 
 // loss_b = sum |xhat - x|
 void l1_forward(floatS* loss,       // (B)
@@ -302,8 +310,8 @@ void l1_forward(floatS* loss,       // (B)
                 const floatX* x,    // (B, n)
                 int B, size_t n, stream_t s);
 
-// The gradient of the whole reconstruction term at the image: dxhat = scale sign(xhat - x) + affine.scale_c dscaled, where
-// dscaled is the gradient at LPIPS's scaled input (affine is that scaling), or NULL. sign(0) = 0.
+// The gradient of the whole reconstruction term at the image: dxhat = scale sign(xhat - x) + affine.scale_c dscaled,
+// where dscaled is the gradient at LPIPS's scaled input (affine is that scaling), or NULL. sign(0) = 0.
 void l1_backward(floatX* dxhat,         // (B, HW, 3)
                  const floatX* xhat,    // (B, HW, 3)
                  const floatX* x,       // (B, HW, 3)
@@ -311,7 +319,8 @@ void l1_backward(floatX* dxhat,         // (B, HW, 3)
                  channel_affine_t affine, double scale, int B, size_t HW, stream_t s);
 
 // One tap of LPIPS: with u = f / (|f| + 1e-10), v = g / (|g| + 1e-10) over channels at each position,
-// loss_b += mean over positions of sum_c weight_c (u_c - v_c)^2.           (lpips package; taming-transformers lpips.py)
+// loss_b += mean over positions of sum_c weight_c (u_c - v_c)^2.
+// (lpips package; taming-transformers lpips.py)
 void lpips_tap_forward(floatS* loss,         // (B) +=
                        const floatX* f,      // (B, HW, C)
                        const floatX* g,      // (B, HW, C)
@@ -362,8 +371,8 @@ void semantic_cosine_backward(floatX* dz,       // (groups, rows, C)
                               const floatX* z0, // (groups, rows, C)
                               double scale, int groups, size_t rows, int C, stream_t s);
 
-// Diagonal Gaussian posterior (LDM distributions.py): moments = (mu, lambda) along channels, lambda clamped to [-30, 20],
-// z = mu + exp(lambda / 2) noise;  kl_b = sum (mu^2 + exp(lambda) - 1 - lambda) / 2.
+// Diagonal Gaussian posterior (LDM distributions.py): moments = (mu, lambda) along channels, lambda clamped to
+// [-30, 20], z = mu + exp(lambda / 2) noise;  kl_b = sum (mu^2 + exp(lambda) - 1 - lambda) / 2.
 void posterior_forward(floatX* z,             // (B, T, C)
                        floatS* kl,            // (B)
                        const floatX* moments, // (B, T, 2C)
@@ -377,7 +386,8 @@ void posterior_backward(floatX* dmoments,      // (B, T, 2C)
                         double kl_scale, int B, int T, int C, stream_t s);
 
 // VA-VAE's alignment loss (LightningDiT contperceptual.py), per image with N tokens, hats are unit rows:
-//   l1 = mean_ij relu(|zhat_i zhat_j - that_i that_j| - margin_distance),  l2 = mean_i relu(1 - margin_cosine - that_i zhat_i)
+//   l1 = mean_ij relu(|zhat_i zhat_j - that_i that_j| - margin_distance)
+//   l2 = mean_i relu(1 - margin_cosine - that_i zhat_i)
 //   loss_k = mean over the images of chunk k of l1 + l2
 void vf_forward(floatS* loss,          // (B / chunk)
                 const floatX* z,       // (B, N, C) projected latent
@@ -386,9 +396,10 @@ void vf_forward(floatS* loss,          // (B / chunk)
 void vf_backward(floatX* dz,            // (B, N, C)
                  const floatX* z,       // (B, N, C)
                  const floatX* teacher, // (B, N, C)
-                 double margin_distance, double margin_cosine, double scale, int B, int N, int C, int chunk, stream_t s);
+                 double margin_distance, double margin_cosine, double scale, int B, int N, int C, int chunk,
+                 stream_t s);
 
-// loss_b = -log softmax(logits_b)[label_b];  dlogits = scale (softmax - onehot). One pass for both. dlogits may be NULL.
+// loss_b = -log softmax(logits_b)[label_b];  dlogits = scale (softmax - onehot). One pass for both.
 void cross_entropy(floatS* loss,         // (B)
                    floatX* dlogits,      // (B, C) or NULL
                    const floatX* logits, // (B, C)
@@ -427,7 +438,8 @@ void accumulate_scaled_groups(floatS* out,         // (n) +=
 // One step of Adam with decoupled decay, and of two exponential averages, in one pass over flat buffers:
 //   m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
 //   w <- w (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
-//   ema_i <- ema_beta_i ema_i + (1 - ema_beta_i) w                            Kingma & Ba 2015; Loshchilov & Hutter 2019
+//   ema_i <- w + ema_beta_i (ema_i - w)                     a constant stays exactly constant in this form
+// (Kingma & Ba 2015; Loshchilov & Hutter 2019.)
 typedef struct {
     double lr, beta1, beta2, eps, decay;
     int64_t t;          // this step's number, from 1

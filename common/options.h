@@ -1,10 +1,10 @@
 // options.h: the flags of train_tokenizer, its presets, and the configuration that they describe.
 //
-// One table drives the parser, -h, the printed and the saved configuration. A value that differs from stage to stage is written
-// as three values with commas, "1e-4,1e-5,1e-4"; a single one serves all stages.
-// The presets are the paper's recipes (AlignTok, App. A and C.2) and the miniature world. Where the paper is silent they
-// follow VA-VAE, on whose training code it builds: w_gan 0.5, w_lpips 1, Adam (0.5, 0.9) at a constant rate, no flip.
-// Look next at common/tokenizer.h, which takes the configuration, and train_tokenizer.cu.
+// One table drives the parser, -h, the printed and the saved configuration. A value that differs from stage to stage is
+// written as three values with commas, "1e-4,1e-5,1e-4"; a single one serves all stages. The presets are the paper's
+// recipes (AlignTok, App. A and C.2) and the miniature world. Where the paper is silent they follow VA-VAE, on whose
+// training code it builds: w_gan 0.5, w_lpips 1, Adam (0.5, 0.9) at a constant rate, no flip. Look next at
+// common/tokenizer.h, which takes the configuration, and train_tokenizer.cu.
 #pragma once
 // defines: cli_t, cli_flag_t, cli_preset_t
 #include "common/cli.h"
@@ -39,28 +39,78 @@ static const cli_setting_t preset_imagenet[] = {
     {"vgg_channels", "64,128,256,512,512"}, {"batch", "64"}, {"steps", "120000,220000,100000"},
     {"lr", "1e-4,1e-5,1e-4"}, {"disc_lr", "1e-4,1e-5,1e-4"}, {"disc_start", "5000,0,0"}, {"log_every", "100"},
     {"grid_every", "2000"}, {"save_every", "5000"}, {"latent_images", "10000"}, {"out", "runs/imagenet"}, {NULL, NULL}};
-static const cli_setting_t preset_imagenet_d64[] = {
-    {"encoder", "dinov2-l"}, {"image_size", "256"}, {"z_channels", "64"}, {"adapter_hidden", "128"}, {"ch", "128"},
-    {"ch_mult", "1,1,2,2,4"}, {"res_blocks", "2"}, {"groups", "32"}, {"ndf", "64"},
-    {"vgg_channels", "64,128,256,512,512"}, {"batch", "64"}, {"steps", "120000,340000,220000"},
-    {"lr", "1e-4,1e-5,1e-4"}, {"disc_lr", "1e-4,1e-5,1e-4"}, {"disc_start", "5000,0,0"}, {"log_every", "100"},
-    {"grid_every", "2000"}, {"save_every", "5000"}, {"latent_images", "10000"}, {"out", "runs/imagenet_d64"}, {NULL, NULL}};
-static const cli_setting_t preset_imagenet_d64_star[] = {
-    {"encoder", "dinov2-l"}, {"image_size", "256"}, {"z_channels", "64"}, {"adapter_hidden", "128"}, {"ch", "128"},
-    {"ch_mult", "1,1,2,2,4"}, {"res_blocks", "2"}, {"groups", "32"}, {"ndf", "64"},
-    {"vgg_channels", "64,128,256,512,512"}, {"batch", "64"}, {"steps", "120000,220000,200000"},
-    {"lr", "1e-4"}, {"disc_lr", "1e-4"}, {"disc_start", "5000,0,0"}, {"w_sem", "0.5"}, {"log_every", "100"},
-    {"grid_every", "2000"}, {"save_every", "5000"}, {"latent_images", "10000"}, {"out", "runs/imagenet_d64_star"}, {NULL, NULL}};
-static const cli_setting_t preset_mini[] = {
-    {"encoder", "mini"}, {"image_size", "32"}, {"z_channels", "16"}, {"adapter_hidden", "32"}, {"ch", "16"},
-    {"ch_mult", "1,2,4,4"}, {"res_blocks", "1"}, {"groups", "8"}, {"ndf", "16"}, {"vgg_channels", "16,32,64"},
-    {"batch", "32"}, {"steps", "600,600,400"}, {"lr", "1e-3,5e-4,1e-3"}, {"disc_lr", "2e-4"},
-    {"disc_start", "100,0,0"}, {"w_gan", "0.1"}, {"log_every", "50"}, {"grid_every", "200"}, {"save_every", "200"}, {"latent_images", "512"},
-    {"data", "fashion-mnist"}, {"out", "runs/mini"}, {"encoder_weights", "runs/mini/encoder.safetensors"},
-    {"lpips_weights", "runs/mini/vgg.safetensors"}, {NULL, NULL}};
+static const cli_setting_t preset_imagenet_d64[] = {{"encoder", "dinov2-l"},
+                                                    {"image_size", "256"},
+                                                    {"z_channels", "64"},
+                                                    {"adapter_hidden", "128"},
+                                                    {"ch", "128"},
+                                                    {"ch_mult", "1,1,2,2,4"},
+                                                    {"res_blocks", "2"},
+                                                    {"groups", "32"},
+                                                    {"ndf", "64"},
+                                                    {"vgg_channels", "64,128,256,512,512"},
+                                                    {"batch", "64"},
+                                                    {"steps", "120000,340000,220000"},
+                                                    {"lr", "1e-4,1e-5,1e-4"},
+                                                    {"disc_lr", "1e-4,1e-5,1e-4"},
+                                                    {"disc_start", "5000,0,0"},
+                                                    {"log_every", "100"},
+                                                    {"grid_every", "2000"},
+                                                    {"save_every", "5000"},
+                                                    {"latent_images", "10000"},
+                                                    {"out", "runs/imagenet_d64"},
+                                                    {NULL, NULL}};
+static const cli_setting_t preset_imagenet_d64_star[] = {{"encoder", "dinov2-l"},
+                                                         {"image_size", "256"},
+                                                         {"z_channels", "64"},
+                                                         {"adapter_hidden", "128"},
+                                                         {"ch", "128"},
+                                                         {"ch_mult", "1,1,2,2,4"},
+                                                         {"res_blocks", "2"},
+                                                         {"groups", "32"},
+                                                         {"ndf", "64"},
+                                                         {"vgg_channels", "64,128,256,512,512"},
+                                                         {"batch", "64"},
+                                                         {"steps", "120000,220000,200000"},
+                                                         {"lr", "1e-4"},
+                                                         {"disc_lr", "1e-4"},
+                                                         {"disc_start", "5000,0,0"},
+                                                         {"w_sem", "0.5"},
+                                                         {"log_every", "100"},
+                                                         {"grid_every", "2000"},
+                                                         {"save_every", "5000"},
+                                                         {"latent_images", "10000"},
+                                                         {"out", "runs/imagenet_d64_star"},
+                                                         {NULL, NULL}};
+static const cli_setting_t preset_mini[] = {{"encoder", "mini"},
+                                            {"image_size", "32"},
+                                            {"z_channels", "16"},
+                                            {"adapter_hidden", "32"},
+                                            {"ch", "16"},
+                                            {"ch_mult", "1,2,4,4"},
+                                            {"res_blocks", "1"},
+                                            {"groups", "8"},
+                                            {"ndf", "16"},
+                                            {"vgg_channels", "16,32,64"},
+                                            {"batch", "32"},
+                                            {"steps", "600,600,400"},
+                                            {"lr", "1e-3,5e-4,1e-3"},
+                                            {"disc_lr", "2e-4"},
+                                            {"disc_start", "100,0,0"},
+                                            {"w_gan", "0.1"},
+                                            {"log_every", "50"},
+                                            {"grid_every", "200"},
+                                            {"save_every", "200"},
+                                            {"latent_images", "512"},
+                                            {"data", "fashion-mnist"},
+                                            {"out", "runs/mini"},
+                                            {"encoder_weights", "runs/mini/encoder.safetensors"},
+                                            {"lpips_weights", "runs/mini/vgg.safetensors"},
+                                            {NULL, NULL}};
 
 static const cli_preset_t options_presets[] = {
-    {"mini", "the miniature world: 32-pixel Fashion-MNIST, encoder and VGG trained by this project (dev/pretrain.cu)", preset_mini},
+    {"mini", "the miniature world: 32-pixel Fashion-MNIST, encoder and VGG trained by this project (dev/pretrain.cu)",
+     preset_mini},
     {"imagenet", "the paper's f16d32: DINOv2-L, 42M decoder, 6 + 11 + 5 epochs of ImageNet", preset_imagenet},
     {"imagenet_d64", "f16d64: 64 latent channels, 6 + 17 + 11 epochs", preset_imagenet_d64},
     {"imagenet_d64_star", "the paper's Table 10 (Ours*): d64, stage 2 at 1e-4, w_sem 0.5, 6 + 11 + 10 epochs",
@@ -78,8 +128,10 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "1: adapter and decoder, encoder frozen; 2: all, with the semantic loss; 3: decoder alone", CLI_SAVED},
         {NULL, "data", CLI_STRING, &o->data, "", NULL,
          "folder of class folders with images, folder with IDX files, fashion-mnist, shapes (drawn), or auto: "
-         "fashion-mnist where it is installed, else shapes", CLI_SAVED},
-        {NULL, "out", CLI_STRING, &o->out, "runs/tokenizer", NULL, "folder for checkpoints, logs and pictures", CLI_NOT_SAVED},
+         "fashion-mnist where it is installed, else shapes",
+         CLI_SAVED},
+        {NULL, "out", CLI_STRING, &o->out, "runs/tokenizer", NULL, "folder for checkpoints, logs and pictures",
+         CLI_NOT_SAVED},
         {NULL, "from", CLI_STRING, &o->from, "", NULL,
          "stages 2 and 3: checkpoint of the stage before; without it, the one in -out", CLI_NOT_SAVED},
         {NULL, "encoder_weights", CLI_STRING, &o->encoder_weights, "", NULL,
@@ -87,8 +139,10 @@ int options_flags(options_t* o, cli_flag_t* out) {
          CLI_NOT_SAVED},
         {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL,
          "VGG16 and LPIPS heads, safetensors; without it, random", CLI_NOT_SAVED},
-        {NULL, "dry_run", CLI_BOOL, &o->dry_run, "0", NULL, "print parameters, memory and cost, then stop", CLI_NOT_SAVED},
-        {NULL, "restart", CLI_BOOL, &o->restart, "0", NULL, "begin the stage again although it has a checkpoint", CLI_NOT_SAVED},
+        {NULL, "dry_run", CLI_BOOL, &o->dry_run, "0", NULL, "print parameters, memory and cost, then stop",
+         CLI_NOT_SAVED},
+        {NULL, "restart", CLI_BOOL, &o->restart, "0", NULL, "begin the stage again although it has a checkpoint",
+         CLI_NOT_SAVED},
         {NULL, "change", CLI_BOOL, &o->change, "0", NULL,
          "resume although flags differ from the checkpoint's, such as a lower -lr", CLI_NOT_SAVED},
 
@@ -98,10 +152,13 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "encoder input: normalised as the encoder was trained, or left in [-1, 1] as VA-VAE does", CLI_SAVED},
         {NULL, "image_size", CLI_INT, &o->image_size, "256", "[8, 4096]", "pixels of the square crop", CLI_SAVED},
         {NULL, "z_channels", CLI_INT, &o->z_channels, "32", "[1, 1024]", "channels of the latent", CLI_SAVED},
-        {NULL, "adapter_hidden", CLI_INT, &o->adapter_hidden, "64", "[1, 8192]", "hidden width of the adapter", CLI_SAVED},
+        {NULL, "adapter_hidden", CLI_INT, &o->adapter_hidden, "64", "[1, 8192]", "hidden width of the adapter",
+         CLI_SAVED},
         {NULL, "ch", CLI_INT, &o->ch, "128", "[1, 1024]", "decoder channels at full resolution", CLI_SAVED},
-        {NULL, "ch_mult", CLI_STRING, &o->ch_mult, "1,1,2,2,4", NULL, "multiples of -ch, full resolution first", CLI_SAVED},
-        {NULL, "res_blocks", CLI_INT, &o->res_blocks, "2", "[1, 8]", "ResBlocks a level, of which the decoder has one more", CLI_SAVED},
+        {NULL, "ch_mult", CLI_STRING, &o->ch_mult, "1,1,2,2,4", NULL, "multiples of -ch, full resolution first",
+         CLI_SAVED},
+        {NULL, "res_blocks", CLI_INT, &o->res_blocks, "2", "[1, 8]",
+         "ResBlocks a level, of which the decoder has one more", CLI_SAVED},
         {NULL, "groups", CLI_INT, &o->groups, "32", "[1, 128]", "groups of every GroupNorm", CLI_SAVED},
         {NULL, "ndf", CLI_INT, &o->ndf, "64", "[1, 512]", "discriminator channels of the first layer", CLI_SAVED},
         {NULL, "vgg_channels", CLI_STRING, &o->vgg_channels, "64,128,256,512,512", NULL,
@@ -113,11 +170,15 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "chunk", CLI_INT, &o->chunk, "8", "[1, 65536]",
          "images that share BatchNorm statistics and adaptive weights", CLI_SAVED},
         {NULL, "lr", CLI_STRING, &o->lr, "1e-4,1e-5,1e-4", NULL, "learning rate, constant", CLI_SAVED},
-        {NULL, "disc_lr", CLI_STRING, &o->disc_lr, "1e-4,1e-5,1e-4", NULL, "learning rate of the discriminator", CLI_SAVED},
-        {NULL, "disc_start", CLI_STRING, &o->disc_start, "5000,0,0", NULL, "step, counted from 0, from which the GAN acts", CLI_SAVED},
+        {NULL, "disc_lr", CLI_STRING, &o->disc_lr, "1e-4,1e-5,1e-4", NULL, "learning rate of the discriminator",
+         CLI_SAVED},
+        {NULL, "disc_start", CLI_STRING, &o->disc_start, "5000,0,0", NULL,
+         "step, counted from 0, from which the GAN acts", CLI_SAVED},
         {NULL, "w_lpips", CLI_NUMBER, &o->w_lpips, "1", "[0, inf)", "weight of LPIPS", CLI_SAVED},
-        {NULL, "w_gan", CLI_NUMBER, &o->w_gan, "0.5", "[0, inf)", "weight of the GAN after rescaling; 0: no discriminator", CLI_SAVED},
-        {NULL, "w_sem", CLI_NUMBER, &o->w_sem, "1", "[0, inf)", "stage 2: weight of the semantic loss after rescaling", CLI_SAVED},
+        {NULL, "w_gan", CLI_NUMBER, &o->w_gan, "0.5", "[0, inf)",
+         "weight of the GAN after rescaling; 0: no discriminator", CLI_SAVED},
+        {NULL, "w_sem", CLI_NUMBER, &o->w_sem, "1", "[0, inf)", "stage 2: weight of the semantic loss after rescaling",
+         CLI_SAVED},
         {NULL, "sem_loss", CLI_CHOICE, &o->sem_loss, "l2", "l2|cosine", "stage 2: distance of z from z0", CLI_SAVED},
         {NULL, "sem_tensor", CLI_CHOICE, &o->sem_tensor, "adapter", "adapter|fc2",
          "where gradient norms are compared for it: adapter.fc2, or the last ViT block's mlp.fc2", CLI_SAVED},
@@ -126,18 +187,24 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "beta1", CLI_NUMBER, &o->beta1, "0.5", "[0, 1)", "Adam: memory of the mean gradient", CLI_SAVED},
         {NULL, "beta2", CLI_NUMBER, &o->beta2, "0.9", "[0, 1)", "Adam: memory of its square", CLI_SAVED},
         {NULL, "eps", CLI_NUMBER, &o->eps, "1e-8", "(0, 1]", "Adam: added to the denominator", CLI_SAVED},
-        {NULL, "ema0", CLI_NUMBER, &o->ema0, "0.05", "[0.01, 0.25]", "relative width of the weights' first moving average", CLI_SAVED},
+        {NULL, "ema0", CLI_NUMBER, &o->ema0, "0.05", "[0.01, 0.25]",
+         "relative width of the weights' first moving average", CLI_SAVED},
         {NULL, "ema1", CLI_NUMBER, &o->ema1, "0.10", "[0.01, 0.25]", "relative width of the second", CLI_SAVED},
-        {NULL, "ema", CLI_INT, &o->ema, "0", "[0, 1]", "number of the average that ships, and that starts stage 3", CLI_SAVED},
+        {NULL, "ema", CLI_INT, &o->ema, "0", "[0, 1]", "number of the average that ships, and that starts stage 3",
+         CLI_SAVED},
         {NULL, "flip", CLI_BOOL, &o->flip, "0", NULL, "mirror half of the training images", CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "1", NULL, "seed of everything random", CLI_SAVED},
 
-        {"Machine", "workers", CLI_INT, &o->workers, "1", "[0, 256]", "threads that prepare images ahead; 0: the training thread does it", CLI_NOT_SAVED},
+        {"Machine", "workers", CLI_INT, &o->workers, "1", "[0, 256]",
+         "threads that prepare images ahead; 0: the training thread does it", CLI_NOT_SAVED},
         {NULL, "recompute", CLI_BOOL, &o->recompute, "0", NULL,
          "stage 2: less memory for the encoder, a third more work there", CLI_NOT_SAVED},
-        {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only", CLI_NOT_SAVED},
-        {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures; 0: at the end only", CLI_NOT_SAVED},
-        {NULL, "save_every", CLI_INT, &o->save_every, "1000", "[0, inf)", "steps between checkpoints; 0: at the end only", CLI_NOT_SAVED},
+        {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only",
+         CLI_NOT_SAVED},
+        {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures; 0: at the end only",
+         CLI_NOT_SAVED},
+        {NULL, "save_every", CLI_INT, &o->save_every, "1000", "[0, inf)",
+         "steps between checkpoints; 0: at the end only", CLI_NOT_SAVED},
         {NULL, "latent_images", CLI_INT, &o->latent_images, "512", "[1, inf)",
          "training images for the latent's mean and deviation in the checkpoint", CLI_SAVED},
     };
@@ -167,8 +234,8 @@ static inline double options_for_stage(const char* name, const char* text, int s
 void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
     static cli_flag_t flags[OPTIONS_MAX]; // as long-lived as *cli, which points to it
     int n = options_flags(o, flags);
-    cli_init(cli, "./train_tokenizer", "Trains the AlignTok tokenizer, one stage a run; the same command resumes.", flags, n,
-             options_presets, OPTIONS_PRESETS);
+    cli_init(cli, "./train_tokenizer", "Trains the AlignTok tokenizer, one stage a run; the same command resumes.",
+             flags, n, options_presets, OPTIONS_PRESETS);
     cli_parse(cli, argc, argv);
     o->stage_steps = (int64_t)options_for_stage("steps", o->steps, o->stage, 1, 1);
     o->stage_lr = options_for_stage("lr", o->lr, o->stage, 0, 0);
@@ -176,15 +243,19 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
     o->stage_disc_start = (int64_t)options_for_stage("disc_start", o->disc_start, o->stage, 0, 1);
     if (o->batch < o->chunk) o->chunk = o->batch; // a single, smaller chunk
     if (o->batch % o->chunk) {
-        fatal("-batch %d is not a multiple of -chunk %d; BatchNorm statistics and adaptive weights are taken per chunk, so give "
-              "a batch of whole chunks", o->batch, o->chunk);
+        fatal("-batch %d is not a multiple of -chunk %d; BatchNorm statistics and adaptive weights are taken per "
+              "chunk, so give "
+              "a batch of whole chunks",
+              o->batch, o->chunk);
     }
     if (o->stage == 1 && o->from[0]) {
-        fatal("-from %s: stage 1 starts from -encoder_weights, not from a checkpoint; leave -from out, or give -stage 2 or 3",
+        fatal("-from %s: stage 1 starts from -encoder_weights, not from a checkpoint; leave -from out, or give -stage "
+              "2 or 3",
               o->from);
     }
     if (!o->data[0] && !o->dry_run) {
-        fatal("preset %s needs images: -data FOLDER with one folder a class (or -data shapes to try the program)", o->preset);
+        fatal("preset %s needs images: -data FOLDER with one folder a class (or -data shapes to try the program)",
+              o->preset);
     }
 }
 
@@ -214,13 +285,14 @@ tokenizer_config_t options_tokenizer(const options_t* o) {
     d->groups = o->groups;
     for (int l = 0; l < d->levels; l++) {
         if (d->ch * d->ch_mult[l] % d->groups) {
-            fatal("level %d of the decoder has %d channels, no multiple of -groups %d; change -ch, -ch_mult or -groups", l,
-                  d->ch * d->ch_mult[l], d->groups);
+            fatal("level %d of the decoder has %d channels, no multiple of -groups %d; change -ch, -ch_mult or -groups",
+                  l, d->ch * d->ch_mult[l], d->groups);
         }
     }
     int factor = tokenizer_factor(&c);
     if (o->image_size % factor) {
-        fatal("-image_size %d is no multiple of %d, the pixels of a latent position each way; choose one, or another -ch_mult",
+        fatal("-image_size %d is no multiple of %d, the pixels of a latent position each way; choose one, or another "
+              "-ch_mult",
               o->image_size, factor);
     }
     c.lpips = vgg16_config();

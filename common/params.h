@@ -53,9 +53,10 @@ static inline init_t init_fan_in(int fan_in) { return init_uniform(1.0 / sqrt((d
 
 enum { PARAM_ALIGNMENT = 8 }; // elements: 16 bytes of bf16
 
-// Registers a tensor and returns its offset. Shape entries behind `ndim` are ignored. Weight decay applies to tensors of
-// two and more dimensions unless the caller changes `decay`.
-size_t param_add(param_table_t* table, const char* name, int ndim, int d0, int d1, int d2, int d3, layout_t layout, init_t init) {
+// Registers a tensor and returns its offset. Shape entries behind `ndim` are ignored. Weight decay applies to tensors
+// of two and more dimensions unless the caller changes `decay`.
+size_t param_add(param_table_t* table, const char* name, int ndim, int d0, int d1, int d2, int d3, layout_t layout,
+                 init_t init) {
     if (table->n == table->capacity) {
         table->capacity = table->capacity ? 2 * table->capacity : 256;
         table->items = (param_t*)realloc(table->items, table->capacity * sizeof(param_t));
@@ -63,7 +64,8 @@ size_t param_add(param_table_t* table, const char* name, int ndim, int d0, int d
     }
     param_t* p = &table->items[table->n++];
     memset(p, 0, sizeof *p);
-    if (snprintf(p->name, sizeof p->name, "%s", name) >= (int)sizeof p->name) fatal("parameter name too long: %s", name);
+    if (snprintf(p->name, sizeof p->name, "%s", name) >= (int)sizeof p->name)
+        fatal("parameter name too long: %s", name);
     int shape[4] = {d0, d1, d2, d3};
     p->ndim = ndim;
     p->count = 1;
@@ -174,8 +176,8 @@ void params_zero_grads(params_t* p, stream_t s) {
     if (p->grads) device_zero(p->grads, params_trained(p) * sizeof(floatS), s);
 }
 
-// Fills every value by its initialiser. A number depends on (seed, tensor's name, element), so that adding a tensor does not
-// change the others.
+// Fills every value by its initialiser. A number depends on (seed, tensor's name, element), so that adding a tensor
+// does not change the others.
 void params_init(params_t* p, uint64_t seed) {
     for (int i = 0; i < p->table.n; i++) {
         const param_t* t = &p->table.items[i];
@@ -196,7 +198,8 @@ void params_init(params_t* p, uint64_t seed) {
 // ---------------------------------------------------------------------------------------------------------------------
 // File order
 
-// Copies one tensor between memory order and file order: (OC, K, K, C) <-> (OC, C, K, K) for LAYOUT_CONV, plain otherwise.
+// Copies one tensor between memory order and file order: (OC, K, K, C) <-> (OC, C, K, K) for LAYOUT_CONV, plain
+// otherwise.
 void params_to_file_order(floatS* file, const floatS* memory, const param_t* t) {
     if (t->layout == LAYOUT_PLAIN) {
         memcpy(file, memory, t->count * sizeof(floatS));
@@ -234,8 +237,8 @@ static inline floatS* params_buffer(const params_t* p, param_kind_t kind) {
     return buffers[kind];
 }
 
-// Copies one tensor to `host` (count values, file order). `memory` is working space of the same size. A frozen tensor has a
-// value only.
+// Copies one tensor to `host` (count values, file order). `memory` is working space of the same size. A frozen tensor
+// has a value only.
 void params_get(const params_t* p, param_kind_t kind, const param_t* t, floatS* host, floatS* memory) {
     if (t->offset >= p->first) {
         copy_to_host(memory, params_buffer(p, kind) + (t->offset - p->first), t->count * sizeof(floatS), 0);

@@ -1,5 +1,5 @@
-// plan.h: memory, planned once. A list of (pointer, size, name) is filled by the models, then one block is allocated and
-// cut up. The training loop never allocates.
+// plan.h: memory, planned once. A list of (pointer, size, name) is filled by the models, then one block is allocated
+// and cut up. The training loop never allocates.
 //
 // Two kinds of buffers: those that live through a whole step (saved activations) and those that live only while one
 // model runs (gradients on their way through it). The second kind shares memory: between plan_mark() and plan_rewind()

@@ -2,11 +2,10 @@
 //
 //     logits = W f + b,  mean cross-entropy,  Adam (0.9, 0.999), constant learning rate, a fresh order each epoch
 //
-// The paper's protocol (AlignTok, App. A): learning rate 1e-3, batch 256, 3 epochs. It does not say what f is; two readings
-// are in use and eval.cu prints both: the whole latent map, and its mean over positions. Features are scaled to unit
-// deviation in each latent channel, so that the same learning rate suits latents of any scale.
-// Features are computed once and kept on the host in full precision.
-// Look next at eval.cu.
+// The paper's protocol (AlignTok, App. A): learning rate 1e-3, batch 256, 3 epochs. It does not say what f is; two
+// readings are in use and eval.cu prints both: the whole latent map, and its mean over positions. Features are scaled
+// to unit deviation in each latent channel, so that the same learning rate suits latents of any scale. Features are
+// computed once and kept on the host in full precision. Look next at eval.cu.
 #pragma once
 // defines: matmul_forward, matmul_backward, cross_entropy, adam_update
 #include "common/ops.h"
@@ -52,15 +51,16 @@ double probe_accuracy(const probe_set_t* train, const probe_set_t* held_out, pro
         for (int first = 0; first < train->n; first += B) {
             int count = train->n - first < B ? train->n - first : B;
             for (int b = 0; b < count; b++) {
-                size_t i = random_permute(o.seed, RANDOM_DATA_ORDER, (uint64_t)epoch, (uint64_t)(first + b), (uint64_t)train->n);
+                size_t i = random_permute(o.seed, RANDOM_DATA_ORDER, (uint64_t)epoch, (uint64_t)(first + b),
+                                          (uint64_t)train->n);
                 for (int k = 0; k < dim; k++) x[(size_t)b * dim + k] = (floatX)train->features[i * dim + k];
                 labels[b] = train->labels[i];
             }
             matmul_forward(logits, x, params_at(&p, weight), params_at(&p, bias), count, dim, classes, 0);
             cross_entropy(loss, logits, logits, labels, 1.0 / count, count, classes, 0);
             params_zero_grads(&p, 0);
-            matmul_backward(NULL, params_grad(&p, weight), params_grad(&p, bias), logits, x, params_at(&p, weight), count, dim,
-                            classes, 0);
+            matmul_backward(NULL, params_grad(&p, weight), params_grad(&p, bias), logits, x, params_at(&p, weight),
+                            count, dim, classes, 0);
             adam_t adam = {o.lr, 0.9, 0.999, 1e-8, 0, ++p.t, {0, 0}};
             adam_update(p.values, p.master, p.m, p.v, NULL, NULL, p.grads, p.table.total, adam, 0);
         }

@@ -16,14 +16,15 @@
 // omega are constants in the derivative. A batch is several chunks in one pass; BatchNorm statistics and both omega are
 // taken per chunk, and chunks' gradients are averaged.
 //
-// Why one backward is enough. For fixed activations the decoder's backward is linear in d xhat. So a_nll = d nll / d xhat and
-// a_gan = d L_g / d xhat are formed at the image; the gradient of W_c for each gives omega_g; and only
-// a = a_nll + omega_g a_gan goes down the decoder. Stage 2 needs |d nll / d W_e| as well, that is a_nll alone at z:
-// a second stream of data gradients (no weight gradients) goes down beside the first.
+// Why one backward is enough. For fixed activations the decoder's backward is linear in d xhat. So two gradients are formed at
+// the image, a_nll = d nll / d xhat and a_gan = d L_g / d xhat; the gradient of W_c for each gives omega_g; and only
+// a_nll + omega_g a_gan goes down the decoder. Stage 2 needs |d nll / d W_e| as well, that is a_nll alone at z: a
+// second stream of data gradients (no weight gradients) goes down beside the first.
 //
 // What a step does: tokenizer_forward, tokenizer_backward (both sets of gradients), tokenizer_update. Nothing in
 // it allocates or waits; tokenizer_read brings the losses to the host.
-// Look next at train_tokenizer.cu, the loop around it; the models stand in vit.h, adapter.h, decoder.h, patchgan.h, lpips.h.
+// Look next at train_tokenizer.cu, the loop around it; the models stand in vit.h, adapter.h, decoder.h, patchgan.h,
+// lpips.h.
 #pragma once
 // defines: the operations
 #include "common/ops.h"
@@ -96,8 +97,8 @@ typedef struct {
     int chunks;           // groups of the batch
     int GH, GW, z;        // latent size and channels
     int extra;            // images of the second stream of stage 2: batch, one chunk, or 0
-    // Parameters: encoder | adapter | decoder in one table, so that what a stage trains is a tail of it (stage 3: decoder,
-    // stage 1: adapter and decoder, stage 2: all).
+    // Parameters: encoder | adapter | decoder in one table, so that what a stage trains is a tail of it (stage 3:
+    // decoder, stage 1: adapter and decoder, stage 2: all).
     params_t params, disc_params, lpips_params;
     params_t target_params; // frozen E0 | A0 of stage 2
     size_t adapter_begin, decoder_begin;
@@ -187,8 +188,9 @@ static inline size_t tokenizer_last_size(const tokenizer_t* t) {
 void tokenizer_plan_measures(tokenizer_t* t) {
     tokenizer_measures_t* m = &t->measures;
     floatS** per_image[2] = {&m->l1, &m->lpips};
-    floatS** per_chunk[12] = {&m->fake_mean, &m->real_mean, &m->hinge, &m->semantic, &m->squares_rec_out, &m->squares_gan,
-                              &m->squares_rec_latent, &m->squares_sem, &m->omega_g, &m->omega_s, &m->clamped_g, &m->clamped_s};
+    floatS** per_chunk[12] = {
+        &m->fake_mean,          &m->real_mean,   &m->hinge,   &m->semantic, &m->squares_rec_out, &m->squares_gan,
+        &m->squares_rec_latent, &m->squares_sem, &m->omega_g, &m->omega_s,  &m->clamped_g,       &m->clamped_s};
     floatS* next = t->measure_block;
     for (int i = 0; i < 2; i++, next += t->config.batch) *per_image[i] = next;
     for (int i = 0; i < 12; i++, next += t->chunks) *per_chunk[i] = next;
@@ -316,8 +318,8 @@ static inline int tokenizer_gan_is_on(const tokenizer_t* t, int64_t step) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward
 
-// a_nll = d nll / d xhat, with the forward of its two terms. Each chunk's loss is a mean over its images, and chunks are
-// averaged: 1/B for every image of the batch.
+// a_nll = d nll / d xhat, with the forward of its two terms. Each chunk's loss is a mean over its images, and chunks
+// are averaged: 1/B for every image of the batch.
 void tokenizer_reconstruction_loss(tokenizer_t* t, stream_t s) {
     const tokenizer_config_t* c = &t->config;
     const floatX* xhat = t->decoder.out;
@@ -370,10 +372,10 @@ void tokenizer_combine_at_image(tokenizer_t* t, int gan, stream_t s) {
         copy_on_device(total, t->a_nll, t->config.batch * image * sizeof(floatX), s);
     }
     const floatS* omega = gan ? m->omega_g : NULL;
-    accumulate_scaled_groups(params_grad(&t->params, t->decoder.conv_out.weight), t->dout_nll, gan ? t->dout_gan : NULL, omega,
-                             t->chunks, n, s);
-    accumulate_scaled_groups(params_grad(&t->params, t->decoder.conv_out.bias), t->dbias_nll, gan ? t->dbias_gan : NULL, omega,
-                             t->chunks, 3, s);
+    accumulate_scaled_groups(params_grad(&t->params, t->decoder.conv_out.weight), t->dout_nll, gan ? t->dout_gan : NULL,
+                             omega, t->chunks, n, s);
+    accumulate_scaled_groups(params_grad(&t->params, t->decoder.conv_out.bias), t->dbias_nll, gan ? t->dbias_gan : NULL,
+                             omega, t->chunks, 3, s);
 }
 
 // Gradient of W_e for each of the first `chunks` chunks, from a gradient at the latent.
@@ -387,8 +389,8 @@ void tokenizer_last_gradients(tokenizer_t* t, floatS* dweight, const floatX* dz,
         return;
     }
     for (int k = 0; k < chunks; k++) {
-        matmul_backward(NULL, dweight + k * n, NULL, dz + k * rows * t->z, t->adapter.hidden_out + k * rows * c->adapter_hidden,
-                        NULL, rows, c->adapter_hidden, t->z, s);
+        matmul_backward(NULL, dweight + k * n, NULL, dz + k * rows * t->z,
+                        t->adapter.hidden_out + k * rows * c->adapter_hidden, NULL, rows, c->adapter_hidden, t->z, s);
     }
 }
 
@@ -475,15 +477,16 @@ void tokenizer_gradients(tokenizer_t* t, int64_t step, stream_t s) {
     tokenizer_gradients_of_x(t, step, s);
 }
 
-// Optimiser steps of both networks, and the averages. The discriminator's step count advances before it learns, as in the
-// reference, where its loss is then multiplied by zero.
+// Optimiser steps of both networks, and the averages. The discriminator's step count advances before it learns, as in
+// the reference, where its loss is then multiplied by zero.
 void tokenizer_update(tokenizer_t* t, int64_t step, stream_t s) {
     const tokenizer_config_t* c = &t->config;
     params_t* p = &t->params;
     p->t++;
     adam_t adam = {c->lr, c->beta1, c->beta2, c->eps, 0, p->t,
                    {ema_power_beta(t->ema_exponent[0], p->t), ema_power_beta(t->ema_exponent[1], p->t)}};
-    adam_update(p->values + p->first, p->master, p->m, p->v, p->ema[0], p->ema[1], p->grads, params_trained(p), adam, s);
+    adam_update(p->values + p->first, p->master, p->m, p->v, p->ema[0], p->ema[1], p->grads, params_trained(p), adam,
+                s);
     params_t* d = &t->disc_params;
     d->t++;
     if (!tokenizer_gan_is_on(t, step)) return;
@@ -495,7 +498,8 @@ void tokenizer_update(tokenizer_t* t, int64_t step, stream_t s) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Cost, and where a number went wrong
 
-// Multiply-accumulates of one step. A backward costs a forward for the data and one for the weights, where it computes them.
+// Multiply-accumulates of one step. A backward costs a forward for the data and one for the weights, where it computes
+// them.
 uint64_t tokenizer_step_macs(const tokenizer_t* t) {
     const tokenizer_config_t* c = &t->config;
     int H = c->H, W = c->W;
@@ -516,13 +520,18 @@ uint64_t tokenizer_step_macs(const tokenizer_t* t) {
 typedef int (*tokenizer_scan_t)(const floatS* values, size_t n, size_t* where);
 int tokenizer_find_not_finite(const tokenizer_t* t, tokenizer_scan_t scan, char* name, size_t size, size_t* where) {
     size_t B = t->config.batch, image = 3 * tokenizer_pixels(t), latent = tokenizer_latents(t) * t->z;
-    const struct { const char* name; const floatX* values; size_t n; } tensors[] = {
+    const struct {
+        const char* name;
+        const floatX* values;
+        size_t n;
+    } tensors[] = {
         {"the images", t->x, B * image},
         {"the encoder's features", t->encoder.features, B * tokenizer_latents(t) * t->config.encoder.dim},
         {"the latent z", t->adapter.z, B * latent},
         {"the reconstruction", t->decoder.out, B * image},
         {"the gradient of L1 and LPIPS at the reconstruction", t->a_nll, B * image},
-        {"the gradient of the GAN loss at the reconstruction", t->a_gan, tokenizer_gan_is_on(t, t->params.t) ? B * image : 0},
+        {"the gradient of the GAN loss at the reconstruction", t->a_gan,
+         tokenizer_gan_is_on(t, t->params.t) ? B * image : 0},
     };
     const params_t* tables[2] = {&t->params, &t->disc_params};
     for (int k = 0; k < 2; k++) { // weights come before what is computed with them

@@ -2,10 +2,10 @@
 //
 //     build/cpu/pretrain                writes runs/mini/encoder.safetensors and runs/mini/vgg.safetensors
 //
-// No public weights come with this repository. So that the tokenizer's recipe can be run, seen and tested anywhere, two small
-// classifiers are trained here on the miniature data set (Fashion-MNIST): a ViT, the stand-in for DINOv2, and a narrow
-// VGG, the stand-in for the VGG16 inside LPIPS. Both are written under the public names (timm's; those of the lpips package),
-// and are read by the code that reads the real ones.
+// No public weights come with this repository. So that the tokenizer's recipe can be run, seen and tested anywhere, two
+// small classifiers are trained here on the miniature data set (Fashion-MNIST): a ViT, the stand-in for DINOv2, and a
+// narrow VGG, the stand-in for the VGG16 inside LPIPS. Both are written under the public names (timm's; those of the
+// lpips package), and are read by the code that reads the real ones.
 //
 //     ViT   patch tokens -> mean -> linear -> cross-entropy        (the patch tokens are what the adapter will see)
 //     VGG   maximum of the last slice -> mean over positions -> linear -> cross-entropy
@@ -137,7 +137,8 @@ static void classifier_forward(classifier_t* c, const batch_t* batch) {
         features = c->acts.features;
     }
     mean_tokens_forward(c->mean, features, c->B, c->positions, c->channels, 0);
-    matmul_forward(c->logits, c->mean, params_at(p, c->head_weight), params_at(p, c->head_bias), c->B, c->channels, c->classes, 0);
+    matmul_forward(c->logits, c->mean, params_at(p, c->head_weight), params_at(p, c->head_bias), c->B, c->channels,
+                   c->classes, 0);
 }
 
 // Mean loss of a batch, with all gradients.
@@ -200,7 +201,8 @@ static double learning_rate(double peak, int step, int steps) {
     return peak * 0.5 * (1 + cos(acos(-1.0) * (at - warm) / (steps - warm)));
 }
 
-static void classifier_train(classifier_t* c, const char* name, const dataset_t* set, const options_t* o, int steps, double peak) {
+static void classifier_train(classifier_t* c, const char* name, const dataset_t* set, const options_t* o, int steps,
+                             double peak) {
     dataloader_t loader;
     dataloader_options_t options = {c->B, c->size, 1, 1, 1, 0, 1, o->workers, o->seed};
     dataloader_open(&loader, set, &options, 0);
@@ -251,12 +253,15 @@ static void pretrain(network_t network, const options_t* o) {
 int main(int argc, char** argv) {
     options_t o;
     const cli_flag_t flags[] = {
-        {"Miniature world", "data", CLI_STRING, &o.data, "fashion-mnist", NULL, "data set, as for train_tokenizer", CLI_SAVED},
+        {"Miniature world", "data", CLI_STRING, &o.data, "fashion-mnist", NULL, "data set, as for train_tokenizer",
+         CLI_SAVED},
         {NULL, "out", CLI_STRING, &o.out, "runs/mini", NULL, "folder of the two files", CLI_SAVED},
         {NULL, "image_size", CLI_INT, &o.image_size, "32", "[8, 1024]", "pixels", CLI_SAVED},
         {NULL, "encoder", CLI_STRING, &o.encoder, "mini", NULL, "configuration of the ViT: mini or tiny", CLI_SAVED},
-        {NULL, "factor", CLI_INT, &o.factor, "8", "[1, 64]", "pixels that become a token of the ViT, each way", CLI_SAVED},
-        {NULL, "vgg_channels", CLI_STRING, &o.vgg_channels, "16,32,64", NULL, "channels of the VGG's slices", CLI_SAVED},
+        {NULL, "factor", CLI_INT, &o.factor, "8", "[1, 64]", "pixels that become a token of the ViT, each way",
+         CLI_SAVED},
+        {NULL, "vgg_channels", CLI_STRING, &o.vgg_channels, "16,32,64", NULL, "channels of the VGG's slices",
+         CLI_SAVED},
         {NULL, "batch", CLI_INT, &o.batch, "64", "[1, 4096]", "images a step", CLI_SAVED},
         {NULL, "vit_steps", CLI_INT, &o.vit_steps, "2000", "[1, inf)", "steps of the ViT", CLI_SAVED},
         {NULL, "vgg_steps", CLI_INT, &o.vgg_steps, "500", "[1, inf)", "steps of the VGG", CLI_SAVED},

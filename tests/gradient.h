@@ -4,7 +4,8 @@
 // then gives dL/dx, and for a random direction d
 //     (8 [L(x + h d) - L(x - h d)] - [L(x + 2h d) - L(x - 2h d)]) / 12 h  =  <dL/dx, d>  up to O(h^4).
 // The test of a backward is: fill inputs, run forward, poison outputs, run backward, then check_gradient for each
-// input and parameter. Parameter gradients accumulate: run the backward twice from a random start, see check_accumulates.
+// input and parameter. Parameter gradients accumulate: run the backward twice from a random start, see
+// check_accumulates.
 #pragma once
 #include "tests/test.h"
 
@@ -46,12 +47,14 @@ static inline void check_gradient_h(const char* what, objective_t objective, voi
     free(direction);
 }
 
-static inline void check_gradient(const char* what, objective_t objective, void* context, double* x, const double* dx, size_t n) {
+static inline void check_gradient(const char* what, objective_t objective, void* context, double* x, const double* dx,
+                                  size_t n) {
     check_gradient_h(what, objective, context, x, dx, n, 1e-3, 1e-6);
 }
 
 // After a second backward that started from `once`, the buffer must hold once + (once - start).
-static inline void check_accumulates(const char* what, const double* twice, const double* once, const double* start, size_t n) {
+static inline void check_accumulates(const char* what, const double* twice, const double* once, const double* start,
+                                     size_t n) {
     double* want = (double*)malloc(n * sizeof(double));
     for (size_t i = 0; i < n; i++) want[i] = 2 * once[i] - start[i];
     check_error(what, relative_error_double(twice, want, n), 1e-12);

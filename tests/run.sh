@@ -7,6 +7,7 @@ build=$1
 passed=0
 failed=0
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" # threads that wait sleep: tests may share the machine
 
 # One test: its last line is "N passed, N failed"; a test that dies counts as one failure.
 run_test() {

@@ -1,8 +1,13 @@
 // test.h: the test harness. A test program is a list of cases; each reports relative errors against a bound.
 //
 // To add a test: write tests/test_<subject>.c with a `main` that calls test_begin(argc, argv), then for each case
-//     if (test_case("what is checked")) { ...; check_close("dx", got, want, n, 1e-6); check(condition, "why"); test_end_case(); }
-// and finally returns test_finish(). `make test` finds the file by its name. A case can be run alone: build/test_x SUBSTRING.
+//     if (test_case("what is checked")) {
+//         check_error("dx", relative_error_float(got, want, n), 1e-6);
+//         check(condition, "why");
+//         test_end_case();
+//     }
+// and finally returns test_finish(). `make test` finds the file by its name. A case can be run alone:
+// build/cpu/test_x SUBSTRING.
 #pragma once
 #include <math.h>
 #include <stdint.h>

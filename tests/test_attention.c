@@ -102,8 +102,8 @@ static void test_values(const char* name, int B, int T, int NH, int HS) {
     test_end_case();
 }
 
-// Adding one vector to all keys shifts each row of scores by a constant: the output must not move, even where the scores
-// are so large that exp overflows.
+// Adding one vector to all keys shifts each row of scores by a constant: the output must not move, even where the
+// scores are so large that exp overflows.
 static void test_shift(void) {
     if (!test_case("attention with huge scores")) return;
     attention_t a = attention_new(1, 29, 2, 8);

@@ -5,7 +5,9 @@
 # The two sides run in turn, ROUNDS times (3), each with RUNS runs (5) after one to warm up, on processors 0 and 1 with
 # two threads. Medians over the rounds and their ratio are printed, and written to dev/bench/results/cpu_MODEL.txt.
 # A ratio below 1 means that this project is faster. The load is what others keep busy (as the kernel's average over a
-# minute has it) before each side runs; with WAIT=N a round waits up to N seconds for it to fall below 1.
+# minute has it) before each side runs; with WAIT=N a round waits up to N seconds for it to fall below 1. On processors
+# that others use, threads that wait awake for one another waste most of the time, PyTorch's more than ours:
+# OMP_WAIT_POLICY=passive in the environment makes both sides sleep instead.
 set -eu
 python=${1:?"usage: sh dev/bench/compare.sh PYTHON [MODEL...]"}
 shift
@@ -82,7 +84,7 @@ for model in "$@"; do
         echo "compiler  $(${CC:-gcc} --version | head -n 1)"
         echo "PyTorch   $("$python" -c 'import torch; print(torch.__version__)')"
         echo "commit    $(git describe --always --dirty)"
-        echo "command   ROUNDS=$rounds RUNS=$runs sh dev/bench/compare.sh PYTHON $model"
+        echo "command   ${OMP_WAIT_POLICY:+OMP_WAIT_POLICY=$OMP_WAIT_POLICY }ROUNDS=$rounds RUNS=$runs sh dev/bench/compare.sh PYTHON $model"
         sed -n 's/.*"config": \({[^}]*}\).*/config    \1/p' "$scratch/ours.json"
         echo
         table "$model"

@@ -1,7 +1,7 @@
 // gemm.h: the matrix product that every CPU operation is built on, and the memory that it works in.
 //
-// gemm() runs on the thread that calls it. Operations cut their work into pieces of a fixed size, share the pieces among
-// OpenMP threads, and call gemm() for each: so a result does not depend on the number of threads, and the
+// gemm() runs on the thread that calls it. Operations cut their work into pieces of a fixed size, share the pieces
+// among OpenMP threads, and call gemm() for each: so a result does not depend on the number of threads, and the
 // gathering of a convolution's tile runs in parallel too. With -DBLAS=1 it is OpenBLAS, told to use one thread;
 // without, a portable loop nest that a compiler vectorises.
 //
@@ -18,7 +18,8 @@ __attribute__((constructor)) static void gemm_use_one_blas_thread(void) { openbl
 typedef enum { PLAIN, TRANSPOSED } gemm_op_t;
 
 #ifndef BLAS
-// C (M, N) += alpha a B' for one row block; B' is read along its rows when it is plain, by dot products when transposed.
+// C (M, N) += alpha a B' for one row block; B' is read along its rows when it is plain, by dot products when
+// transposed.
 static inline void gemm_rows(gemm_op_t ta, gemm_op_t tb, int M, int N, int K, floatX alpha, const floatX* A, int lda,
                              const floatX* B, int ldb, floatX* C, int ldc) {
     enum { BLOCK_K = 128, BLOCK_N = 512 };
@@ -72,7 +73,8 @@ static inline void gemm(gemm_op_t ta, gemm_op_t tb, int M, int N, int K, floatX 
 enum { SCRATCH_SLOTS = 6 };
 
 // Working memory of the calling thread, kept and grown as needed: so a training loop allocates in its first step only.
-// An operation that needs several buffers at once uses several slots; what is in a slot is lost when the operation ends.
+// An operation that needs several buffers at once uses several slots; what is in a slot is lost when the operation
+// ends.
 static inline void* cpu_scratch(int slot, size_t bytes) {
     static __thread void* memory[SCRATCH_SLOTS];
     static __thread size_t size[SCRATCH_SLOTS];

@@ -3,9 +3,10 @@
 //     python dev/reference/full_size.py weights.safetensors tokens.safetensors
 //     build/cpu/check_dinov2 weights.safetensors tokens.safetensors
 //
-// The first line makes a file in timm's real format (304,367,616 parameters, random) with an image and the tokens that timm
-// computes for it, 256 -> 224 pixels, position table 37x37 -> 16x16. The second loads the file with the code that loads the
-// published one and prints how far the tokens differ. Not part of `make test`: it needs 1.2 GB of weights and Python.
+// The first line makes a file in timm's real format (304,367,616 parameters, random) with an image and the tokens that
+// timm computes for it, 256 -> 224 pixels, position table 37x37 -> 16x16. The second loads the file with the code that
+// loads the published one and prints how far the tokens differ. Not part of `make test`: it needs 1.2 GB of weights and
+// Python.
 #include <math.h>
 
 // defines: vit_t, vit_forward
@@ -17,7 +18,8 @@
 
 static const st_tensor_t* find(const safetensors_t* f, const char* name, size_t n) {
     const st_tensor_t* t = safetensors_find(f, name);
-    if (!t || t->numel != n) fatal("%s: tensor %s of %zu values is missing; make the file with full_size.py", f->path, name, n);
+    if (!t || t->numel != n)
+        fatal("%s: tensor %s of %zu values is missing; make the file with full_size.py", f->path, name, n);
     return t;
 }
 
