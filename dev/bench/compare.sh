@@ -84,7 +84,8 @@ for model in "$@"; do
         echo "compiler  $(${CC:-gcc} --version | head -n 1)"
         echo "PyTorch   $("$python" -c 'import torch; print(torch.__version__)')"
         echo "commit    $(git describe --always --dirty)"
-        echo "command   ${OMP_WAIT_POLICY:+OMP_WAIT_POLICY=$OMP_WAIT_POLICY }ROUNDS=$rounds RUNS=$runs sh dev/bench/compare.sh PYTHON $model"
+        policy=${OMP_WAIT_POLICY:+"OMP_WAIT_POLICY=$OMP_WAIT_POLICY "}
+        echo "command   ${policy}ROUNDS=$rounds RUNS=$runs sh dev/bench/compare.sh PYTHON $model"
         sed -n 's/.*"config": \({[^}]*}\).*/config    \1/p' "$scratch/ours.json"
         echo
         table "$model"
