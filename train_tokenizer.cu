@@ -3,8 +3,7 @@
 //     ./train_tokenizer -stage 1            the miniature world: see `make demo`, which prepares it
 //     ./train_tokenizer -stage 2            goes on from stage 1's checkpoint, which it finds by itself
 //     ./train_tokenizer -stage 3
-//     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights dinov2.safetensors -lpips_weights
-//     vgg.safetensors
+//     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights dinov2.safetensors -lpips_weights vgg.st
 //
 // A run writes into one folder (-out): stageN.safetensors (the whole state, see common/checkpoint.h), stageN.jsonl
 // (every status line), stageN_STEP.png (held-out images above their reconstructions). The same command again resumes
@@ -128,6 +127,21 @@ static void load_pretrained(run_t* run) {
     }
 }
 
+// What tensor shapes do not show: flags that must be the same in all stages.
+static void check_same_model(const options_t* o, const checkpoint_info_t* info, const char* path) {
+    static options_t saved;
+    options_read(&saved, info->config, path);
+    if (strcmp(saved.encoder, o->encoder)) {
+        fatal("%s has encoder %s, this run %s; give -encoder %s", path, saved.encoder, o->encoder, saved.encoder);
+    }
+    if (saved.groups != o->groups) {
+        fatal("%s was trained with -groups %d, this run has %d; give the same", path, saved.groups, o->groups);
+    }
+    if (saved.normalise != o->normalise) {
+        fatal("%s was trained with another -normalise than this run; give the same in all stages", path);
+    }
+}
+
 // Stage 2 starts from stage 1's raw weights; stage 3 from stage 2's averages, which are what the tokenizer ships with
 // (AlignTok applies its averages from the second stage on).
 static void hand_over(run_t* run) {
@@ -138,8 +152,7 @@ static void hand_over(run_t* run) {
     else snprintf(path, sizeof path, "%s/stage%d.safetensors", o->out, previous);
     if (access(path, R_OK)) {
         fatal("stage %d starts from stage %d's checkpoint, and there is none at %s; run `%s -stage %d` with the same "
-              "flags first, "
-              "or name a file with -from",
+              "flags first, or name a file with -from",
               o->stage, previous, path, run->cli.program, previous);
     }
     safetensors_t file;
@@ -148,6 +161,7 @@ static void hand_over(run_t* run) {
         fatal("%s is a checkpoint of stage %d; stage %d starts from one of stage %d", path, info.stage, o->stage,
               previous);
     }
+    check_same_model(o, &info, path);
     int which = o->stage == 3 ? o->ema : -1;
     checkpoint_start_from(&file, &info, path, &run->tokenizer, which);
     printf("start          %s after %lld steps, %s weights\n", path, (long long)info.step,
