@@ -15,8 +15,7 @@ HEADERS := $(wildcard common/*.h dev/cpu/*.h dev/bench/*.h tests/*.h)
 
 WARN    := -Wall -Wextra -Werror
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,)
-C_FLAGS += $(if $(filter 1,$(SANITIZE)),-O1 -g -fsanitize=address$(comma)undefined -fno-sanitize-recover=all,-O3 -march=native -fno-math-errno)
-comma   := ,
+C_FLAGS += $(if $(filter 1,$(SANITIZE)),-O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all,-O3 -march=native -fno-math-errno)
 LIBS    := $(if $(filter 1,$(BLAS)),-lopenblas,) -lz -lpthread -lm
 
 PROGRAMS := train_tokenizer eval
