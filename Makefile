@@ -33,7 +33,7 @@ help:
 	@echo "make bench           speed of the operations and models on this machine (build/cpu/bench_*)"
 	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
 	@echo "make clean           remove build/ and the programs (not the cached miniature world in runs/)"
-	@echo "Variables: BLAS=0 portable loops, SANITIZE=1, CC=..., V=1 show commands. Each program has -h."
+	@echo "Variables: BLAS=0 portable loops, CC=... (make clean after a change of these), V=1 show commands. Programs have -h."
 
 which:
 	@echo "CPU build with $(CC), $(if $(filter 1,$(BLAS)),OpenBLAS,portable loops (no OpenBLAS found: make deps)): this tree has no CUDA kernels yet"

@@ -32,81 +32,30 @@ typedef struct {
 
 enum { NORMALISE_OWN = 0, NORMALISE_OFF = 1 }; // -normalise
 
-// The paper's ImageNet tokenizers. Measured results: see README.md, "What has been run".
+// The flags' own defaults are the paper's f16d32 on ImageNet; a preset lists what differs from them.
 static const cli_setting_t preset_imagenet[] = {
-    {"encoder", "dinov2-l"}, {"image_size", "256"}, {"z_channels", "32"}, {"adapter_hidden", "64"}, {"ch", "128"},
-    {"ch_mult", "1,1,2,2,4"}, {"res_blocks", "2"}, {"groups", "32"}, {"ndf", "64"},
-    {"vgg_channels", "64,128,256,512,512"}, {"batch", "64"}, {"steps", "120000,220000,100000"},
-    {"lr", "1e-4,1e-5,1e-4"}, {"disc_lr", "1e-4,1e-5,1e-4"}, {"disc_start", "5000,0,0"}, {"log_every", "100"},
-    {"grid_every", "2000"}, {"save_every", "5000"}, {"latent_images", "10000"}, {"out", "runs/imagenet"}, {NULL, NULL}};
-static const cli_setting_t preset_imagenet_d64[] = {{"encoder", "dinov2-l"},
-                                                    {"image_size", "256"},
-                                                    {"z_channels", "64"},
-                                                    {"adapter_hidden", "128"},
-                                                    {"ch", "128"},
-                                                    {"ch_mult", "1,1,2,2,4"},
-                                                    {"res_blocks", "2"},
-                                                    {"groups", "32"},
-                                                    {"ndf", "64"},
-                                                    {"vgg_channels", "64,128,256,512,512"},
-                                                    {"batch", "64"},
-                                                    {"steps", "120000,340000,220000"},
-                                                    {"lr", "1e-4,1e-5,1e-4"},
-                                                    {"disc_lr", "1e-4,1e-5,1e-4"},
-                                                    {"disc_start", "5000,0,0"},
-                                                    {"log_every", "100"},
-                                                    {"grid_every", "2000"},
-                                                    {"save_every", "5000"},
-                                                    {"latent_images", "10000"},
-                                                    {"out", "runs/imagenet_d64"},
-                                                    {NULL, NULL}};
-static const cli_setting_t preset_imagenet_d64_star[] = {{"encoder", "dinov2-l"},
-                                                         {"image_size", "256"},
-                                                         {"z_channels", "64"},
-                                                         {"adapter_hidden", "128"},
-                                                         {"ch", "128"},
-                                                         {"ch_mult", "1,1,2,2,4"},
-                                                         {"res_blocks", "2"},
-                                                         {"groups", "32"},
-                                                         {"ndf", "64"},
-                                                         {"vgg_channels", "64,128,256,512,512"},
-                                                         {"batch", "64"},
-                                                         {"steps", "120000,220000,200000"},
-                                                         {"lr", "1e-4"},
-                                                         {"disc_lr", "1e-4"},
-                                                         {"disc_start", "5000,0,0"},
-                                                         {"w_sem", "0.5"},
-                                                         {"log_every", "100"},
-                                                         {"grid_every", "2000"},
-                                                         {"save_every", "5000"},
-                                                         {"latent_images", "10000"},
-                                                         {"out", "runs/imagenet_d64_star"},
-                                                         {NULL, NULL}};
-static const cli_setting_t preset_mini[] = {{"encoder", "mini"},
-                                            {"image_size", "32"},
-                                            {"z_channels", "16"},
-                                            {"adapter_hidden", "32"},
-                                            {"ch", "16"},
-                                            {"ch_mult", "1,2,4,4"},
-                                            {"res_blocks", "1"},
-                                            {"groups", "8"},
-                                            {"ndf", "16"},
-                                            {"vgg_channels", "16,32,64"},
-                                            {"batch", "32"},
-                                            {"steps", "600,600,400"},
-                                            {"lr", "1e-3,5e-4,1e-3"},
-                                            {"disc_lr", "2e-4"},
-                                            {"disc_start", "100,0,0"},
-                                            {"w_gan", "0.1"},
-                                            {"log_every", "50"},
-                                            {"grid_every", "200"},
-                                            {"save_every", "200"},
-                                            {"latent_images", "512"},
-                                            {"data", "fashion-mnist"},
-                                            {"out", "runs/mini"},
-                                            {"encoder_weights", "runs/mini/encoder.safetensors"},
-                                            {"lpips_weights", "runs/mini/vgg.safetensors"},
-                                            {NULL, NULL}};
+    {"log_every", "100"},        {"grid_every", "2000"},   {"save_every", "5000"},
+    {"latent_images", "10000"},  {"out", "runs/imagenet"}, {NULL, NULL}};
+static const cli_setting_t preset_imagenet_d64[] = {
+    {"z_channels", "64"},    {"adapter_hidden", "128"},     {"steps", "120000,340000,220000"}, {"log_every", "100"},
+    {"grid_every", "2000"},  {"save_every", "5000"},        {"latent_images", "10000"},
+    {"out", "runs/imagenet_d64"}, {NULL, NULL}};
+static const cli_setting_t preset_imagenet_d64_star[] = {
+    {"z_channels", "64"},    {"adapter_hidden", "128"},     {"steps", "120000,220000,200000"}, {"lr", "1e-4"},
+    {"disc_lr", "1e-4"},     {"w_sem", "0.5"},              {"log_every", "100"},
+    {"grid_every", "2000"},  {"save_every", "5000"},        {"latent_images", "10000"},
+    {"out", "runs/imagenet_d64_star"}, {NULL, NULL}};
+// Fashion-MNIST at 32 pixels. w_gan is below the paper's 0.5: a discriminator this small, fed for a minute, mostly adds
+// noise at that weight (stage 1 after 400 steps on held-out images: 18.2 dB with 0.5, 21.3 dB with 0).
+static const cli_setting_t preset_mini[] = {
+    {"data", "auto"},        {"out", "runs/mini"},
+    {"encoder_weights", "runs/mini/encoder.safetensors"}, {"lpips_weights", "runs/mini/vgg.safetensors"},
+    {"encoder", "mini"},     {"image_size", "32"},       {"z_channels", "16"},    {"adapter_hidden", "32"},
+    {"ch", "16"},            {"ch_mult", "1,2,4,4"},     {"res_blocks", "1"},     {"groups", "8"},
+    {"ndf", "16"},           {"vgg_channels", "16,32,64"}, {"batch", "32"},       {"steps", "600,600,400"},
+    {"lr", "1e-3,5e-4,1e-3"}, {"disc_lr", "2e-4"},       {"disc_start", "100,0,0"}, {"w_gan", "0.1"},
+    {"log_every", "50"},     {"grid_every", "200"},      {"save_every", "200"},   {"latent_images", "512"},
+    {NULL, NULL}};
 
 static const cli_preset_t options_presets[] = {
     {"mini", "the miniature world: 32-pixel Fashion-MNIST, encoder and VGG trained by this project (dev/pretrain.cu)",

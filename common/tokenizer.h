@@ -18,11 +18,11 @@
 //
 // Why one backward is enough. For fixed activations the decoder's backward is linear in d xhat. So two gradients are
 // formed at the image, a_nll = d nll / d xhat and a_gan = d L_g / d xhat; the gradient of W_c for each gives omega_g;
-// and only a_nll + omega_g a_gan goes down the decoder. Stage 2 needs |d nll / d W_e| as well, that is a_nll alone at z: a
-// second stream of data gradients (no weight gradients) goes down beside the first.
+// and only a_nll + omega_g a_gan goes down the decoder. Stage 2 needs |d nll / d W_e| as well, that is a_nll alone at
+// z: a second stream of data gradients (no weight gradients) goes down beside the first.
 //
-// What a step does: tokenizer_forward, tokenizer_backward (both sets of gradients), tokenizer_update. Nothing in
-// it allocates or waits; tokenizer_read brings the losses to the host.
+// What a step does: tokenizer_gradients (forward, both backwards: of the tokenizer and of the discriminator), then
+// tokenizer_update. Nothing in it allocates or waits; tokenizer_read brings the losses to the host.
 // Look next at train_tokenizer.cu, the loop around it; the models stand in vit.h, adapter.h, decoder.h, patchgan.h,
 // lpips.h.
 #pragma once

@@ -253,7 +253,7 @@ static void pretrain(network_t network, const options_t* o) {
 int main(int argc, char** argv) {
     options_t o;
     const cli_flag_t flags[] = {
-        {"Miniature world", "data", CLI_STRING, &o.data, "fashion-mnist", NULL, "data set, as for train_tokenizer",
+        {"Miniature world", "data", CLI_STRING, &o.data, "auto", NULL, "data set, as for train_tokenizer",
          CLI_SAVED},
         {NULL, "out", CLI_STRING, &o.out, "runs/mini", NULL, "folder of the two files", CLI_SAVED},
         {NULL, "image_size", CLI_INT, &o.image_size, "32", "[8, 1024]", "pixels", CLI_SAVED},

@@ -1,6 +1,6 @@
 """Writes a DINOv2-L at full size, as timm writes it, and what it answers to one image.
 
-    python dev/reference/full_size.py /tmp/dinov2_l.safetensors /tmp/dinov2_l_tokens.safetensors
+    python dev/reference/full_size.py dinov2_l.safetensors tokens.safetensors
 
 The first file (1.2 GB) has timm's names and layout for vit_large_patch14_dinov2.lvd142m, with hashed instead of trained
 values (see make_fixtures.py; nothing is downloaded). The second holds `image` (1, 256, 256, 3) in [-1, 1] and
