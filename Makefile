@@ -22,8 +22,8 @@ PROGRAMS := train_tokenizer eval
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES  := $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/bench_*.c))
 
-.PHONY: all help which test run_tests demo run_demo sanitize bench deps clean
-all: which $(PROGRAMS)
+.PHONY: all help which check test run_tests demo run_demo sanitize bench deps clean
+all: which check $(PROGRAMS)
 
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
@@ -69,6 +69,9 @@ $(BUILD)/bench_%: dev/bench/bench_%.c $(HEADERS) | $(BUILD)
 $(BUILD):
 	@mkdir -p $@
 
+# what the build needs is there, or the line that installs it is printed; `deps` installs it when run as root
+check:
+	@sh dev/install.sh -check
 deps:
 	@sh dev/install.sh
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Checks for what the CPU build needs. Installs it on Debian and Ubuntu when run as root; otherwise prints the line to run.
+# Checks for what the CPU build needs. Installs it on Debian and Ubuntu when run as root; otherwise, and with -check, prints
+# the line to run.
 # Needed: a C compiler, zlib, stb. Used where present: OpenBLAS (else portable loops), Fashion-MNIST (else drawn shapes).
 set -u
 
@@ -19,7 +20,7 @@ int main(void) { openblas_set_num_threads(1); return 0; }' -lopenblas || optiona
 [ -z "$needed$optional" ] && exit 0
 
 line="apt-get update && apt-get install -y$needed$optional"
-if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+if [ "${1:-}" != -check ] && command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
     echo "installing:$needed$optional"
     log=$(mktemp)
     if apt-get update >"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y $needed $optional >>"$log" 2>&1; then
@@ -33,4 +34,4 @@ if [ -n "$needed" ]; then
     echo "missing:$needed. On Debian or Ubuntu, run: sudo sh -c '$line'" >&2
     exit 1
 fi
-echo "note: works without, but better with:$optional (sudo sh -c '$line')"
+[ "${1:-}" = -check ] || echo "note: works without, but better with:$optional (sudo sh -c '$line')"
