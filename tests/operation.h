@@ -12,11 +12,6 @@
 
 typedef void (*run_t)(void* context);
 
-// Threads that end when a test asks for fewer of them leave their working memory behind, which is no leak of a program:
-// a program never changes its number of threads. This is how the address sanitizer is told.
-const char* __lsan_default_suppressions(void);
-const char* __lsan_default_suppressions(void) { return "leak:cpu_scratch"; }
-
 static inline double* copy_of(const double* x, size_t n) {
     double* copy = (double*)malloc((n ? n : 1) * sizeof(double));
     memcpy(copy, x, n * sizeof(double));

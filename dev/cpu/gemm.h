@@ -7,7 +7,9 @@
 //
 // Look next at dev/cpu/matmul.h, the simplest user, and dev/cpu/conv.h, the largest.
 #pragma once
-// defines: floatX, floatS
+#include <pthread.h>
+
+// defines: floatX, floatS, device_malloc, calloc_check
 #include "common/device.h"
 
 #ifdef BLAS
@@ -72,16 +74,34 @@ static inline void gemm(gemm_op_t ta, gemm_op_t tb, int M, int N, int K, floatX 
 
 enum { SCRATCH_SLOTS = 6 };
 
+typedef struct {
+    void* memory[SCRATCH_SLOTS];
+    size_t size[SCRATCH_SLOTS];
+} cpu_scratch_t;
+
+static pthread_key_t cpu_scratch_key; // gives a thread's working memory back when the thread ends
+static inline void cpu_scratch_free(void* thread_memory) {
+    cpu_scratch_t* scratch = (cpu_scratch_t*)thread_memory;
+    for (int i = 0; i < SCRATCH_SLOTS; i++) device_free(scratch->memory[i]);
+    free(scratch);
+}
+__attribute__((constructor)) static void cpu_scratch_start(void) {
+    pthread_key_create(&cpu_scratch_key, cpu_scratch_free);
+}
+
 // Working memory of the calling thread, kept and grown as needed: so a training loop allocates in its first step only.
 // An operation that needs several buffers at once uses several slots; what is in a slot is lost when the operation
 // ends.
 static inline void* cpu_scratch(int slot, size_t bytes) {
-    static __thread void* memory[SCRATCH_SLOTS];
-    static __thread size_t size[SCRATCH_SLOTS];
-    if (bytes > size[slot]) {
-        free(memory[slot]);
-        memory[slot] = device_malloc(bytes, "a CPU operation's working memory");
-        size[slot] = bytes;
+    static __thread cpu_scratch_t* scratch;
+    if (!scratch) {
+        scratch = (cpu_scratch_t*)calloc_check(1, sizeof *scratch, "a thread's working memory");
+        pthread_setspecific(cpu_scratch_key, scratch);
     }
-    return memory[slot];
+    if (bytes > scratch->size[slot]) {
+        device_free(scratch->memory[slot]);
+        scratch->memory[slot] = device_malloc(bytes, "a CPU operation's working memory");
+        scratch->size[slot] = bytes;
+    }
+    return scratch->memory[slot];
 }
