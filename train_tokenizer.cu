@@ -3,14 +3,14 @@
 //     ./train_tokenizer -stage 1            the miniature world: see `make demo`, which prepares it
 //     ./train_tokenizer -stage 2            goes on from stage 1's checkpoint, which it finds by itself
 //     ./train_tokenizer -stage 3
-//     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights dinov2.safetensors -lpips_weights vgg.st
+//     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights FILE -lpips_weights FILE
 //
 // A run writes into one folder (-out): stageN.safetensors (the whole state, see common/checkpoint.h), stageN.jsonl
 // (every status line), stageN_STEP.png (held-out images above their reconstructions). The same command again resumes
 // where it stopped, bit for bit. Ctrl-C saves and stops.
 //
 // This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/tokenizer.h.
-// Reading order here: presets and flags; set-up; hand-over between stages; what is watched; the loop; main.
+// Reading order here: set-up; hand-over between stages; what is watched; the loop; main.
 #include <errno.h>
 #include <signal.h>
 #include <unistd.h>
@@ -33,7 +33,7 @@
 #include "common/folder.h"
 // defines: weights_load_vit, weights_load_table
 #include "common/weights.h"
-// defines: options_t, options_flags, presets
+// defines: options_t, options_parse, options_read, options_tokenizer
 #include "common/options.h"
 // defines: status_t, status_print
 #include "common/status.h"

@@ -53,6 +53,12 @@ static inline int checkpoint_sections(tokenizer_t* t, checkpoint_section_t secti
     return t->config.stage == 2 ? CHECKPOINT_SECTIONS : CHECKPOINT_SECTIONS - 1;
 }
 
+// Length of the longest tensor of all sections.
+static inline size_t checkpoint_longest(const tokenizer_t* t) {
+    size_t longest = params_longest(&t->params.table), longest_disc = params_longest(&t->disc_params.table);
+    return longest > longest_disc ? longest : longest_disc;
+}
+
 // Does a section hold this tensor? Moments and averages exist for trained tensors only.
 static inline int checkpoint_holds(const checkpoint_section_t* section, const param_t* t) {
     return section->kind == PARAM_VALUE || t->offset >= section->params->first;
@@ -113,8 +119,7 @@ int checkpoint_save(const char* path, tokenizer_t* t, const checkpoint_info_t* i
     safetensors_writer_begin(&w, path);
     checkpoint_section_t sections[CHECKPOINT_SECTIONS];
     int n = checkpoint_sections(t, sections);
-    size_t longest = params_longest(&t->params.table), longest_disc = params_longest(&t->disc_params.table);
-    if (longest_disc > longest) longest = longest_disc;
+    size_t longest = checkpoint_longest(t);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
     for (int k = 0; k < n; k++) {
         const param_table_t* table = &sections[k].params->table;
@@ -233,8 +238,7 @@ void checkpoint_resume(const safetensors_t* f, const checkpoint_info_t* info, co
     checkpoint_mismatch_t mismatch = {0, 0, "", ""};
     checkpoint_section_t sections[CHECKPOINT_SECTIONS];
     int n = checkpoint_sections(t, sections);
-    size_t longest = params_longest(&t->params.table), longest_disc = params_longest(&t->disc_params.table);
-    if (longest_disc > longest) longest = longest_disc;
+    size_t longest = checkpoint_longest(t);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
     for (int k = 0; k < n; k++) {
         const param_table_t* table = &sections[k].params->table;

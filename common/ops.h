@@ -378,7 +378,7 @@ void posterior_forward(floatX* z,             // (B, T, C)
                        const floatX* moments, // (B, T, 2C)
                        const floatX* noise,   // (B, T, C), or NULL for z = mu
                        int B, int T, int C, stream_t s);
-// dmoments from dz and from kl_scale * sum_b kl_b; the clamp passes no gradient outside.
+// dmoments from dz and from kl_scale * sum_b kl_b; the clamp passes no gradient outside. noise NULL as in the forward.
 void posterior_backward(floatX* dmoments,      // (B, T, 2C)
                         const floatX* dz,      // (B, T, C)
                         const floatX* moments, // (B, T, 2C)
@@ -428,7 +428,8 @@ void add_scaled_groups(floatX* out,         // (groups, n)
                        const floatX* b,     // (groups, n)
                        const floatS* omega, // (groups)
                        int groups, size_t n, stream_t s);
-// The same for parameter gradients: out += a_k + omega_k b_k, summed over the groups.
+// The same for parameter gradients: out += a_k + omega_k b_k, summed over the groups. b and
+// omega are given both, or neither: out += a_k.
 void accumulate_scaled_groups(floatS* out,         // (n) +=
                               const floatS* a,     // (groups, n)
                               const floatS* b,     // (groups, n) or NULL

@@ -3,7 +3,8 @@
 // A small random ViT is written as each publisher would (names, split or stacked query, key and value, shapes of the
 // tokens, tensors that are not wanted), read back and compared bit for bit; so are the plain tables with
 // convolutions. Then each way in which a file may not fit must end with its message. The names here are spelled out a
-// second time on purpose: they come from the publishers' modelling code, not from the rules that they test.
+// second time on purpose: they follow the publishers' documented layouts, not the rules that they test. No published
+// file is read: none comes with the project.
 
 // defines: weights_load_vit, weights_load_table, weights_load_mapped, weights_save, weights_torchvision_vgg16
 #include "common/weights.h"
