@@ -11,7 +11,7 @@ Q       := $(if $(filter 1,$(V)),,@)
 BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
              $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
 BUILD   := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
-HEADERS := $(wildcard common/*.h dev/cpu/*.h dev/bench/*.h tests/*.h)
+HEADERS := $(wildcard common/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
 
 WARN    := -Wall -Wextra -Werror
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,)
@@ -66,7 +66,19 @@ $(BUILD)/bench_%: dev/bench/bench_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc  $@"
 	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(LIBS)
 
-$(BUILD):
+# Kernels in the emulator (g++ on common/cuda), always under the sanitizers, in bf16 and in fp32; the reference is C, in double.
+EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -DUSE_CUDA -DEMU -O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
+build/emu/reference.o: tests/reference.c common/ops.h common/op_types.h common/device.h $(wildcard dev/cpu/*.h) | build/emu
+	@echo "  cc  $@"
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DDOUBLE=1 -O3 -march=native -fno-math-errno -c $< -o $@
+build/emu/kernels_%_bf16: tests/kernels_%.cu build/emu/reference.o $(HEADERS) | build/emu
+	@echo "  c++ $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $< -x none build/emu/reference.o -o $@ -fopenmp -lpthread -lm
+build/emu/kernels_%_fp32: tests/kernels_%.cu build/emu/reference.o $(HEADERS) | build/emu
+	@echo "  c++ $@"
+	$(Q)$(CXX) $(EMU_FLAGS) -DFP32=1 $< -x none build/emu/reference.o -o $@ -fopenmp -lpthread -lm
+
+$(BUILD) build/emu:
 	@mkdir -p $@
 
 # what the build needs is there, or the line that installs it is printed; `deps` installs it when run as root

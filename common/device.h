@@ -1,13 +1,16 @@
 // device.h: what memory, a stream and a number are in each build.
 //
-// The programs and the models are the same text in every build. What differs stands here: the CPU build has ordinary
-// memory and no streams; the GPU build has device memory, CUDA streams and bfloat16. A model only ever calls the
-// functions below and the operations of common/ops.h.
+// The programs and the models are the same text in every build. What differs stands here and in common/cuda/device.cuh:
 //
-//   floatX   weights and activations: float; double in the gradient tests (-DDOUBLE=1)
-//   floatS   statistics, losses, parameter gradients, master weights, moments: float; double in the gradient tests
+//   build            operations       floatX                       memory, streams
+//   CPU              dev/cpu          float (-DDOUBLE=1: double)   ordinary memory, no streams
+//   GPU (USE_CUDA)   common/cuda      bfloat16 (-DFP32=1: float)   device memory, CUDA streams
+//   EMU (USE_CUDA)   common/cuda      as GPU                       ordinary memory; dev/emu runs the kernels
 //
-// Look next at common/ops.h, the catalogue of operations.
+//   floatX   weights and activations
+//   floatS   statistics, losses, parameter gradients, master weights, moments: float (double where floatX is double)
+//
+// A model only ever calls the functions below and the operations of common/ops.h, the catalogue: look there next.
 #pragma once
 #include <math.h>
 #include <stddef.h>
@@ -16,6 +19,11 @@
 
 // defines: fatal, malloc_check, calloc_check
 #include "common/log.h"
+
+#ifdef USE_CUDA
+// defines: floatX, floatS, PRECISION_NAME, stream_t, device_open, device_close, device_malloc, copy_to_device, ...
+#include "common/cuda/device.cuh"
+#else
 
 #ifdef DOUBLE
 typedef double floatX;
@@ -41,6 +49,10 @@ static inline floatS xabs(floatS x) { return fabsf(x); }
 
 typedef int stream_t; // the CPU build has a single, synchronous stream
 
+// The device that this process computes on, by its number on this machine, and the stream that everything runs on.
+static inline stream_t device_open(int number) { (void)number; return 0; }
+static inline void device_close(stream_t s) { (void)s; }
+
 // Device memory. It is not zeroed. `what` names the buffer in the message that reports a lack of memory.
 static inline void* device_malloc(size_t bytes, const char* what) {
     void* p = NULL;
@@ -49,8 +61,14 @@ static inline void* device_malloc(size_t bytes, const char* what) {
     }
     return p;
 }
-
 static inline void device_free(void* p) { free(p); }
+
+// Host memory that copies to and from the device run at full speed from (page-locked, where that matters).
+static inline void* host_malloc(size_t bytes, const char* what) { return malloc_check(bytes, what); }
+static inline void host_free(void* p) { free(p); }
+
+// In the order of the stream. The host's memory may be used again when a copy returns from stream 0, else after
+// stream_wait.
 static inline void device_zero(void* p, size_t bytes, stream_t s) { (void)s; memset(p, 0, bytes); }
 static inline void copy_to_device(void* dst, const void* src, size_t bytes, stream_t s) {
     (void)s;
@@ -65,3 +83,4 @@ static inline void copy_on_device(void* dst, const void* src, size_t bytes, stre
     memmove(dst, src, bytes);
 }
 static inline void stream_wait(stream_t s) { (void)s; } // returns when everything queued on the stream is done
+#endif

@@ -1,7 +1,7 @@
 // ops.h: THE CATALOGUE. Every operation of the project once, forward beside backward.
 //
-// An operation is one C function on raw pointers with explicit sizes. Its text here is its contract; dev/cpu/*.h holds
-// a plain C implementation of each, file by file as listed below. Models (common/vit.h, ...) are written in these
+// An operation is one C function on raw pointers with explicit sizes. Its text here is its contract. It is implemented
+// twice: in plain C in dev/cpu/*.h, the reference, and as CUDA kernels in common/cuda/*.cuh, file by file alike. Models (common/vit.h, ...) are written in these
 // operations only, so that they are the same text on every kind of machine.
 //
 // Letters       B batch, T tokens, C channels, OC output channels, H W height and width, NH heads, HS head size, N rows
@@ -18,26 +18,12 @@
 //               inside one pass over the batch. B is a multiple of chunk.
 //
 // Reading order: matmul, layernorm (with its derivation in dev/cpu/norm.h), attention, conv2d, then the losses.
-#pragma once
+#ifndef OPS_H // not `pragma once`: tests/reference.h reads the catalogue a second time, for the reference
+#define OPS_H
 // defines: floatX, floatS, stream_t
 #include "common/device.h"
-
-typedef enum { ACT_NONE, ACT_RELU, ACT_LEAKY, ACT_SWISH, ACT_GELU, ACT_GELU_TANH } activation_t;
-#define LEAKY_SLOPE 0.2 // of every LeakyReLU here (PatchGAN)
-
-// A convolution's shape. Output size: (H + pad_lo + pad_hi - K) / stride + 1, rounded down; pad_lo is above and left,
-// pad_hi is below and right.
-typedef struct {
-    int C, OC;          // input and output channels
-    int K;              // kernel size, K x K
-    int stride;         // 1 or 2
-    int pad_lo, pad_hi; // rows and columns of zeros before and after
-} conv_t;
-
-static inline int conv_out_size(int size, conv_t c) { return (size + c.pad_lo + c.pad_hi - c.K) / c.stride + 1; }
-
-// An affine map of the three colour channels: y_c = scale_c x_c + shift_c.
-typedef struct { double scale[3], shift[3]; } channel_affine_t;
+// defines: activation_t, conv_t, channel_affine_t, adam_t
+#include "common/op_types.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Matrix products                                                                                     dev/cpu/matmul.h
@@ -441,11 +427,6 @@ void accumulate_scaled_groups(floatS* out,         // (n) +=
 //   w <- w (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //   ema_i <- w + ema_beta_i (ema_i - w)                     a constant stays exactly constant in this form
 // (Kingma & Ba 2015; Loshchilov & Hutter 2019.)
-typedef struct {
-    double lr, beta1, beta2, eps, decay;
-    int64_t t;          // this step's number, from 1
-    double ema_beta[2]; // used where the average's pointer is given
-} adam_t;
 void adam_update(floatX* weight,               // (n) what the operations read; may be the memory of master
                  floatS* master,               // (n)
                  floatS* m, floatS* v,         // (n)
@@ -457,8 +438,26 @@ void adam_update(floatX* weight,               // (n) what the operations read; 
 void normal_rows(floatX* out, // (B, n)
                  int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s);
 
-// Implementations. This is the CPU build: plain C, OpenMP over fixed-size pieces (so that results do not depend on the
-// number of threads), matrix products by OpenBLAS where there is one.
+#endif // OPS_H
+
+// Implementations: CUDA kernels (for a GPU, or for the emulator), or the CPU build's plain C: OpenMP over fixed-size pieces
+// (so that results do not depend on the number of threads), matrix products by OpenBLAS where there is one.
+#if !defined(OPS_DECLARATIONS_ONLY) && !defined(OPS_IMPLEMENTED)
+#define OPS_IMPLEMENTED
+#ifdef USE_CUDA
+#include "common/cuda/matmul.cuh"
+#include "common/cuda/activation.cuh"
+#include "common/cuda/layernorm.cuh"
+#include "common/cuda/groupnorm.cuh"
+#include "common/cuda/batchnorm.cuh"
+#include "common/cuda/attention.cuh"
+#include "common/cuda/embed.cuh"
+#include "common/cuda/conv.cuh"
+#include "common/cuda/resample.cuh"
+#include "common/cuda/loss.cuh"
+#include "common/cuda/optimizer.cuh"
+#include "common/cuda/random.cuh"
+#else
 #include "dev/cpu/matmul.h"
 #include "dev/cpu/activation.h"
 #include "dev/cpu/norm.h"
@@ -468,3 +467,5 @@ void normal_rows(floatX* out, // (B, n)
 #include "dev/cpu/loss.h"
 #include "dev/cpu/optimizer.h"
 #include "dev/cpu/random.h"
+#endif
+#endif
