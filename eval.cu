@@ -66,17 +66,17 @@ static scores_t open_tokenizer(tokenizer_t* t, options_t* o, const char* path, c
     return scores;
 }
 
-static void put_images(tokenizer_t* t, const uint8_t* pixels) {
+static void put_images(tokenizer_t* t, const uint8_t* pixels, stream_t s) {
     size_t n = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
-    copy_to_device(t->bytes, pixels, n, 0);
-    image_from_bytes(t->x, t->bytes, n, 0);
+    copy_to_device(t->bytes, pixels, n, s);
+    image_from_bytes(t->x, t->bytes, n, s);
 }
 
 // Mean PSNR and L1 over the first images of the held-out set. The first reconstructions go to `cells`.
 static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const dataset_t* set, const eval_options_t* e,
-                                   uint8_t* cells) {
+                                   uint8_t* cells, stream_t s) {
     size_t image = tokenizer_pixels(t) * 3, n = e->batch * image;
-    floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "reconstructions");
+    floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "reconstructions");
     uint8_t* bytes = (uint8_t*)malloc_check(n, "reconstructions");
     dataloader_t loader;
     dataloader_options_t options = {e->batch, t->config.H, 0, 0, 0, 0, 1, e->workers, e->seed};
@@ -84,8 +84,8 @@ static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const datas
     int done = 0;
     while (done < e->images) {
         const batch_t* batch = dataloader_next(&loader);
-        put_images(t, batch->pixels);
-        copy_to_host(host, tokenizer_reconstruct(t, 0), n * sizeof(floatX), 0);
+        put_images(t, batch->pixels, s);
+        copy_floats_to_host(host, tokenizer_reconstruct(t, s), n);
         image_bytes_from_floats(bytes, host, n);
         for (int b = 0; b < e->batch && done < e->images; b++, done++) {
             scores->psnr += psnr_bytes(bytes + b * image, batch->pixels + b * image, image);
@@ -102,20 +102,20 @@ static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const datas
 
 // Latents of the first n images: the whole map into flat, its mean over positions into mean.
 static void collect_latents(probe_set_t* flat, probe_set_t* mean, tokenizer_t* t, const dataset_t* set, int n,
-                            const eval_options_t* e) {
+                            const eval_options_t* e, stream_t s) {
     size_t latents = tokenizer_latents(t), dim = latents * t->z;
     probe_set_t f = {n, (int)dim, set->class_count, (floatS*)calloc_check(n * dim, sizeof(floatS), "latents"),
                      (int*)malloc_check(n * sizeof(int), "labels")};
     probe_set_t m = {n, t->z, set->class_count, (floatS*)calloc_check((size_t)n * t->z, sizeof(floatS), "latents"),
                      f.labels};
-    floatX* host = (floatX*)malloc_check(e->batch * dim * sizeof(floatX), "latents");
+    floatS* host = (floatS*)malloc_check(e->batch * dim * sizeof(floatS), "latents");
     dataloader_t loader;
     dataloader_options_t options = {e->batch, t->config.H, 0, 0, 0, 0, 1, e->workers, e->seed};
     dataloader_open(&loader, set, &options, 0);
     for (int done = 0; done < n;) {
         const batch_t* batch = dataloader_next(&loader);
-        put_images(t, batch->pixels);
-        copy_to_host(host, tokenizer_encode(t, 0), e->batch * dim * sizeof(floatX), 0);
+        put_images(t, batch->pixels, s);
+        copy_floats_to_host(host, tokenizer_encode(t, s), e->batch * dim);
         for (int b = 0; b < e->batch && done < n; b++, done++) {
             f.labels[done] = batch->labels[b];
             for (size_t k = 0; k < dim; k++) {
@@ -151,18 +151,18 @@ static void channel_statistics(const probe_set_t* set, double* mean, double* dev
 }
 
 static void measure_probe(scores_t* scores, tokenizer_t* t, const dataset_t* train_set, const dataset_t* val_set,
-                          const eval_options_t* e) {
+                          const eval_options_t* e, stream_t s) {
     probe_set_t train[2], val[2]; // flat, mean
     double* statistics = (double*)malloc_check(2 * t->z * sizeof(double), "statistics");
     double accuracy[2];
-    collect_latents(&train[0], &train[1], t, train_set, e->probe_images, e);
-    collect_latents(&val[0], &val[1], t, val_set, e->images, e);
+    collect_latents(&train[0], &train[1], t, train_set, e->probe_images, e, s);
+    collect_latents(&val[0], &val[1], t, val_set, e->images, e, s);
     for (int i = 0; i < 2; i++) {
         channel_statistics(&train[i], statistics, statistics + t->z, t->z);
         standardise(&train[i], statistics, statistics + t->z, t->z);
         standardise(&val[i], statistics, statistics + t->z, t->z);
         probe_options_t o = {e->probe_epochs, e->probe_batch, e->probe_lr, e->seed};
-        accuracy[i] = probe_accuracy(&train[i], &val[i], o);
+        accuracy[i] = probe_accuracy(&train[i], &val[i], o, s);
         free(train[i].features);
         free(val[i].features);
     }
@@ -284,6 +284,7 @@ int main(int argc, char** argv) {
     int n = split_paths(text, paths), size = 0;
     uint8_t* cells = NULL; // (1 + n, columns, size, size, 3)
     dataset_t val_set, train_set;
+    stream_t s = device_open(0);
     for (int i = 0; i < n; i++) {
         static tokenizer_t t;
         static options_t o;
@@ -297,8 +298,8 @@ int main(int argc, char** argv) {
         if (o.image_size != size)
             fatal("%s works at %d pixels, the first one at %d; measure them apart", paths[i], o.image_size, size);
         double start = clock_seconds();
-        measure_reconstruction(&scores, &t, &val_set, &e, cells + (size_t)(1 + i) * e.columns * size * size * 3);
-        if (e.probe_images) measure_probe(&scores, &t, &train_set, &val_set, &e);
+        measure_reconstruction(&scores, &t, &val_set, &e, cells + (size_t)(1 + i) * e.columns * size * size * 3, s);
+        if (e.probe_images) measure_probe(&scores, &t, &train_set, &val_set, &e, s);
         print_scores(paths[i], &scores, e.probe_images > 0, clock_seconds() - start);
         print_json(e.json, paths[i], &scores, &e);
         tokenizer_free(&t);
@@ -308,5 +309,6 @@ int main(int argc, char** argv) {
     free(text);
     dataset_close(&val_set);
     dataset_close(&train_set);
+    device_close(s);
     return 0;
 }

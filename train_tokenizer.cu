@@ -43,6 +43,7 @@
 typedef struct {
     options_t options;
     cli_t cli;
+    stream_t stream;           // of the device that this process trains on
     tokenizer_t tokenizer;
     dataset_t train_set, val_set;
     char checkpoint_path[1024];
@@ -167,7 +168,7 @@ static void hand_over(run_t* run) {
     printf("start          %s after %lld steps, %s weights\n", path, (long long)info.step,
            which < 0 ? "raw" : "averaged");
     safetensors_close(&file);
-    if (o->stage == 2) tokenizer_set_target(&run->tokenizer, 0);
+    if (o->stage == 2) tokenizer_set_target(&run->tokenizer, run->stream);
 }
 
 // Continues a run that was stopped. Returns 0 when there is none in the folder.
@@ -228,7 +229,7 @@ static void set_up(run_t* run) {
     dataloader_open(&loader, &run->val_set, &options, 0);
     memcpy(run->val_pixels, dataloader_next(&loader)->pixels, bytes);
     dataloader_close(&loader);
-    run->measures = (floatS*)malloc_check(tokenizer_measure_count(t) * sizeof(floatS), "measures");
+    run->measures = (floatS*)host_malloc(tokenizer_measure_count(t) * sizeof(floatS), "measures");
     run->latent_mean = (floatS*)calloc_check(2 * t->z, sizeof(floatS), "latent statistics");
     run->latent_std = run->latent_mean + t->z;
 }
@@ -241,13 +242,12 @@ static void set_up(run_t* run) {
 static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
     tokenizer_t* t = &run->tokenizer;
     size_t image = tokenizer_pixels(t) * 3, n = run->options.batch * image;
-    copy_to_device(t->bytes, run->val_pixels, n, 0);
-    image_from_bytes(t->x, t->bytes, n, 0);
-    floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "reconstructions");
-    copy_to_host(host, tokenizer_reconstruct(t, 0), n * sizeof(floatX), 0);
+    copy_to_device(t->bytes, run->val_pixels, n, run->stream);
+    image_from_bytes(t->x, t->bytes, n, run->stream);
+    floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "reconstructions");
+    copy_floats_to_host(host, tokenizer_reconstruct(t, run->stream), n);
     image_bytes_from_floats(pixels, host, n);
-    int finite = 1;
-    for (size_t i = 0; i < n; i++) finite = finite && isfinite((double)host[i]);
+    int finite = first_not_finite(host, n) == n;
     free(host);
     if (!finite) return NAN;
     double sum = 0;
@@ -265,9 +265,9 @@ static void write_grid(run_t* run) {
     uint8_t* pixels = (uint8_t*)malloc_check(2 * n, "reconstructions");
     uint8_t* cells = (uint8_t*)malloc_check(3 * columns * image, "picture");
     double raw = reconstruct_held_out(run, pixels);
-    params_exchange_ema(&t->params, o->ema);
+    params_exchange_ema(&t->params, o->ema, run->stream);
     double averaged = reconstruct_held_out(run, pixels + n);
-    params_exchange_ema(&t->params, o->ema);
+    params_exchange_ema(&t->params, o->ema, run->stream);
     memcpy(cells, run->val_pixels, columns * image);
     memcpy(cells + columns * image, pixels, columns * image);
     memcpy(cells + 2 * columns * image, pixels + n, columns * image);
@@ -295,22 +295,22 @@ static void measure_latents(run_t* run) {
     size_t bytes = (size_t)o->batch * tokenizer_pixels(t) * 3, tokens = o->batch * tokenizer_latents(t),
            n = tokens * t->z;
     double* sums = (double*)calloc_check(2 * t->z, sizeof(double), "latent statistics");
-    floatX* host = (floatX*)malloc_check(n * sizeof(floatX), "latents");
+    floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "latents");
     dataloader_t loader;
     dataloader_options_t options = {o->batch, o->image_size, 0, 0, 0, 0, 1, 0, o->seed};
     dataloader_open(&loader, &run->train_set, &options, 0);
     int batches = (o->latent_images + o->batch - 1) / o->batch;
-    params_exchange_ema(&t->params, o->ema);
+    params_exchange_ema(&t->params, o->ema, run->stream);
     for (int i = 0; i < batches; i++) {
-        copy_to_device(t->bytes, dataloader_next(&loader)->pixels, bytes, 0);
-        image_from_bytes(t->x, t->bytes, bytes, 0);
-        copy_to_host(host, tokenizer_encode(t, 0), n * sizeof(floatX), 0);
+        copy_to_device(t->bytes, dataloader_next(&loader)->pixels, bytes, run->stream);
+        image_from_bytes(t->x, t->bytes, bytes, run->stream);
+        copy_floats_to_host(host, tokenizer_encode(t, run->stream), n);
         for (size_t j = 0; j < n; j++) {
             sums[j % t->z] += host[j];
             sums[t->z + j % t->z] += (double)host[j] * host[j];
         }
     }
-    params_exchange_ema(&t->params, o->ema);
+    params_exchange_ema(&t->params, o->ema, run->stream);
     dataloader_close(&loader);
     double count = (double)batches * tokens;
     for (int c = 0; c < t->z; c++) {
@@ -336,21 +336,11 @@ static const char* way_back(const run_t* run, const char* remedy, char* text, si
     return text;
 }
 
-static int first_not_finite(const floatS* values, size_t n, size_t* where) {
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite(values[i])) {
-            *where = i;
-            return 1;
-        }
-    }
-    return 0;
-}
-
 // Ends the run with the first tensor, in the order of the computation, that holds a number that is not finite.
 __attribute__((noreturn)) static void stop_not_finite(run_t* run, int64_t step, const char* consequence) {
     char name[200] = "the measures", way[1400];
     size_t where = 0;
-    tokenizer_find_not_finite(&run->tokenizer, first_not_finite, name, sizeof name, &where);
+    tokenizer_find_not_finite(&run->tokenizer, name, sizeof name, &where);
     fatal("step %lld: NaN or infinity in %s (element %zu). %s. %s", (long long)step, name, where, consequence,
           way_back(run, "a lower -lr or -disc_lr", way, sizeof way));
 }
@@ -416,13 +406,13 @@ static void train(run_t* run) {
     int stop = 0; // what stop_requested was when this step ended: it may change at any time
     while (run->step < run->steps && !stop) {
         const batch_t* batch = dataloader_next(&loader);
-        copy_to_device(t->bytes, batch->pixels, (size_t)batch->count * tokenizer_pixels(t) * 3, 0);
-        tokenizer_gradients(t, run->step, 0);
-        tokenizer_report_t report = tokenizer_read(t, run->measures, 0);
+        copy_to_device(t->bytes, batch->pixels, (size_t)batch->count * tokenizer_pixels(t) * 3, run->stream);
+        tokenizer_gradients(t, run->step, run->stream);
+        tokenizer_report_t report = tokenizer_read(t, run->measures, run->stream);
         int gan = tokenizer_gan_is_on(t, run->step);
         stop_on_nan(run, &report);
         stop_when_dead(run, &report, gan);
-        tokenizer_update(t, run->step, 0);
+        tokenizer_update(t, run->step, run->stream);
         run->step++;
         status_add(&status, &report);
         if (is_due(run->step, o->log_every, run->steps)) {
@@ -452,6 +442,7 @@ int main(int argc, char** argv) {
     cli_print_configuration(&run.cli, stdout);
     print_plan(&run.tokenizer);
     if (o->dry_run) return 0;
+    run.stream = device_open(0);
     make_folder(o->out);
     snprintf(run.checkpoint_path, sizeof run.checkpoint_path, "%s/stage%d.safetensors", o->out, o->stage);
     set_up(&run);
@@ -464,5 +455,6 @@ int main(int argc, char** argv) {
     signal(SIGTERM, request_stop);
     signal(SIGXFSZ, SIG_IGN); // a limit on the size of files shows as a write that fails, which has a message
     train(&run);
+    device_close(run.stream);
     return 0;
 }

@@ -25,6 +25,8 @@
 #include "common/dataset.h"
 // defines: image_t, image_error, image_free, image_resize_crop, short_side_size
 #include "common/image.h"
+// defines: host_malloc, host_free
+#include "common/device.h"
 // defines: fatal, warn, malloc_check, calloc_check
 #include "common/log.h"
 // defines: random_permute, random_below, RANDOM_DATA_ORDER, RANDOM_CROP, RANDOM_FLIP
@@ -217,7 +219,7 @@ static inline void dataloader_open(dataloader_t* loader, const dataset_t* datase
         dataloader_slot_t* slot = &loader->ring[step % DATALOADER_RING];
         slot->batch.count = count;
         size_t bytes = (size_t)count * options->size * options->size * 3;
-        slot->batch.pixels = (uint8_t*)malloc_check(bytes, "a batch of images");
+        slot->batch.pixels = (uint8_t*)host_malloc(bytes, "a batch of images");
         slot->batch.labels = (int*)malloc_check(count * sizeof(int), "a batch of labels");
         slot->batch.ids = (int64_t*)malloc_check(count * sizeof(int64_t), "a batch of sample numbers");
         dataloader_reset_slot(slot, step);
@@ -281,7 +283,7 @@ static inline void dataloader_close(dataloader_t* loader) {
     pthread_mutex_unlock(&loader->mutex);
     for (int i = 0; i < loader->options.threads; i++) pthread_join(loader->threads[i], NULL);
     for (int i = 0; i < DATALOADER_RING; i++) {
-        free(loader->ring[i].batch.pixels);
+        host_free(loader->ring[i].batch.pixels);
         free(loader->ring[i].batch.labels);
         free(loader->ring[i].batch.ids);
     }

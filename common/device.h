@@ -84,3 +84,17 @@ static inline void copy_on_device(void* dst, const void* src, size_t bytes, stre
 }
 static inline void stream_wait(stream_t s) { (void)s; } // returns when everything queued on the stream is done
 #endif
+
+// Values between the device, as floatX, and the host, as floatS. For set-up and files: they wait.
+static inline void copy_floats_to_host(floatS* host, const floatX* x, size_t n) {
+    floatX* values = (floatX*)malloc_check(n * sizeof(floatX), "values on their way to the host");
+    copy_to_host(values, x, n * sizeof(floatX), 0);
+    for (size_t i = 0; i < n; i++) host[i] = (floatS)values[i];
+    free(values);
+}
+static inline void copy_floats_to_device(floatX* x, const floatS* host, size_t n) {
+    floatX* values = (floatX*)malloc_check(n * sizeof(floatX), "values on their way to the device");
+    for (size_t i = 0; i < n; i++) values[i] = (floatX)host[i];
+    copy_to_device(x, values, n * sizeof(floatX), 0);
+    free(values);
+}

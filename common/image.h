@@ -28,7 +28,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-// defines: floatX
+// defines: floatS
 #include "common/device.h"
 // defines: fatal, malloc_check
 #include "common/log.h"
@@ -338,7 +338,7 @@ static inline image_t image_resize_short_side(const image_t* in, int side) {
 
 // [-1, 1] -> {0, ..., 255}: out = clamp(127.5 x + 128, 0, 255) truncated; the inverse of x = byte / 127.5 - 1.
 // A NaN becomes 0.
-static inline void image_bytes_from_floats(uint8_t* out, const floatX* x, size_t n) {
+static inline void image_bytes_from_floats(uint8_t* out, const floatS* x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         float value = 127.5f * (float)x[i] + 128.0f;
         out[i] = (uint8_t)(value > 0 ? (value < 255 ? value : 255) : 0);

@@ -434,6 +434,12 @@ void adam_update(floatX* weight,               // (n) what the operations read; 
                  const floatS* grad,           // (n)
                  size_t n, adam_t adam, stream_t s);
 
+// Exchanges the weights with another set of them, a moving average; a second call puts them back, bit for bit.
+void exchange_weights(floatX* weight, // (n) written from the new master; may be the memory of master
+                      floatS* master, // (n) in place
+                      floatS* other,  // (n) in place
+                      size_t n, stream_t s);
+
 // Standard normal numbers; value i of row b is a function of (seed, stream_id, step, first_row + b, i) alone.
 void normal_rows(floatX* out, // (B, n)
                  int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s);

@@ -14,8 +14,8 @@
 
 // defines: RANDOM_INIT, random_normal, random_uniform
 #include "common/rng.h"
-// defines: floatX, floatS, device_malloc, fatal
-#include "common/device.h"
+// defines: exchange_weights; floatX, floatS, device_malloc, fatal
+#include "common/ops.h"
 
 typedef enum { LAYOUT_PLAIN, LAYOUT_CONV } layout_t;
 typedef enum {
@@ -153,15 +153,22 @@ void params_allocate(params_t* p, size_t first, int n_ema, const char* what) {
     device_zero(p->values, p->table.total * sizeof(floatX), 0);
     size_t bytes = params_trained(p) * sizeof(floatS);
     if (!bytes) return;
-    p->master = (floatS*)(p->values + first);
-    floatS** buffers[5] = {&p->grads, &p->m, &p->v, &p->ema[0], &p->ema[1]};
-    for (int i = 0; i < 3 + n_ema; i++) {
+    floatS** buffers[6] = {&p->master, &p->grads, &p->m, &p->v, &p->ema[0], &p->ema[1]};
+    int same = sizeof(floatX) == sizeof(floatS);
+    if (same) p->master = (floatS*)(p->values + first);
+    for (int i = same; i < 4 + n_ema; i++) {
         *buffers[i] = (floatS*)device_malloc(bytes, what);
         device_zero(*buffers[i], bytes, 0);
     }
 }
 
+// Is the full-precision copy of the weights another memory than what the operations read?
+static inline int params_separate_master(const params_t* p) {
+    return p->master && (const void*)p->master != (const void*)(p->values + p->first);
+}
+
 void params_free(params_t* p) {
+    if (params_separate_master(p)) device_free(p->master);
     device_free(p->values);
     device_free(p->grads);
     device_free(p->m);
@@ -176,23 +183,43 @@ void params_zero_grads(params_t* p, stream_t s) {
     if (p->grads) device_zero(p->grads, params_trained(p) * sizeof(floatS), s);
 }
 
+// Length of the longest tensor: the working space that params_init, params_get and params_set need.
+size_t params_longest(const param_table_t* table) {
+    size_t longest = 1;
+    for (int i = 0; i < table->n; i++) {
+        if (table->items[i].count > longest) longest = table->items[i].count;
+    }
+    return longest;
+}
+
+// Sets n weights from the host, in memory order: what the operations read and, where they are trained, the
+// full-precision copy.
+void params_store(params_t* p, size_t offset, const floatS* host, size_t n) {
+    copy_floats_to_device(p->values + offset, host, n);
+    if (params_separate_master(p) && offset >= p->first) {
+        copy_to_device(p->master + (offset - p->first), host, n * sizeof(floatS), 0);
+    }
+}
+
 // Fills every value by its initialiser. A number depends on (seed, tensor's name, element), so that adding a tensor
 // does not change the others.
 void params_init(params_t* p, uint64_t seed) {
+    floatS* values = (floatS*)malloc_check(params_longest(&p->table) * sizeof(floatS), "initial weights");
     for (int i = 0; i < p->table.n; i++) {
         const param_t* t = &p->table.items[i];
         uint64_t key = 1469598103934665603ull;
         for (const char* c = t->name; *c; c++) key = (key ^ (unsigned char)*c) * 1099511628211ull;
         key >>= 8; // a step has 56 bits
-        floatX* values = p->values + t->offset;
         #pragma omp parallel for
         for (size_t j = 0; j < t->count; j++) {
             double value = t->init.value;
             if (t->init.kind == INIT_NORMAL) value = t->init.mean + value * random_normal(seed, RANDOM_INIT, key, j);
             if (t->init.kind == INIT_UNIFORM) value *= 2 * random_uniform(seed, RANDOM_INIT, key, j) - 1;
-            values[j] = (floatX)value;
+            values[j] = (floatS)value;
         }
+        params_store(p, t->offset, values, t->count);
     }
+    free(values);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -243,9 +270,7 @@ void params_get(const params_t* p, param_kind_t kind, const param_t* t, floatS* 
     if (t->offset >= p->first) {
         copy_to_host(memory, params_buffer(p, kind) + (t->offset - p->first), t->count * sizeof(floatS), 0);
     } else {
-        floatX* values = (floatX*)memory; // floatX is never wider than floatS
-        copy_to_host(values, p->values + t->offset, t->count * sizeof(floatX), 0);
-        for (size_t i = t->count; i-- > 0;) memory[i] = (floatS)values[i];
+        copy_floats_to_host(memory, p->values + t->offset, t->count);
     }
     params_to_file_order(host, memory, t);
 }
@@ -253,22 +278,8 @@ void params_get(const params_t* p, param_kind_t kind, const param_t* t, floatS* 
 // Sets one tensor from `host`.
 void params_set(params_t* p, param_kind_t kind, const param_t* t, const floatS* host, floatS* memory) {
     params_from_file_order(memory, host, t);
-    if (t->offset >= p->first) {
-        copy_to_device(params_buffer(p, kind) + (t->offset - p->first), memory, t->count * sizeof(floatS), 0);
-    }
-    if (kind != PARAM_VALUE || (t->offset >= p->first && (void*)p->master == (void*)(p->values + p->first))) return;
-    floatX* values = (floatX*)memory;
-    for (size_t i = 0; i < t->count; i++) values[i] = (floatX)memory[i];
-    copy_to_device(p->values + t->offset, values, t->count * sizeof(floatX), 0);
-}
-
-// Length of the longest tensor: the working space that params_get and params_set need.
-size_t params_longest(const param_table_t* table) {
-    size_t longest = 1;
-    for (int i = 0; i < table->n; i++) {
-        if (table->items[i].count > longest) longest = table->items[i].count;
-    }
-    return longest;
+    if (kind == PARAM_VALUE) params_store(p, t->offset, memory, t->count);
+    else copy_to_device(params_buffer(p, kind) + (t->offset - p->first), memory, t->count * sizeof(floatS), 0);
 }
 
 // A moving average starts as a copy of what it averages.
@@ -279,11 +290,6 @@ void params_start_averages(params_t* p) {
 }
 
 // Exchanges the trained weights with their moving average; a second call puts them back, bit for bit.
-void params_exchange_ema(params_t* p, int which) {
-    floatS* average = p->ema[which];
-    for (size_t i = 0; i < params_trained(p); i++) {
-        floatS value = p->master[i];
-        p->master[i] = average[i];
-        average[i] = value;
-    }
+void params_exchange_ema(params_t* p, int which, stream_t s) {
+    exchange_weights(p->values + p->first, p->master, p->ema[which], params_trained(p), s);
 }

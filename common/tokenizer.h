@@ -515,10 +515,32 @@ uint64_t tokenizer_step_macs(const tokenizer_t* t) {
     return image * c->batch + decoder * t->extra;
 }
 
-// Names the first tensor, in the order of the computation, that holds a number that is not finite. `scan` looks at n
-// values of host memory. Leaves `name` alone when all are finite.
-typedef int (*tokenizer_scan_t)(const floatS* values, size_t n, size_t* where);
-int tokenizer_find_not_finite(const tokenizer_t* t, tokenizer_scan_t scan, char* name, size_t size, size_t* where) {
+// Position of the first of n values that is not finite, or n.
+static inline size_t first_not_finite(const floatS* values, size_t n) {
+    size_t i = 0;
+    while (i < n && isfinite(values[i])) i++;
+    return i;
+}
+
+// The same on the device, piece by piece: weights and activations, or gradients.
+static inline size_t device_first_not_finite(const floatX* x, const floatS* gradient, size_t n) {
+    const size_t piece = 1 << 20;
+    floatS* host = (floatS*)malloc_check(piece * sizeof(floatS), "values to look through");
+    size_t found = n;
+    for (size_t begin = 0; begin < n && found == n; begin += piece) {
+        size_t count = n - begin < piece ? n - begin : piece;
+        if (x) copy_floats_to_host(host, x + begin, count);
+        else copy_to_host(host, gradient + begin, count * sizeof(floatS), 0);
+        size_t at = first_not_finite(host, count);
+        if (at < count) found = begin + at;
+    }
+    free(host);
+    return found;
+}
+
+// Names the first tensor, in the order of the computation, that holds a number that is not finite, and says where.
+// Leaves `name` alone when all are finite.
+int tokenizer_find_not_finite(const tokenizer_t* t, char* name, size_t size, size_t* where) {
     size_t B = t->config.batch, image = 3 * tokenizer_pixels(t), latent = tokenizer_latents(t) * t->z;
     const struct {
         const char* name;
@@ -537,13 +559,15 @@ int tokenizer_find_not_finite(const tokenizer_t* t, tokenizer_scan_t scan, char*
     for (int k = 0; k < 2; k++) { // weights come before what is computed with them
         for (int i = 0; i < tables[k]->table.n; i++) {
             const param_t* p = &tables[k]->table.items[i];
-            if (!scan((const floatS*)params_at(tables[k], p->offset), p->count, where)) continue;
+            *where = device_first_not_finite(params_at(tables[k], p->offset), NULL, p->count);
+            if (*where == p->count) continue;
             snprintf(name, size, "the weight %s", p->name);
             return 1;
         }
     }
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
-        if (!scan((const floatS*)tensors[i].values, tensors[i].n, where)) continue;
+        *where = device_first_not_finite(tensors[i].values, NULL, tensors[i].n);
+        if (*where == tensors[i].n) continue;
         snprintf(name, size, "%s", tensors[i].name);
         return 1;
     }
@@ -551,7 +575,8 @@ int tokenizer_find_not_finite(const tokenizer_t* t, tokenizer_scan_t scan, char*
         for (int i = 0; i < tables[k]->table.n; i++) {
             const param_t* p = &tables[k]->table.items[i];
             const floatS* grad = params_grad(tables[k], p->offset);
-            if (!grad || !scan(grad, p->count, where)) continue;
+            *where = grad ? device_first_not_finite(NULL, grad, p->count) : p->count;
+            if (*where == p->count) continue;
             snprintf(name, size, "the gradient of %s", p->name);
             return 1;
         }

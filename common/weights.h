@@ -250,19 +250,6 @@ void weights_check(weights_loader_t* l, const char* hint) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Loading
 
-// Values into the table's buffers: what the operations read, and the full-precision copy where that is another memory.
-void weights_store(params_t* p, size_t offset, const floatS* values, size_t n) {
-    floatX* converted = (floatX*)malloc_check(n * sizeof(floatX), "a tensor");
-    for (size_t i = 0; i < n; i++) converted[i] = (floatX)values[i];
-    copy_to_device(p->values + offset, converted, n * sizeof(floatX), 0);
-    int separate = (const void*)p->master != (const void*)(p->values + p->first);
-    if (p->master && offset >= p->first && separate) {
-        copy_to_device(p->master + (offset - p->first), values, n * sizeof(floatS), 0);
-    }
-    stream_wait(0);
-    free(converted);
-}
-
 // The same shape, where the file's is `part` of ours? Dimensions of size 1 do not count: [D], [1, D] and [1, 1, D]
 // are one.
 int weights_same_shape(const param_t* ours, const st_tensor_t* file, weights_part_t part) {
@@ -287,7 +274,7 @@ void weights_copy(weights_loader_t* l, const param_t* t, const st_tensor_t* sour
         values = l->reordered;
     }
     size_t third = part == PART_WHOLE ? 0 : (size_t)part - PART_FIRST;
-    weights_store(l->params, t->offset + third * (t->count / 3), values, source->numel);
+    params_store(l->params, t->offset + third * (t->count / 3), values, source->numel);
 }
 
 // Finds the place of one tensor of the file, checks it and copies it, or notes why not.
@@ -462,9 +449,9 @@ void weights_fold_class_position(weights_loader_t* l, const param_t* cls, const 
     size_t D = cls->count;
     safetensors_read(l->class_position, l->values);
     safetensors_read(weights_find_source(l, cls->name), l->reordered);
-    weights_store(l->params, pos->offset, l->values + D, pos->count);
+    params_store(l->params, pos->offset, l->values + D, pos->count);
     for (size_t i = 0; i < D; i++) l->values[i] += l->reordered[i];
-    weights_store(l->params, cls->offset, l->values, D);
+    params_store(l->params, cls->offset, l->values, D);
 }
 
 // Reads the public weights of a ViT into the tensors that vit_register put behind our_prefix.
@@ -511,19 +498,14 @@ void weights_save(const params_t* p, const char* our_prefix, const char* path, c
         largest = t->count > largest ? t->count : largest;
     }
     safetensors_writer_begin(&w, path);
-    floatX* values = (floatX*)malloc_check(largest * sizeof(floatX), "a tensor");
     floatS* memory = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
     floatS* file = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
     for (int i = 0; i < p->table.n; i++) {
         const param_t* t = &p->table.items[i];
         if (!weights_has_prefix(t->name, our_prefix)) continue;
-        copy_to_host(values, p->values + t->offset, t->count * sizeof(floatX), 0);
-        stream_wait(0);
-        for (size_t j = 0; j < t->count; j++) memory[j] = (floatS)values[j];
-        params_to_file_order(file, memory, t);
+        params_get(p, PARAM_VALUE, t, file, memory);
         safetensors_writer_data(&w, file, t->count);
     }
-    free(values);
     free(memory);
     free(file);
     safetensors_writer_finish_or_die(&w);

@@ -64,10 +64,13 @@ typedef struct {
     floatX* dmean;              // (B, channels)
     floatX* dfeatures;          // (B, positions, channels)
     int* labels;                // (B)
+    floatS* host;               // (B, classes) logits, or (B) losses, on the host
+    stream_t stream;
 } classifier_t;
 
-static void classifier_create(classifier_t* c, network_t network, const options_t* o, int classes) {
+static void classifier_create(classifier_t* c, network_t network, const options_t* o, int classes, stream_t s) {
     memset(c, 0, sizeof *c);
+    c->stream = s;
     c->network = network;
     c->B = o->batch;
     c->size = o->image_size;
@@ -110,11 +113,13 @@ static void classifier_create(classifier_t* c, network_t network, const options_
     plan_floatX(plan, &c->dfeatures, (size_t)B * c->positions * c->channels, "d features");
     plan_int(plan, &c->labels, B, "labels");
     plan_allocate(plan, "activations");
+    c->host = (floatS*)malloc_check((size_t)B * classes * sizeof(floatS), "logits");
 }
 
 static void classifier_free(classifier_t* c) {
     params_free(&c->params);
     plan_free(&c->plan);
+    free(c->host);
 }
 
 // Images to logits.
@@ -122,38 +127,41 @@ static void classifier_forward(classifier_t* c, const batch_t* batch) {
     size_t n = (size_t)c->B * c->size * c->size * 3;
     const params_t* p = &c->params;
     const floatX* features;
-    copy_to_device(c->bytes, batch->pixels, n, 0);
+    stream_t s = c->stream;
+    copy_to_device(c->bytes, batch->pixels, n, s);
     copy_to_device(c->labels, batch->labels, c->B * sizeof(int), 0);
-    image_from_bytes(c->x, c->bytes, n, 0);
+    image_from_bytes(c->x, c->bytes, n, s);
     if (c->network == NETWORK_VIT) {
-        vit_forward(&c->vit, p, c->x, 0);
+        vit_forward(&c->vit, p, c->x, s);
         features = c->vit.features;
     } else {
         // x is overwritten by VGG's scaled input, which its backward reads again
         floatX* scaled = c->lpips.vgg.spare[0];
-        resize_bilinear_forward(scaled, c->x, c->lpips.scaling, c->B, c->size, c->size, c->size, c->size, 0);
-        copy_on_device(c->x, scaled, n * sizeof(floatX), 0);
-        vgg_forward(&c->lpips.vgg, p, &c->acts, c->x, 0);
+        resize_bilinear_forward(scaled, c->x, c->lpips.scaling, c->B, c->size, c->size, c->size, c->size, s);
+        copy_on_device(c->x, scaled, n * sizeof(floatX), s);
+        vgg_forward(&c->lpips.vgg, p, &c->acts, c->x, s);
         features = c->acts.features;
     }
-    mean_tokens_forward(c->mean, features, c->B, c->positions, c->channels, 0);
+    mean_tokens_forward(c->mean, features, c->B, c->positions, c->channels, s);
     matmul_forward(c->logits, c->mean, params_at(p, c->head_weight), params_at(p, c->head_bias), c->B, c->channels,
-                   c->classes, 0);
+                   c->classes, s);
 }
 
 // Mean loss of a batch, with all gradients.
 static double classifier_gradients(classifier_t* c, const batch_t* batch) {
     params_t* p = &c->params;
+    stream_t s = c->stream;
     classifier_forward(c, batch);
-    cross_entropy(c->loss, c->logits, c->logits, c->labels, 1.0 / c->B, c->B, c->classes, 0);
-    params_zero_grads(p, 0);
+    cross_entropy(c->loss, c->logits, c->logits, c->labels, 1.0 / c->B, c->B, c->classes, s);
+    params_zero_grads(p, s);
     matmul_backward(c->dmean, params_grad(p, c->head_weight), params_grad(p, c->head_bias), c->logits, c->mean,
-                    params_at(p, c->head_weight), c->B, c->channels, c->classes, 0);
-    mean_tokens_backward(c->dfeatures, c->dmean, c->B, c->positions, c->channels, 0);
-    if (c->network == NETWORK_VIT) vit_backward(&c->vit, p, c->dfeatures, 0);
-    else vgg_backward(&c->lpips.vgg, p, &c->acts, c->dfeatures, 0);
+                    params_at(p, c->head_weight), c->B, c->channels, c->classes, s);
+    mean_tokens_backward(c->dfeatures, c->dmean, c->B, c->positions, c->channels, s);
+    if (c->network == NETWORK_VIT) vit_backward(&c->vit, p, c->dfeatures, s);
+    else vgg_backward(&c->lpips.vgg, p, &c->acts, c->dfeatures, s);
+    copy_to_host(c->host, c->loss, c->B * sizeof(floatS), 0);
     double sum = 0;
-    for (int b = 0; b < c->B; b++) sum += c->loss[b];
+    for (int b = 0; b < c->B; b++) sum += c->host[b];
     return sum / c->B;
 }
 
@@ -165,7 +173,7 @@ static void classifier_update(classifier_t* c, double lr) {
         const param_t* t = &p->table.items[i];
         adam_t adam = {lr, 0.9, 0.999, 1e-8, t->decay ? WEIGHT_DECAY : 0, p->t, {0, 0}};
         adam_update(p->values + t->offset, p->master + t->offset, p->m + t->offset, p->v + t->offset, NULL, NULL,
-                    p->grads + t->offset, t->count, adam, 0);
+                    p->grads + t->offset, t->count, adam, c->stream);
     }
 }
 
@@ -183,10 +191,11 @@ static double classifier_accuracy(classifier_t* c, const dataset_t* set, const o
     while (seen < images) {
         const batch_t* batch = dataloader_next(&loader);
         classifier_forward(c, batch);
+        copy_floats_to_host(c->host, c->logits, (size_t)c->B * c->classes);
         for (int b = 0; b < c->B && seen < images; b++, seen++) {
             int best = 0;
             for (int k = 1; k < c->classes; k++) {
-                if (c->logits[b * c->classes + k] > c->logits[b * c->classes + best]) best = k;
+                if (c->host[b * c->classes + k] > c->host[b * c->classes + best]) best = k;
             }
             right += best == batch->labels[b];
         }
@@ -223,7 +232,7 @@ static void classifier_train(classifier_t* c, const char* name, const dataset_t*
     dataloader_close(&loader);
 }
 
-static void pretrain(network_t network, const options_t* o) {
+static void pretrain(network_t network, const options_t* o, stream_t s) {
     static classifier_t c;
     const char* name = network == NETWORK_VIT ? "mini ViT" : "mini VGG";
     char path[1024];
@@ -235,12 +244,16 @@ static void pretrain(network_t network, const options_t* o) {
     dataset_t train_set, val_set;
     dataset_open(&train_set, o->data, SPLIT_TRAIN);
     dataset_open(&val_set, o->data, SPLIT_VAL);
-    classifier_create(&c, network, o, train_set.class_count);
+    classifier_create(&c, network, o, train_set.class_count, s);
     classifier_train(&c, name, &train_set, o, network == NETWORK_VIT ? o->vit_steps : o->vgg_steps,
                      network == NETWORK_VIT ? o->vit_lr : o->vgg_lr);
     double accuracy = classifier_accuracy(&c, &val_set, o);
     for (int i = 0; network == NETWORK_VGG && i < c.lpips.config.slices; i++) {
-        for (int k = 0; k < c.lpips.config.channels[i]; k++) c.params.values[c.lpips.head[i] + k] = LPIPS_HEAD;
+        int channels = c.lpips.config.channels[i];
+        floatS* head = (floatS*)malloc_check(channels * sizeof(floatS), "an LPIPS head");
+        for (int k = 0; k < channels; k++) head[k] = LPIPS_HEAD;
+        params_store(&c.params, c.lpips.head[i], head, channels);
+        free(head);
     }
     c.params.table.n -= 2; // the classifying head stays out of the file
     weights_save(&c.params, "", path, "");
@@ -275,7 +288,9 @@ int main(int argc, char** argv) {
              sizeof flags / sizeof flags[0], NULL, 0);
     cli_parse(&cli, argc, argv);
     make_folder(o.out);
-    pretrain(NETWORK_VIT, &o);
-    pretrain(NETWORK_VGG, &o);
+    stream_t s = device_open(0);
+    pretrain(NETWORK_VIT, &o, s);
+    pretrain(NETWORK_VGG, &o, s);
+    device_close(s);
     return 0;
 }

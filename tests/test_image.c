@@ -402,7 +402,7 @@ static inline void test_windows(void) {
 }
 
 static inline void test_bytes_from_floats(void) {
-    floatX x[264];
+    floatS x[264];
     uint8_t out[264];
     for (int i = 0; i < 256; i++) x[i] = (floatX)(i / 127.5 - 1);
     x[256] = 0;                       // 128

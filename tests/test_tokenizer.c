@@ -230,9 +230,9 @@ static void test_averages(void) {
     check(!same_bits(p->ema[0], p->master, n) && !same_bits(p->ema[0], p->ema[1], n), "two updates: three things");
     floatX* values = copy_buffer(p->values, p->table.total);
     floatS* average = copy_buffer(p->ema[1], n);
-    params_exchange_ema(p, 1);
+    params_exchange_ema(p, 1, 0);
     check(same_bits(p->values + p->first, average, n) && same_bits(p->ema[1], values + p->first, n), "exchanged");
-    params_exchange_ema(p, 1);
+    params_exchange_ema(p, 1, 0);
     check(same_bits(p->values, values, p->table.total) && same_bits(p->ema[1], average, n), "and back");
     free(values);
     free(average);

@@ -153,3 +153,17 @@ void adam_update(floatX* weight,               // (n) what the operations read; 
         if (ema1) ema_block(ema1 + i, master + i, count, (floatS)adam.ema_beta[1]);
     }
 }
+
+void exchange_weights(floatX* weight, // (n) written from the new master; may be the memory of master
+                      floatS* master, // (n) in place
+                      floatS* other,  // (n) in place
+                      size_t n, stream_t s) {
+    (void)s;
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        floatS value = master[i];
+        master[i] = other[i];
+        other[i] = value;
+        weight[i] = (floatX)master[i];
+    }
+}
