@@ -1,85 +1,172 @@
 # aligntok.c, on one page. `make help` explains it.
 #
-# One source, several builds; each program is one translation unit, so one compiler call builds one program.
-#   CPU   gcc, plain C11: learning, tests, small runs, machines with no GPU
-# Variables: CC, BLAS=0 (portable loops instead of OpenBLAS), SANITIZE=1 (address and undefined behaviour), V=1 (show commands)
+# One source, three builds; each program is one translation unit, so one compiler call builds one program.
+#   CPU   gcc, plain C11 on dev/cpu:           learning, tests, small runs, machines with no GPU
+#   GPU   nvcc on common/cuda:                 training and sampling
+#   EMU   g++ on common/cuda and dev/emu:      every kernel and the whole GPU code path on a machine with no GPU
+# Variables: see `make help`. After a change of CC, BLAS or MPI: make clean.
 
 CC      ?= gcc
+NVCC    ?= nvcc
 V       ?= 0
 SANITIZE ?= 0
+PRECISION ?= BF16
 Q       := $(if $(filter 1,$(V)),,@)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which build
+
+HAVE_NVCC := $(shell command -v $(NVCC) >/dev/null 2>&1 && echo 1)
+HAVE_GPU  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1)
+ifeq ($(GPU),1)
+KIND := gpu
+WHY  := GPU=1 was given
+else ifeq ($(EMU),1)
+KIND := emu
+WHY  := EMU=1 was given: the GPU's kernels, run thread by thread; slow, for looking and testing
+else ifeq ($(CPU),1)
+KIND := cpu
+WHY  := CPU=1 was given
+else ifeq ($(HAVE_NVCC)$(HAVE_GPU),11)
+KIND := gpu
+WHY  := nvcc and a GPU are here (CPU=1 builds for the CPU)
+else
+KIND := cpu
+WHY  := $(if $(HAVE_NVCC),nvcc is here, but no GPU that works (nvidia-smi -L); GPU=1 compiles for one,no nvcc here)
+endif
+FP32   := $(filter FP32,$(PRECISION))
+FOLDER := build/$(if $(filter cpu,$(KIND)),cpu,$(KIND)$(if $(FP32),_fp32,))
+BUILD  := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Compilers and their flags
+
 BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
              $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
-BUILD   := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
-HEADERS := $(wildcard common/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
-
+MPI     ?= $(shell command -v mpicc >/dev/null 2>&1 && echo 1 || echo 0)
+MPI_FLAGS := $(if $(filter 1,$(MPI)),-DMPI=1 $(patsubst -I%,-isystem %,$(shell mpicc --showme:compile)),)
+MPI_LIBS  := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:link),)
 WARN    := -Wall -Wextra -Werror
-C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,)
-C_FLAGS += $(if $(filter 1,$(SANITIZE)),-O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all,-O3 -march=native -fno-math-errno)
-LIBS    := $(if $(filter 1,$(BLAS)),-lopenblas,) -lz -lpthread -lm
+FAST    := -O3 -march=native -fno-math-errno
+CHECKED := -O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
+C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,) $(MPI_FLAGS)
+C_FLAGS += $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
+C_LIBS  := $(if $(filter 1,$(BLAS)),-lopenblas,) $(MPI_LIBS) -lz -lpthread -lm
 
+EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DEMU
+EMU_LIBS  := -x none $(MPI_LIBS) -lz -lpthread -lm
+
+# GPU_ARCH: compute capabilities without the dot, such as 90; the GPU's own, or, where there is none, A100's and H100's
+GPU_ARCH  ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),80 90)
+NVCC_FLAGS := -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,-Wextra,-Werror,-fopenmp \
+              -Werror all-warnings $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
+NVCC_LIBS := -lcublasLt -lnccl -lz -lgomp -lm
+
+HEADERS  := $(wildcard common/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
 PROGRAMS := train_tokenizer eval
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+KERNELS  := $(patsubst tests/kernels_%.cu,%,$(wildcard tests/kernels_*.cu))
+EMU_TESTS := $(foreach k,$(KERNELS),build/emu/kernels_$(k)_bf16 build/emu/kernels_$(k)_fp32) \
+             $(if $(wildcard tests/emulator.cu),build/emu/emulator_test,)
+GPU_TESTS := $(foreach k,$(KERNELS),build/gpu/kernels_$(k)_bf16 build/gpu/kernels_$(k)_fp32)
 BENCHES  := $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/bench_*.c))
 
-.PHONY: all help which check test run_tests demo run_demo sanitize bench deps clean
+.PHONY: all help which check test run_tests demo run_demo sanitize bench gpu-check deps clean FORCE
 all: which check $(PROGRAMS)
 
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
 	@echo "make demo            train the miniature tokenizer through its three stages (about 5 minutes on two cores)"
-	@echo "make test            prove every derivative, model, file format and resume (under 10 minutes on two cores)"
-	@echo "make sanitize        all tests again under the address and undefined-behaviour sanitizers"
+	@echo "make test            prove every derivative, kernel, model, file format and resume (under 10 minutes on two cores)"
+	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/cpu/bench_*)"
+	@echo "make gpu-check       on a machine with a GPU: all kernels' tests, ten steps beside the CPU's, speed; needs 9 minutes"
 	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
 	@echo "make clean           remove build/ and the programs (not the cached miniature world in runs/)"
-	@echo "Variables: BLAS=0 portable loops, CC=... (make clean after a change of these), V=1 show commands. Programs have -h."
+	@echo "Builds: GPU where nvcc and a GPU are, else CPU. GPU=1, CPU=1, EMU=1 choose; PRECISION=FP32 instead of BF16 for GPU, EMU."
+	@echo "Variables: GPU_ARCH=90 for other GPUs, BLAS=0 portable loops, MPI=0, CC=..., V=1 show commands. Programs have -h."
 
 which:
-	@echo "CPU build with $(CC), $(if $(filter 1,$(BLAS)),OpenBLAS,portable loops (no OpenBLAS found: make deps)): this tree has no CUDA kernels yet"
-	$(if $(filter 1,$(GPU)$(EMU)),$(error GPU=1 and EMU=1 need the CUDA kernels (common/cuda), which this tree does not have yet; use plain `make`))
+	@echo "$(KIND) build$(if $(filter cpu,$(KIND)),$(if $(filter 1,$(BLAS)), with OpenBLAS, with portable loops (no OpenBLAS)),$(if $(FP32), in fp32, in bf16)): $(WHY)"
+	$(if $(filter gpu,$(KIND)),$(if $(HAVE_NVCC),,$(error GPU=1 needs nvcc (CUDA Toolkit 12 or newer) on the PATH; `make CPU=1` needs none)))
+
+vpath %.cu dev dev/bench
 
 # programs stand in the root, as their sources do; everything else in build/
-$(PROGRAMS): %: %.cu $(HEADERS)
-	@echo "  cc  $@"
-	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(LIBS)
+$(PROGRAMS): %: $(FOLDER)/% FORCE
+	@cmp -s $< $@ || cp -p $< $@
 
-$(BUILD)/pretrain: dev/pretrain.cu $(HEADERS) | $(BUILD)
-	@echo "  cc  $@"
-	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(LIBS)
+# ----------------------------------------------------------------------------------------------------------------------
+# CPU
 
-# a program under the sanitizers, or a test's own copy
 $(BUILD)/%: %.cu $(HEADERS) | $(BUILD)
-	@echo "  cc  $@"
-	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(LIBS)
+	@echo "  cc   $@"
+	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(C_LIBS)
 
 # tests that check derivatives against finite differences say so by including gradient.h, and run in double
 $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
-	@echo "  cc  $@"
-	$(Q)$(CC) $(C_FLAGS) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(LIBS)
+	@echo "  cc   $@"
+	$(Q)$(CC) $(C_FLAGS) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(C_LIBS)
 
 $(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
-	@echo "  cc  $@"
-	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(LIBS)
+	@echo "  cc   $@"
+	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(C_LIBS)
 
 $(BUILD)/bench_%: dev/bench/bench_%.c $(HEADERS) | $(BUILD)
-	@echo "  cc  $@"
-	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(LIBS)
+	@echo "  cc   $@"
+	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(C_LIBS)
 
-# Kernels in the emulator (g++ on common/cuda), always under the sanitizers, in bf16 and in fp32; the reference is C, in double.
-EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -DUSE_CUDA -DEMU -O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
-build/emu/reference.o: tests/reference.c common/ops.h common/op_types.h common/device.h $(wildcard dev/cpu/*.h) | build/emu
-	@echo "  cc  $@"
-	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DDOUBLE=1 -O3 -march=native -fno-math-errno -c $< -o $@
-build/emu/kernels_%_bf16: tests/kernels_%.cu build/emu/reference.o $(HEADERS) | build/emu
-	@echo "  c++ $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $< -x none build/emu/reference.o -o $@ -fopenmp -lpthread -lm
-build/emu/kernels_%_fp32: tests/kernels_%.cu build/emu/reference.o $(HEADERS) | build/emu
-	@echo "  c++ $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -DFP32=1 $< -x none build/emu/reference.o -o $@ -fopenmp -lpthread -lm
+# ----------------------------------------------------------------------------------------------------------------------
+# Kernels in the emulator: programs at full speed, tests under the sanitizers. What tests compare with is C, in double.
 
-$(BUILD) build/emu:
+build/emu/%: %.cu $(HEADERS) | build/emu
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) -O2 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
+
+build/emu_fp32/%: %.cu $(HEADERS) | build/emu_fp32
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) -O2 -DFP32=1 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
+
+build/reference.o: tests/reference.c common/ops.h common/op_types.h common/device.h $(wildcard dev/cpu/*.h) | build/emu
+	@echo "  cc   $@"
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DDOUBLE=1 $(FAST) -c $< -o $@
+
+build/emu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/emu
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $(CHECKED) $< -x none build/reference.o -o $@ $(EMU_LIBS)
+
+build/emu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/emu
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $(CHECKED) -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
+
+build/emu/emulator_test: tests/emulator.cu $(HEADERS) | build/emu
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $(CHECKED) $< -o $@ $(EMU_LIBS)
+
+# ----------------------------------------------------------------------------------------------------------------------
+# GPU
+
+build/gpu/%: %.cu $(HEADERS) | build/gpu
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
+
+build/gpu_fp32/%: %.cu $(HEADERS) | build/gpu_fp32
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< -o $@ $(NVCC_LIBS)
+
+build/gpu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/gpu
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) $< build/reference.o -o $@ $(NVCC_LIBS)
+
+build/gpu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/gpu
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/reference.o -o $@ $(NVCC_LIBS)
+
+$(BUILD) build/emu build/emu_fp32 build/gpu build/gpu_fp32:
 	@mkdir -p $@
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What people ask for
 
 # what the build needs is there, or the line that installs it is printed; `deps` installs it when run as root
 check:
@@ -90,7 +177,7 @@ deps:
 # `deps` may install a library that changes the flags above: so the work is done by a second make
 test: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) run_tests
-run_tests: which $(TESTS) $(BUILD)/pretrain $(addprefix $(BUILD)/,$(PROGRAMS))
+run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain) $(EMU_TESTS) build/emu/train_tokenizer build/emu_fp32/train_tokenizer
 	@sh tests/run.sh $(BUILD)
 
 sanitize: deps
@@ -98,11 +185,14 @@ sanitize: deps
 
 demo: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) run_demo
-run_demo: which $(PROGRAMS) $(BUILD)/pretrain
-	@sh dev/demo.sh
+run_demo: which $(PROGRAMS) $(FOLDER)/pretrain
+	@sh dev/demo.sh $(FOLDER)
 
 bench: which $(BENCHES)
 	@for b in $(BENCHES); do $$b || exit 1; done
+
+gpu-check:
+	@sh dev/gpu_check.sh
 
 clean:
 	rm -rf build $(PROGRAMS)

@@ -1,10 +1,11 @@
 #!/bin/sh
 # `make demo`: the whole recipe in the miniature world, from nothing to a table and a picture.
+# Usage: sh dev/demo.sh FOLDER, with pretrain in it (build/cpu, build/gpu); the other programs stand in the root.
 # Prepares the encoder and the VGG (kept in runs/mini for the next time), trains the three stages, measures each of them.
 # The images are Fashion-MNIST where it is installed (Debian: dataset-fashion-mnist), else drawn shapes.
 set -eu
 echo "== the miniature world: a ViT (for DINOv2) and a VGG (for LPIPS)"
-build/cpu/pretrain
+"${1:-build/cpu}/pretrain"
 echo
 echo "== stage 1, latent alignment: the encoder is frozen, adapter and decoder learn"
 ./train_tokenizer -stage 1
