@@ -30,9 +30,12 @@ WHY  := CPU=1 was given
 else ifeq ($(HAVE_NVCC)$(HAVE_GPU),11)
 KIND := gpu
 WHY  := nvcc and a GPU are here (CPU=1 builds for the CPU)
+else ifeq ($(HAVE_NVCC),1)
+KIND := cpu
+WHY  := nvcc is here, but no GPU that works (nvidia-smi -L); GPU=1 compiles for one
 else
 KIND := cpu
-WHY  := $(if $(HAVE_NVCC),nvcc is here, but no GPU that works (nvidia-smi -L); GPU=1 compiles for one,no nvcc here)
+WHY  := no nvcc here
 endif
 FP32   := $(filter FP32,$(PRECISION))
 FOLDER := build/$(if $(filter cpu,$(KIND)),cpu,$(KIND)$(if $(FP32),_fp32,))

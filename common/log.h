@@ -1,17 +1,23 @@
 // log.h: how a program talks to people. Errors that a user can mend go through fatal(); warnings through warn().
 //
-// A message says what was wrong, where, and what to do about it. The exit code of every such end is 1.
+// A message says what was wrong, where, and what to do about it. The exit code of every such end is 1. Where a program
+// runs as several processes (common/comm.h), a message names its own, and fatal() ends the others too.
 // Look next at common/cli.h (flags) and common/status.h (the line a training run prints at each interval).
 #pragma once
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+static int log_rank, log_size = 1;    // this process, of how many: set by comm_open
+static void (*log_on_fatal)(void);    // what fatal() does before it ends this process: it ends the others
+
 static inline void log_message(const char* kind, const char* format, va_list args) {
+    char text[4096]; // written at once, so that the messages of several processes do not mix
+    int n = log_size > 1 ? snprintf(text, sizeof text, "%s (rank %d of %d): ", kind, log_rank, log_size)
+                         : snprintf(text, sizeof text, "%s: ", kind);
+    vsnprintf(text + n, sizeof text - (size_t)n, format, args);
     fflush(stdout); // so that the message stands after whatever led to it
-    fprintf(stderr, "%s: ", kind);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    fprintf(stderr, "%s\n", text);
 }
 
 // Ends the program with exit code 1 and the message "error: ...".
@@ -20,6 +26,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static inline void fatal(const c
     va_start(args, format);
     log_message("error", format, args);
     va_end(args);
+    if (log_on_fatal) log_on_fatal();
     exit(1);
 }
 
