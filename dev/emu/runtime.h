@@ -1,0 +1,219 @@
+// runtime.h: the part of the CUDA runtime that common/cuda/device.cuh uses, on ordinary memory.
+//
+// Device memory begins as bytes of 0xff (NaN) and lies between two zones that may not be touched; memory that was freed may not
+// either: AddressSanitizer stops the program there, and the kernel, block and thread are printed with it. Everything is done
+// when it is asked for, except that what is copied to the host arrives when the host has waited for it.
+// Look next at dev/emu/cublaslt.h.
+#pragma once
+#include <time.h>
+// defines: emu, emu_report, EMU_ASAN
+#include "dev/emu/block.h"
+
+typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
+typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
+typedef struct emu_stream { int unused; }* cudaStream_t;
+typedef struct emu_event { double milliseconds; }* cudaEvent_t;
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor, multiProcessorCount;
+    size_t totalGlobalMem, sharedMemPerBlockOptin;
+};
+
+static inline const char* cudaGetErrorString(cudaError_t status) {
+    return status == cudaSuccess ? "no error" : status == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
+}
+static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
+static inline cudaError_t cudaGetDeviceCount(int* count) { *count = 1; return cudaSuccess; }
+static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
+    *prop = {"emulator", 9, 0, 4, (size_t)16 << 30, EMU_SHARED_BYTES};
+    return cudaSuccess;
+}
+
+// ---- memory -----------------------------------------------------------------------------------------------------------------
+
+// How often memory was allocated or freed, and how often the host waited, since the program began: a training step does neither.
+static inline size_t emu_allocations(void) { return emu.allocations; }
+static inline size_t emu_synchronisations(void) { return emu.synchronisations; }
+
+enum { EMU_ZONE = 4096 }; // bytes on either side of a block that may not be touched
+
+struct emu_block_t {
+    char* p;
+    size_t bytes;
+    char* raw;
+    bool pinned; // cudaMallocHost
+};
+inline emu_block_t* emu_blocks;
+inline size_t emu_block_count, emu_device_bytes;
+
+static inline void emu_forbid(const void* p, size_t bytes) {
+#if EMU_ASAN
+    __asan_poison_memory_region(p, bytes);
+#else
+    (void)p, (void)bytes;
+#endif
+}
+static inline void emu_allow(const void* p, size_t bytes) {
+#if EMU_ASAN
+    __asan_unpoison_memory_region(p, bytes);
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
+// The block that p lies in or within its zones, or NULL.
+static inline emu_block_t* emu_find_block(const void* p) {
+    for (size_t i = 0; i < emu_block_count; i++) {
+        emu_block_t* b = &emu_blocks[i];
+        if ((const char*)p >= b->p - EMU_ZONE && (const char*)p < b->p + b->bytes + EMU_ZONE) return b;
+    }
+    return NULL;
+}
+
+static inline cudaError_t emu_allocate(void** p, size_t bytes, bool pinned) {
+    emu.allocations++;
+    char* raw = (char*)malloc(bytes + 2 * EMU_ZONE + 256);
+    if (!raw) return cudaErrorMemoryAllocation;
+    char* start = (char*)(((uintptr_t)raw + EMU_ZONE + 255) & ~(uintptr_t)255);
+    emu_blocks = (emu_block_t*)realloc(emu_blocks, (emu_block_count + 1) * sizeof *emu_blocks);
+    emu_blocks[emu_block_count++] = {start, bytes, raw, pinned};
+    if (!pinned) emu_device_bytes += bytes;
+    memset(start, 0xff, bytes);
+    emu_forbid(raw, (size_t)(start - raw));
+    emu_forbid(start + bytes, (size_t)(raw + bytes + 2 * EMU_ZONE + 256 - (start + bytes)));
+    *p = start;
+    return cudaSuccess;
+}
+static inline void emu_flush(void);
+static inline cudaError_t emu_release(void* p, bool pinned) {
+    emu.allocations++;
+    emu_flush();
+    if (!p) return cudaSuccess;
+    emu_block_t* b = emu_find_block(p);
+    if (!b || b->p != p || b->pinned != pinned) return cudaErrorInvalidValue;
+    if (!pinned) emu_device_bytes -= b->bytes;
+    emu_allow(b->raw, b->bytes + 2 * EMU_ZONE + 256);
+    free(b->raw);
+    *b = emu_blocks[--emu_block_count];
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMalloc(void** p, size_t bytes) { return emu_allocate(p, bytes, false); }
+static inline cudaError_t cudaFree(void* p) { return emu_release(p, false); }
+static inline cudaError_t cudaMallocHost(void** p, size_t bytes) { return emu_allocate(p, bytes, true); }
+static inline cudaError_t cudaFreeHost(void* p) { return emu_release(p, true); }
+static inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
+    *total = (size_t)16 << 30;
+    *available = *total > emu_device_bytes ? *total - emu_device_bytes : 0;
+    return cudaSuccess;
+}
+
+// From here on [p, p + bytes) is scratch memory that nobody has written, and what lies behind it in its block is forbidden.
+static inline void emu_fresh(void* p, size_t bytes) {
+    static char *block, *allowed; // the block, and where its forbidden part begins
+    emu_block_t* b = emu_find_block(p);
+    char *from = (char*)p + bytes, *end = b->p + b->bytes;
+    if (block != b->p) allowed = end;
+    block = b->p;
+    if (from > allowed) emu_allow(allowed, (size_t)(from - allowed));
+    if (from < allowed) emu_forbid(from, (size_t)(allowed - from));
+    allowed = from;
+    memset(p, 0xff, bytes);
+}
+
+// ---- copies -----------------------------------------------------------------------------------------------------------------
+
+struct emu_arrival { // a copy to the host that it has not waited for
+    void *to, *data;
+    size_t bytes;
+};
+inline emu_arrival* emu_arrivals;
+inline size_t emu_arrival_count;
+
+static inline void emu_flush(void) {
+    for (size_t i = 0; i < emu_arrival_count; i++) {
+        memcpy(emu_arrivals[i].to, emu_arrivals[i].data, emu_arrivals[i].bytes);
+        free(emu_arrivals[i].data);
+    }
+    emu_arrival_count = 0;
+}
+
+static inline void emu_check_copy(const void* dst, const void* src, size_t bytes, cudaMemcpyKind kind) {
+    if (!bytes) return;
+    emu_block_t *to = emu_find_block(dst), *from = emu_find_block(src);
+    bool to_device = to && !to->pinned, from_device = from && !from->pinned;
+    if (to_device != (kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice) ||
+        from_device != (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice)) {
+        emu_report("copy of the wrong kind", "kind %d, to %p (%s), from %p (%s), %zu bytes", (int)kind, dst,
+                   to_device ? "device" : "host", src, from_device ? "device" : "host", bytes);
+    }
+}
+static inline cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind) {
+    emu.synchronisations++;
+    emu_flush();
+    emu_check_copy(dst, src, bytes, kind);
+    memmove(dst, src, bytes);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind, cudaStream_t = 0) {
+    emu_check_copy(dst, src, bytes, kind);
+    if (kind != cudaMemcpyDeviceToHost) {
+        memmove(dst, src, bytes);
+        return cudaSuccess;
+    }
+    void* data = malloc(bytes ? bytes : 1);
+    memcpy(data, src, bytes);
+    memset(dst, 0xff, bytes); // not there yet
+    emu_arrivals = (emu_arrival*)realloc(emu_arrivals, (emu_arrival_count + 1) * sizeof *emu_arrivals);
+    emu_arrivals[emu_arrival_count++] = {dst, data, bytes};
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemset(void* p, int value, size_t bytes) { memset(p, value, bytes); return cudaSuccess; }
+static inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = 0) { memset(p, value, bytes); return cudaSuccess; }
+
+// ---- streams and events -----------------------------------------------------------------------------------------------------
+
+static inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+    *stream = (cudaStream_t)calloc(1, sizeof **stream);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { emu_flush(); free(stream); return cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { emu.synchronisations++; emu_flush(); return cudaSuccess; }
+static inline cudaError_t cudaDeviceSynchronize(void) { return cudaStreamSynchronize(0); }
+static inline cudaError_t cudaStreamQuery(cudaStream_t) { emu_flush(); return cudaSuccess; }
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
+
+static inline cudaError_t cudaEventCreate(cudaEvent_t* event) { *event = (cudaEvent_t)calloc(1, sizeof **event); return cudaSuccess; }
+static inline cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = 0) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    event->milliseconds = (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { emu.synchronisations++; emu_flush(); return cudaSuccess; }
+static inline cudaError_t cudaEventQuery(cudaEvent_t) { emu_flush(); return cudaSuccess; }
+static inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+    *milliseconds = (float)(to->milliseconds - from->milliseconds);
+    return cudaSuccess;
+}
+
+// ---- AddressSanitizer's reports -------------------------------------------------------------------------------------------
+
+// Called at the start of a report: adds what the sanitizer cannot know.
+#if EMU_ASAN
+extern "C" __attribute__((weak, used)) void __asan_on_error(void) {
+    const char* p = (const char*)__asan_get_report_address();
+    fprintf(stderr, "emulator: memory error");
+    emu_print_place(stderr);
+    fprintf(stderr, ": address %p", (const void*)p);
+    emu_block_t* b = p ? emu_find_block(p) : NULL;
+    if (b) {
+        const char* kind = b->pinned ? "page-locked host" : "device";
+        if (p < b->p) fprintf(stderr, ", %td bytes before a block of %zu bytes of %s memory", b->p - p, b->bytes, kind);
+        else if (p < b->p + b->bytes) fprintf(stderr, ", byte %td of a block of %zu bytes of %s memory", p - b->p, b->bytes, kind);
+        else fprintf(stderr, ", %td bytes behind the end of a block of %zu bytes of %s memory", p - (b->p + b->bytes), b->bytes, kind);
+    }
+    fprintf(stderr, "\n");
+}
+#endif
