@@ -61,6 +61,7 @@ static scores_t open_tokenizer(tokenizer_t* t, options_t* o, const char* path, c
     tokenizer_plan(t);
     tokenizer_allocate(t);
     checkpoint_start_from(&file, &info, path, t, e->raw ? -1 : o->ema);
+    tokenizer_freeze(t);
     scores_t scores = {info.stage, info.step, 0, 0, 0, 0};
     safetensors_close(&file);
     return scores;

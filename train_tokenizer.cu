@@ -221,6 +221,7 @@ static void set_up(run_t* run) {
     load_pretrained(run);
     if (!resumed && o->stage > 1) hand_over(run);
     if (!resumed) params_start_averages(&t->params);
+    tokenizer_freeze(t);
 
     size_t bytes = (size_t)o->batch * tokenizer_pixels(t) * 3;
     run->val_pixels = (uint8_t*)malloc_check(bytes, "held-out images");

@@ -1,8 +1,8 @@
 // ops.h: THE CATALOGUE. Every operation of the project once, forward beside backward.
 //
 // An operation is one C function on raw pointers with explicit sizes. Its text here is its contract. It is implemented
-// twice: in plain C in dev/cpu/*.h, the reference, and as CUDA kernels in common/cuda/*.cuh, file by file alike. Models (common/vit.h, ...) are written in these
-// operations only, so that they are the same text on every kind of machine.
+// twice: in plain C in dev/cpu/*.h, the reference, and as CUDA kernels in common/cuda/*.cuh, file by file alike. Models
+// (common/vit.h, ...) are written in these operations only, so that they are the same text on every kind of machine.
 //
 // Letters       B batch, T tokens, C channels, OC output channels, H W height and width, NH heads, HS head size, N rows
 // Layout        images and feature maps (B, H, W, C), so that tokens (B, T, C) *are* a feature map; all row-major
@@ -446,8 +446,8 @@ void normal_rows(floatX* out, // (B, n)
 
 #endif // OPS_H
 
-// Implementations: CUDA kernels (for a GPU, or for the emulator), or the CPU build's plain C: OpenMP over fixed-size pieces
-// (so that results do not depend on the number of threads), matrix products by OpenBLAS where there is one.
+// Implementations: CUDA kernels (for a GPU, or for the emulator), or the CPU build's plain C: OpenMP over fixed-size
+// pieces (so that results do not depend on the number of threads), matrix products by OpenBLAS where there is one.
 #if !defined(OPS_DECLARATIONS_ONLY) && !defined(OPS_IMPLEMENTED)
 #define OPS_IMPLEMENTED
 #ifdef USE_CUDA

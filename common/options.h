@@ -24,7 +24,7 @@ typedef struct {
     double w_lpips, w_gan, w_sem, beta1, beta2, eps, ema0, ema1;
     size_t seed;
     // the machine
-    int workers, recompute, log_every, grid_every, save_every, latent_images;
+    int workers, recompute, fold, log_every, grid_every, save_every, latent_images;
     // of this stage, from the lists above
     int64_t stage_steps, stage_disc_start;
     double stage_lr, stage_disc_lr;
@@ -148,6 +148,9 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "threads that prepare images ahead; 0: the training thread does it", CLI_NOT_SAVED},
         {NULL, "recompute", CLI_BOOL, &o->recompute, "0", NULL,
          "stage 2: less memory for the encoder, a third more work there", CLI_NOT_SAVED},
+        {NULL, "fold", CLI_BOOL, &o->fold, "1", NULL,
+         "frozen encoder: fold resize, colours and LayerScale into its weights (less work, the same up to rounding)",
+         CLI_SAVED},
         {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only",
          CLI_NOT_SAVED},
         {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures; 0: at the end only",
@@ -261,6 +264,7 @@ tokenizer_config_t options_tokenizer(const options_t* o) {
     c.semantic_tensor = (semantic_tensor_t)o->sem_tensor;
     c.semantic_measure = (semantic_measure_t)o->sem_measure;
     c.recompute = o->recompute;
+    c.fold = o->fold;
     c.lr = o->stage_lr;
     c.disc_lr = o->stage_disc_lr;
     c.beta1 = o->beta1;

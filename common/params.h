@@ -122,7 +122,10 @@ typedef struct {
     param_table_t table;
     size_t first;       // offset of the first trained tensor; table.total: all frozen
     floatX* values;     // (total)          what the operations read
-    floatS* master;     // (total - first)  full-precision weights; where floatX is floatS, the same memory as values
+    floatS* full;       // (total)          full-precision weights, also of what is frozen, so that a file gets back the
+                        //                  numbers that came from one; where floatX is floatS, the memory of values;
+                        //                  NULL in a table that is frozen whole: nobody saves that
+    floatS* master;     // (total - first)  full + first: what is trained
     floatS* grads;      // (total - first)
     floatS* m;          // (total - first)  Adam's first moment
     floatS* v;          // (total - first)  and second
@@ -142,8 +145,8 @@ static inline size_t params_trained(const params_t* p) { return p->table.total -
 // Bytes of all buffers of a table of which everything from `first` on is trained, with `n_ema` averages.
 size_t params_bytes(const param_table_t* table, size_t first, int n_ema) {
     size_t trained = table->total - first;
-    size_t copies = (trained ? 3 : 0) + (trained && sizeof(floatX) != sizeof(floatS) ? 1 : 0) + (trained ? n_ema : 0);
-    return table->total * sizeof(floatX) + copies * trained * sizeof(floatS);
+    size_t full = trained && sizeof(floatX) != sizeof(floatS) ? table->total : 0;
+    return table->total * sizeof(floatX) + (full + (trained ? 3 + n_ema : 0) * trained) * sizeof(floatS);
 }
 
 // Allocates the buffers for the tensors registered so far. Gradients and moments start at zero.
@@ -153,22 +156,27 @@ void params_allocate(params_t* p, size_t first, int n_ema, const char* what) {
     device_zero(p->values, p->table.total * sizeof(floatX), 0);
     size_t bytes = params_trained(p) * sizeof(floatS);
     if (!bytes) return;
-    floatS** buffers[6] = {&p->master, &p->grads, &p->m, &p->v, &p->ema[0], &p->ema[1]};
-    int same = sizeof(floatX) == sizeof(floatS);
-    if (same) p->master = (floatS*)(p->values + first);
-    for (int i = same; i < 4 + n_ema; i++) {
+    if (sizeof(floatX) == sizeof(floatS)) {
+        p->full = (floatS*)p->values;
+    } else {
+        p->full = (floatS*)device_malloc(p->table.total * sizeof(floatS), what);
+        device_zero(p->full, p->table.total * sizeof(floatS), 0);
+    }
+    p->master = p->full + first;
+    floatS** buffers[5] = {&p->grads, &p->m, &p->v, &p->ema[0], &p->ema[1]};
+    for (int i = 0; i < 3 + n_ema; i++) {
         *buffers[i] = (floatS*)device_malloc(bytes, what);
         device_zero(*buffers[i], bytes, 0);
     }
 }
 
-// Is the full-precision copy of the weights another memory than what the operations read?
-static inline int params_separate_master(const params_t* p) {
-    return p->master && (const void*)p->master != (const void*)(p->values + p->first);
+// Are the full-precision weights another memory than what the operations read?
+static inline int params_full_apart(const params_t* p) {
+    return p->full && (const void*)p->full != (const void*)p->values;
 }
 
 void params_free(params_t* p) {
-    if (params_separate_master(p)) device_free(p->master);
+    if (params_full_apart(p)) device_free(p->full);
     device_free(p->values);
     device_free(p->grads);
     device_free(p->m);
@@ -192,13 +200,10 @@ size_t params_longest(const param_table_t* table) {
     return longest;
 }
 
-// Sets n weights from the host, in memory order: what the operations read and, where they are trained, the
-// full-precision copy.
+// Sets n weights from the host, in memory order: what the operations read, and the full-precision copy.
 void params_store(params_t* p, size_t offset, const floatS* host, size_t n) {
     copy_floats_to_device(p->values + offset, host, n);
-    if (params_separate_master(p) && offset >= p->first) {
-        copy_to_device(p->master + (offset - p->first), host, n * sizeof(floatS), 0);
-    }
+    if (params_full_apart(p)) copy_to_device(p->full + offset, host, n * sizeof(floatS), 0);
 }
 
 // Fills every value by its initialiser. A number depends on (seed, tensor's name, element), so that adding a tensor
@@ -258,20 +263,17 @@ void params_from_file_order(floatS* memory, const floatS* file, const param_t* t
 
 typedef enum { PARAM_VALUE, PARAM_ADAM_M, PARAM_ADAM_V, PARAM_EMA0, PARAM_EMA1 } param_kind_t;
 
-// The device buffer that holds this kind for the tensors from p->first on.
-static inline floatS* params_buffer(const params_t* p, param_kind_t kind) {
+// Where a tensor's moment or average stands; only trained tensors have one.
+static inline floatS* params_state(const params_t* p, param_kind_t kind, const param_t* t) {
     floatS* buffers[5] = {p->master, p->m, p->v, p->ema[0], p->ema[1]};
-    return buffers[kind];
+    return buffers[kind] + (t->offset - p->first);
 }
 
-// Copies one tensor to `host` (count values, file order). `memory` is working space of the same size. A frozen tensor
-// has a value only.
+// Copies one tensor to `host` (count values, file order). `memory` is working space of the same size.
 void params_get(const params_t* p, param_kind_t kind, const param_t* t, floatS* host, floatS* memory) {
-    if (t->offset >= p->first) {
-        copy_to_host(memory, params_buffer(p, kind) + (t->offset - p->first), t->count * sizeof(floatS), 0);
-    } else {
-        copy_floats_to_host(memory, p->values + t->offset, t->count);
-    }
+    if (kind != PARAM_VALUE) copy_to_host(memory, params_state(p, kind, t), t->count * sizeof(floatS), 0);
+    else if (p->full) copy_to_host(memory, p->full + t->offset, t->count * sizeof(floatS), 0);
+    else copy_floats_to_host(memory, p->values + t->offset, t->count);
     params_to_file_order(host, memory, t);
 }
 
@@ -279,7 +281,7 @@ void params_get(const params_t* p, param_kind_t kind, const param_t* t, floatS* 
 void params_set(params_t* p, param_kind_t kind, const param_t* t, const floatS* host, floatS* memory) {
     params_from_file_order(memory, host, t);
     if (kind == PARAM_VALUE) params_store(p, t->offset, memory, t->count);
-    else copy_to_device(params_buffer(p, kind) + (t->offset - p->first), memory, t->count * sizeof(floatS), 0);
+    else copy_to_device(params_state(p, kind, t), memory, t->count * sizeof(floatS), 0);
 }
 
 // A moving average starts as a copy of what it averages.

@@ -69,6 +69,7 @@ typedef struct {
     semantic_tensor_t semantic_tensor;
     semantic_measure_t semantic_measure;
     int recompute;      // the encoder keeps one tensor a block and recomputes the rest in the backward
+    int fold;           // a frozen encoder works with folded weights (vit.h)
     double lr, disc_lr, beta1, beta2, eps;
     double ema_sigma[2]; // relative widths of the two power-function averages
 } tokenizer_config_t;
@@ -233,6 +234,7 @@ void tokenizer_plan(tokenizer_t* t) {
     plan_floatS(plan, &t->measure_block, tokenizer_measure_count(t), "measures");
 
     t->encoder.recompute = c->recompute;
+    t->encoder.fold = c->fold; // not so the frozen copy of stage 2: at the first step z and z0 shall be the same bits
     vit_plan(&t->encoder, plan, B, c->H, c->W, factor, trains_encoder);
     adapter_plan(&t->adapter, plan, (size_t)B * tokenizer_latents(t));
     patchgan_plan(&t->disc, &t->fake, plan, B, c->H, c->W, c->chunk);
@@ -277,6 +279,9 @@ void tokenizer_allocate(tokenizer_t* t) {
 void tokenizer_set_target(tokenizer_t* t, stream_t s) {
     copy_on_device(t->target_params.values, t->params.values, t->target_params.table.total * sizeof(floatX), s);
 }
+
+// To be called when the weights are in place: derives what a frozen encoder works with.
+void tokenizer_freeze(tokenizer_t* t) { vit_fold(&t->encoder, &t->params); }
 
 void tokenizer_free(tokenizer_t* t) {
     params_free(&t->params);

@@ -18,6 +18,12 @@
 // norm adds its part. It needs what the forward saved, about 18 D numbers a token and block. With `recompute` only
 // the stream (D) is kept and each block's forward is run again just before its backward: a third more arithmetic.
 //
+// A frozen encoder can be folded (`fold`, then vit_fold once its weights are there), the same function with less work:
+//   - resize and normalisation go into the patch embedding. Token (gy, gx) of the resized image reads nothing but the
+//     factor x factor pixels that it stands for, and that linearly: with R (patch, factor) the bilinear interpolation of
+//     one axis, W'[d,c] = a_c R^T W[d,c] R and bias'[d] = bias[d] + sum_c b_c sum W[d,c] for the colour map a_c x + b_c.
+//   - LayerScale goes into the projections before it: W'[o,:] = gamma[o] W[o,:], bias'[o] = gamma[o] bias[o].
+//
 // Left out: dropout and stochastic depth (zero in these models), and the gradient of the image, which nothing asks for.
 // Names are those of timm (vision_transformer.py). Look next at common/weights.h, which reads the public files, and at
 // common/adapter.h, which follows the features.
@@ -108,6 +114,8 @@ typedef struct {
     // offsets of the parameters
     size_t norm1_weight, norm1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias, gamma1;
     size_t norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, gamma2;
+    // folded weights, where there are any
+    floatX *folded_proj, *folded_proj_bias, *folded_fc2, *folded_fc2_bias; // (D, D), (D), (D, M), (D)
     // activations
     floatX* x;              // (B, T, D) the residual stream where the block begins
     floatS *mean1, *rstd1;  // (B, T)
@@ -128,14 +136,18 @@ typedef struct {
 typedef struct {
     vit_config_t config;
     int recompute;          // set before planning: run each block's forward again in the backward
+    int fold;               // set before planning, where nothing is trained: work with the weights that vit_fold derives
     size_t cls_token, reg_token, pos_embed, patch_weight, patch_bias; // offsets
     vit_block_t blocks[VIT_MAX_DEPTH + 1]; // blocks[depth]: the stream at the end and the final norm, as x and norm1
     int B, H, W;            // the images, as planned
     int GH, GW;             // grid of tokens
     int P, T;               // prefix tokens; all tokens
     int train;
-    floatX* pixels;         // (B, GH patch, GW patch, 3)
-    floatX* columns;        // (B, N, 3 patch^2), N = GH GW
+    int factor;             // pixels of the image a token and axis
+    int side;               // pixels a token and axis of what is embedded: patch, or factor when folded
+    floatX* pixels;         // (B, GH patch, GW patch, 3), not used when folded
+    floatX* columns;        // (B, N, 3 side^2), N = GH GW
+    floatX *folded_patch, *folded_patch_bias; // (D, 3, factor, factor), (D)
     floatX* patches;        // (B, N, D)
     floatX* positions;      // (pos_class + N, D) the resampled table
     floatX* features;       // (B, GH, GW, D) the output
@@ -237,6 +249,20 @@ void vit_plan_branches(vit_t* v, plan_t* plan, int i) {
     plan_floatX(plan, &b->fc2, rows * D, "vit.fc2");
 }
 
+// The folded weights.
+void vit_plan_folded(vit_t* v, plan_t* keep) {
+    size_t D = v->config.dim, M = v->config.mlp_dim;
+    plan_floatX(keep, &v->folded_patch, D * 3 * v->factor * v->factor, "vit.folded_patch");
+    plan_floatX(keep, &v->folded_patch_bias, D, "vit.folded_patch");
+    for (int i = 0; v->config.layerscale != 0 && i < v->config.depth; i++) {
+        vit_block_t* b = &v->blocks[i];
+        plan_floatX(keep, &b->folded_proj, D * D, "vit.folded_proj");
+        plan_floatX(keep, &b->folded_proj_bias, D, "vit.folded_proj");
+        plan_floatX(keep, &b->folded_fc2, D * M, "vit.folded_fc2");
+        plan_floatX(keep, &b->folded_fc2_bias, D, "vit.folded_fc2");
+    }
+}
+
 // Takes the sizes of a pass over B images of H x W pixels, a token for each factor x factor of them, and plans what
 // outlives the forward: the features and, with `train`, what the backward reads.
 void vit_plan(vit_t* v, plan_t* keep, int B, int H, int W, int factor, int train) {
@@ -253,6 +279,10 @@ void vit_plan(vit_t* v, plan_t* keep, int B, int H, int W, int factor, int train
     v->P = (c->cls ? 1 : 0) + c->registers;
     v->T = v->P + v->GH * v->GW;
     v->train = train;
+    v->factor = factor;
+    if (train || factor < c->patch) v->fold = 0; // weights that learn cannot be folded, nor can an enlargement
+    v->side = v->fold ? factor : c->patch;
+    if (v->fold) vit_plan_folded(v, keep);
     size_t N = (size_t)v->GH * v->GW;
     plan_floatX(keep, &v->features, B * N * c->dim, "vit.features");
     if (!train) return;
@@ -278,10 +308,10 @@ void vit_plan_shared_block(vit_t* v, plan_t* work) {
 void vit_plan_work(vit_t* v, plan_t* work) {
     const vit_config_t* c = &v->config;
     size_t N = (size_t)v->GH * v->GW, rows = (size_t)v->B * v->T, D = c->dim;
-    plan_floatX(work, &v->pixels, v->B * N * c->patch * c->patch * 3, "vit.pixels");
+    if (!v->fold) plan_floatX(work, &v->pixels, v->B * N * c->patch * c->patch * 3, "vit.pixels");
     plan_floatX(work, &v->patches, v->B * N * D, "vit.patches");
     plan_floatX(work, &v->positions, (c->pos_class + N) * D, "vit.positions");
-    if (!v->train) plan_floatX(work, &v->columns, v->B * N * 3 * c->patch * c->patch, "vit.columns");
+    if (!v->train) plan_floatX(work, &v->columns, v->B * N * 3 * v->side * v->side, "vit.columns");
     if (!v->train || v->recompute) vit_plan_shared_block(v, work);
     if (!v->train) return;
     plan_floatX(work, &v->dstream, rows * D, "vit.dstream");
@@ -292,11 +322,97 @@ void vit_plan_work(vit_t* v, plan_t* work) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Folding
+
+// One tensor on the host, in full precision; free() it.
+static inline floatS* vit_read(const params_t* p, size_t offset, size_t n) {
+    floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "a tensor to fold");
+    if (p->full) copy_to_host(host, p->full + offset, n * sizeof(floatS), 0);
+    else copy_floats_to_host(host, p->values + offset, n);
+    return host;
+}
+
+// The rows of a matrix (rows, columns), or a vector with columns = 1, scaled by gamma (rows).
+static inline void vit_fold_rows(floatX* out, const params_t* p, size_t offset, const floatS* gamma, int rows,
+                                 int columns) {
+    floatS* host = vit_read(p, offset, (size_t)rows * columns);
+    for (int o = 0; o < rows; o++) {
+        for (int i = 0; i < columns; i++) host[(size_t)o * columns + i] *= gamma[o];
+    }
+    copy_floats_to_device(out, host, (size_t)rows * columns);
+    free(host);
+}
+
+static inline void vit_fold_layerscale(vit_t* v, const params_t* p) {
+    int D = v->config.dim, M = v->config.mlp_dim;
+    for (int i = 0; i < v->config.depth; i++) {
+        vit_block_t* b = &v->blocks[i];
+        floatS* gamma1 = vit_read(p, b->gamma1, D);
+        floatS* gamma2 = vit_read(p, b->gamma2, D);
+        vit_fold_rows(b->folded_proj, p, b->proj_weight, gamma1, D, D);
+        vit_fold_rows(b->folded_proj_bias, p, b->proj_bias, gamma1, D, 1);
+        vit_fold_rows(b->folded_fc2, p, b->fc2_weight, gamma2, D, M);
+        vit_fold_rows(b->folded_fc2_bias, p, b->fc2_bias, gamma2, D, 1);
+        free(gamma1);
+        free(gamma2);
+    }
+}
+
+// out (factor, factor) = scale R^T w R for one channel of one filter w (patch, patch): each weight goes to the four
+// pixels that its sample is interpolated from, as resize_bilinear_forward has them (src = (k + 1/2) factor / patch - 1/2).
+static inline void vit_fold_filter(floatS* out, const floatS* w, double scale, int patch, int factor) {
+    for (int i = 0; i < factor * factor; i++) out[i] = 0;
+    for (int ky = 0; ky < patch; ky++) {
+        int y2 = (2 * ky + 1) * factor - patch, y = y2 / (2 * patch);
+        double fy = (double)(y2 % (2 * patch)) / (2 * patch);
+        for (int kx = 0; kx < patch; kx++) {
+            int x2 = (2 * kx + 1) * factor - patch, x = x2 / (2 * patch);
+            double fx = (double)(x2 % (2 * patch)) / (2 * patch), value = scale * w[ky * patch + kx];
+            int down = fy > 0 ? factor : 0, right = fx > 0; // a neighbour without weight may lie outside
+            out[y * factor + x] += (floatS)((1 - fy) * (1 - fx) * value);
+            out[y * factor + x + right] += (floatS)((1 - fy) * fx * value);
+            out[y * factor + x + down] += (floatS)(fy * (1 - fx) * value);
+            out[y * factor + x + down + right] += (floatS)(fy * fx * value);
+        }
+    }
+}
+
+static inline void vit_fold_patch(vit_t* v, const params_t* p) {
+    int D = v->config.dim, patch = v->config.patch, f = v->factor, taps = patch * patch;
+    channel_affine_t affine = vit_input_affine(v->config.normalise);
+    floatS* weight = vit_read(p, v->patch_weight, (size_t)D * 3 * taps);
+    floatS* bias = vit_read(p, v->patch_bias, D);
+    floatS* folded = (floatS*)malloc_check((size_t)D * 3 * f * f * sizeof(floatS), "the folded patch embedding");
+    for (int d = 0; d < D; d++) {
+        double shift = bias[d];
+        for (int c = 0; c < 3; c++) {
+            const floatS* w = weight + ((size_t)d * 3 + c) * taps;
+            for (int k = 0; k < taps; k++) shift += affine.shift[c] * w[k];
+            vit_fold_filter(folded + ((size_t)d * 3 + c) * f * f, w, affine.scale[c], patch, f);
+        }
+        bias[d] = (floatS)shift;
+    }
+    copy_floats_to_device(v->folded_patch, folded, (size_t)D * 3 * f * f);
+    copy_floats_to_device(v->folded_patch_bias, bias, D);
+    free(weight);
+    free(bias);
+    free(folded);
+}
+
+// Derives the folded weights from p. To be called whenever the weights of a folded encoder have been set; does nothing
+// for one that is not folded.
+void vit_fold(vit_t* v, const params_t* p) {
+    if (!v->fold) return;
+    vit_fold_patch(v, p);
+    if (v->config.layerscale != 0) vit_fold_layerscale(v, p);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-// LayerScale's weight and its gradient: NULL where the model has none (then the operations take 1).
+// LayerScale's weight and its gradient: NULL where the model has none, or has it folded (then the operations take 1).
 static inline const floatX* vit_gamma(const vit_t* v, const params_t* p, size_t offset) {
-    return v->config.layerscale != 0 ? params_at(p, offset) : NULL;
+    return v->config.layerscale != 0 && !v->fold ? params_at(p, offset) : NULL;
 }
 static inline floatS* vit_gamma_grad(const vit_t* v, const params_t* p, size_t offset) {
     return v->config.layerscale != 0 ? params_grad(p, offset) : NULL;
@@ -307,11 +423,15 @@ void vit_embed_forward(vit_t* v, const params_t* p,
                        const floatX* image, // (B, H, W, 3) in [-1, 1]
                        stream_t s) {
     const vit_config_t* c = &v->config;
-    int fed_h = v->GH * c->patch, fed_w = v->GW * c->patch, N = v->GH * v->GW, D = c->dim;
-    resize_bilinear_forward(v->pixels, image, vit_input_affine(c->normalise), v->B, v->H, v->W, fed_h, fed_w, s);
-    patchify_forward(v->columns, v->pixels, v->B, fed_h, fed_w, c->patch, s);
-    matmul_forward(v->patches, v->columns, params_at(p, v->patch_weight), params_at(p, v->patch_bias), (size_t)v->B * N,
-                   3 * c->patch * c->patch, D, s);
+    int fed_h = v->GH * v->side, fed_w = v->GW * v->side, N = v->GH * v->GW, D = c->dim;
+    if (!v->fold) {
+        resize_bilinear_forward(v->pixels, image, vit_input_affine(c->normalise), v->B, v->H, v->W, fed_h, fed_w, s);
+        image = v->pixels;
+    }
+    patchify_forward(v->columns, image, v->B, fed_h, fed_w, v->side, s);
+    const floatX* weight = v->fold ? v->folded_patch : params_at(p, v->patch_weight);
+    const floatX* bias = v->fold ? v->folded_patch_bias : params_at(p, v->patch_bias);
+    matmul_forward(v->patches, v->columns, weight, bias, (size_t)v->B * N, 3 * v->side * v->side, D, s);
     position_resample_forward(v->positions, params_at(p, v->pos_embed), c->pos_class, c->pos_grid, v->GH, v->GW, D, s);
     vit_block_t* b = &v->blocks[0];
     const floatX* cls = c->cls ? params_at(p, v->cls_token) : NULL;
@@ -327,14 +447,19 @@ void vit_branches_forward(vit_t* v, const params_t* p, int i, stream_t s) {
     vit_block_t* b = &v->blocks[i];
     int D = c->dim, M = c->mlp_dim;
     size_t rows = (size_t)v->B * v->T;
+    int folded = v->fold && c->layerscale != 0;
+    const floatX* proj = folded ? b->folded_proj : params_at(p, b->proj_weight);
+    const floatX* proj_bias = folded ? b->folded_proj_bias : params_at(p, b->proj_bias);
+    const floatX* fc2 = folded ? b->folded_fc2 : params_at(p, b->fc2_weight);
+    const floatX* fc2_bias = folded ? b->folded_fc2_bias : params_at(p, b->fc2_bias);
     matmul_forward(b->qkv, b->norm1, params_at(p, b->qkv_weight), params_at(p, b->qkv_bias), rows, D, 3 * D, s);
     attention_forward(b->attention, b->lse, b->qkv, v->B, v->T, c->heads, D / c->heads, s);
-    matmul_forward(b->proj, b->attention, params_at(p, b->proj_weight), params_at(p, b->proj_bias), rows, D, D, s);
+    matmul_forward(b->proj, b->attention, proj, proj_bias, rows, D, D, s);
     residual_layernorm_forward(b->middle, b->norm2, b->mean2, b->rstd2, b->x, b->proj, vit_gamma(v, p, b->gamma1),
                                params_at(p, b->norm2_weight), params_at(p, b->norm2_bias), rows, D, VIT_NORM_EPS, s);
     matmul_gelu_forward(b->hidden, b->pre, b->norm2, params_at(p, b->fc1_weight), params_at(p, b->fc1_bias), rows, D, M,
                         c->gelu, s);
-    matmul_forward(b->fc2, b->hidden, params_at(p, b->fc2_weight), params_at(p, b->fc2_bias), rows, M, D, s);
+    matmul_forward(b->fc2, b->hidden, fc2, fc2_bias, rows, M, D, s);
 }
 
 // Writes v->features. Without `train` blocks[i].x and blocks[i + 1].x are the same memory, which is safe: the stream

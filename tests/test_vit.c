@@ -36,10 +36,11 @@ typedef struct {
 } model_t;
 
 // All activations are poisoned, so that a number that was never written shows.
-void model_make(model_t* m, vit_config_t config, int B, int H, int W, int factor, int train, int recompute) {
+void model_make(model_t* m, vit_config_t config, int B, int H, int W, int factor, int train, int recompute, int fold) {
     memset(m, 0, sizeof *m);
     m->vit.config = config;
     m->vit.recompute = recompute;
+    m->vit.fold = fold;
     vit_register(&m->vit, &m->params.table, "");
     params_allocate(&m->params, train ? 0 : m->params.table.total, 0, "parameters");
     vit_plan(&m->vit, &m->plan, B, H, W, factor, train);
@@ -169,7 +170,7 @@ void check_golden(const char* what, double got, double want) {
 
 void test_golden(const golden_t* g) {
     model_t m;
-    model_make(&m, g->config, 2, g->H, g->W, g->config.patch, 1, 0);
+    model_make(&m, g->config, 2, g->H, g->W, g->config.patch, 1, 0, 0);
     golden_fill(&m);
     check(m.params.table.n == g->tensors, "number of tensors");
     vit_forward(&m.vit, &m.params, m.image, 0);
@@ -306,7 +307,7 @@ void test_fixture(const char* path) {
     vit_config_t config = fixture_config(&f);
     int B = fixture_integer(&f, "batch"), H = fixture_integer(&f, "height"), W = fixture_integer(&f, "width");
     model_t m;
-    model_make(&m, config, B, H, W, config.patch, 1, 0);
+    model_make(&m, config, B, H, W, config.patch, 1, 0, 0);
     for (int i = 0; i < m.params.table.n; i++) fixture_parameter(&m, &f, &m.params.table.items[i]);
     size_t n = 0;
     floatS* image = fixture_tensor(&f, "input.", "image", &n);
@@ -336,8 +337,8 @@ void test_fixture(const char* path) {
 
 void test_frozen(const char* id, int H, int W) {
     model_t trained, frozen;
-    model_make(&trained, *vit_config_find(id), 3, H, W, 8, 1, 0);
-    model_make(&frozen, *vit_config_find(id), 3, H, W, 8, 0, 0);
+    model_make(&trained, *vit_config_find(id), 3, H, W, 8, 1, 0, 0);
+    model_make(&frozen, *vit_config_find(id), 3, H, W, 8, 0, 0, 0);
     model_randomise(&trained);
     model_copy(&frozen, &trained);
     vit_forward(&trained.vit, &trained.params, trained.image, 0);
@@ -348,6 +349,24 @@ void test_frozen(const char* id, int H, int W) {
     check(plan_bytes(&frozen.plan) * 3 < plan_bytes(&trained.plan) * 2, "less memory without train");
     model_free(&trained);
     model_free(&frozen);
+}
+
+// A folded encoder computes the same function, for any number of pixels a token from `patch` on.
+void test_folded(const char* id, int factor) {
+    model_t plain, folded;
+    vit_config_t config = *vit_config_find(id);
+    model_make(&plain, config, 2, 3 * factor, 2 * factor, factor, 0, 0, 0);
+    model_make(&folded, config, 2, 3 * factor, 2 * factor, factor, 0, 0, 1);
+    model_randomise(&plain);
+    model_copy(&folded, &plain);
+    vit_fold(&folded.vit, &folded.params);
+    vit_forward(&plain.vit, &plain.params, plain.image, 0);
+    memset(folded.vit.features, 0xFF, folded.features * sizeof(floatX));
+    vit_forward(&folded.vit, &folded.params, folded.image, 0);
+    check(folded.vit.fold == (factor >= config.patch), "folded, unless the image is to be enlarged");
+    check_error("features", relative_error(folded.vit.features, plain.vit.features, plain.features), 1e-5);
+    model_free(&plain);
+    model_free(&folded);
 }
 
 // The other model's work on the shared memory between forward and backward is simulated by poison.
@@ -362,8 +381,8 @@ void poison_work(model_t* m) {
 
 void test_recompute(const char* id) {
     model_t kept, again;
-    model_make(&kept, *vit_config_find(id), 3, 24, 32, 8, 1, 0);
-    model_make(&again, *vit_config_find(id), 3, 24, 32, 8, 1, 1);
+    model_make(&kept, *vit_config_find(id), 3, 24, 32, 8, 1, 0, 0);
+    model_make(&again, *vit_config_find(id), 3, 24, 32, 8, 1, 1, 0);
     model_randomise(&kept);
     model_copy(&again, &kept);
     vit_forward(&kept.vit, &kept.params, kept.image, 0);
@@ -382,7 +401,7 @@ void test_recompute(const char* id) {
 
 void test_accumulates(void) {
     model_t m;
-    model_make(&m, *vit_config_find("tiny-reg"), 2, 16, 40, 8, 1, 0);
+    model_make(&m, *vit_config_find("tiny-reg"), 2, 16, 40, 8, 1, 0, 0);
     model_randomise(&m);
     size_t total = m.params.table.total;
     floatS* twice = (floatS*)malloc_check(total * sizeof(floatS), "gradients");
@@ -402,7 +421,7 @@ void test_accumulates(void) {
 void test_last_fc2(const char* id, int recompute) {
     enum { B = 4, CHUNK = 2, CHUNKS = 2 };
     model_t m;
-    model_make(&m, *vit_config_find(id), B, 16, 24, 8, 1, recompute);
+    model_make(&m, *vit_config_find(id), B, 16, 24, 8, 1, recompute, 0);
     model_randomise(&m);
     int last = m.vit.config.depth - 1;
     size_t n = (size_t)m.vit.config.dim * m.vit.config.mlp_dim, half = m.features / CHUNKS;
@@ -521,6 +540,12 @@ int main(int argc, char** argv) {
         snprintf(name, sizeof name, "gradient of the last fc2 by chunk, %s", models[i]);
         if (test_case(name)) { test_last_fc2(models[i], 0); test_last_fc2(models[i], 1); test_end_case(); }
     }
+    static const int factors[6] = {7, 8, 9, 10, 14, 6};
+    for (int i = 0; i < 6; i++) {
+        snprintf(name, sizeof name, "folded equals plain, %d pixels for 7", factors[i]);
+        if (test_case(name)) { test_folded("tiny-reg", factors[i]); test_folded("tiny", factors[i]); test_end_case(); }
+    }
+    if (test_case("folded equals plain, no LayerScale")) { test_folded("tiny-siglip", 8); test_end_case(); }
     if (test_case("inference of a single token, mini")) { test_frozen("mini", 8, 8); test_end_case(); }
     if (test_case("backward accumulates, tiny-reg")) { test_accumulates(); test_end_case(); }
     if (test_case("parameters and tensors of the public models")) { test_sizes(); test_end_case(); }
