@@ -46,7 +46,7 @@ template <int COLS> __device__ static inline int tile_swizzle(int row) {
     return pieces >= 8 ? row & 7 : row / (8 / pieces) & (pieces - 1);
 }
 
-// The first element of a piece, from the beginning of the tile.
+// The first element of a piece, from the beginning of the tile. Eight rows further on it is 8 COLS elements further on.
 template <int COLS> __device__ static inline int tile_at(int row, int piece) {
     return row * COLS + (piece ^ tile_swizzle<COLS>(row)) * 8;
 }
@@ -55,10 +55,8 @@ template <int COLS> __device__ static inline int tile_at(int row, int piece) {
 // fragment's registers: rows 0-7, rows 8-15, then the same of the next 8 columns.
 template <int M, int COLS>
 __device__ static inline void tile_load_a(uint32_t a[M / 16][4], shared<const bf16> tile, int row, int k) {
-    int lane = threadIdx.x % WARP;
-    for (int i = 0; i < M / 16; i++) {
-        ldmatrix_x4(a[i], tile + tile_at<COLS>(row + 16 * i + lane % 16, k / 8 + lane / 16));
-    }
+    int lane = threadIdx.x % WARP, at = tile_at<COLS>(row + lane % 16, k / 8 + lane / 16);
+    for (int i = 0; i < M / 16; i++) ldmatrix_x4(a[i], tile + at + 16 * i * COLS);
 }
 
 // Rows [k, k + 16) and columns [column, column + M) of a tile (K, M): columns 0-7 and 8-15 of the first 8 rows, then of
@@ -75,10 +73,8 @@ __device__ static inline void tile_load_a_transposed(uint32_t a[M / 16][4], shar
 // Rows [row, row + N) and columns [k, k + 16) of a tile (N, K): of 8 rows the two halves in k, then of the next 8 rows.
 template <int N, int COLS>
 __device__ static inline void tile_load_b(uint32_t b[N / 16][4], shared<const bf16> tile, int row, int k) {
-    int lane = threadIdx.x % WARP;
-    for (int j = 0; j < N / 16; j++) {
-        ldmatrix_x4(b[j], tile + tile_at<COLS>(row + 16 * j + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2));
-    }
+    int lane = threadIdx.x % WARP, at = tile_at<COLS>(row + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2);
+    for (int j = 0; j < N / 16; j++) ldmatrix_x4(b[j], tile + at + 16 * j * COLS);
 }
 
 // Rows [k, k + 16) and columns [column, column + N) of a tile (K, N): of 8 columns the two halves in k, then of the
