@@ -240,6 +240,9 @@ static inline void __syncthreads(EMU_HERE) {
 }
 
 static inline void emu_begin_shared(size_t bytes); // dev/emu/shared.h
+static inline void emu_open(void);                 // dev/emu/runtime.h
+static inline void emu_close(void);
+static inline bool emu_is_no_device_memory(const void* p);
 
 static inline void emu_run_block(uint3 index) {
     blockIdx = index;
@@ -288,9 +291,11 @@ static inline void emu_run(const char* name, dim3 grid, dim3 block, size_t share
         }
         b = emu_random() % blocks;
     }
+    emu_open();
     for (size_t i = 0; i < blocks; i++, b = (b + stride) % blocks) {
         emu_run_block({(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / grid.x / grid.y)});
     }
+    emu_close();
     emu.kernel = NULL;
 }
 
@@ -313,9 +318,17 @@ static inline const char* emu_kernel_name(const char* pretty) {
     return name;
 }
 
+template <typename T> static inline void emu_check_argument(const char* kernel, const T& argument) {
+    if constexpr (std::is_pointer_v<T>) {
+        if (emu_is_no_device_memory(argument)) emu_report("a kernel is given a pointer that is not to device memory", "%p, to %s; the host's memory, or freed", (const void*)argument, kernel);
+    }
+    (void)kernel, (void)argument;
+}
+
 template <auto kernel, typename Stream, typename... A>
 static inline void launch(dim3 grid, dim3 block, size_t shared_bytes, Stream s, A... arguments) {
     static const char* name = emu_kernel_name(__PRETTY_FUNCTION__);
+    (emu_check_argument(name, arguments), ...);
     auto call = [&] { kernel(arguments...); };
     emu_run(name, grid, block, shared_bytes, (size_t)s->shared_bytes, [](void* c) { (*(decltype(call)*)c)(); }, &call);
 }

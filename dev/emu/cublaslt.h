@@ -24,6 +24,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+// defines: cudaStream_t, emu_open, emu_close
+#include "dev/emu/runtime.h"
 
 typedef enum { CUDA_R_32F = 0, CUDA_R_16BF = 14 } cudaDataType;
 typedef cudaDataType cudaDataType_t;
@@ -435,6 +437,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMat
     const char* wrong = emu_blas_mismatch(desc, a, b, c, d);
     if (!wrong) wrong = emu_blas_wrong_call(desc, pointers, layouts, algo, workspace, workspace_size);
     if (wrong) return emu_blas_misuse(wrong);
+    emu_open();
     memset(workspace, 0xff, algo->data[5]);
     for (int64_t i = 0; i < d->batch; i++) {
         emu_blas_product(desc, *(const float*)alpha, (const char*)A + i * a->batch_stride * emu_blas_size(a->type), a,
@@ -442,5 +445,6 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMat
                          (const char*)C + i * c->batch_stride * emu_blas_size(c->type), c,
                          (char*)D + i * d->batch_stride * emu_blas_size(d->type), d);
     }
+    emu_close();
     return CUBLAS_STATUS_SUCCESS;
 }

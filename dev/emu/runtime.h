@@ -1,8 +1,9 @@
 // runtime.h: the part of the CUDA runtime that common/cuda/device.cuh uses, on ordinary memory.
 //
-// Device memory begins as bytes of 0xff (NaN) and lies between two zones that may not be touched; memory that was freed may not
-// either: AddressSanitizer stops the program there, and the kernel, block and thread are printed with it. Everything is done
-// when it is asked for, except that what is copied to the host arrives when the host has waited for it.
+// Device memory begins as bytes of 0xff (NaN) and lies between two zones that may not be touched. It is open to kernels and
+// copies, and closed while the host's own code runs. AddressSanitizer stops the program at a forbidden access, also to memory
+// that was freed, and the kernel, block and thread are printed with it. (A build without it has none of these checks.)
+// Everything is done when it is asked for, except that what is copied to the host arrives when the host has waited for it.
 // Look next at dev/emu/cublaslt.h.
 #pragma once
 #include <time.h>
@@ -24,6 +25,7 @@ static inline const char* cudaGetErrorString(cudaError_t status) {
 }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceCount(int* count) { *count = 1; return cudaSuccess; }
+static inline cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
     *prop = {"emulator", 9, 0, 4, (size_t)16 << 30, EMU_SHARED_BYTES};
@@ -38,14 +40,14 @@ static inline size_t emu_synchronisations(void) { return emu.synchronisations; }
 
 enum { EMU_ZONE = 4096 }; // bytes on either side of a block that may not be touched
 
-struct emu_block_t {
+struct emu_memory {
     char* p;
-    size_t bytes;
+    size_t bytes, usable; // the rest is forbidden: emu_fresh
     char* raw;
-    bool pinned; // cudaMallocHost
+    bool pinned;          // cudaMallocHost: the host's, never closed
 };
-inline emu_block_t* emu_blocks;
-inline size_t emu_block_count, emu_device_bytes;
+inline emu_memory* emu_memories;
+inline size_t emu_memory_count, emu_device_bytes;
 
 static inline void emu_forbid(const void* p, size_t bytes) {
 #if EMU_ASAN
@@ -62,40 +64,60 @@ static inline void emu_allow(const void* p, size_t bytes) {
 #endif
 }
 
+// Device memory is open between these two. Larger blocks are always open: that takes a millisecond a block otherwise.
+enum { EMU_CLOSED_BYTES = 16 << 20 };
+inline bool emu_is_open;
+static inline void emu_open(void) {
+    emu_is_open = true;
+    for (size_t i = 0; EMU_ASAN && i < emu_memory_count; i++) {
+        emu_memory* b = &emu_memories[i];
+        if (!b->pinned && b->usable <= EMU_CLOSED_BYTES) emu_allow(b->p, b->usable);
+    }
+}
+static inline void emu_close(void) {
+    emu_is_open = false;
+    for (size_t i = 0; EMU_ASAN && i < emu_memory_count; i++) {
+        emu_memory* b = &emu_memories[i];
+        if (!b->pinned && b->usable <= EMU_CLOSED_BYTES) emu_forbid(b->p, b->usable);
+    }
+}
+
 // The block that p lies in or within its zones, or NULL.
-static inline emu_block_t* emu_find_block(const void* p) {
-    for (size_t i = 0; i < emu_block_count; i++) {
-        emu_block_t* b = &emu_blocks[i];
+static inline emu_memory* emu_find_memory(const void* p) {
+    for (size_t i = 0; i < emu_memory_count; i++) {
+        emu_memory* b = &emu_memories[i];
         if ((const char*)p >= b->p - EMU_ZONE && (const char*)p < b->p + b->bytes + EMU_ZONE) return b;
     }
     return NULL;
 }
+static inline bool emu_is_no_device_memory(const void* p) { return p && !emu_find_memory(p); } // a kernel can read page-locked memory
 
 static inline cudaError_t emu_allocate(void** p, size_t bytes, bool pinned) {
     emu.allocations++;
     char* raw = (char*)malloc(bytes + 2 * EMU_ZONE + 256);
     if (!raw) return cudaErrorMemoryAllocation;
     char* start = (char*)(((uintptr_t)raw + EMU_ZONE + 255) & ~(uintptr_t)255);
-    emu_blocks = (emu_block_t*)realloc(emu_blocks, (emu_block_count + 1) * sizeof *emu_blocks);
-    emu_blocks[emu_block_count++] = {start, bytes, raw, pinned};
+    emu_memories = (emu_memory*)realloc(emu_memories, (emu_memory_count + 1) * sizeof *emu_memories);
+    emu_memories[emu_memory_count++] = {start, bytes, bytes, raw, pinned};
     if (!pinned) emu_device_bytes += bytes;
     memset(start, 0xff, bytes);
     emu_forbid(raw, (size_t)(start - raw));
     emu_forbid(start + bytes, (size_t)(raw + bytes + 2 * EMU_ZONE + 256 - (start + bytes)));
+    if (!pinned && bytes <= EMU_CLOSED_BYTES) emu_forbid(start, bytes);
     *p = start;
     return cudaSuccess;
 }
-static inline void emu_flush(void);
+static inline void emu_arrive(void);
 static inline cudaError_t emu_release(void* p, bool pinned) {
     emu.allocations++;
-    emu_flush();
+    emu_arrive();
     if (!p) return cudaSuccess;
-    emu_block_t* b = emu_find_block(p);
+    emu_memory* b = emu_find_memory(p);
     if (!b || b->p != p || b->pinned != pinned) return cudaErrorInvalidValue;
     if (!pinned) emu_device_bytes -= b->bytes;
     emu_allow(b->raw, b->bytes + 2 * EMU_ZONE + 256);
     free(b->raw);
-    *b = emu_blocks[--emu_block_count];
+    *b = emu_memories[--emu_memory_count];
     return cudaSuccess;
 }
 static inline cudaError_t cudaMalloc(void** p, size_t bytes) { return emu_allocate(p, bytes, false); }
@@ -109,16 +131,16 @@ static inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
 }
 
 // From here on [p, p + bytes) is scratch memory that nobody has written, and what lies behind it in its block is forbidden.
+// The cost follows what changes, not the block.
 static inline void emu_fresh(void* p, size_t bytes) {
-    static char *block, *allowed; // the block, and where its forbidden part begins
-    emu_block_t* b = emu_find_block(p);
-    char *from = (char*)p + bytes, *end = b->p + b->bytes;
-    if (block != b->p) allowed = end;
-    block = b->p;
-    if (from > allowed) emu_allow(allowed, (size_t)(from - allowed));
-    if (from < allowed) emu_forbid(from, (size_t)(allowed - from));
-    allowed = from;
+    emu_memory* b = emu_find_memory(p);
+    size_t usable = (size_t)((char*)p - b->p) + bytes;
+    emu_open();
+    if (usable > b->usable) emu_allow(b->p + b->usable, usable - b->usable);
+    if (usable < b->usable) emu_forbid(b->p + usable, b->usable - usable);
+    b->usable = usable;
     memset(p, 0xff, bytes);
+    emu_close();
 }
 
 // ---- copies -----------------------------------------------------------------------------------------------------------------
@@ -130,7 +152,7 @@ struct emu_arrival { // a copy to the host that it has not waited for
 inline emu_arrival* emu_arrivals;
 inline size_t emu_arrival_count;
 
-static inline void emu_flush(void) {
+static inline void emu_arrive(void) {
     for (size_t i = 0; i < emu_arrival_count; i++) {
         memcpy(emu_arrivals[i].to, emu_arrivals[i].data, emu_arrivals[i].bytes);
         free(emu_arrivals[i].data);
@@ -140,7 +162,7 @@ static inline void emu_flush(void) {
 
 static inline void emu_check_copy(const void* dst, const void* src, size_t bytes, cudaMemcpyKind kind) {
     if (!bytes) return;
-    emu_block_t *to = emu_find_block(dst), *from = emu_find_block(src);
+    emu_memory *to = emu_find_memory(dst), *from = emu_find_memory(src);
     bool to_device = to && !to->pinned, from_device = from && !from->pinned;
     if (to_device != (kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice) ||
         from_device != (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice)) {
@@ -150,26 +172,35 @@ static inline void emu_check_copy(const void* dst, const void* src, size_t bytes
 }
 static inline cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind) {
     emu.synchronisations++;
-    emu_flush();
+    emu_arrive();
     emu_check_copy(dst, src, bytes, kind);
+    emu_open();
     memmove(dst, src, bytes);
+    emu_close();
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind, cudaStream_t = 0) {
     emu_check_copy(dst, src, bytes, kind);
-    if (kind != cudaMemcpyDeviceToHost) {
+    emu_open();
+    if (kind == cudaMemcpyDeviceToHost) {
+        void* data = malloc(bytes ? bytes : 1);
+        memcpy(data, src, bytes);
+        memset(dst, 0xff, bytes); // not there yet
+        emu_arrivals = (emu_arrival*)realloc(emu_arrivals, (emu_arrival_count + 1) * sizeof *emu_arrivals);
+        emu_arrivals[emu_arrival_count++] = {dst, data, bytes};
+    } else {
         memmove(dst, src, bytes);
-        return cudaSuccess;
     }
-    void* data = malloc(bytes ? bytes : 1);
-    memcpy(data, src, bytes);
-    memset(dst, 0xff, bytes); // not there yet
-    emu_arrivals = (emu_arrival*)realloc(emu_arrivals, (emu_arrival_count + 1) * sizeof *emu_arrivals);
-    emu_arrivals[emu_arrival_count++] = {dst, data, bytes};
+    emu_close();
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemset(void* p, int value, size_t bytes) { memset(p, value, bytes); return cudaSuccess; }
-static inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = 0) { memset(p, value, bytes); return cudaSuccess; }
+static inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = 0) {
+    emu_open();
+    memset(p, value, bytes);
+    emu_close();
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemset(void* p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes); }
 
 // ---- streams and events -----------------------------------------------------------------------------------------------------
 
@@ -177,13 +208,16 @@ static inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
     *stream = (cudaStream_t)calloc(1, sizeof **stream);
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { emu_flush(); free(stream); return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { emu.synchronisations++; emu_flush(); return cudaSuccess; }
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
+static inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { emu_arrive(); free(stream); return cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { emu.synchronisations++; emu_arrive(); return cudaSuccess; }
 static inline cudaError_t cudaDeviceSynchronize(void) { return cudaStreamSynchronize(0); }
-static inline cudaError_t cudaStreamQuery(cudaStream_t) { emu_flush(); return cudaSuccess; }
+static inline cudaError_t cudaStreamQuery(cudaStream_t) { emu_arrive(); return cudaSuccess; }
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
 
 static inline cudaError_t cudaEventCreate(cudaEvent_t* event) { *event = (cudaEvent_t)calloc(1, sizeof **event); return cudaSuccess; }
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSuccess; }
 static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = 0) {
     struct timespec t;
@@ -191,29 +225,34 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = 0) {
     event->milliseconds = (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
     return cudaSuccess;
 }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { emu.synchronisations++; emu_flush(); return cudaSuccess; }
-static inline cudaError_t cudaEventQuery(cudaEvent_t) { emu_flush(); return cudaSuccess; }
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { emu.synchronisations++; emu_arrive(); return cudaSuccess; }
+static inline cudaError_t cudaEventQuery(cudaEvent_t) { emu_arrive(); return cudaSuccess; }
 static inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
     *milliseconds = (float)(to->milliseconds - from->milliseconds);
     return cudaSuccess;
 }
 
-// ---- AddressSanitizer's reports -------------------------------------------------------------------------------------------
+// ---- the sanitizers' reports ------------------------------------------------------------------------------------------------
 
-// Called at the start of a report: adds what the sanitizer cannot know.
+// Called at the start of a report: these add what the sanitizers cannot know.
 #if EMU_ASAN
 extern "C" __attribute__((weak, used)) void __asan_on_error(void) {
     const char* p = (const char*)__asan_get_report_address();
     fprintf(stderr, "emulator: memory error");
     emu_print_place(stderr);
     fprintf(stderr, ": address %p", (const void*)p);
-    emu_block_t* b = p ? emu_find_block(p) : NULL;
-    if (b) {
-        const char* kind = b->pinned ? "page-locked host" : "device";
-        if (p < b->p) fprintf(stderr, ", %td bytes before a block of %zu bytes of %s memory", b->p - p, b->bytes, kind);
-        else if (p < b->p + b->bytes) fprintf(stderr, ", byte %td of a block of %zu bytes of %s memory", p - b->p, b->bytes, kind);
-        else fprintf(stderr, ", %td bytes behind the end of a block of %zu bytes of %s memory", p - (b->p + b->bytes), b->bytes, kind);
-    }
+    emu_memory* b = p ? emu_find_memory(p) : NULL;
+    const char* kind = b && b->pinned ? "page-locked host" : "device";
+    if (b && p < b->p) fprintf(stderr, ", %td bytes before a block of %zu bytes of %s memory", b->p - p, b->bytes, kind);
+    else if (b && p < b->p + b->bytes) fprintf(stderr, ", byte %td of a block of %zu bytes of %s memory", p - b->p, b->bytes, kind);
+    else if (b) fprintf(stderr, ", %td bytes behind the end of a block of %zu bytes of %s memory", p - b->p - (ptrdiff_t)b->bytes, b->bytes, kind);
+    if (b && p >= b->p + b->usable && p < b->p + b->bytes) fprintf(stderr, "; scratch memory was asked for up to byte %zu", b->usable);
+    else if (b && !b->pinned && !emu_is_open) fprintf(stderr, "; the host's code may not touch device memory");
+    fprintf(stderr, "\n");
+}
+extern "C" __attribute__((weak, used)) void __ubsan_on_report(void) {
+    fprintf(stderr, "emulator: undefined behaviour");
+    emu_print_place(stderr);
     fprintf(stderr, "\n");
 }
 #endif

@@ -19,6 +19,7 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline
 #define __align__(n) alignas(n)
+#define UNROLL
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
@@ -87,5 +88,11 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 
 static inline float emu_rsqrtf(float x) { return 1 / sqrtf(x); }
 #define rsqrtf emu_rsqrtf // newer C libraries have one of their own
+
+// 2^x, with 0 for what is not a normal number, as the instruction gives it.
+static inline float exp2_fast(float x) {
+    float y = exp2f(x);
+    return y < 0x1p-126f ? 0 : y;
+}
 
 template <typename T> static inline T __ldg(const T* p) { return *p; }
