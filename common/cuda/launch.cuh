@@ -9,6 +9,7 @@
 //   load16(p), store16(p, v)                                        16 bytes at once: pack<T>, from device or shared memory
 //   warp_sum, warp_max, block_sum, block_max                        reductions, the result in every thread
 //   ldmatrix, mma, cp_async                                         below, with the layout of their fragments
+//   exp2_fast                                                       2^x, for softmax
 //
 // Look next at common/cuda/layernorm.cuh, the simplest family.
 #pragma once
@@ -102,6 +103,17 @@ template <typename T> __device__ static inline void cp_async_16(shared<T> to, co
 }
 __device__ static inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ static inline void cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+
+// In front of a loop over an array that has to stay in registers: they have no index at run time, so a loop that the compiler
+// leaves a loop sends the array to memory (-Xptxas -v: "stack frame"). Short loops are unrolled without it.
+#define UNROLL _Pragma("unroll")
+
+// 2^x in one instruction, where exp2f takes four to keep results below 2^-126; here they are 0. Relative error 2^-22.
+__device__ static inline float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 #endif // ---------------------------------------------------------------------------------------------------------------
 

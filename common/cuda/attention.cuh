@@ -1,0 +1,56 @@
+// attention.cuh: softmax attention over packed queries, keys and values. Formulas and derivation: dev/cpu/attention.h.
+//
+// Two ways, told apart by the head size:
+//
+//   common/cuda/attention_tiles.cuh      bf16, HS <= 80 and a multiple of 8: vision transformers. One kernel forward, two
+//                                        backward, on tensor cores; S and P never leave registers.
+//   common/cuda/attention_products.cuh   everything else: the decoder's single head of 512 channels, odd sizes, and the
+//                                        FP32 build. Batched matrix products around a softmax kernel; S and P pass through
+//                                        scratch memory. At HS = 512 a score costs 2 x 512 MAC and 12 bytes, so memory is
+//                                        not what limits it.
+//
+// Both give the same bits every time: no two blocks add to one value.
+// Look next at common/cuda/attention_tiles.cuh.
+#pragma once
+// defines: the operations' contracts
+#include "common/ops.h"
+// defines: attention_products_forward, attention_products_backward
+#include "common/cuda/attention_products.cuh"
+#ifndef FP32
+// defines: packable
+#include "common/cuda/rows.cuh"
+// defines: attention_tiles_forward, attention_tiles_backward, ATTENTION_MOST_CHANNELS
+#include "common/cuda/attention_tiles.cuh"
+#endif
+
+void attention_forward(floatX* out,       // (B, T, NH, HS)
+                       floatS* lse,       // (B, NH, T)
+                       const floatX* qkv, // (B, T, 3, NH, HS)
+                       int B, int T, int NH, int HS, stream_t s) {
+#ifndef FP32
+    if (HS <= ATTENTION_MOST_CHANNELS && packable(HS, out, qkv)) {
+        if (HS <= 32) attention_tiles_forward<32>(out, lse, qkv, B, T, NH, HS, s);
+        else if (HS <= 64) attention_tiles_forward<64>(out, lse, qkv, B, T, NH, HS, s);
+        else attention_tiles_forward<80>(out, lse, qkv, B, T, NH, HS, s);
+        return;
+    }
+#endif
+    attention_products_forward(out, lse, qkv, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
+}
+
+void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
+                        const floatX* dout, // (B, T, NH, HS)
+                        const floatX* qkv,  // (B, T, 3, NH, HS)
+                        const floatX* out,  // (B, T, NH, HS)
+                        const floatS* lse,  // (B, NH, T)
+                        int B, int T, int NH, int HS, stream_t s) {
+#ifndef FP32
+    if (HS <= ATTENTION_MOST_CHANNELS && packable(HS, dqkv, dout, qkv, out)) {
+        if (HS <= 32) attention_tiles_backward<32>(dqkv, dout, qkv, out, lse, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
+        else if (HS <= 64) attention_tiles_backward<64>(dqkv, dout, qkv, out, lse, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
+        else attention_tiles_backward<80>(dqkv, dout, qkv, out, lse, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
+        return;
+    }
+#endif
+    attention_products_backward(dqkv, dout, qkv, out, lse, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
+}

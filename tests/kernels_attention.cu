@@ -1,0 +1,182 @@
+// kernels_attention.cu: attention, in tiles and through matrix products.
+//
+// Bounds. out = P v is rounded to floatX, and in bf16 so was P before the product (dS and P in the backward): two roundings,
+// each of which turns a value by at most 2^-9, at random from value to value. A sum of many terms with such errors is off, in
+// norm, by no more than its terms are, so two independent roundings give sqrt(2) times the bound of one. lse stays fp32.
+// Scores are fp32 sums: of size M they are off by a few M 2^-24, and exp makes this a relative error of P: score_error.
+#define OPS_DECLARATIONS_ONLY
+// defines: tensor, random_input, output, check_tensor, for_each_shape
+#include "tests/kernel.h"
+// defines: attention_forward, attention_backward, attention_products_*, attention_tiles_*
+#include "common/cuda/attention.cuh"
+
+#ifdef FP32
+#define TOLERANCE_P TOLERANCE_X
+#else
+#define TOLERANCE_P (1.5 * TOLERANCE_X)
+#endif
+
+typedef enum { BY_SIZE, BY_PRODUCTS } way_t; // what attention_forward chooses, or matrix products in little scratch memory
+
+typedef struct {
+    int B, T, NH, HS;
+    double scale = 1, mean = 0; // queries: N(mean, scale^2); keys: N(-mean, scale^2). Scores of scale 1 are neither flat
+                                // nor one-hot.
+    size_t offset = 0;          // of every tensor from a multiple of 16 bytes, in values
+    way_t way = BY_SIZE;
+    size_t scratch = 0;         // bytes of scratch memory for BY_PRODUCTS
+    floatX* first = nullptr;    // dqkv and out of the first shape, for comparison of bits
+} attention_case_t;
+
+static double score_error(const attention_case_t* c) {
+    double most = c->mean * c->mean * sqrt(c->HS) + 4 * c->scale * c->scale;
+    return most * 0x1p-22;
+}
+
+// The values of a tensor behind the first `offset`.
+template <typename T> static tensor<T> behind(tensor<T> t, size_t offset) { return {t.n - offset, t.ref + offset, t.dev + offset}; }
+
+// What the device computed becomes the reference's input too, so that the backward starts from the same numbers.
+template <typename T> static void take_from_device(tensor<T> t) {
+    T* host = (T*)malloc_check(t.n * sizeof(T), "a test's tensor");
+    copy_to_host(host, t.dev, t.n * sizeof(T), 0);
+    for (size_t i = 0; i < t.n; i++) t.ref[i] = (double)(float)host[i];
+    free(host);
+}
+
+// Compares part 0, 1, 2 (q, k, v) of dqkv by itself. For one token dq and dk are zero, and only their size against dv counts.
+static void check_part(const char* what, tensor<floatX> t, const attention_case_t* c, int part, double bound) {
+    floatX* host = (floatX*)malloc_check(t.n * sizeof(floatX), "a test's tensor");
+    copy_to_host(host, t.dev, t.n * sizeof(floatX), 0);
+    double difference = 0, norm = 0, norm_all = 0;
+    size_t C = (size_t)c->NH * c->HS;
+    for (size_t i = 0; i < t.n; i++) {
+        double d = (double)(float)host[i] - t.ref[i];
+        norm_all += t.ref[i] * t.ref[i];
+        if (i / C % 3 != (size_t)part) continue;
+        difference += d * d;
+        norm += t.ref[i] * t.ref[i];
+    }
+    free(host);
+    double error = sqrt(difference) / sqrt(c->T == 1 ? norm_all : norm);
+    check_error(what, isfinite(error) ? error : INFINITY, bound);
+}
+
+static void attention_run(stream_t s, void* context) {
+    attention_case_t* c = (attention_case_t*)context;
+    int B = c->B, T = c->T, NH = c->NH, HS = c->HS;
+    size_t C = (size_t)NH * HS, n = (size_t)B * T * C, rows = (size_t)B * NH * T, o = c->offset;
+    test_state.random = 12345; // the same inputs in every shape
+    tensor<floatX> qkv = random_input(3 * n + o, c->scale);
+    for (size_t i = 0; i < 3 * n; i++) qkv.ref[o + i] += i / C % 3 == 0 ? c->mean : i / C % 3 == 1 ? -c->mean : 0;
+    upload(qkv);
+    tensor<floatX> dout = behind(random_input(n + o), o), out = behind(output(n + o), o);
+    tensor<floatX> dqkv = behind(output(3 * n + o), o);
+    tensor<float> lse = output_s(rows);
+    qkv = behind(qkv, o);
+
+    cpu::attention_forward(out.ref, lse.ref, qkv.ref, B, T, NH, HS, 0);
+    if (c->way == BY_SIZE) attention_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, s);
+    else attention_products_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, c->scratch, s);
+    check_tensor("out", out, TOLERANCE_P + score_error(c));
+    check_tensor("lse", lse, TOLERANCE_S);
+
+    take_from_device(out);
+    take_from_device(lse);
+    cpu::attention_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, B, T, NH, HS, 0);
+    if (c->way == BY_SIZE) attention_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, s);
+    else attention_products_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, c->scratch, s);
+    // Blocks of queries add dk and dv up in floatX: a third rounding. A row of dS sums to zero, so the mean of the keys adds
+    // nothing to dq, but it does to the effect of dS's rounding; the mean of the queries acts alike where dS sums to little.
+    double bound = (c->way == BY_SIZE ? TOLERANCE_P : 2 * TOLERANCE_P) + score_error(c);
+    double with_mean = bound * (1 + c->mean / c->scale);
+    check_part("dq", dqkv, c, 0, with_mean);
+    check_part("dk", dqkv, c, 1, with_mean);
+    check_part("dv", dqkv, c, 2, bound);
+
+    floatX* bits = (floatX*)malloc_check(4 * n * sizeof(floatX), "a test's tensor");
+    copy_to_host(bits, dqkv.dev, 3 * n * sizeof(floatX), 0);
+    copy_to_host(bits + 3 * n, out.dev, n * sizeof(floatX), 0);
+    if (c->first) {
+        check(!memcmp(bits, c->first, 4 * n * sizeof(floatX)), "the same bits in both launch shapes");
+        free(c->first);
+        free(bits);
+        c->first = NULL;
+    } else {
+        c->first = bits;
+    }
+    free_tensors();
+}
+
+static void attention_case(const char* name, stream_t s, attention_case_t c) {
+    char full[128];
+    snprintf(full, sizeof full, "%s: B %d, T %d, NH %d, HS %d", name, c.B, c.T, c.NH, c.HS);
+    if (!test_case(full)) return;
+    for_each_shape(s, attention_run, &c);
+    test_end_case();
+}
+
+#ifndef FP32
+// Images in two halves, because the rows' numbers of all do not fit the scratch memory.
+static void check_image_groups(stream_t s) {
+    if (!test_case("attention: images in groups")) return;
+    const int B = 5, T = 17, NH = 2, HS = 64;
+    size_t n = (size_t)B * T * NH * HS;
+    tensor<floatX> qkv = random_input(3 * n), dout = random_input(n), out = output(n), dqkv = output(3 * n);
+    tensor<float> lse = output_s((size_t)B * NH * T);
+    attention_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, s);
+    take_from_device(out);
+    take_from_device(lse);
+    cpu::attention_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, B, T, NH, HS, 0);
+    size_t two_images = 2 * NH * 32 * 2 * sizeof(float);
+    attention_tiles_backward<64>(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, two_images, s);
+    check_tensor("dqkv", dqkv, TOLERANCE_P);
+    free_tensors();
+    test_end_case();
+}
+#endif
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    stream_t s = device_open(0);
+
+    const int tokens[] = {1, 5, 16, 17, 63, 64, 65, 130};
+    const int sizes[] = {64, 72, 32, 16, 5};
+    for (int i = 0; i < 8; i++) {
+        for (int j = 0; j < 5; j++) {
+            attention_case("attention", s, {.B = 1 + (i + j) % 2, .T = tokens[i], .NH = 1 + (i + 2 * j) % 3, .HS = sizes[j]});
+        }
+    }
+    attention_case("attention", s, {.B = 1, .T = 210, .NH = 1, .HS = 64}); // several blocks of warps, four tiles
+    attention_case("attention", s, {.B = 2, .T = 19, .NH = 1, .HS = 128});
+    attention_case("attention", s, {.B = 3, .T = 20, .NH = 1, .HS = 512});
+    attention_case("attention", s, {.B = 1, .T = 9, .NH = 2, .HS = 96});
+    attention_case("attention", s, {.B = 2, .T = 37, .NH = 2, .HS = 80});
+    attention_case("attention", s, {.B = 2, .T = 37, .NH = 3, .HS = 8});
+    attention_case("attention", s, {.B = 2, .T = 37, .NH = 3, .HS = 1});
+    attention_case("unaligned", s, {.B = 2, .T = 37, .NH = 2, .HS = 64, .offset = 3});
+
+    // scores of up to a few hundred; and all of them near -500, where a key of zeros would outweigh every real one
+    attention_case("large scores", s, {.B = 1, .T = 70, .NH = 2, .HS = 64, .scale = 8});
+    attention_case("large scores", s, {.B = 1, .T = 40, .NH = 1, .HS = 5, .scale = 8});
+    attention_case("negative scores", s, {.B = 1, .T = 70, .NH = 2, .HS = 64, .scale = 0.5, .mean = 8});
+    attention_case("negative scores", s, {.B = 1, .T = 70, .NH = 2, .HS = 72, .scale = 0.5, .mean = 8});
+    attention_case("negative scores", s, {.B = 1, .T = 70, .NH = 1, .HS = 5, .scale = 0.5, .mean = 15});
+
+    // (T, T) scores of 2 of 3 images, or 2 of 3 heads; then less than one (T, T)
+    const size_t bytes = 2 * (sizeof(float) + sizeof(floatX));
+    attention_case("products, part of the images", s,
+                   {.B = 3, .T = 33, .NH = 1, .HS = 40, .way = BY_PRODUCTS, .scratch = 2 * 33 * 33 * bytes + 8 * bytes});
+    attention_case("products, part of the heads", s,
+                   {.B = 2, .T = 33, .NH = 3, .HS = 24, .way = BY_PRODUCTS, .scratch = 2 * 33 * 33 * bytes + 8 * bytes});
+    attention_case("products, part of the queries", s,
+                   {.B = 2, .T = 33, .NH = 1, .HS = 40, .way = BY_PRODUCTS, .scratch = 15 * 33 * bytes});
+    attention_case("products, part of the queries", s,
+                   {.B = 2, .T = 33, .NH = 2, .HS = 24, .way = BY_PRODUCTS, .scratch = 15 * 33 * bytes});
+#ifndef FP32
+    check_image_groups(s);
+#endif
+
+    device_close(s);
+    return test_finish();
+}
