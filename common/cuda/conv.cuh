@@ -1,0 +1,78 @@
+// conv.cuh: two-dimensional convolution, forward and gradient of x; common/cuda/conv_weight.cuh has the gradient of the
+// weights.
+//
+//   out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, s i + u - p, s j + v - p, c] w[o,u,v,c]) + residual
+//
+// The gradients are derived in dev/cpu/conv.h. Everything is a matrix product of windows with weights, and which kernel
+// forms it depends on the shape:
+//
+//   path                   when                               where it occurs
+//   matmul                 1x1, stride 1, nothing beside      decoder: q, k, v, shortcuts of ResBlocks (512 -> 256)
+//   tensor cores           C and OC > 4, channels of the      decoder 3x3 (32 -> 512, 512, 256, 128); its 1x1 with residual;
+//     conv_gemm.cuh        window a multiple of 8             VGG 3x3 (64 .. 512); PatchGAN 4x4 (64 -> 128 -> 256 -> 512)
+//   narrow                 C <= 4 or OC <= 4                  decoder conv_out 128 -> 3; VGG and PatchGAN 3 -> 64;
+//     conv_narrow.cuh                                         PatchGAN 512 -> 1
+//   plain                  any other; fp32 build              no shape of these models in bf16
+//     conv_plain.cuh
+//
+// The decoder is 126 G MAC an image, 99.8 % of it in the second row. At 128 channels and 256 x 256 pixels one image and
+// layer is 9.7 G MAC against 34 MB: 24 us on an H100's tensor cores by mma.sync (800 T MAC/s x 50 %), 10 us for the
+// memory. So the layers are bound by arithmetic, and bias, activation, residual and mask cost no pass of their own.
+#pragma once
+// defines: conv_job_t, conv_forward_job, conv_data_job, conv_is_aligned
+#include "common/cuda/conv_job.cuh"
+#ifndef FP32
+// defines: conv_gemm
+#include "common/cuda/conv_gemm.cuh"
+#endif
+// defines: conv_plain
+#include "common/cuda/conv_plain.cuh"
+// defines: matmul_forward, matmul_backward
+#include "common/cuda/matmul.cuh"
+
+// A 1x1 convolution that moves nothing is a matrix product over the pixels.
+static inline int conv_is_matmul(conv_t c) { return c.K == 1 && c.stride == 1 && c.pad_lo == 0 && c.pad_hi == 0; }
+
+static inline void conv_product(const conv_job_t& job, bool data, stream_t s) {
+    if (conv_windows(&job, 0) == 0) return;
+#ifndef FP32
+    int contiguous = data ? job.OC : job.C; // of the weights
+    int aligned = conv_is_aligned(job.x) && conv_is_aligned(job.weight);
+    if (job.C % 8 == 0 && contiguous % 8 == 0 && aligned) {
+        conv_gemm(job, data, s);
+        return;
+    }
+#endif
+    conv_plain(job, data, s);
+}
+
+// defines: conv_narrow_in_forward, conv_narrow_out_forward, conv_narrow_in_backward_data, conv_narrow_out_backward_data
+#include "common/cuda/conv_narrow.cuh"
+
+void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
+                    const floatX* x,        // (B, H, W, C)
+                    const floatX* weight,   // (OC, K, K, C)
+                    const floatX* bias,     // (OC) or NULL
+                    const floatX* residual, // (B, OH, OW, OC) or NULL
+                    int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
+    if (conv.C <= 4) conv_narrow_in_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
+    else if (conv.OC <= 4) conv_narrow_out_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
+    else if (conv_is_matmul(conv) && !residual && act == ACT_NONE) {
+        matmul_forward(out, x, weight, bias, (size_t)B * H * W, conv.C, conv.OC, s);
+    } else conv_product(conv_forward_job(out, x, weight, bias, residual, B, H, W, conv, act), false, s);
+}
+
+void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
+                          const floatX* dout,   // (B, OH, OW, OC)
+                          const floatX* weight, // (OC, K, K, C)
+                          const floatX* mask,   // (B, H, W, C) or NULL
+                          int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
+    if (conv.C <= 4) conv_narrow_in_backward_data(dx, dout, weight, mask, B, H, W, conv, act, s);
+    else if (conv.OC <= 4) conv_narrow_out_backward_data(dx, dout, weight, mask, B, H, W, conv, act, s);
+    else if (conv_is_matmul(conv) && !mask) {
+        matmul_backward(dx, NULL, NULL, dout, NULL, weight, (size_t)B * H * W, conv.C, conv.OC, s);
+    } else conv_product(conv_data_job(dx, dout, weight, mask, B, H, W, conv, act), true, s);
+}
+
+// defines: conv2d_backward_weight
+#include "common/cuda/conv_weight.cuh"

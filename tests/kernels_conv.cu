@@ -1,0 +1,160 @@
+// Convolution: forward and gradient of x, every kernel, stride and padding of the models, at sizes around the tiles.
+#define OPS_DECLARATIONS_ONLY
+#include "tests/kernel.h"
+#include "common/cuda/conv.cuh"
+
+enum { BIAS = 1, RESIDUAL = 2, MASK = 4 };
+
+typedef struct {
+    int B, H, W;
+    conv_t conv;
+    activation_t act;
+    int with;  // BIAS, RESIDUAL, MASK
+    int shift; // elements by which tensors begin behind an aligned address
+} conv_case_t;
+
+typedef struct {
+    tensor<floatX> x, weight, bias, residual, dout, out, dx;
+} conv_tensors_t;
+
+static tensor<floatX> behind(tensor<floatX> t, int shift) { return {t.n - shift, t.ref + shift, t.dev + shift}; }
+
+// Inputs, and the outputs of the reference.
+static conv_tensors_t make_case(conv_case_t t) {
+    conv_t c = t.conv;
+    size_t n = (size_t)t.B * t.H * t.W * c.C, n_out = (size_t)t.B * conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
+    size_t n_weight = (size_t)c.OC * c.K * c.K * c.C;
+    conv_tensors_t v;
+    v.x = behind(random_input(n + t.shift), t.shift);
+    v.weight = behind(random_input(n_weight + t.shift, 1 / sqrt((double)c.K * c.K * c.C)), t.shift);
+    v.bias = behind(random_input(c.OC + t.shift), t.shift);
+    v.residual = behind(random_input(n_out + t.shift), t.shift);
+    v.dout = behind(random_input(n_out + t.shift), t.shift);
+    v.out = behind(output(n_out + t.shift), t.shift);
+    v.dx = behind(output(n + t.shift), t.shift);
+    if (!(t.with & BIAS)) v.bias.ref = nullptr, v.bias.dev = nullptr;
+    if (!(t.with & RESIDUAL)) v.residual.ref = nullptr, v.residual.dev = nullptr;
+    const double* mask = t.with & MASK ? v.x.ref : nullptr;
+    cpu::conv2d_forward(v.out.ref, v.x.ref, v.weight.ref, v.bias.ref, v.residual.ref, t.B, t.H, t.W, c, t.act, 0);
+    cpu::conv2d_backward_data(v.dx.ref, v.dout.ref, v.weight.ref, mask, t.B, t.H, t.W, c, t.act, 0);
+    return v;
+}
+
+static void run_conv(stream_t s, void* context) {
+    conv_case_t t = *(conv_case_t*)context;
+    conv_tensors_t v = make_case(t);
+    const floatX* mask = t.with & MASK ? v.x.dev : nullptr;
+    conv2d_forward(v.out.dev, v.x.dev, v.weight.dev, v.bias.dev, v.residual.dev, t.B, t.H, t.W, t.conv, t.act, s);
+    conv2d_backward_data(v.dx.dev, v.dout.dev, v.weight.dev, mask, t.B, t.H, t.W, t.conv, t.act, s);
+    check_tensor("out", v.out, TOLERANCE_X);
+    check_tensor("dx", v.dx, TOLERANCE_X);
+    free_tensors();
+}
+
+static void check_conv(stream_t s, int B, int H, int W, conv_t conv, activation_t act, int with, int shift) {
+    conv_case_t t = {B, H, W, conv, act, with, shift};
+    for_each_shape(s, run_conv, &t);
+}
+
+// Kernel, stride and paddings: those of the models, and others.
+static void test_shapes(stream_t s) {
+    static const int kernels[9][4] = {{3, 1, 1, 1}, {1, 1, 0, 0}, {4, 2, 1, 1}, {4, 1, 1, 1}, {3, 2, 0, 1},
+                                      {3, 2, 1, 1}, {1, 2, 0, 0}, {3, 1, 0, 2}, {1, 1, 1, 2}};
+    static const int sizes[4][3] = {{2, 5, 7}, {1, 9, 4}, {3, 4, 4}, {1, 12, 13}};
+    static const int channels[5][2] = {{8, 8}, {24, 40}, {40, 24}, {5, 13}, {16, 7}};
+    for (int k = 0; k < 9; k++) {
+        char name[80];
+        conv_t conv = {0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]};
+        snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo, conv.pad_hi);
+        if (!test_case(name)) continue;
+        for (int i = 0; i < 5; i++) {
+            const int* size = sizes[(i + k) % 4];
+            conv.C = channels[i][0], conv.OC = channels[i][1];
+            check_conv(s, size[0], size[1], size[2], conv, (activation_t)((i + k) % 3), i + k, 0);
+        }
+        test_end_case();
+    }
+}
+
+static void test_sizes(stream_t s) {
+    if (test_case("conv2d several tiles of windows and channels, more channels than a slab")) {
+        conv_t same = {72, 136, 3, 1, 1, 1}, half = {64, 80, 4, 2, 1, 1}, matrix = {48, 200, 1, 1, 0, 0}, wide = {8, 64, 3, 1, 1, 1};
+        check_conv(s, 3, 7, 9, same, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0);
+        check_conv(s, 2, 18, 15, half, ACT_LEAKY, BIAS | MASK, 0);
+        check_conv(s, 2, 11, 13, matrix, ACT_NONE, BIAS | RESIDUAL, 0);
+        check_conv(s, 1, 17, 19, wide, ACT_RELU, BIAS | MASK, 0);
+        test_end_case();
+    }
+    if (test_case("conv2d one pixel, one window, one channel; tensors at odd addresses")) {
+        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1}, one = {1, 1, 3, 1, 1, 1}, thin = {9, 1, 4, 1, 1, 1};
+        check_conv(s, 1, 1, 1, same, ACT_RELU, BIAS | RESIDUAL | MASK, 0);
+        check_conv(s, 1, 2, 2, half, ACT_NONE, 0, 0);
+        check_conv(s, 2, 3, 5, one, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0);
+        check_conv(s, 1, 6, 5, thin, ACT_NONE, BIAS, 0);
+        check_conv(s, 2, 5, 6, same, ACT_LEAKY, BIAS | RESIDUAL | MASK, 1);
+        test_end_case();
+    }
+}
+
+// The models' channels with a narrow side.
+static void test_narrow(stream_t s) {
+    if (!test_case("conv2d images and logits: 3 -> 64, 128 -> 3, 512 -> 1")) return;
+    conv_t vgg = {3, 64, 3, 1, 1, 1}, first = {3, 64, 4, 2, 1, 1}, out = {128, 3, 3, 1, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
+    check_conv(s, 2, 5, 6, vgg, ACT_RELU, BIAS | MASK, 0);
+    check_conv(s, 2, 6, 8, first, ACT_LEAKY, BIAS, 0);
+    check_conv(s, 2, 5, 6, out, ACT_NONE, BIAS, 0);
+    check_conv(s, 1, 5, 4, logits, ACT_LEAKY, BIAS | MASK, 0);
+    test_end_case();
+}
+
+#ifndef FP32
+static void poison(tensor<floatX> t) {
+    unsigned char* host = (unsigned char*)malloc_check(t.n * sizeof(floatX), "a test's tensor");
+    memset(host, 0xff, t.n * sizeof(floatX));
+    copy_to_device(t.dev, host, t.n * sizeof(floatX), 0);
+    free(host);
+}
+
+// Each tile size, whatever conv_gemm() would choose.
+static void run_tiles(stream_t s, void* context) {
+    conv_case_t t = *(conv_case_t*)context;
+    conv_tensors_t v = make_case(t);
+    const floatX* mask = t.with & MASK ? v.x.dev : nullptr;
+    void (*tiles[4])(const conv_job_t&, bool, stream_t) = {
+        conv_gemm_tile<128, 128, 64, 64>, conv_gemm_tile<256, 64, 64, 64>, conv_gemm_tile<128, 64, 64, 32>,
+        conv_gemm_tile<64, 64, 32, 32>};
+    for (int k = 0; k < 4; k++) {
+        poison(v.out), poison(v.dx);
+        conv_job_t forward = conv_forward_job(v.out.dev, v.x.dev, v.weight.dev, v.bias.dev, v.residual.dev, t.B, t.H, t.W,
+                                              t.conv, t.act);
+        conv_job_t data = conv_data_job(v.dx.dev, v.dout.dev, v.weight.dev, mask, t.B, t.H, t.W, t.conv, t.act);
+        tiles[k](forward, false, s);
+        tiles[k](data, true, s);
+        check_tensor("out", v.out, TOLERANCE_X);
+        check_tensor("dx", v.dx, TOLERANCE_X);
+    }
+    free_tensors();
+}
+
+static void test_tiles(stream_t s) {
+    if (!test_case("conv2d every tile size")) return;
+    conv_case_t same = {3, 9, 11, {40, 152, 3, 1, 1, 1}, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0};
+    conv_case_t half = {2, 19, 21, {72, 64, 3, 2, 0, 1}, ACT_RELU, BIAS | MASK, 0};
+    for_each_shape(s, run_tiles, &same);
+    for_each_shape(s, run_tiles, &half);
+    test_end_case();
+}
+#endif
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    stream_t s = device_open(0);
+    test_shapes(s);
+    test_sizes(s);
+    test_narrow(s);
+#ifndef FP32
+    test_tiles(s);
+#endif
+    device_close(s);
+    return test_finish();
+}
