@@ -236,7 +236,7 @@ static inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t 
 
 // Called at the start of a report: these add what the sanitizers cannot know.
 #if EMU_ASAN
-extern "C" __attribute__((weak, used)) void __asan_on_error(void) {
+extern "C" __attribute__((used)) void __asan_on_error(void) {
     const char* p = (const char*)__asan_get_report_address();
     fprintf(stderr, "emulator: memory error");
     emu_print_place(stderr);
@@ -250,7 +250,7 @@ extern "C" __attribute__((weak, used)) void __asan_on_error(void) {
     else if (b && !b->pinned && !emu_is_open) fprintf(stderr, "; the host's code may not touch device memory");
     fprintf(stderr, "\n");
 }
-extern "C" __attribute__((weak, used)) void __ubsan_on_report(void) {
+extern "C" __attribute__((used)) void __ubsan_on_report(void) {
     fprintf(stderr, "emulator: undefined behaviour");
     emu_print_place(stderr);
     fprintf(stderr, "\n");

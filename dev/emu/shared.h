@@ -68,7 +68,9 @@ EMU_UNCHECKED static inline void emu_note_read(int64_t at, int bytes) {
     int q = emu.current;
     for (emu_cell *c = emu_cells + at / 2, *end = c + bytes / 2; c < end; c++) {
         if (c->written < emu.block_time) {
-            emu_report("read of shared memory that was never written", "byte %lld of shared memory", (long long)((c - emu_cells) * 2));
+            emu_report("read of shared memory that was never written",
+                       "byte %lld of shared memory; nobody writes it, or a barrier is missing that waits for its writer",
+                       (long long)((c - emu_cells) * 2));
         }
         if (c->written == EMU_PENDING) {
             emu_report("read of shared memory that a cp_async_16 is still copying to", "byte %lld of shared memory; %s issued it and has not waited",

@@ -94,5 +94,9 @@ static inline float exp2_fast(float x) {
     float y = exp2f(x);
     return y < 0x1p-126f ? 0 : y;
 }
+static inline float reciprocal_fast(float x) {
+    float y = 1 / x;
+    return fabsf(y) < 0x1p-126f ? 0 : y;
+}
 
 template <typename T> static inline T __ldg(const T* p) { return *p; }
