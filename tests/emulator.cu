@@ -344,6 +344,40 @@ __global__ static void k_elements(float* out) {
     out[68] = n[0];
 }
 
+// What is no race: each step is ordered by the least barrier that suffices.
+__global__ static void k_no_race(float* out) {
+    int t = threadIdx.x, w = t / 32 * 32;
+    shared<float> a = shared_array<float>(0, 64);
+    a[t] = 1.f;
+    __syncwarp(t % 32 < 16 ? 0xffffu : 0xffff0000u);
+    float x = a[t ^ 1] + a[t ^ 9];    // of this half
+    __syncwarp();
+    x += a[t ^ 16] + a[w];            // of this warp; all lanes read the first
+    __syncwarp();
+    if (t == w + 5) a[w] = 2.f;       // behind the reads of all lanes
+    __syncthreads();
+    x += a[t ^ 32] + a[0];            // of the block; all warps read the first
+    __syncthreads();
+    a[t] = x;
+    if (t == 7) a[7] += 1.f;          // one's own, at any time
+    out[t] = a[t];
+}
+
+static void test_no_race(void) {
+    if (!test_case("ordered accesses to shared memory are no race, in any order of the threads")) return;
+    for (uint64_t seed = 0; seed < 6; seed++) {
+        float out[64], *dout = on_device<float>(NULL, 64);
+        emu_set_order(seed);
+        launch<k_no_race>(3, 64, 256, s, dout);
+        take(out, dout, 64);
+        int wrong = 0;
+        for (int t = 0; t < 64; t++) wrong += out[t] != 4 + (t % 32 == 0 ? 2 : 1) + 2 + (t == 7);
+        check(wrong == 0, "values");
+    }
+    emu_set_order(0);
+    test_end_case();
+}
+
 static void test_elements(void) {
     if (!test_case("shared memory: elements, constants, packs, atomics")) return;
     float out[69];
@@ -424,7 +458,7 @@ __global__ static void bug_shared_array(void) { shared_array<float>(64, 17); }
 __global__ static void bug_shared_misaligned(void) { load16(shared_array<float>(0, 64) + 1); }
 __global__ static void bug_unwritten(float* x) {
     shared<float> a = shared_array<float>(0, 32);
-    if (threadIdx.x < 31) a[threadIdx.x] = 1.f;
+    if (threadIdx.x < 31 || blockIdx.x == 0) a[threadIdx.x] = 1.f; // the next block does not inherit it
     __syncthreads();
     x[threadIdx.x] = a[threadIdx.x];
 }
@@ -454,7 +488,30 @@ __global__ static void bug_syncwarp_of_another_warp(float* x) {
     __syncthreads();
     a[threadIdx.x] = 1.f;
     __syncwarp();
-    x[threadIdx.x] = a[threadIdx.x ^ 32];
+    if (threadIdx.x >= 32) x[threadIdx.x] = a[threadIdx.x - 32];
+}
+__global__ static void bug_syncwarp_of_a_half(float* x) {
+    shared<float> a = shared_array<float>(0, 32);
+    a[threadIdx.x] = 0.f;
+    __syncthreads();
+    a[threadIdx.x] = 1.f;
+    __syncwarp(threadIdx.x < 16 ? 0xffffu : 0xffff0000u);
+    x[threadIdx.x] = a[threadIdx.x ^ 16];
+}
+__global__ static void bug_write_behind_reads(float* x) { // the last thread writes what all of them read
+    shared<float> a = shared_array<float>(0, 1);
+    if (threadIdx.x == 0) a[0] = 1.f;
+    __syncthreads();
+    x[threadIdx.x] = a[0];
+    if (threadIdx.x == blockDim.x - 1) a[0] = 2.f;
+}
+__global__ static void bug_write_of_another_warp(float* x) { // which only its own barrier stands before
+    shared<float> a = shared_array<float>(0, 1);
+    if (threadIdx.x == 0) a[0] = 1.f;
+    __syncthreads();
+    if (threadIdx.x < 32) x[threadIdx.x] = a[0];
+    else __syncwarp();
+    if (threadIdx.x == 63) a[0] = 2.f;
 }
 __global__ static void bug_same_element(void) { shared_array<float>(0, 1)[0] = 1.f; }
 __global__ static void bug_no_wait(float* x) {
@@ -463,6 +520,16 @@ __global__ static void bug_no_wait(float* x) {
     cp_async_commit();
     __syncthreads();
     x[threadIdx.x] = a[threadIdx.x];
+}
+__global__ static void bug_wait_for_the_first(float* x) { // of two groups, and reads the second
+    shared<float> a = shared_array<float>(0, 8);
+    for (int i = 0; i < 2; i++) {
+        cp_async_16(a + 4 * i, (const float*)x + 4 * i, true);
+        cp_async_commit();
+    }
+    cp_async_wait<1>();
+    x[8] = a[3];
+    x[9] = a[4];
 }
 __global__ static void bug_wait_without_barrier(float* x) {
     shared<float> a = shared_array<float>(0, 32 * 4);
@@ -495,8 +562,13 @@ static void run_no_barrier(void) { launch<bug_no_barrier>(2, 64, 256, s, x); }
 static void run_no_barrier_behind(void) { launch<bug_no_barrier_behind>(1, 64, 256, s, x); }
 static void run_no_syncwarp(void) { launch<bug_no_syncwarp>(1, 32, 128, s, x); }
 static void run_syncwarp_of_another_warp(void) { launch<bug_syncwarp_of_another_warp>(1, 64, 256, s, x); }
+static void run_syncwarp_of_a_half(void) { launch<bug_syncwarp_of_a_half>(1, 32, 128, s, x); }
+static void run_write_behind_lanes(void) { launch<bug_write_behind_reads>(1, 32, 4, s, x); }
+static void run_write_behind_warps(void) { launch<bug_write_behind_reads>(1, 64, 4, s, x); }
+static void run_write_of_another_warp(void) { launch<bug_write_of_another_warp>(1, 64, 4, s, x); }
 static void run_same_element(void) { launch<bug_same_element>(1, 33, 4, s); }
 static void run_no_wait(void) { launch<bug_no_wait>(1, 32, 512, s, x); }
+static void run_wait_for_the_first(void) { launch<bug_wait_for_the_first>(1, 1, 32, s, x); }
 static void run_wait_without_barrier(void) { launch<bug_wait_without_barrier>(1, 32, 512, s, x); }
 static void run_ldmatrix_race(void) { launch<bug_ldmatrix_race>(1, 32, 512, s, (uint32_t*)x); }
 static void run_misaligned(void) { launch<bug_misaligned>(1, 32, 0, s, x); }
@@ -557,13 +629,18 @@ static const struct { void (*run)(void); const char* says[4]; } bugs[] = {
     {run_shared_bounds, {"shared memory out of bounds in kernel bug_shared_bounds", "thread (9,0,0)", "132 to 135 of an array of 128"}},
     {run_shared_array, {"array outside of shared memory in kernel bug_shared_array", "17 elements of 4 bytes at byte 64, of 128"}},
     {run_shared_misaligned, {"misaligned access in kernel bug_shared_misaligned", "thread (0,0,0)"}},
-    {run_unwritten, {"read of shared memory that was never written in kernel bug_unwritten", "thread (31,0,0)", "byte 124"}},
+    {run_unwritten, {"read of shared memory that was never written in kernel bug_unwritten", "block (1,0,0), thread (31,0,0)", "byte 124"}},
     {run_no_barrier, {"race in shared memory in kernel bug_no_barrier,", "block (1,0,0), thread (1,0,0)", "reads here what thread (0,0,0) wrote"}},
     {run_no_barrier_behind, {"race in shared memory in kernel bug_no_barrier_behind", "thread (32,0,0)", "reads here what thread (31,0,0) wrote"}},
     {run_no_syncwarp, {"race in shared memory in kernel bug_no_syncwarp", "thread (0,0,0)", "what thread (1,0,0) wrote"}},
-    {run_syncwarp_of_another_warp, {"race in shared memory in kernel bug_syncwarp_of_another_warp", "thread (32,0,0)", "writes here what thread (0,0,0) read"}},
+    {run_syncwarp_of_another_warp, {"race in shared memory in kernel bug_syncwarp_of_another_warp", "thread (32,0,0)", "reads here what thread (0,0,0) wrote"}},
+    {run_syncwarp_of_a_half, {"race in shared memory in kernel bug_syncwarp_of_a_half", "thread (16,0,0)", "writes here what thread (0,0,0) read"}},
+    {run_write_behind_lanes, {"race in shared memory in kernel bug_write_behind_reads", "thread (31,0,0)", "writes here what several lanes of warp 0 read"}},
+    {run_write_behind_warps, {"race in shared memory in kernel bug_write_behind_reads", "thread (63,0,0)", "writes here what several warps read"}},
+    {run_write_of_another_warp, {"race in shared memory in kernel bug_write_of_another_warp", "thread (63,0,0)", "writes here what several lanes of warp 0 read"}},
     {run_same_element, {"race in shared memory in kernel bug_same_element", "thread (1,0,0)", "writes here what thread (0,0,0) wrote"}},
     {run_no_wait, {"cp_async_16 is still copying to in kernel bug_no_wait", "thread (0,0,0)", "issued it"}},
+    {run_wait_for_the_first, {"cp_async_16 is still copying to in kernel bug_wait_for_the_first", "byte 16 "}},
     {run_wait_without_barrier, {"race in shared memory in kernel bug_wait_without_barrier", "thread (1,0,0)", "reads here what thread (0,0,0) wrote"}},
     {run_ldmatrix_race, {"race in shared memory in kernel bug_ldmatrix_race", "thread (0,0,0)", "what thread (1,0,0) wrote"}},
     {run_misaligned, {"misaligned 16-byte access in kernel bug_misaligned", "thread (1,0,0)"}},
@@ -684,6 +761,7 @@ int main(int argc, char** argv) {
     test_ldmatrix();
     test_mma();
     test_copies();
+    test_no_race();
     test_elements();
     test_runtime();
     for (int i = 0; i < BUGS; i++) test_bug(i);

@@ -100,6 +100,14 @@ static inline void emu_print_place(FILE* f) {
     abort();
 }
 
+// The lanes that have not arrived in the collective that thread t waits in. A lane may wait in another one, of other lanes.
+static inline uint32_t emu_missing_lanes(int t) {
+    uint32_t mask = emu.thread[t].mask, missing = mask & ~emu.warp[t / 32].waiting;
+    if (missing) return missing;
+    for (int i = 0; i < 32; i++) if (mask >> i & 1 && emu.thread[t / 32 * 32 + i].mask != mask) missing |= 1u << i;
+    return missing;
+}
+
 // What thread t waits for, in words.
 static inline emu_text emu_whereabouts(int t) {
     emu_text text;
@@ -116,7 +124,7 @@ static inline emu_text emu_whereabouts(int t) {
         if (emu.state[t] != EMU_IN_COLLECTIVE) continue;
         emu.current = t;
         emu_thread* thread = &emu.thread[t];
-        uint32_t missing = thread->mask & ~emu.warp[t / 32].waiting;
+        uint32_t missing = emu_missing_lanes(t);
         int other = t / 32 * 32 + __builtin_ctz(missing);
         emu_report("warp collective not reached by all lanes of its mask", "%s, %s:%d, waits for lanes 0x%08x: %s %s",
                    thread->collective, thread->file, thread->line, missing, emu_thread_name(other).s, emu_whereabouts(other).s);

@@ -27,6 +27,7 @@ static inline void emu_collective(const char* name, uint32_t mask, R* record, F 
     }
     for (uint32_t others = warp->waiting & mask; others; others &= others - 1) {
         emu_thread* other = &lanes[__builtin_ctz(others)];
+        if (!(other->mask >> (t % 32) & 1)) continue; // in a collective of fewer lanes, and may still come here
         if (other->mask == mask && (other->collective == name || !strcmp(other->collective, name))) continue;
         emu_report("lanes of a warp in different collectives", "%s, %s:%d, mask 0x%08x; %s is in %s, %s:%d, mask 0x%08x", name, file, line,
                    mask, emu_thread_name(w * 32 + __builtin_ctz(others)).s, other->collective, other->file, other->line, other->mask);
@@ -38,7 +39,7 @@ static inline void emu_collective(const char* name, uint32_t mask, R* record, F 
     self->line = line;
     emu.state[t] = EMU_IN_COLLECTIVE;
     warp->waiting |= 1u << (t % 32);
-    if ((warp->waiting & mask) == mask) {
+    if (emu_missing_lanes(t) == 0) {
         emu_lanes<R> all;
         for (int i = 0; i < 32; i++) all.lane[i] = mask >> i & 1 ? (R*)lanes[i].record : NULL;
         work(all);
