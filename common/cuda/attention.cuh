@@ -2,15 +2,13 @@
 //
 // Two ways, told apart by the head size:
 //
-//   common/cuda/attention_tiles.cuh      bf16, HS <= 80 and a multiple of 8: vision transformers. One kernel forward, two
-//                                        backward, on tensor cores; S and P never leave registers.
-//   common/cuda/attention_products.cuh   everything else: the decoder's single head of 512 channels, odd sizes, and the
-//                                        FP32 build. Batched matrix products around a softmax kernel; S and P pass through
-//                                        scratch memory. At HS = 512 a score costs 2 x 512 MAC and 12 bytes, so memory is
-//                                        not what limits it.
+//   attention_tiles.cuh      bf16, HS at most 80 and a multiple of 8: vision transformers. One kernel forward and two
+//                            backward, on tensor cores; S and P never leave registers.
+//   attention_products.cuh   everything else: the decoder's one head of 512 channels, odd sizes, the FP32 build. Matrix
+//                            products around a softmax kernel; S and P pass through scratch memory. A score of a head
+//                            of 512 costs 1024 MAC and 12 bytes, so that is little.
 //
-// Both give the same bits every time: no two blocks add to one value.
-// Look next at common/cuda/attention_tiles.cuh.
+// Both give the same bits every time: no two blocks add to one value. Look next at common/cuda/attention_tiles.cuh.
 #pragma once
 // defines: the operations' contracts
 #include "common/ops.h"
@@ -46,9 +44,10 @@ void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
                         int B, int T, int NH, int HS, stream_t s) {
 #ifndef FP32
     if (HS <= ATTENTION_MOST_CHANNELS && packable(HS, dqkv, dout, qkv, out)) {
-        if (HS <= 32) attention_tiles_backward<32>(dqkv, dout, qkv, out, lse, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
-        else if (HS <= 64) attention_tiles_backward<64>(dqkv, dout, qkv, out, lse, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
-        else attention_tiles_backward<80>(dqkv, dout, qkv, out, lse, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
+        const size_t scratch = DEVICE_SCRATCH_BYTES;
+        if (HS <= 32) attention_tiles_backward<32>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
+        else if (HS <= 64) attention_tiles_backward<64>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
+        else attention_tiles_backward<80>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
         return;
     }
 #endif

@@ -1,18 +1,18 @@
-// attention_products.cuh: attention as a sequence of matrix products, for what common/cuda/attention_tiles.cuh does not take:
-// heads of many channels (the decoder's AttnBlock has one of 512), channels that are no multiple of 8, and the FP32 build.
+// attention_products.cuh: attention as a sequence of matrix products, for what attention_tiles.cuh does not take: heads
+// of many channels (the decoder's AttnBlock has one of 512) or of no multiple of 8 channels, and the FP32 build.
 //
 //   forward     S = q k^T / sqrt(HS);  lse, P = softmax(S);  out = P v
 //   backward    S and dP = dout v^T;  P = exp(S - lse), dS = P (dP - delta), delta = dout out;
 //               dv = P^T dout;  dq = dS k / sqrt(HS);  dk = dS^T q / sqrt(HS)
 //
-// S and dP are fp32, P and dS are floatX, for products have operands of that type. They live in the stream's scratch
-// memory: as many (T, T) matrices at a time as fit; where not even one does (T > 3344 in the backward), a block of its
-// queries at a time, and dk and dv then add up block by block, each time rounded to floatX.
+// S and dP are fp32; P and dS are floatX, as operands of products must be. They live in the stream's scratch memory: as
+// many (T, T) matrices at a time as fit. Where not even one fits (T > 3344 in the backward), a block of queries at a
+// time, and dk and dv add up block by block, rounded to floatX each time.
 //
-// A batch of products is over the images where there is one head, else over the heads of an image. Matrices lie apart by the
-// same stride in both cases, and their scores and lse one behind the other; hence everything below says "head".
+// A batch of products goes over the images where there is one head, else over the heads of an image. In both cases the
+// matrices lie at one distance from each other, and lse is contiguous: below, both are called heads.
 //
-// AttnBlock at B = 64, T = 256, one head of 512: forward 8.6 GFLOP and 50 MB for S and P, backward 21 GFLOP and 150 MB.
+// AttnBlock at B = 64, T = 256, HS = 512: forward 8.6 GFLOP and 50 MB for S and P, backward 21 GFLOP and 150 MB.
 // Look next at common/cuda/attention.cuh.
 #pragma once
 // defines: launch, warp_sum, warp_max, blocks_for
@@ -22,7 +22,7 @@
 
 enum { ATTENTION_ROWS = 8 }; // rows of a block of the two kernels below: one a warp
 
-// One row of scores a warp: lse = log sum_j exp(S_j), P_j = exp(S_j - lse). S is read three times, of which memory sees one.
+// One row of scores a warp: lse = log sum_j exp(S_j), P_j = exp(S_j - lse). S is read three times, once from memory.
 __global__ static void attention_softmax_kernel(floatX* p,           // (heads, rows, T)
                                                 float* lse,          // (heads, T), from the first of the rows on
                                                 const float* scores, // (heads, rows, T)
@@ -40,11 +40,12 @@ __global__ static void attention_softmax_kernel(floatX* p,           // (heads, 
 }
 
 // One row a warp: delta = sum_c dout_c out_c, P_j = exp(S_j - lse), dS_j = P_j (dP_j - delta).
-__global__ static void attention_weights_kernel(floatX* p, floatX* ds,                   // (heads, rows, T)
-                                                const float* scores, const float* dp,    // (heads, rows, T)
-                                                const float* lse,                        // (heads, T), from the first row on
-                                                const floatX* dout, const floatX* out,   // (heads, T, HS), strided, as lse
-                                                size_t head_stride, size_t row_stride, size_t total, int rows, int T, int HS) {
+__global__ static void attention_weights_kernel(floatX* p, floatX* ds,                 // (heads, rows, T)
+                                                const float* scores, const float* dp,  // (heads, rows, T)
+                                                const float* lse,                      // (heads, T), from the first row
+                                                const floatX* dout, const floatX* out, // likewise (heads, T, HS), with
+                                                size_t head_stride, size_t row_stride, // these strides
+                                                size_t total, int rows, int T, int HS) {
     size_t i = (size_t)blockIdx.x * ATTENTION_ROWS + threadIdx.x / WARP;
     if (i >= total) return;
     size_t head = i / rows, row = i % rows, at = head * head_stride + row * row_stride;
@@ -68,8 +69,8 @@ typedef struct {
     size_t values;              // of a buffer of scores, a multiple of 8
 } attention_cut_t;
 
-static inline attention_cut_t attention_cut(int B, int T, int NH, int HS, size_t bytes_per_score, size_t scratch_bytes) {
-    size_t most = scratch_bytes / bytes_per_score / 8 * 8, matrices = most / T / T;
+static inline attention_cut_t attention_cut(int B, int T, int NH, int HS, size_t score_bytes, size_t scratch_bytes) {
+    size_t most = scratch_bytes / score_bytes / 8 * 8, matrices = most / T / T;
     if (most < (size_t)T) fatal("attention over %d tokens does not fit the scratch memory; use smaller images", T);
     attention_cut_t cut = {};
     cut.T = T, cut.HS = HS, cut.C = (size_t)NH * HS;
@@ -113,9 +114,9 @@ static inline attention_place_t attention_in_scores(attention_cut_t cut, attenti
     return {(size_t)cut.T, (size_t)step.rows * cut.T};
 }
 
-// A product of the heads of a step, d = scale a b.
-static inline matmul_shape_t attention_shape(matmul_shape_t m, attention_place_t d, attention_place_t a, attention_place_t b,
-                                             int heads, double scale) {
+// A product of several heads, d = scale a b.
+static inline matmul_shape_t attention_shape(matmul_shape_t m, attention_place_t d, attention_place_t a,
+                                             attention_place_t b, int heads, double scale) {
     m.ldd = d.row, m.lda = a.row, m.ldb = b.row;
     m.stride_d = d.head, m.stride_a = a.head, m.stride_b = b.head;
     m.batch = heads, m.alpha = (float)scale;
@@ -136,13 +137,14 @@ static void attention_products_forward(floatX* out,       // (B, T, NH, HS)
         attention_place_t in_scores = attention_in_scores(cut, step);
         const floatX* k = qkv + step.key + cut.C;
         const floatX* v = k + cut.C;
-        matmul_shape_t query_key = matmul_shape(step.rows, T, HS, 0, 1), score_value = matmul_shape(step.rows, HS, T, 0, 0);
-        matmul_batched_float(scores, qkv + step.query, k,
-                             attention_shape(query_key, in_scores, in_qkv, in_qkv, step.heads, 1 / sqrt(HS)), s);
+        matmul_shape_t qk = matmul_shape(step.rows, T, HS, 0, 1), pv = matmul_shape(step.rows, HS, T, 0, 0);
+        qk = attention_shape(qk, in_scores, in_qkv, in_qkv, step.heads, 1 / sqrt(HS));
+        pv = attention_shape(pv, in_out, in_scores, in_qkv, step.heads, 1);
+        matmul_batched_float(scores, qkv + step.query, k, qk, s);
         size_t total = (size_t)step.heads * step.rows;
         launch<attention_softmax_kernel>(blocks_for(total, ATTENTION_ROWS), ATTENTION_ROWS * (int)WARP, 0, s, p,
                                          lse + step.lse, (const float*)scores, total, step.rows, T);
-        matmul_batched(out + step.out, p, v, attention_shape(score_value, in_out, in_scores, in_qkv, step.heads, 1), s);
+        matmul_batched(out + step.out, p, v, pv, s);
     }
 }
 
@@ -168,19 +170,23 @@ static void attention_products_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
         const floatX* v = k + cut.C;
         floatX* dk = dqkv + step.key + cut.C;
         floatX* dv = dk + cut.C;
-        matmul_shape_t by_channel = matmul_shape(step.rows, T, HS, 0, 1);  // q k^T, dout v^T
-        matmul_shape_t by_key = matmul_shape(step.rows, HS, T, 0, 0);      // dS k
-        matmul_shape_t by_query = matmul_shape(T, HS, step.rows, 1, 0);    // P^T dout, dS^T q
+        matmul_shape_t by_channel = matmul_shape(step.rows, T, HS, 0, 1); // sums over channels
+        matmul_shape_t by_key = matmul_shape(step.rows, HS, T, 0, 0);    // over keys
+        matmul_shape_t by_query = matmul_shape(T, HS, step.rows, 1, 0);  // over queries
         by_query.beta = step.first > 0 ? 1 : 0;
-        matmul_batched_float(scores, q, k, attention_shape(by_channel, in_scores, in_qkv, in_qkv, step.heads, scale), s);
-        matmul_batched_float(dp, dout + step.out, v,
-                             attention_shape(by_channel, in_scores, in_out, in_qkv, step.heads, 1), s);
+        matmul_shape_t qk = attention_shape(by_channel, in_scores, in_qkv, in_qkv, step.heads, scale); // S
+        matmul_shape_t dov = attention_shape(by_channel, in_scores, in_out, in_qkv, step.heads, 1);    // dP
+        matmul_shape_t dsk = attention_shape(by_key, in_qkv, in_scores, in_qkv, step.heads, scale);    // dq
+        matmul_shape_t dsq = attention_shape(by_query, in_qkv, in_scores, in_qkv, step.heads, scale);  // dk
+        matmul_shape_t pdo = attention_shape(by_query, in_qkv, in_scores, in_out, step.heads, 1);      // dv
+        matmul_batched_float(scores, q, k, qk, s);
+        matmul_batched_float(dp, dout + step.out, v, dov, s);
         size_t total = (size_t)step.heads * step.rows;
         launch<attention_weights_kernel>(blocks_for(total, ATTENTION_ROWS), ATTENTION_ROWS * (int)WARP, 0, s, p, ds,
                                          (const float*)scores, (const float*)dp, lse + step.lse, dout + step.out,
                                          out + step.out, cut.head_out, cut.C, total, step.rows, T, HS);
-        matmul_batched(dqkv + step.query, ds, k, attention_shape(by_key, in_qkv, in_scores, in_qkv, step.heads, scale), s);
-        matmul_batched(dk, ds, q, attention_shape(by_query, in_qkv, in_scores, in_qkv, step.heads, scale), s);
-        matmul_batched(dv, p, dout + step.out, attention_shape(by_query, in_qkv, in_scores, in_out, step.heads, 1), s);
+        matmul_batched(dqkv + step.query, ds, k, dsk, s);
+        matmul_batched(dk, ds, q, dsq, s);
+        matmul_batched(dv, p, dout + step.out, pdo, s);
     }
 }

@@ -1,68 +1,80 @@
-// attention_tiles.cuh: attention in tiles on tensor cores, for bf16 and heads of at most 80 channels: S and P exist in
-// registers only. The formulas and their derivation stand in dev/cpu/attention.h.          Dao 2022, 2023 (FlashAttention)
+// attention_tiles.cuh: attention in tiles on tensor cores, for bf16 and heads of at most 80 channels. S and P exist in
+// registers only. Formulas and derivation: dev/cpu/attention.h.             FlashAttention (Dao et al. 2022; Dao 2023)
 //
-// A warp owns 16 rows, in all three kernels; a block is several warps that go together through the other side in tiles
-// of 64 rows, which cp.async brings one tile ahead of its use:
+// A warp owns 16 rows, in all three kernels. A block is a few warps that go together through the other side in tiles of
+// 64 rows, which cp.async brings one tile ahead of their use:
 //
-//   kernel               a warp owns       goes through                 it keeps in registers
-//   forward              16 queries        keys, values                 q; out, and its rows' maximum and sum
+//   kernel               a warp owns       goes through                 has in registers
+//   forward              16 queries        keys, values                 q; out, the rows' maximum and sum
 //   backward of queries  16 queries        keys, values                 q, dout; dq
-//   backward of keys     16 keys, values   queries, dout, (lse, delta)  k, v; dk, dv
+//   backward of keys     16 keys, values   queries, dout, lse, delta    k, v; dk, dv
 //
-// Each owner writes what it owns, so nothing is added across blocks and results are the same bits every time. The price
-// is that S and dout v^T are made twice in the backward: 7 products of T^2 HS where 5 would do with atomic additions.
+// Each warp writes what it owns: nothing is added across blocks, so the same inputs give the same bits. The price: the
+// backward makes S and dP = dout v^T twice, 7 products of T^2 HS where 5 would do with atomic additions.
 //
-// A product's result d (rows, columns) lies in a warp's registers just as a left operand has to lie for the next product
-// (common/cuda/launch.cuh), so P goes from softmax into P V without moving: two floats become one pair of bf16.
+// The result of a product lies in a warp's registers just as the left operand of the next one has to lie (launch.cuh,
+// mma_m16n8k16), so P goes from softmax into P v without moving: two floats become a pair of bf16.
 //
-//   Softmax. A row's maximum m is known only behind its last key. It grows on the way; with it, what was summed so far is
-//   scaled by exp(m_old - m_new). exp(x) is 2^(x log2 e), and log2 e is multiplied into the scale of S.
-//   Edges. Rows beyond T and channels beyond HS are zero in shared memory, so they add nothing to products over them.
-//   Columns of S beyond T do get a value; they become -infinity in the forward and P = 0 in the backward. Groups of 16
-//   that lie wholly beyond T are not computed: 257 tokens cost 272 x 272.
-//   Head sizes. D is HS rounded up to 32, 64 or 80. 72 (SigLIP, LightningDiT) runs as 80: tensor cores sum over 16
-//   channels at a time.
-//   Blocks. ceil(T / 16) warps are cut evenly into blocks of at most 8 (6 in the backward): 257 tokens are 17 warps in 3
-//   blocks. Few heads get smaller blocks, so that the whole GPU has work.
+//   Softmax. A row's maximum is known only behind its last key. It grows on the way; whenever it does, what was summed
+//   so far is scaled by exp(old - new). exp(x) is 2^(x log2 e), and log2 e is multiplied into the scale of S.
+//   Edges. Rows beyond T and channels beyond HS are zero in shared memory, so they add nothing to a sum over them.
+//   Columns of S beyond T do get a value: it becomes -infinity in the forward, and P or dS becomes 0 in the backward.
+//   Groups of 16 rows or columns that lie wholly beyond T are left out: 257 tokens cost 272 x 272.
+//   Head sizes. D is HS rounded up to 32, 64 or 80. 72 (SigLIP, LightningDiT) runs as 80, because tensor cores sum over
+//   16 channels at a time.
+//   Blocks. The ceil(T / 16) warps of a head are cut evenly into blocks of at most 6: 257 tokens are 17 warps in 3
+//   blocks. Where heads are few, blocks are smaller, so that the whole GPU has work.
 //
-// Cost of ViT-L at B = 64, T = 257, 16 heads of 64, per layer: forward 2 products, 19.4 GFLOP with edges, and 135 MB of
-// memory: 45 us at 3 TB/s. Backward 7 products, 68 GFLOP, and 405 MB.
-// 16 rows a warp make one ldmatrix_x4 (512 bytes: 4 cycles of an SM's shared memory) serve 2 mma (4096 MAC), so shared
-// memory allows 1024 MAC a cycle and SM: 460 TFLOP/s on an H100.
+// Cost of a layer of ViT-L at B = 64, T = 257, 16 heads of 64, edges included: forward 19 GFLOP, backward 68 GFLOP;
+// 135 MB and 405 MB of memory, which take 45 and 135 us at 3 TB/s. One ldmatrix_x4 (512 bytes, 4 cycles of a
+// multiprocessor's shared memory) serves 2 mma (4096 MAC), so 16 rows a warp allow 1024 MAC a cycle and multiprocessor:
+// 460 TFLOP/s on an H100. Look next at common/cuda/attention_products.cuh.
 #pragma once
-// defines: launch, shared, pack, warp words, mma, cp_async, exp2_fast
+// defines: launch, shared_array, load16, store16, bf16x2, mma_m16n8k16, cp_async_16, exp2_fast
 #include "common/cuda/launch.cuh"
-// defines: tile_at, tile_load_a, tile_load_b, tile_load_b_transposed, tile_multiply
+// defines: tile_swizzle, tile_at, tile_load_a, tile_load_b, tile_load_b_transposed, tile_multiply
 #include "common/cuda/mma_tile.cuh"
 
 enum {
-    ATTENTION_OWN = 16,            // rows of a warp
-    ATTENTION_WARPS = 6,           // of a block, at most: two blocks on a multiprocessor leave a thread 168 registers
-    ATTENTION_TILE = 64,           // rows of a tile that a block goes through
+    ATTENTION_OWN = 16,   // rows of a warp
+    ATTENTION_WARPS = 6,  // of a block, at most: two such blocks on a multiprocessor leave each thread 168 registers
+    ATTENTION_TILE = 64,  // rows of a tile that a block goes through
     ATTENTION_MOST_CHANNELS = 80,
 };
 #define ATTENTION_LOG2E 1.4426950408889634
 
-// 80 columns are 10 pieces: row r begins 2 r slots further, so rows r and r + 4 begin alike and are told apart by p ^ 1.
-template <> __device__ inline int tile_swizzle<80>(int row) { return row / 4 & 1; }
+// A row of 80 is 10 pieces, so row r begins 2 r slots on. Rows r and r + 4 begin in the same slot, and p ^ 1 keeps them
+// apart. Only the lowest bit of p changes, so steps of 16 channels lie at a constant distance.
+template <> __device__ inline int tile_at<80>(int row, int piece) {
+    return row * 80 + piece / 2 * 16 + ((piece ^ row / 4) & 1) * 8;
+}
 
-// What a block works on.
+// What a warp works on.
 typedef struct {
-    size_t head;   // b NH + h
-    size_t tokens; // b T: the image's first token
-    int channel;   // h HS
-    int first;     // first row of this warp
-    int rows;      // how many of its 16 lie before T; 0 or less: none
+    int b, h;  // image and head
+    int first; // its first row
+    int rows;  // how many of its 16 rows lie before T; 0 or less: none
 } attention_task_t;
 
-__device__ static inline attention_task_t attention_task(int tiles, int T, int NH, int HS) {
+__device__ static inline attention_task_t attention_task(int tiles, int T, int NH) {
     attention_task_t t;
-    t.head = blockIdx.x / tiles;
-    t.tokens = t.head / NH * T;
-    t.channel = (int)(t.head % NH) * HS;
+    t.b = blockIdx.x / tiles / NH;
+    t.h = blockIdx.x / tiles % NH;
     t.first = (int)(blockIdx.x % tiles * (blockDim.x / WARP) + threadIdx.x / WARP) * ATTENTION_OWN;
     t.rows = T - t.first < ATTENTION_OWN ? T - t.first : ATTENTION_OWN;
     return t;
+}
+
+// Where a token's first channel of the warp's head stands: in qkv (B, T, 3, NH, HS) and in out (B, T, NH, HS); and the
+// token's place in lse (B, NH, row_length).
+__device__ static inline size_t attention_qkv_at(attention_task_t t, int token, int T, int NH, int HS) {
+    return (((size_t)t.b * T + token) * 3 * NH + t.h) * HS;
+}
+__device__ static inline size_t attention_out_at(attention_task_t t, int token, int T, int NH, int HS) {
+    return (((size_t)t.b * T + token) * NH + t.h) * HS;
+}
+__device__ static inline size_t attention_row_at(attention_task_t t, int token, size_t row_length, int NH) {
+    return ((size_t)t.b * NH + t.h) * row_length + token;
 }
 
 // Shared memory of a block: its own rows of OWN matrices (., D), then two stages of two tiles (ATTENTION_TILE, D).
@@ -70,16 +82,19 @@ template <int D> __device__ static inline shared<bf16> attention_own(int i) {
     size_t count = blockDim.x / WARP * ATTENTION_OWN * D;
     return shared_array<bf16>(i * count * sizeof(bf16), count);
 }
+template <int D, int OWN> __device__ static inline shared<bf16> attention_stage(int stage) {
+    size_t own = OWN * (blockDim.x / WARP) * ATTENTION_OWN * D, count = 2 * ATTENTION_TILE * D;
+    return shared_array<bf16>((own + stage * count) * sizeof(bf16), count);
+}
 template <int D, int OWN> __device__ static inline shared<bf16> attention_tile(int stage, int i) {
-    size_t count = ATTENTION_TILE * D, own = OWN * (blockDim.x / WARP) * ATTENTION_OWN * D;
-    return shared_array<bf16>((own + (2 * stage + i) * count) * sizeof(bf16), count);
+    return attention_stage<D, OWN>(stage) + i * ATTENTION_TILE * D;
 }
 static inline size_t attention_shared_bytes(int D, int own, int warps) {
     return (size_t)(own * warps * ATTENTION_OWN + 4 * ATTENTION_TILE) * D * sizeof(bf16);
 }
 
 // Begins to copy rows [first, first + rows) of x into a tile (rows, D), by the whole block. What lies outside of T rows
-// and HS channels becomes zero.
+// and HS channels becomes zero. Rows of x are `stride` values apart.
 template <int D>
 __device__ static inline void attention_copy(shared<bf16> tile, const bf16* x, int stride, int first, int rows, int T,
                                              int HS) {
@@ -87,7 +102,8 @@ __device__ static inline void attention_copy(shared<bf16> tile, const bf16* x, i
     for (int i = threadIdx.x; i < rows * pieces; i += blockDim.x) {
         int row = i / pieces, piece = i % pieces;
         bool valid = first + row < T && piece * 8 < HS;
-        cp_async_16<bf16>(tile + tile_at<D>(row, piece), valid ? x + (size_t)(first + row) * stride + piece * 8 : x, valid);
+        const bf16* from = valid ? x + (size_t)(first + row) * stride + piece * 8 : x;
+        cp_async_16<bf16>(tile + tile_at<D>(row, piece), from, valid);
     }
 }
 
@@ -133,8 +149,8 @@ __device__ static inline float quad_sum(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// Writes a warp's rows: to_i = d_i scale_i, with scale[0] for row g and scale[1] for row g + 8 of a product. The way leads
-// through the warp's own rows of a tile, which nobody else reads, so that memory is written 16 bytes at a time.
+// Writes `rows` of a warp's 16 rows: to_i = d_i scale_i, with scale[0] for row g of the product and scale[1] for row
+// g + 8. The way leads through the warp's own rows of a tile, so that memory is written 16 bytes at a time.
 template <int D>
 __device__ static inline void attention_store(bf16* to, int stride, shared<bf16> tile, int row,
                                               const float d[1][D / 8][4], const float scale[2], int rows, int HS) {
@@ -158,8 +174,8 @@ __device__ static inline void attention_store(bf16* to, int stride, shared<bf16>
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-// N more keys for the warp's 16 queries: S = q k^T, the maximum grows, out and sum are scaled to it, P = exp(S - maximum),
-// out += P v. The first `keys` of them lie before T (at least one).
+// N more keys for the warp's 16 queries: S = q k^T; the maximum grows, and out and sum are scaled to it; P = exp(S -
+// maximum); sum += P; out += P v. The first `keys` of the N lie before T, at least one of them.
 template <int D, int N>
 __device__ static inline void attention_attend(float out[1][D / 8][4], float most[2], float sum[2],
                                                const uint32_t q[D / 16][1][4], shared<const bf16> k,
@@ -200,10 +216,10 @@ void attention_forward_kernel(bf16* out,       // (B, T, NH, HS)
                                          float* lse,      // (B, NH, T)
                                          const bf16* qkv, // (B, T, 3, NH, HS)
                                          int T, int NH, int HS, int tiles, float scale_log2) {
-    attention_task_t task = attention_task(tiles, T, NH, HS);
+    attention_task_t task = attention_task(tiles, T, NH);
     const int own_rows = blockDim.x / WARP * ATTENTION_OWN, own_row = threadIdx.x / WARP * ATTENTION_OWN;
     const int C = NH * HS;
-    const bf16* q = qkv + task.tokens * 3 * C + task.channel;
+    const bf16* q = qkv + attention_qkv_at(task, 0, T, NH, HS);
     const bf16* k = q + C;
     const bf16* v = k + C;
 
@@ -245,11 +261,12 @@ void attention_forward_kernel(bf16* out,       // (B, T, NH, HS)
         float total = quad_sum(sum[r]);
         scale[r] = 1 / total;
         if (threadIdx.x % 4 == 0 && row < task.rows) {
-            lse[task.head * T + task.first + row] = most[r] * scale_log2 / (float)ATTENTION_LOG2E + logf(total);
+            lse[attention_row_at(task, task.first + row, T, NH)] =
+                most[r] * scale_log2 / (float)ATTENTION_LOG2E + logf(total);
         }
     }
-    attention_store<D>(out + (task.tokens + task.first) * C + task.channel, C, attention_own<D>(0), own_row, sums, scale,
-                       task.rows, HS);
+    bf16* to = out + attention_out_at(task, task.first, T, NH, HS);
+    attention_store<D>(to, C, attention_own<D>(0), own_row, sums, scale, task.rows, HS);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -289,21 +306,23 @@ void attention_backward_queries_kernel(bf16* dqkv,       // (B, T, 3, NH, HS): d
                                                   const bf16* out,  // (B, T, NH, HS)
                                                   const float* lse, // (B, NH, T)
                                                   int T, int NH, int HS, int tiles, float scale_log2, float scale) {
-    attention_task_t task = attention_task(tiles, T, NH, HS);
+    attention_task_t task = attention_task(tiles, T, NH);
     const int own_rows = blockDim.x / WARP * ATTENTION_OWN, own_row = threadIdx.x / WARP * ATTENTION_OWN;
     const int block_first = task.first - own_row;
     const int C = NH * HS;
-    const size_t at = task.tokens * C + task.channel;
-    const bf16* q = qkv + task.tokens * 3 * C + task.channel;
+    const size_t at = attention_out_at(task, 0, T, NH, HS);
+    const bf16* q = qkv + attention_qkv_at(task, 0, T, NH, HS);
     const bf16* k = q + C;
     const bf16* v = k + C;
 
+    // `out` is wanted for delta only: it stands where the second tiles will be.
+    static_assert(ATTENTION_WARPS * ATTENTION_OWN <= 2 * ATTENTION_TILE);
     attention_copy<D>(attention_own<D>(0), q, 3 * C, block_first, own_rows, T, HS);
     attention_copy<D>(attention_own<D>(1), dout + at, C, block_first, own_rows, T, HS);
-    attention_copy<D>(attention_own<D>(2), out + at, C, block_first, own_rows, T, HS);
+    attention_copy<D>(attention_stage<D, 2>(1), out + at, C, block_first, own_rows, T, HS);
     cp_async_commit();
-    attention_copy<D>(attention_tile<D, 3>(0, 0), k, 3 * C, 0, ATTENTION_TILE, T, HS);
-    attention_copy<D>(attention_tile<D, 3>(0, 1), v, 3 * C, 0, ATTENTION_TILE, T, HS);
+    attention_copy<D>(attention_tile<D, 2>(0, 0), k, 3 * C, 0, ATTENTION_TILE, T, HS);
+    attention_copy<D>(attention_tile<D, 2>(0, 1), v, 3 * C, 0, ATTENTION_TILE, T, HS);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
@@ -314,17 +333,17 @@ void attention_backward_queries_kernel(bf16* dqkv,       // (B, T, 3, NH, HS): d
     float delta[2] = {}, lse_log2[2];
     for (int c = 0; c < D / 16; c++) {
         uint32_t o[1][4];
-        tile_load_a<16, D>(o, attention_own<D>(2), own_row, 16 * c);
+        tile_load_a<16, D>(o, attention_stage<D, 2>(1), own_row, 16 * c);
         for (int i = 0; i < 4; i++) delta[i % 2] += attention_pair_product(dout_own[c][0][i], o[0][i]);
     }
     for (int r = 0; r < 2; r++) {
         int row = task.first + threadIdx.x % WARP / 4 + 8 * r;
         delta[r] = quad_sum(delta[r]);
-        lse_log2[r] = row < T ? lse[task.head * T + row] * (float)ATTENTION_LOG2E : INFINITY;
+        lse_log2[r] = row < T ? lse[attention_row_at(task, row, T, NH)] * (float)ATTENTION_LOG2E : INFINITY;
         if (threadIdx.x % 4 == 0 && task.rows > 0) {
-            float* to = stats + 2 * (task.head * attention_padded(T) + row);
-            to[0] = lse_log2[r];
-            to[1] = delta[r];
+            float* row_stats = stats + 2 * attention_row_at(task, row, attention_padded(T), NH);
+            row_stats[0] = lse_log2[r];
+            row_stats[1] = delta[r];
         }
     }
 
@@ -335,12 +354,12 @@ void attention_backward_queries_kernel(bf16* dqkv,       // (B, T, 3, NH, HS): d
         cp_async_wait<0>();
         __syncthreads(); // this tile is there, and every warp is done with the one before it
         if (next < T) {
-            attention_copy<D>(attention_tile<D, 3>(!stage, 0), k, 3 * C, next, ATTENTION_TILE, T, HS);
-            attention_copy<D>(attention_tile<D, 3>(!stage, 1), v, 3 * C, next, ATTENTION_TILE, T, HS);
+            attention_copy<D>(attention_tile<D, 2>(!stage, 0), k, 3 * C, next, ATTENTION_TILE, T, HS);
+            attention_copy<D>(attention_tile<D, 2>(!stage, 1), v, 3 * C, next, ATTENTION_TILE, T, HS);
             cp_async_commit();
         }
         if (task.rows <= 0) continue;
-        shared<bf16> k_tile = attention_tile<D, 3>(stage, 0), v_tile = attention_tile<D, 3>(stage, 1);
+        shared<bf16> k_tile = attention_tile<D, 2>(stage, 0), v_tile = attention_tile<D, 2>(stage, 1);
         for (int row = 0; row < keys; row += 16) {
             float p[1][2][4] = {}, ds[1][2][4] = {};
             attention_scores<D, 16>(p, q_own, k_tile, row);
@@ -356,8 +375,8 @@ void attention_backward_queries_kernel(bf16* dqkv,       // (B, T, 3, NH, HS): d
     }
     if (task.rows <= 0) return;
     float scales[2] = {scale, scale};
-    attention_store<D>(dqkv + (task.tokens + task.first) * 3 * C + task.channel, 3 * C, attention_own<D>(0), own_row, dq,
-                       scales, task.rows, HS);
+    bf16* to = dqkv + attention_qkv_at(task, task.first, T, NH, HS);
+    attention_store<D>(to, 3 * C, attention_own<D>(0), own_row, dq, scales, task.rows, HS);
 }
 
 // Tile of queries, with their dout and stats, into a stage.
@@ -381,12 +400,12 @@ void attention_backward_keys_kernel(bf16* dqkv,         // (B, T, 3, NH, HS): dk
                                                const bf16* dout,   // (B, T, NH, HS)
                                                const bf16* qkv,    // (B, T, 3, NH, HS)
                                                int T, int NH, int HS, int tiles, float scale_log2, float scale) {
-    attention_task_t task = attention_task(tiles, T, NH, HS);
+    attention_task_t task = attention_task(tiles, T, NH);
     const int own_rows = blockDim.x / WARP * ATTENTION_OWN, own_row = threadIdx.x / WARP * ATTENTION_OWN;
     const int C = NH * HS;
-    const bf16* q = qkv + task.tokens * 3 * C + task.channel;
-    dout += task.tokens * C + task.channel;
-    stats += 2 * task.head * attention_padded(T);
+    const bf16* q = qkv + attention_qkv_at(task, 0, T, NH, HS);
+    dout += attention_out_at(task, 0, T, NH, HS);
+    stats += 2 * attention_row_at(task, 0, attention_padded(T), NH);
 
     attention_copy<D>(attention_own<D>(0), q + C, 3 * C, task.first - own_row, own_rows, T, HS);
     attention_copy<D>(attention_own<D>(1), q + 2 * C, 3 * C, task.first - own_row, own_rows, T, HS);
@@ -424,7 +443,7 @@ void attention_backward_keys_kernel(bf16* dqkv,         // (B, T, 3, NH, HS): dk
     }
     if (task.rows <= 0) return;
     float scales[2] = {scale, scale}, ones[2] = {1, 1};
-    bf16* to = dqkv + (task.tokens + task.first) * 3 * C + task.channel;
+    bf16* to = dqkv + attention_qkv_at(task, task.first, T, NH, HS);
     attention_store<D>(to + C, 3 * C, attention_own<D>(0), own_row, dk, scales, task.rows, HS);
     attention_store<D>(to + 2 * C, 3 * C, attention_own<D>(1), own_row, dv, ones, task.rows, HS);
 }
@@ -432,8 +451,8 @@ void attention_backward_keys_kernel(bf16* dqkv,         // (B, T, 3, NH, HS): dk
 // ---------------------------------------------------------------------------------------------------------------------
 // Launches
 
-// The warps of all heads' rows in blocks of equal size: at most ATTENTION_WARPS each, fewer (not below 2) where the blocks would
-// not fill the GPU twice.
+// A head's warps in `tiles` blocks of equal size: at most ATTENTION_WARPS each, fewer (not below 2) where the blocks of
+// all heads would not fill the GPU twice. What a warp computes does not depend on it.
 typedef struct { int tiles, warps; } attention_blocks_t;
 static inline attention_blocks_t attention_blocks(size_t heads, int T, stream_t s) {
     int needed = (T + ATTENTION_OWN - 1) / ATTENTION_OWN, warps = ATTENTION_WARPS;
@@ -471,7 +490,7 @@ static void attention_tiles_backward(bf16* dqkv, const bf16* dout, const bf16* q
     float* stats = (float*)device_scratch(s, B * stats_bytes);
     attention_blocks_t of = attention_blocks(heads, T, s);
     launch<attention_backward_queries_kernel<D>>(heads * of.tiles, of.warps * WARP,
-                                                 attention_shared_bytes(D, 3, of.warps), s, dqkv, stats, dout, qkv, out,
+                                                 attention_shared_bytes(D, 2, of.warps), s, dqkv, stats, dout, qkv, out,
                                                  lse, T, NH, HS, of.tiles, scale_log2, (float)scale);
     launch<attention_backward_keys_kernel<D>>(heads * of.tiles, of.warps * WARP,
                                               attention_shared_bytes(D, 2, of.warps) + attention_stats_bytes, s, dqkv,
