@@ -106,6 +106,11 @@ $(BUILD)/%: %.cu $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
 	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(C_LIBS)
 
+# the training program in double: where the order of a sum does not show, N ranks and one are compared
+build/double/%: %.cu $(HEADERS) | build/double
+	@echo "  cc   $@"
+	$(Q)$(CC) -x c $(C_FLAGS) -DDOUBLE=1 $< -o $@ $(C_LIBS)
+
 # tests that check derivatives against finite differences say so by including gradient.h, and run in double
 $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
@@ -165,7 +170,7 @@ build/gpu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | buil
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/reference.o -o $@ $(NVCC_LIBS)
 
-$(BUILD) build/emu build/emu_fp32 build/gpu build/gpu_fp32:
+$(BUILD) build/double build/emu build/emu_fp32 build/gpu build/gpu_fp32:
 	@mkdir -p $@
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -180,7 +185,8 @@ deps:
 # `deps` may install a library that changes the flags above: so the work is done by a second make
 test: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) run_tests
-run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain) $(EMU_TESTS) build/emu/train_tokenizer build/emu_fp32/train_tokenizer
+run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain) $(EMU_TESTS) build/emu/train_tokenizer build/emu_fp32/train_tokenizer \
+           build/double/train_tokenizer
 	@sh tests/run.sh $(BUILD)
 
 sanitize: deps

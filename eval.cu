@@ -57,7 +57,7 @@ static scores_t open_tokenizer(tokenizer_t* t, options_t* o, const char* path, c
     o->stage = 1; // no frozen copy is needed to encode
     o->batch = e->batch;
     o->chunk = 1;
-    tokenizer_register(t, options_tokenizer(o));
+    tokenizer_register(t, options_tokenizer(o, 1));
     tokenizer_plan(t);
     tokenizer_allocate(t);
     checkpoint_start_from(&file, &info, path, t, e->raw ? -1 : o->ema);

@@ -9,6 +9,9 @@
 // (every status line), stageN_STEP.png (held-out images above their reconstructions). The same command again resumes
 // where it stopped, bit for bit. Ctrl-C saves and stops.
 //
+// On several GPUs, one process each, which share -batch among them:
+//     torchrun --no-python --nproc_per_node 8 ./train_tokenizer ...      or srun, or mpirun: see common/comm.h
+//
 // This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/tokenizer.h.
 // Reading order here: set-up; hand-over between stages; what is watched; the loop; main.
 #include <errno.h>
@@ -25,6 +28,8 @@
 #include "common/image.h"
 // defines: psnr_bytes
 #include "common/metrics.h"
+// defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
+#include "common/comm.h"
 // defines: tokenizer_t, tokenizer_gradients, tokenizer_update
 #include "common/tokenizer.h"
 // defines: checkpoint_save, checkpoint_resume, checkpoint_start_from
@@ -43,6 +48,7 @@
 typedef struct {
     options_t options;
     cli_t cli;
+    comm_t comm;               // the processes that train together; this one's rank
     stream_t stream;           // of the device that this process trains on
     tokenizer_t tokenizer;
     dataset_t train_set, val_set;
@@ -86,9 +92,10 @@ static void print_plan(const tokenizer_t* t) {
     printf("stage %d        trainable %.2fM, frozen %.2fM (LPIPS %.2fM%s)\n", c->stage,
            (param_count(table, first, all) + disc) * 1e-6, (param_count(table, 0, first) + lpips + target) * 1e-6,
            lpips * 1e-6, c->stage == 2 ? ", encoder of stage 1" : ", encoder");
-    size_t weights = params_bytes(table, first, 2) + params_bytes(&t->disc_params.table, 0, 0) +
-                     params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0) +
-                     (c->stage == 2 ? params_bytes(&t->target_params.table, t->target_params.table.total, 0) : 0);
+    int shares = c->zero && t->comm ? t->comm->size : 1;
+    size_t weights = params_bytes(table, first, 2, shares) + params_bytes(&t->disc_params.table, 0, 0, shares) +
+                     params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0, 1) +
+                     (c->stage == 2 ? params_bytes(&t->target_params.table, t->target_params.table.total, 0, 1) : 0);
     char size[4][32];
     printf("memory         %s: weights, gradients, moments, averages %s; activations %s; working memory %s\n",
            size_text(size[0], weights + plan_bytes(&t->plan) + plan_bytes(&t->work)), size_text(size[1], weights),
@@ -223,10 +230,11 @@ static void set_up(run_t* run) {
     if (!resumed) params_start_averages(&t->params);
     tokenizer_freeze(t);
 
-    size_t bytes = (size_t)o->batch * tokenizer_pixels(t) * 3;
+    int batch = t->config.batch;
+    size_t bytes = (size_t)batch * tokenizer_pixels(t) * 3;
     run->val_pixels = (uint8_t*)malloc_check(bytes, "held-out images");
     dataloader_t loader;
-    dataloader_options_t options = {o->batch, o->image_size, 0, 0, 0, 0, 1, 0, o->seed};
+    dataloader_options_t options = {batch, o->image_size, 0, 0, 0, 0, 1, 0, o->seed};
     dataloader_open(&loader, &run->val_set, &options, 0);
     memcpy(run->val_pixels, dataloader_next(&loader)->pixels, bytes);
     dataloader_close(&loader);
@@ -242,7 +250,8 @@ static void set_up(run_t* run) {
 // finite.
 static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
     tokenizer_t* t = &run->tokenizer;
-    size_t image = tokenizer_pixels(t) * 3, n = run->options.batch * image;
+    int batch = t->config.batch;
+    size_t image = tokenizer_pixels(t) * 3, n = batch * image;
     copy_to_device(t->bytes, run->val_pixels, n, run->stream);
     image_from_bytes(t->x, t->bytes, n, run->stream);
     floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "reconstructions");
@@ -252,23 +261,27 @@ static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
     free(host);
     if (!finite) return NAN;
     double sum = 0;
-    for (int b = 0; b < run->options.batch; b++)
-        sum += psnr_bytes(pixels + b * image, run->val_pixels + b * image, image);
-    return sum / run->options.batch;
+    for (int b = 0; b < batch; b++) sum += psnr_bytes(pixels + b * image, run->val_pixels + b * image, image);
+    return sum / batch;
+}
+
+// The averaged weights take the place of the raw ones; a second call puts those back.
+static void exchange_ema(run_t* run) {
+    replicas_exchange_ema(&run->tokenizer.params, run->options.ema, &run->comm, run->stream);
 }
 
 // stageN_STEP.png: held-out images, their reconstruction by the raw and by the averaged weights.
 static void write_grid(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
-    size_t image = tokenizer_pixels(t) * 3, n = o->batch * image;
-    int columns = o->batch < 8 ? o->batch : 8;
+    int batch = t->config.batch, columns = batch < 8 ? batch : 8;
+    size_t image = tokenizer_pixels(t) * 3, n = batch * image;
     uint8_t* pixels = (uint8_t*)malloc_check(2 * n, "reconstructions");
     uint8_t* cells = (uint8_t*)malloc_check(3 * columns * image, "picture");
     double raw = reconstruct_held_out(run, pixels);
-    params_exchange_ema(&t->params, o->ema, run->stream);
+    exchange_ema(run);
     double averaged = reconstruct_held_out(run, pixels + n);
-    params_exchange_ema(&t->params, o->ema, run->stream);
+    exchange_ema(run);
     memcpy(cells, run->val_pixels, columns * image);
     memcpy(cells + columns * image, pixels, columns * image);
     memcpy(cells + 2 * columns * image, pixels + n, columns * image);
@@ -278,9 +291,10 @@ static void write_grid(run_t* run) {
     snprintf(path, sizeof path, "%s/stage%d_%06lld.png", o->out, o->stage, (long long)run->step);
     image_text_t texts[4] = {{"Rows", "held-out images; reconstruction, raw weights; reconstruction, averaged weights"},
                              {"Program", "train_tokenizer"}, {"Step", step}, {"Configuration", run->config_json}};
-    if (image_write_png(path, &grid, texts, 4, error)) {
-        printf("held out: PSNR %.2f dB raw, %.2f dB averaged (%d images)  %s\n", raw, averaged, o->batch, path);
-    } else {
+    int writes = comm_is_first(&run->comm);
+    if (writes && image_write_png(path, &grid, texts, 4, error)) {
+        printf("held out: PSNR %.2f dB raw, %.2f dB averaged (%d images)  %s\n", raw, averaged, batch, path);
+    } else if (writes) {
         warn("%s; training goes on", error);
     }
     image_free(&grid);
@@ -289,19 +303,20 @@ static void write_grid(run_t* run) {
 }
 
 // Mean and standard deviation of each latent channel over the first images of the training set, centre crops, by the
-// averaged weights: what a diffusion model trained on the latents normalises by.
+// averaged weights: what a diffusion model trained on the latents normalises by. All processes share the images.
 static void measure_latents(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
-    size_t bytes = (size_t)o->batch * tokenizer_pixels(t) * 3, tokens = o->batch * tokenizer_latents(t),
-           n = tokens * t->z;
+    size_t bytes = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
+    size_t tokens = t->config.batch * tokenizer_latents(t), n = tokens * t->z;
     double* sums = (double*)calloc_check(2 * t->z, sizeof(double), "latent statistics");
     floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "latents");
     dataloader_t loader;
-    dataloader_options_t options = {o->batch, o->image_size, 0, 0, 0, 0, 1, 0, o->seed};
+    dataloader_options_t options = {o->batch,       o->image_size, 0, 0,      0, run->comm.rank,
+                                    run->comm.size, 0,             o->seed};
     dataloader_open(&loader, &run->train_set, &options, 0);
     int batches = (o->latent_images + o->batch - 1) / o->batch;
-    params_exchange_ema(&t->params, o->ema, run->stream);
+    exchange_ema(run);
     for (int i = 0; i < batches; i++) {
         copy_to_device(t->bytes, dataloader_next(&loader)->pixels, bytes, run->stream);
         image_from_bytes(t->x, t->bytes, bytes, run->stream);
@@ -311,9 +326,10 @@ static void measure_latents(run_t* run) {
             sums[t->z + j % t->z] += (double)host[j] * host[j];
         }
     }
-    params_exchange_ema(&t->params, o->ema, run->stream);
+    exchange_ema(run);
     dataloader_close(&loader);
-    double count = (double)batches * tokens;
+    comm_sum_host(&run->comm, sums, 2 * t->z);
+    double count = (double)batches * tokens * run->comm.size;
     for (int c = 0; c < t->z; c++) {
         double mean = sums[c] / count, variance = sums[t->z + c] / count - mean * mean;
         run->latent_mean[c] = (floatS)mean;
@@ -373,7 +389,7 @@ static void stop_when_dead(run_t* run, const tokenizer_report_t* r, int gan) {
 static void save(run_t* run) {
     const options_t* o = &run->options;
     uint8_t* pixels =
-        (uint8_t*)malloc_check((size_t)o->batch * tokenizer_pixels(&run->tokenizer) * 3, "reconstructions");
+        (uint8_t*)malloc_check(run->tokenizer.config.batch * tokenizer_pixels(&run->tokenizer) * 3, "reconstructions");
     double psnr = reconstruct_held_out(run, pixels);
     free(pixels);
     if (isnan(psnr)) stop_not_finite(run, run->step, "The weights after this step are not saved");
@@ -381,7 +397,7 @@ static void save(run_t* run) {
     checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json};
     char error[1024];
     if (!checkpoint_save(run->checkpoint_path, &run->tokenizer, &info, run->latent_mean, run->latent_std, error,
-                         sizeof error)) {
+                         sizeof error, run->stream)) {
         fatal(
             "%s. The run ends at step %lld; the same command will go on from the last checkpoint, or begin where there "
             "is none",
@@ -392,6 +408,19 @@ static void save(run_t* run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The loop
 
+// The means of all processes' reports, so that all see the same; and whether any of them was asked to stop.
+static int share_report(run_t* run, tokenizer_report_t* report, int stop) {
+    enum { N = sizeof *report / sizeof(double) };
+    double values[N + 1], ranks = run->comm.size;
+    memcpy(values, report, sizeof *report);
+    values[N] = stop;
+    comm_sum_host(&run->comm, values, N + 1);
+    for (int i = 0; i < N; i++) values[i] /= ranks;
+    memcpy(report, values, sizeof *report);
+    report->clamped *= ranks; // a number of chunks
+    return values[N] > 0;
+}
+
 static int is_due(int64_t step, int every, int64_t steps) { return (every && step % every == 0) || step == steps; }
 
 static void train(run_t* run) {
@@ -399,35 +428,37 @@ static void train(run_t* run) {
     tokenizer_t* t = &run->tokenizer;
     char path[1200];
     status_t status;
+    int talks = comm_is_first(&run->comm);
     snprintf(path, sizeof path, "%s/stage%d.jsonl", o->out, o->stage);
-    status_open(&status, path);
+    if (talks) status_open(&status, path);
     dataloader_t loader;
-    dataloader_options_t options = {o->batch, o->image_size, 1, o->flip, 1, 0, 1, o->workers, o->seed};
+    dataloader_options_t options = {o->batch,       o->image_size, 1,      o->flip, 1, run->comm.rank,
+                                    run->comm.size, o->workers,    o->seed};
     dataloader_open(&loader, &run->train_set, &options, (uint64_t)run->step);
-    int stop = 0; // what stop_requested was when this step ended: it may change at any time
+    int stop = 0; // what stop_requested was when this step ended, anywhere: it may change at any time
     while (run->step < run->steps && !stop) {
         const batch_t* batch = dataloader_next(&loader);
         copy_to_device(t->bytes, batch->pixels, (size_t)batch->count * tokenizer_pixels(t) * 3, run->stream);
         tokenizer_gradients(t, run->step, run->stream);
         tokenizer_report_t report = tokenizer_read(t, run->measures, run->stream);
         int gan = tokenizer_gan_is_on(t, run->step);
+        stop = share_report(run, &report, stop_requested);
         stop_on_nan(run, &report);
         stop_when_dead(run, &report, gan);
         tokenizer_update(t, run->step, run->stream);
         run->step++;
-        status_add(&status, &report);
-        if (is_due(run->step, o->log_every, run->steps)) {
+        if (talks) status_add(&status, &report);
+        if (talks && is_due(run->step, o->log_every, run->steps)) {
             status_print(&status, run->step, run->steps, run->step * o->batch, o->batch, loader.seconds_waited, gan,
                          tokenizer_has_semantic_loss(&t->config));
         }
         if (is_due(run->step, o->grid_every, run->steps)) write_grid(run);
-        stop = stop_requested;
         if (is_due(run->step, o->save_every, run->steps) || stop) save(run);
     }
     size_t damaged = dataloader_damaged_files(&loader);
     if (damaged) warn("%zu files could not be read and were replaced by others", damaged);
     dataloader_close(&loader);
-    status_close(&status);
+    if (talks) status_close(&status);
     printf("%s %s at step %lld\n", run->step < run->steps ? "stopped; saved" : "saved", run->checkpoint_path,
            (long long)run->step);
 }
@@ -436,26 +467,36 @@ int main(int argc, char** argv) {
     static run_t run; // a run is a megabyte of tables: not for the stack
     options_t* o = &run.options;
     options_parse(o, &run.cli, argc, argv);
-    tokenizer_register(&run.tokenizer, options_tokenizer(o));
+    run.comm.time_limit = o->time_limit;
+    run.comm.bf16 = o->reduce_bf16;
+    comm_open(&run.comm);
+    if (!comm_is_first(&run.comm) && !freopen("/dev/null", "w", stdout)) warn("this rank's output is not silenced");
+    tokenizer_register(&run.tokenizer, options_tokenizer(o, run.comm.size));
+    run.tokenizer.comm = &run.comm;
     tokenizer_plan(&run.tokenizer);
     run.steps = o->stage_steps;
     run.config_json = cli_to_json(&run.cli);
     cli_print_configuration(&run.cli, stdout);
     print_plan(&run.tokenizer);
-    if (o->dry_run) return 0;
-    run.stream = device_open(0);
+    if (o->dry_run) {
+        comm_close(&run.comm);
+        return 0;
+    }
+    run.stream = device_open(run.comm.local_rank);
+    comm_attach(&run.comm, run.stream);
     make_folder(o->out);
     snprintf(run.checkpoint_path, sizeof run.checkpoint_path, "%s/stage%d.safetensors", o->out, o->stage);
     set_up(&run);
-    if (run.step >= run.steps) {
-        printf("stage %d is complete (%lld steps); -restart 1 trains it again, a larger -steps goes on\n", o->stage,
-               (long long)run.step);
-        return 0;
-    }
     signal(SIGINT, request_stop);
     signal(SIGTERM, request_stop);
     signal(SIGXFSZ, SIG_IGN); // a limit on the size of files shows as a write that fails, which has a message
-    train(&run);
+    if (run.step < run.steps) {
+        train(&run);
+    } else {
+        printf("stage %d is complete (%lld steps); -restart 1 trains it again, a larger -steps goes on\n", o->stage,
+               (long long)run.step);
+    }
+    comm_close(&run.comm);
     device_close(run.stream);
     return 0;
 }

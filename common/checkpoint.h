@@ -109,35 +109,44 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
     checkpoint_declare(w, "", "latent.std", 1, &t->z);
 }
 
-// Writes the whole state. On failure the old file stays and `error` says what happened and what to do; returns 1 on
-// success.
+// The tensors of one section. Every process takes part in collecting them; the first one writes.
+static inline void checkpoint_write_section(st_writer_t* w, tokenizer_t* t, const checkpoint_section_t* section,
+                                            floatS* host, size_t longest, int writes, stream_t s) {
+    params_t* params = section->params;
+    const floatS* state = params_trained(params) ? replicas_collect(params, section->kind, t->comm, s) : NULL;
+    for (int i = 0; writes && i < params->table.n; i++) {
+        const param_t* p = &params->table.items[i];
+        if (!checkpoint_holds(section, p)) continue;
+        params_get(params, state, p, host, host + longest);
+        safetensors_writer_data(w, host, p->count);
+    }
+}
+
+// Writes the whole state; where several processes train, all of them call it, between two steps. On failure the old file
+// stays and `error` says what happened and what to do; returns 1 on success.
 int checkpoint_save(const char* path, tokenizer_t* t, const checkpoint_info_t* info, const floatS* latent_mean,
-                    const floatS* latent_std, char* error, size_t error_size) {
+                    const floatS* latent_std, char* error, size_t error_size, stream_t s) {
     st_writer_t w;
-    safetensors_writer_init(&w);
-    checkpoint_declare_all(&w, t, info);
-    safetensors_writer_begin(&w, path);
+    int writes = !t->comm || comm_is_first(t->comm);
+    if (writes) {
+        safetensors_writer_init(&w);
+        checkpoint_declare_all(&w, t, info);
+        safetensors_writer_begin(&w, path);
+    }
     checkpoint_section_t sections[CHECKPOINT_SECTIONS];
     int n = checkpoint_sections(t, sections);
     size_t longest = checkpoint_longest(t);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
-    for (int k = 0; k < n; k++) {
-        const param_table_t* table = &sections[k].params->table;
-        for (int i = 0; i < table->n; i++) {
-            const param_t* p = &table->items[i];
-            if (!checkpoint_holds(&sections[k], p)) continue;
-            params_get(sections[k].params, sections[k].kind, p, host, host + longest);
-            safetensors_writer_data(&w, host, p->count);
-        }
-    }
+    for (int k = 0; k < n; k++) checkpoint_write_section(&w, t, &sections[k], host, longest, writes, s);
     const param_table_t* running = &t->disc.running_table;
-    for (int i = 0; i < running->n; i++) {
+    for (int i = 0; writes && i < running->n; i++) {
         copy_to_host(host, t->disc.running + running->items[i].offset, running->items[i].count * sizeof(floatS), 0);
         safetensors_writer_data(&w, host, running->items[i].count);
     }
+    free(host);
+    if (!writes) return 1;
     safetensors_writer_data(&w, latent_mean, t->z);
     safetensors_writer_data(&w, latent_std, t->z);
-    free(host);
     return safetensors_writer_finish(&w, error, error_size);
 }
 

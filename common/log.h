@@ -12,7 +12,7 @@ static int log_rank, log_size = 1;    // this process, of how many: set by comm_
 static void (*log_on_fatal)(void);    // what fatal() does before it ends this process: it ends the others
 
 static inline void log_message(const char* kind, const char* format, va_list args) {
-    char text[4096]; // written at once, so that the messages of several processes do not mix
+    char text[8192]; // written at once, so that the messages of several processes do not mix
     int n = log_size > 1 ? snprintf(text, sizeof text, "%s (rank %d of %d): ", kind, log_rank, log_size)
                          : snprintf(text, sizeof text, "%s: ", kind);
     vsnprintf(text + n, sizeof text - (size_t)n, format, args);

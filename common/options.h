@@ -21,10 +21,10 @@ typedef struct {
     // the recipe
     const char *steps, *lr, *disc_lr, *disc_start; // one value, or one a stage
     int batch, chunk, flip, sem_loss, sem_tensor, sem_measure, ema;
-    double w_lpips, w_gan, w_sem, beta1, beta2, eps, ema0, ema1;
+    double w_lpips, w_gan, w_sem, beta1, beta2, eps, ema0, ema1, time_limit;
     size_t seed;
     // the machine
-    int workers, recompute, fold, log_every, grid_every, save_every, latent_images;
+    int workers, recompute, fold, zero, reduce_bf16, log_every, grid_every, save_every, latent_images;
     // of this stage, from the lists above
     int64_t stage_steps, stage_disc_start;
     double stage_lr, stage_disc_lr;
@@ -115,7 +115,7 @@ int options_flags(options_t* o, cli_flag_t* out) {
 
         {"Recipe (a,b,c: one value a stage)", "steps", CLI_STRING, &o->steps, "120000,220000,100000", NULL,
          "batches to train in all", CLI_NOT_SAVED},
-        {NULL, "batch", CLI_INT, &o->batch, "64", "[1, 65536]", "images a step", CLI_SAVED},
+        {NULL, "batch", CLI_INT, &o->batch, "64", "[1, 65536]", "images a step, over all processes", CLI_SAVED},
         {NULL, "chunk", CLI_INT, &o->chunk, "8", "[1, 65536]",
          "images that share BatchNorm statistics and adaptive weights", CLI_SAVED},
         {NULL, "lr", CLI_STRING, &o->lr, "1e-4,1e-5,1e-4", NULL, "learning rate, constant", CLI_SAVED},
@@ -151,6 +151,12 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "fold", CLI_BOOL, &o->fold, "1", NULL,
          "frozen encoder: fold resize, colours and LayerScale into its weights (less work, the same up to rounding)",
          CLI_SAVED},
+        {NULL, "zero", CLI_BOOL, &o->zero, "0", NULL,
+         "several processes: spread moments, averages and full-precision weights over them (ZeRO-1)", CLI_NOT_SAVED},
+        {NULL, "reduce_bf16", CLI_BOOL, &o->reduce_bf16, "0", NULL,
+         "several GPUs: average gradients in bf16, for slow links between machines", CLI_NOT_SAVED},
+        {NULL, "time_limit", CLI_NUMBER, &o->time_limit, "600", "(0, inf)",
+         "several processes: seconds to wait for one another before giving up", CLI_NOT_SAVED},
         {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only",
          CLI_NOT_SAVED},
         {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures; 0: at the end only",
@@ -222,8 +228,8 @@ void options_read(options_t* o, const char* json, const char* path) {
     if (!cli_from_json(&cli, json, error, sizeof error)) fatal("%s: metadata field \"config\": %s", path, error);
 }
 
-// The tokenizer that the flags describe.
-tokenizer_config_t options_tokenizer(const options_t* o) {
+// The tokenizer that the flags describe, in one of `ranks` processes that share the batch.
+tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     tokenizer_config_t c;
     memset(&c, 0, sizeof c);
     c.encoder = *vit_config_find(o->encoder);
@@ -253,7 +259,11 @@ tokenizer_config_t options_tokenizer(const options_t* o) {
     c.disc.layers = 3;
     c.adapter_hidden = o->adapter_hidden;
     c.stage = o->stage;
-    c.batch = o->batch;
+    if (o->batch / o->chunk % ranks) {
+        fatal("-batch %d is %d chunks of %d images, which %d processes cannot share equally; give a multiple of %d",
+              o->batch, o->batch / o->chunk, o->chunk, ranks, ranks * o->chunk);
+    }
+    c.batch = o->batch / ranks;
     c.chunk = o->chunk;
     c.H = c.W = o->image_size;
     c.disc_start = o->stage_disc_start;
@@ -265,6 +275,7 @@ tokenizer_config_t options_tokenizer(const options_t* o) {
     c.semantic_measure = (semantic_measure_t)o->sem_measure;
     c.recompute = o->recompute;
     c.fold = o->fold;
+    c.zero = o->zero;
     c.lr = o->stage_lr;
     c.disc_lr = o->stage_disc_lr;
     c.beta1 = o->beta1;

@@ -7,7 +7,8 @@
 // Names and shapes are those of the public checkpoints. One thing differs in memory: convolution weights are
 // (OC, C, K, K) in files and (OC, K, K, C) here (LAYOUT_CONV); params_to_file_order and back transpose them.
 //
-// Trained is the part of the buffers from `first` on: what a stage freezes stands before what it trains.
+// Trained is the part of the buffers from `first` on: what a stage freezes stands before what it trains. Several
+// processes may share the optimiser's state, each keeping a part of it (common/replicas.h).
 // Look next at common/checkpoint.h, which reads and writes tables, and common/vit.h, which registers one.
 #pragma once
 #include <stdarg.h>
@@ -121,15 +122,18 @@ size_t param_count(const param_table_t* table, size_t begin, size_t end) {
 typedef struct {
     param_table_t table;
     size_t first;       // offset of the first trained tensor; table.total: all frozen
-    floatX* values;     // (total)          what the operations read
-    floatS* full;       // (total)          full-precision weights, also of what is frozen, so that a file gets back the
-                        //                  numbers that came from one; where floatX is floatS, the memory of values;
-                        //                  NULL in a table that is frozen whole: nobody saves that
-    floatS* master;     // (total - first)  full + first: what is trained
-    floatS* grads;      // (total - first)
-    floatS* m;          // (total - first)  Adam's first moment
-    floatS* v;          // (total - first)  and second
-    floatS* ema[2];     // (total - first)  moving averages, or NULL
+    int ranks, rank;    // set before params_allocate where several processes share the optimiser's state; else 0
+    size_t shard_begin; // this process holds the state of the trained values from here on,
+    size_t shard;       // so many of them; alone: all
+    floatX* values;     // (first + ranks shard) what the operations read; behind `total` padding
+    floatS* frozen;     // (first) full-precision weights of what is frozen, so that a file gets back the numbers that
+                        //         came from one; NULL where values are full-precision themselves, and in a table that is
+                        //         frozen whole, which nobody saves
+    floatS* grads;      // (ranks shard) of all trained values
+    floatS* master;     // (shard)  full-precision weights; where floatX is floatS, the memory of values
+    floatS* m;          // (shard)  Adam's first moment
+    floatS* v;          // (shard)  and second
+    floatS* ema[2];     // (shard)  moving averages, or NULL
     int64_t t;          // optimiser steps taken
 } params_t;
 
@@ -141,42 +145,56 @@ static inline floatS* params_grad(const params_t* p, size_t offset) {
 }
 
 static inline size_t params_trained(const params_t* p) { return p->table.total - p->first; }
+static inline int params_ranks(const params_t* p) { return p->ranks > 1 ? p->ranks : 1; }
+
+// Is a weight kept twice, as floatX for the operations and in full precision?
+enum { PARAMS_TWICE = sizeof(floatX) != sizeof(floatS) };
+
+// Values that each of `ranks` processes holds the state of: equal parts, aligned. Alone: exactly all.
+static inline size_t params_shard(size_t trained, int ranks) {
+    if (ranks <= 1) return trained;
+    size_t unit = (size_t)ranks * PARAM_ALIGNMENT;
+    return (trained + unit - 1) / unit * PARAM_ALIGNMENT;
+}
 
 // Bytes of all buffers of a table of which everything from `first` on is trained, with `n_ema` averages.
-size_t params_bytes(const param_table_t* table, size_t first, int n_ema) {
-    size_t trained = table->total - first;
-    size_t full = trained && sizeof(floatX) != sizeof(floatS) ? table->total : 0;
-    return table->total * sizeof(floatX) + (full + (trained ? 3 + n_ema : 0) * trained) * sizeof(floatS);
+size_t params_bytes(const param_table_t* table, size_t first, int n_ema, int ranks) {
+    size_t trained = table->total - first, shard = params_shard(trained, ranks);
+    size_t padded = shard * (ranks > 1 ? ranks : 1);
+    size_t floats = trained ? padded + (2 + n_ema + PARAMS_TWICE) * shard + PARAMS_TWICE * first : 0;
+    return (first + padded) * sizeof(floatX) + floats * sizeof(floatS);
+}
+
+static inline void* params_buffer(size_t bytes, const char* what) {
+    void* p = device_malloc(bytes, what);
+    device_zero(p, bytes, 0);
+    return p;
 }
 
 // Allocates the buffers for the tensors registered so far. Gradients and moments start at zero.
 void params_allocate(params_t* p, size_t first, int n_ema, const char* what) {
     p->first = first;
-    p->values = (floatX*)device_malloc(p->table.total * sizeof(floatX), what);
-    device_zero(p->values, p->table.total * sizeof(floatX), 0);
-    size_t bytes = params_trained(p) * sizeof(floatS);
-    if (!bytes) return;
-    if (sizeof(floatX) == sizeof(floatS)) {
-        p->full = (floatS*)p->values;
+    size_t trained = params_trained(p);
+    p->shard = params_shard(trained, p->ranks);
+    p->shard_begin = p->shard * (p->ranks > 1 ? p->rank : 0);
+    size_t padded = p->shard * params_ranks(p), bytes = p->shard * sizeof(floatS);
+    p->values = (floatX*)params_buffer((first + padded) * sizeof(floatX), what);
+    if (!trained) return;
+    p->grads = (floatS*)params_buffer(padded * sizeof(floatS), what);
+    if (PARAMS_TWICE) {
+        p->frozen = (floatS*)params_buffer(first * sizeof(floatS), what);
+        p->master = (floatS*)params_buffer(bytes, what);
     } else {
-        p->full = (floatS*)device_malloc(p->table.total * sizeof(floatS), what);
-        device_zero(p->full, p->table.total * sizeof(floatS), 0);
+        p->master = (floatS*)(p->values + first + p->shard_begin);
     }
-    p->master = p->full + first;
-    floatS** buffers[5] = {&p->grads, &p->m, &p->v, &p->ema[0], &p->ema[1]};
-    for (int i = 0; i < 3 + n_ema; i++) {
-        *buffers[i] = (floatS*)device_malloc(bytes, what);
-        device_zero(*buffers[i], bytes, 0);
-    }
-}
-
-// Are the full-precision weights another memory than what the operations read?
-static inline int params_full_apart(const params_t* p) {
-    return p->full && (const void*)p->full != (const void*)p->values;
+    p->m = (floatS*)params_buffer(bytes, what);
+    p->v = (floatS*)params_buffer(bytes, what);
+    for (int i = 0; i < n_ema; i++) p->ema[i] = (floatS*)params_buffer(bytes, what);
 }
 
 void params_free(params_t* p) {
-    if (params_full_apart(p)) device_free(p->full);
+    if (PARAMS_TWICE) device_free(p->master);
+    device_free(p->frozen);
     device_free(p->values);
     device_free(p->grads);
     device_free(p->m);
@@ -200,10 +218,27 @@ size_t params_longest(const param_table_t* table) {
     return longest;
 }
 
-// Sets n weights from the host, in memory order: what the operations read, and the full-precision copy.
+// Writes n values, those of the trained range from `begin` on, to a buffer of this process's shard: the part that lies
+// in it.
+static inline void params_store_shard(const params_t* p, floatS* shard, size_t begin, const floatS* host, size_t n) {
+    size_t low = begin > p->shard_begin ? begin : p->shard_begin, end = p->shard_begin + p->shard;
+    size_t high = begin + n < end ? begin + n : end;
+    if (low >= high) return;
+    copy_to_device(shard + (low - p->shard_begin), host + (low - begin), (high - low) * sizeof(floatS), 0);
+}
+
+// Sets n weights of one tensor from the host, in memory order: what the operations read, and the full-precision copy.
 void params_store(params_t* p, size_t offset, const floatS* host, size_t n) {
     copy_floats_to_device(p->values + offset, host, n);
-    if (params_full_apart(p)) copy_to_device(p->full + offset, host, n * sizeof(floatS), 0);
+    if (!PARAMS_TWICE || !p->master) return;
+    if (offset >= p->first) params_store_shard(p, p->master, offset - p->first, host, n);
+    else copy_to_device(p->frozen + offset, host, n * sizeof(floatS), 0);
+}
+
+// Reads n weights of a frozen tensor, in memory order.
+void params_read_frozen(const params_t* p, size_t offset, floatS* host, size_t n) {
+    if (p->frozen) copy_to_host(host, p->frozen + offset, n * sizeof(floatS), 0);
+    else copy_floats_to_host(host, p->values + offset, n);
 }
 
 // Fills every value by its initialiser. A number depends on (seed, tensor's name, element), so that adding a tensor
@@ -263,17 +298,18 @@ void params_from_file_order(floatS* memory, const floatS* file, const param_t* t
 
 typedef enum { PARAM_VALUE, PARAM_ADAM_M, PARAM_ADAM_V, PARAM_EMA0, PARAM_EMA1 } param_kind_t;
 
-// Where a tensor's moment or average stands; only trained tensors have one.
-static inline floatS* params_state(const params_t* p, param_kind_t kind, const param_t* t) {
+// The buffer of this kind: (shard) values.
+static inline floatS* params_state(const params_t* p, param_kind_t kind) {
     floatS* buffers[5] = {p->master, p->m, p->v, p->ema[0], p->ema[1]};
-    return buffers[kind] + (t->offset - p->first);
+    return buffers[kind];
 }
 
-// Copies one tensor to `host` (count values, file order). `memory` is working space of the same size.
-void params_get(const params_t* p, param_kind_t kind, const param_t* t, floatS* host, floatS* memory) {
-    if (kind != PARAM_VALUE) copy_to_host(memory, params_state(p, kind, t), t->count * sizeof(floatS), 0);
-    else if (p->full) copy_to_host(memory, p->full + t->offset, t->count * sizeof(floatS), 0);
-    else copy_floats_to_host(memory, p->values + t->offset, t->count);
+// Copies one tensor to `host` (count values, file order). `state` is the buffer of the wanted kind, whole: of a process
+// that is alone params_state(), else what replicas_collect() gathered; a frozen tensor has a value only. `memory` is
+// working space of the tensor's size.
+void params_get(const params_t* p, const floatS* state, const param_t* t, floatS* host, floatS* memory) {
+    if (t->offset < p->first) params_read_frozen(p, t->offset, memory, t->count);
+    else copy_to_host(memory, state + (t->offset - p->first), t->count * sizeof(floatS), 0);
     params_to_file_order(host, memory, t);
 }
 
@@ -281,17 +317,12 @@ void params_get(const params_t* p, param_kind_t kind, const param_t* t, floatS* 
 void params_set(params_t* p, param_kind_t kind, const param_t* t, const floatS* host, floatS* memory) {
     params_from_file_order(memory, host, t);
     if (kind == PARAM_VALUE) params_store(p, t->offset, memory, t->count);
-    else copy_to_device(params_state(p, kind, t), memory, t->count * sizeof(floatS), 0);
+    else params_store_shard(p, params_state(p, kind), t->offset - p->first, memory, t->count);
 }
 
 // A moving average starts as a copy of what it averages.
 void params_start_averages(params_t* p) {
     for (int i = 0; i < 2; i++) {
-        if (p->ema[i]) copy_on_device(p->ema[i], p->master, params_trained(p) * sizeof(floatS), 0);
+        if (p->ema[i]) copy_on_device(p->ema[i], p->master, p->shard * sizeof(floatS), 0);
     }
-}
-
-// Exchanges the trained weights with their moving average; a second call puts them back, bit for bit.
-void params_exchange_ema(params_t* p, int which, stream_t s) {
-    exchange_weights(p->values + p->first, p->master, p->ema[which], params_trained(p), s);
 }

@@ -32,6 +32,8 @@
 #include "common/plan.h"
 // defines: params_t, params_at, params_grad
 #include "common/params.h"
+// defines: comm_t, replicas_mean_grads, replicas_sum_squares, replicas_update
+#include "common/replicas.h"
 // defines: ema_gamma, ema_power_beta
 #include "common/ema.h"
 // defines: vit_t, vit_forward, vit_backward, vit_last_fc2_gradient
@@ -61,7 +63,8 @@ typedef struct {
     int adapter_hidden;
     // the run
     int stage;          // 1, 2 or 3
-    int batch, chunk;   // images a step; images of a group, a divisor of batch
+    int batch, chunk;   // images a step of this process; images of a group, a divisor of batch
+    int zero;           // several processes share the optimiser's state (replicas.h)
     int H, W;           // image size, multiples of the down-sampling factor
     int64_t disc_start; // the GAN acts from this step on
     double w_lpips, w_gan, w_sem;
@@ -95,6 +98,7 @@ typedef struct {
 
 typedef struct {
     tokenizer_config_t config;
+    comm_t* comm;         // set before tokenizer_allocate where several processes train together, else NULL
     int chunks;           // groups of the batch
     int GH, GW, z;        // latent size and channels
     int extra;            // images of the second stream of stage 2: batch, one chunk, or 0
@@ -264,6 +268,10 @@ void tokenizer_plan(tokenizer_t* t) {
 
 // Allocates parameters and step memory. Parameters are zero until initialised or loaded.
 void tokenizer_allocate(tokenizer_t* t) {
+    if (t->comm && t->config.zero) {
+        t->params.ranks = t->disc_params.ranks = t->comm->size;
+        t->params.rank = t->disc_params.rank = t->comm->rank;
+    }
     params_allocate(&t->params, tokenizer_first_trained(t), 2, "the tokenizer's parameters");
     params_allocate(&t->disc_params, 0, 0, "the discriminator's parameters");
     params_allocate(&t->lpips_params, t->lpips_params.table.total, 0, "LPIPS's parameters");
@@ -439,14 +447,18 @@ void tokenizer_discriminator_loss(tokenizer_t* t, stream_t s) {
     patchgan_update_running(&t->disc, &t->fake, s);
 }
 
-// |gradient|^2 of encoder, adapter, decoder and discriminator.
-void tokenizer_gradient_squares(tokenizer_t* t, int gan, stream_t s) {
-    size_t begin[4] = {0, t->adapter_begin, t->decoder_begin, t->params.table.total};
+// Averages the gradients over the processes, and measures |gradient|^2 of encoder, adapter, decoder and discriminator.
+void tokenizer_finish_gradients(tokenizer_t* t, int gan, stream_t s) {
+    params_t *p = &t->params, *d = &t->disc_params;
+    size_t begin[4] = {0, t->adapter_begin, t->decoder_begin, p->table.total};
+    replicas_mean_grads(p, t->comm, s);
     for (int i = 0; i < 3; i++) {
-        const floatS* grad = params_grad(&t->params, begin[i]);
-        if (grad) sum_squares(t->measures.squares + i, grad, 1, begin[i + 1] - begin[i], s);
+        if (begin[i] < p->first) continue; // frozen
+        replicas_sum_squares(t->measures.squares + i, p, t->comm, begin[i] - p->first, begin[i + 1] - p->first, s);
     }
-    if (gan) sum_squares(t->measures.squares + 3, t->disc_params.grads, 1, t->disc_params.table.total, s);
+    if (!gan) return;
+    replicas_mean_grads(d, t->comm, s);
+    replicas_sum_squares(t->measures.squares + 3, d, t->comm, 0, d->table.total, s);
 }
 
 // Forward and both backwards of step number `step` (from 0) on the images in t->x. Leaves all gradients and measures.
@@ -473,7 +485,7 @@ void tokenizer_gradients_of_x(tokenizer_t* t, int64_t step, stream_t s) {
         if (encoder) vit_backward(&t->encoder, &t->params, t->de, s);
     }
     if (gan) tokenizer_discriminator_loss(t, s);
-    tokenizer_gradient_squares(t, gan, s);
+    tokenizer_finish_gradients(t, gan, s);
 }
 
 // The same on the images in t->bytes.
@@ -490,14 +502,13 @@ void tokenizer_update(tokenizer_t* t, int64_t step, stream_t s) {
     p->t++;
     adam_t adam = {c->lr, c->beta1, c->beta2, c->eps, 0, p->t,
                    {ema_power_beta(t->ema_exponent[0], p->t), ema_power_beta(t->ema_exponent[1], p->t)}};
-    adam_update(p->values + p->first, p->master, p->m, p->v, p->ema[0], p->ema[1], p->grads, params_trained(p), adam,
-                s);
+    replicas_update(p, adam, t->comm, s);
     params_t* d = &t->disc_params;
     d->t++;
     if (!tokenizer_gan_is_on(t, step)) return;
     adam.lr = c->disc_lr;
     adam.t = d->t;
-    adam_update(d->values, d->master, d->m, d->v, NULL, NULL, d->grads, params_trained(d), adam, s);
+    replicas_update(d, adam, t->comm, s);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -644,6 +655,8 @@ tokenizer_report_t tokenizer_read(const tokenizer_t* t, floatS* host, stream_t s
     r.omega_g = tokenizer_mean(m->omega_g, n);
     r.omega_s = tokenizer_mean(m->omega_s, n);
     for (int i = 0; i < n; i++) r.clamped += m->clamped_g[i] != 0 || m->clamped_s[i] != 0;
-    for (int i = 0; i < 4; i++) r.norm[i] = sqrt((double)m->squares[i]);
+    for (int i = 0; i < 4; i++) {
+        r.norm[i] = sqrt((double)m->squares[i] * replicas_square_factor(i < 3 ? &t->params : &t->disc_params));
+    }
     return r;
 }

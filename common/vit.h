@@ -324,11 +324,10 @@ void vit_plan_work(vit_t* v, plan_t* work) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Folding
 
-// One tensor on the host, in full precision; free() it.
+// One frozen tensor on the host, in full precision; free() it.
 static inline floatS* vit_read(const params_t* p, size_t offset, size_t n) {
     floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "a tensor to fold");
-    if (p->full) copy_to_host(host, p->full + offset, n * sizeof(floatS), 0);
-    else copy_floats_to_host(host, p->values + offset, n);
+    params_read_frozen(p, offset, host, n);
     return host;
 }
 

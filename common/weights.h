@@ -503,7 +503,7 @@ void weights_save(const params_t* p, const char* our_prefix, const char* path, c
     for (int i = 0; i < p->table.n; i++) {
         const param_t* t = &p->table.items[i];
         if (!weights_has_prefix(t->name, our_prefix)) continue;
-        params_get(p, PARAM_VALUE, t, file, memory);
+        params_get(p, params_state(p, PARAM_VALUE), t, file, memory);
         safetensors_writer_data(&w, file, t->count);
     }
     free(memory);

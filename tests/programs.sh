@@ -7,7 +7,8 @@ set -u
     exit 1
 }
 build=$(cd "$1" && pwd)
-images=$(pwd)/tests/images
+here=$(pwd)
+images=$here/tests/images
 export ASAN_OPTIONS=detect_leaks=0 # a program that ends with a message frees nothing, and need not
 export OMP_NUM_THREADS=1 # a user's threads are the subject of one test, and waste time in the others
 passed=0

@@ -54,7 +54,7 @@ static void test_counts(const char* stage, size_t trained, size_t frozen) {
     for (int i = 0; i < 7; i++) argv[i] = words[i];
     memset(&options, 0, sizeof options);
     options_parse(&options, &cli, 7, argv);
-    tokenizer_register(&t, options_tokenizer(&options));
+    tokenizer_register(&t, options_tokenizer(&options, 1));
     const param_table_t *table = &t.params.table, *disc = &t.disc_params.table, *lpips = &t.lpips_params.table;
     size_t first = tokenizer_first_trained(&t), all = table->total;
     check_count("encoder with adapter", param_count(table, 0, t.decoder_begin), 304435296);
@@ -230,9 +230,9 @@ static void test_averages(void) {
     check(!same_bits(p->ema[0], p->master, n) && !same_bits(p->ema[0], p->ema[1], n), "two updates: three things");
     floatX* values = copy_buffer(p->values, p->table.total);
     floatS* average = copy_buffer(p->ema[1], n);
-    params_exchange_ema(p, 1, 0);
+    replicas_exchange_ema(p, 1, NULL, 0);
     check(same_bits(p->values + p->first, average, n) && same_bits(p->ema[1], values + p->first, n), "exchanged");
-    params_exchange_ema(p, 1, 0);
+    replicas_exchange_ema(p, 1, NULL, 0);
     check(same_bits(p->values, values, p->table.total) && same_bits(p->ema[1], average, n), "and back");
     free(values);
     free(average);
@@ -248,7 +248,7 @@ static void save_checkpoint(tokenizer_t* t, const char* path) {
     for (int i = 0; i < t->z; i++) mean[i] = (floatS)(0.1 * i), std[i] = (floatS)(1 + i);
     int64_t steps = t->params.t;
     checkpoint_info_t info = {t->config.stage, steps, steps * t->config.batch, 0, 0, 0, "{\"ch\": 8}"};
-    check(checkpoint_save(path, t, &info, mean, std, error, sizeof error), "saved");
+    check(checkpoint_save(path, t, &info, mean, std, error, sizeof error, 0), "saved");
     check(!error[0], error);
 }
 

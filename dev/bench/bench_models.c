@@ -148,7 +148,7 @@ static void bench_step(const bench_t* bench, int stage) {
     snprintf(name, sizeof name, "step%d", stage);
     char* arguments[] = {(char*)"bench_models", (char*)"-preset", (char*)"mini", (char*)"-stage", number};
     options_parse(&options, &cli, 5, arguments);
-    tokenizer_register(t, options_tokenizer(&options));
+    tokenizer_register(t, options_tokenizer(&options, 1));
     tokenizer_plan(t);
     tokenizer_allocate(t);
     params_init(&t->params, 1);

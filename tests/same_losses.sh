@@ -1,0 +1,64 @@
+# same_losses.sh: runs the three stages of the nano tokenizer in another build and in the CPU build, with the same flags from
+# the same checkpoints, and compares the losses of every step. Sourced behind tests/programs.sh by the scripts that use it:
+#     same_losses FOLDER STEPS TOLERANCE [FLAGS...]     FOLDER: the other build's, with train_tokenizer in it
+# A loss may differ by TOLERANCE relative to its own size, and logits (of order 1) by TOLERANCE.
+
+# compare_losses FILE FILE TOLERANCE: two JSON-lines logs; prints the largest difference
+compare_losses() {
+    paste "$1" "$2" | awk -v tolerance="$3" '
+        function value(line, key,   at) {
+            if (!match(line, "\"" key "\": [-+.0-9a-z]+")) return "none"
+            at = length(key) + 4
+            return substr(line, RSTART + at, RLENGTH - at) + 0
+        }
+        function off(key, floor,   a, b, size, e) {
+            a = value(lines[1], key); b = value(lines[2], key)
+            size = a < 0 ? -a : a
+            if (size < floor) size = floor
+            e = a - b; if (e < 0) e = -e
+            e = size > 0 ? e / size : 0
+            if (!(e <= worst)) { worst = e; where = key " of step " value(lines[1], "step") ": " a " and " b }
+        }
+        {
+            if (split($0, lines, "\t") != 2) { print "the logs have different lengths"; bad = 1; exit }
+            off("l1", 0); off("lpips", 0); off("nll", 0); off("discriminator", 0)
+            off("generator", 1); off("real", 1); off("fake", 1)
+            off("semantic", 1e-3)
+            if (!n) off("norm_decoder", 0) # later ones show how Adam enlarges rounding, not what a step computes
+            n++
+        }
+        END {
+            if (bad) exit 1
+            if (!n) { print "no steps were logged"; exit 1 }
+            printf "%d steps, largest difference %.1e (%s)\n", n, worst, where
+            exit !(worst <= tolerance)
+        }'
+}
+
+same_losses() {
+    other=$(cd "$1" && pwd)
+    steps=$2
+    tolerance=$3
+    label=$(basename "$1")
+    shift 3
+    for stage in 1 2 3; do
+        from=""
+        [ "$stage" -eq 1 ] || from="-from base/stage$((stage - 1)).safetensors"
+        # the start of the stage after this one; the same for every build
+        [ -s "base/stage$stage.safetensors" ] || {
+            # shellcheck disable=SC2086
+            expect "stage $stage in the CPU build" 0 '' train -stage "$stage" $from -out base -steps 4 "$@"
+        }
+        # shellcheck disable=SC2086
+        expect "stage $stage in the CPU build, $steps steps" 0 '' train -stage "$stage" $from -out "cpu_$label" -steps "$steps" \
+            -log_every 1 "$@"
+        # shellcheck disable=SC2086
+        expect "stage $stage in $label" 0 '' "$other/train_tokenizer" -data shapes $nano -stage "$stage" $from -out "out_$label" \
+            -steps "$steps" -log_every 1 "$@"
+        if compare_losses "cpu_$label/stage$stage.jsonl" "out_$label/stage$stage.jsonl" "$tolerance" >difference 2>&1; then
+            ok "stage $stage: losses of $label and of the CPU build within $tolerance: $(cat difference)"
+        else
+            fail "stage $stage: losses of $label and of the CPU build within $tolerance" "$(cat difference)"
+        fi
+    done
+}

@@ -1,0 +1,73 @@
+#!/bin/sh
+# Several processes train as one would: the same losses at the same global batch, for 2 and 4 ranks, with the optimiser's state
+# whole or spread (-zero 1); resuming, also with another number of ranks; an end of one rank is the end of all.
+# The comparison runs in double, where the order of a sum does not show in the digits that are printed.
+# Usage: sh tests/test_ranks.sh BUILD_FOLDER; the program in double stands beside it, in double/
+. tests/programs.sh "$1"
+. "$here/tests/same_losses.sh"
+command -v mpirun >/dev/null 2>&1 || {
+    echo "skipped: no mpirun (make deps)"
+    finish
+}
+double=$(dirname "$build")/double/train_tokenizer
+[ -x "$double" ] || { fail "the program in double is there" "make build/double/train_tokenizer"; finish; }
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+steps=6
+flags="-batch 16 -lr 1e-3 -disc_lr 1e-3 -disc_start 2,0,0 -log_every 1"
+
+# ranks N PROGRAM FLAGS...: the program in N processes
+ranks() {
+    n=$1
+    program=$2
+    shift 2
+    # shellcheck disable=SC2086
+    mpirun --oversubscribe -n "$n" "$program" -data shapes $nano $flags "$@"
+}
+
+# shellcheck disable=SC2086
+for stage in 1 2 3; do
+    from=""
+    [ "$stage" -eq 1 ] || from="-from one/stage$((stage - 1)).safetensors"
+    expect "stage $stage, one process" 0 '' "$double" -data shapes $nano $flags -stage $stage $from -out one -steps $steps
+    for kind in "2 0" "2 1" "4 1"; do
+        n=${kind% *}
+        zero=${kind#* }
+        expect "stage $stage, $n ranks, -zero $zero" 0 '' ranks "$n" "$double" -stage $stage $from -out "n$n-$zero" -steps $steps -zero "$zero"
+        if compare_losses one/stage$stage.jsonl "n$n-$zero/stage$stage.jsonl" 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
+        else fail "stage $stage, $n ranks, -zero $zero: the losses of one" "$(cat difference)"; fi
+    done
+done
+
+# resuming: bit for bit with the same ranks; with others as exactly as they agree at all
+program=$build/train_tokenizer
+expect "2 ranks in one go" 0 '' ranks 2 "$program" -stage 1 -out whole -steps $steps -zero 1
+expect "2 ranks, half of it" 0 '' ranks 2 "$program" -stage 1 -out halves -steps $((steps / 2)) -zero 1
+expect "2 ranks, the rest" 0 '' ranks 2 "$program" -stage 1 -out halves -steps $steps -zero 1
+check "the same bytes" cmp whole/stage1.safetensors halves/stage1.safetensors
+expect "4 ranks, half of it" 0 '' ranks 4 "$double" -stage 1 -out moved -steps $((steps / 2)) -zero 1
+# shellcheck disable=SC2086
+expect "one process, the rest" 0 '' "$double" -data shapes $nano $flags -stage 1 -out moved -steps $steps
+if compare_losses one/stage1.jsonl moved/stage1.jsonl 1e-3 >difference; then ok "as one process alone: $(cat difference)"
+else fail "resumed with another number of ranks" "$(cat difference)"; fi
+
+# errors
+expect "chunks that cannot be shared" 1 'cannot share equally; give a multiple' ranks 3 "$program" -stage 1 -out bad -steps 2
+check "only one rank's output is seen" test "$(grep -c '^parameters' out)" -le 1
+ranks 2 "$program" -stage 1 -out killed -steps 100000 >out 2>said &
+job=$!
+tries=0
+while [ ! -s killed/stage1.jsonl ] && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+victim=$(pgrep -f -- "$program.* -out killed" | tail -n 1)
+kill -9 "$victim" 2>/dev/null
+tries=0
+while kill -0 $job 2>/dev/null && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
+if kill -0 $job 2>/dev/null; then
+    fail "a killed rank ends the others within ten seconds"
+    kill $job
+else
+    ok "a killed rank ends the others within ten seconds"
+fi
+wait $job
+check "with an exit code" test $? -ne 0
+check "and a message that names it" grep -Eiq 'rank [0-9]+.*(kill|signal)|(kill|signal).*rank [0-9]+' said
+finish
