@@ -1,7 +1,7 @@
 // emulator.cu: the emulator does what CUDA's documentation says, and finds the bugs it is there to find.
 //
-// First each primitive against plain loops. Then planted bugs: each is a small wrong kernel, run in a process of its own, whose
-// report must say the right thing and name the kernel. Look next at dev/emu/emu.h.
+// First each primitive against plain loops. Then planted bugs: each is a small wrong kernel, run in a process of its
+// own, whose report must say the right thing and name the kernel. Look next at dev/emu/emu.h.
 #include <sys/wait.h>
 #include <unistd.h>
 #include "tests/test.h"
@@ -21,7 +21,7 @@ template <typename T> static void take(T* host, T* device, size_t n) {
     device_free(device);
 }
 
-// ---- primitives -------------------------------------------------------------------------------------------------------------
+// ---- primitives -----------------------------------------------------------------------------------------------------
 
 static float float_of_bits(uint32_t bits) { return std::bit_cast<float>(bits); }
 
@@ -112,7 +112,7 @@ static void test_order(void) {
     test_end_case();
 }
 
-enum { SHUFFLES = 10 };
+enum { SHUFFLES = 12 };
 __global__ static void k_shuffle(int* out, const int* in) {
     int lane = threadIdx.x % WARP, x = in[threadIdx.x], i = 0;
     uint32_t all = 0xffffffffu;
@@ -120,14 +120,16 @@ __global__ static void k_shuffle(int* out, const int* in) {
     o[i++] = __shfl_sync(all, x, 5);
     o[i++] = __shfl_sync(all, x, lane * 7, 8);       // taken modulo the width
     o[i++] = __shfl_xor_sync(all, x, 9);
-    o[i++] = __shfl_xor_sync(all, x, 9, 8);          // leaves the group: unchanged
+    o[i++] = __shfl_xor_sync(all, x, 9, 8);          // a later group is out of reach
     o[i++] = __shfl_down_sync(all, x, 3);
     o[i++] = __shfl_down_sync(all, x, 3, 16);
     o[i++] = __shfl_up_sync(all, x, 2);
     o[i++] = __shfl_up_sync(all, x, 2, 4);
     o[i++] = (int)__ballot_sync(all, x & 1);
     uint32_t half = lane < 16 ? 0xffffu : 0xffff0000u; // two collectives at once, in the halves
-    o[i++] = __shfl_xor_sync(half, x, 1) + (int)__ballot_sync(half, x & 2) + 2 * __any_sync(half, x == 77) + 4 * __all_sync(half, x >= 0);
+    o[i++] = __shfl_xor_sync(half, x, 1);
+    o[i++] = (int)__ballot_sync(half, x & 2);
+    o[i++] = __any_sync(half, x == 77) + 2 * __all_sync(half, x >= 0);
 }
 
 static void test_shuffles(void) {
@@ -150,14 +152,16 @@ static void test_shuffles(void) {
                 any |= x[i] == 77;
                 every &= x[i] >= 0;
             }
-            int want[SHUFFLES] = {x[5], x[l / 8 * 8 + l * 7 % 8], x[l ^ 9], l % 16 < 8 ? x[l] : x[l ^ 9], l < 29 ? x[l + 3] : x[l],
-                                  l % 16 < 13 ? x[l + 3] : x[l], l >= 2 ? x[l - 2] : x[l], l % 4 >= 2 ? x[l - 2] : x[l], votes,
-                                  (int)((uint32_t)x[l ^ 1] + (uint32_t)half_votes + 2 * any + 4 * every)};
+            int want[SHUFFLES] = {
+                x[5], x[l / 8 * 8 + l * 7 % 8], x[l ^ 9], (l ^ 9) / 8 > l / 8 ? x[l] : x[l ^ 9],
+                l < 29 ? x[l + 3] : x[l], l % 16 < 13 ? x[l + 3] : x[l], l >= 2 ? x[l - 2] : x[l],
+                l % 4 >= 2 ? x[l - 2] : x[l], votes, x[l ^ 1], half_votes, any + 2 * every,
+            };
             for (int i = 0; i < SHUFFLES; i++) wrong += out[t * SHUFFLES + i] != want[i];
         }
     }
     emu_set_order(0);
-    check(wrong == 0, "64 threads, 10 collectives, 3 orders");
+    check(wrong == 0, "64 threads, 12 results, 3 orders");
     test_end_case();
 }
 
@@ -189,7 +193,9 @@ static void test_sums(void) {
     for (int i = 0; i < N; i++) {
         double warp = 0;
         for (int j = 0; j < 32; j++) warp += in[i / 32 * 32 + j];
-        error = fmax(error, fmax(fabs(out[i * 3] - warp), fmax(fabs(out[i * 3 + 1] - sum), fabs(out[i * 3 + 2] - most))));
+        error = fmax(error, fabs(out[i * 3] - warp));
+        error = fmax(error, fabs(out[i * 3 + 1] - sum));
+        error = fmax(error, fabs(out[i * 3 + 2] - most));
     }
     check_error("sums", error, 1e-5);
     test_end_case();
@@ -426,7 +432,7 @@ static void test_runtime(void) {
     test_end_case();
 }
 
-// ---- planted bugs -----------------------------------------------------------------------------------------------------------
+// ---- planted bugs ---------------------------------------------------------------------------------------------------
 
 __global__ static void bug_barrier(void) {
     if (threadIdx.x < 40) __syncthreads();
@@ -619,30 +625,49 @@ static void run_misaligned_float(void) { launch<bug_misaligned_float>(1, 1, 0, s
 
 // Each bug, and what its report must say, in this order.
 static const struct { void (*run)(void); const char* says[4]; } bugs[] = {
-    {run_barrier, {"barrier not reached by all threads in kernel bug_barrier,", "thread (0,0,0)", "40 of 64", "thread (40,0,0) has finished"}},
-    {run_two_barriers, {"threads of one block wait at different barriers in kernel bug_two_barriers", "thread (32,0,0)"}},
-    {run_collective, {"warp collective not reached by all lanes of its mask in kernel bug_collective,", "__shfl_xor_sync", "0x00000080", "thread (7,0,0) has finished"}},
-    {run_collective_at_barrier, {"warp collective not reached by all", "bug_collective_at_barrier", "thread (7,0,0) waits at __syncthreads"}},
+    {run_barrier, {"barrier not reached by all threads in kernel bug_barrier,", "thread (0,0,0)", "40 of 64",
+                   "thread (40,0,0) has finished"}},
+    {run_two_barriers, {"threads of one block wait at different barriers in kernel bug_two_barriers",
+                        "thread (32,0,0)"}},
+    {run_collective, {"warp collective not reached by all lanes of its mask in kernel bug_collective,",
+                      "__shfl_xor_sync", "0x00000080", "thread (7,0,0) has finished"}},
+    {run_collective_at_barrier, {"warp collective not reached by all", "bug_collective_at_barrier",
+                                 "thread (7,0,0) waits at __syncthreads"}},
     {run_mask, {"wrong mask in kernel bug_mask", "thread (16,0,0)", "mask 0x0000ffff"}},
     {run_mask_of_absent_lanes, {"wrong mask in kernel bug_collective", "24 lanes"}},
-    {run_mixed_collectives, {"different collectives in kernel bug_mixed_collectives", "thread (16,0,0)", "__syncwarp", "thread (0,0,0) is in __shfl_sync"}},
-    {run_shared_bounds, {"shared memory out of bounds in kernel bug_shared_bounds", "thread (9,0,0)", "132 to 135 of an array of 128"}},
-    {run_shared_array, {"array outside of shared memory in kernel bug_shared_array", "17 elements of 4 bytes at byte 64, of 128"}},
+    {run_mixed_collectives, {"different collectives in kernel bug_mixed_collectives", "thread (16,0,0)", "__syncwarp",
+                             "thread (0,0,0) waits at __shfl_sync"}},
+    {run_shared_bounds, {"shared memory out of bounds in kernel bug_shared_bounds", "thread (9,0,0)",
+                         "132 to 135 of an array of 128"}},
+    {run_shared_array, {"array outside of shared memory in kernel bug_shared_array",
+                        "17 elements of 4 bytes at byte 64, of 128"}},
     {run_shared_misaligned, {"misaligned access in kernel bug_shared_misaligned", "thread (0,0,0)"}},
-    {run_unwritten, {"read of shared memory that was never written in kernel bug_unwritten", "block (1,0,0), thread (31,0,0)", "byte 124"}},
-    {run_no_barrier, {"race in shared memory in kernel bug_no_barrier,", "block (1,0,0), thread (1,0,0)", "reads here what thread (0,0,0) wrote"}},
-    {run_no_barrier_behind, {"race in shared memory in kernel bug_no_barrier_behind", "thread (32,0,0)", "reads here what thread (31,0,0) wrote"}},
-    {run_no_syncwarp, {"race in shared memory in kernel bug_no_syncwarp", "thread (0,0,0)", "what thread (1,0,0) wrote"}},
-    {run_syncwarp_of_another_warp, {"race in shared memory in kernel bug_syncwarp_of_another_warp", "thread (32,0,0)", "reads here what thread (0,0,0) wrote"}},
-    {run_syncwarp_of_a_half, {"race in shared memory in kernel bug_syncwarp_of_a_half", "thread (16,0,0)", "writes here what thread (0,0,0) read"}},
-    {run_write_behind_lanes, {"race in shared memory in kernel bug_write_behind_reads", "thread (31,0,0)", "writes here what several lanes of warp 0 read"}},
-    {run_write_behind_warps, {"race in shared memory in kernel bug_write_behind_reads", "thread (63,0,0)", "writes here what several warps read"}},
-    {run_write_of_another_warp, {"race in shared memory in kernel bug_write_of_another_warp", "thread (63,0,0)", "writes here what several lanes of warp 0 read"}},
-    {run_same_element, {"race in shared memory in kernel bug_same_element", "thread (1,0,0)", "writes here what thread (0,0,0) wrote"}},
+    {run_unwritten, {"read of shared memory that was never written in kernel bug_unwritten",
+                     "block (1,0,0), thread (31,0,0)", "byte 124"}},
+    {run_no_barrier, {"race in shared memory in kernel bug_no_barrier,", "block (1,0,0), thread (1,0,0)",
+                      "reads here what thread (0,0,0) wrote"}},
+    {run_no_barrier_behind, {"race in shared memory in kernel bug_no_barrier_behind", "thread (32,0,0)",
+                             "reads here what thread (31,0,0) wrote"}},
+    {run_no_syncwarp, {"race in shared memory in kernel bug_no_syncwarp", "thread (0,0,0)",
+                       "what thread (1,0,0) wrote"}},
+    {run_syncwarp_of_another_warp, {"race in shared memory in kernel bug_syncwarp_of_another_warp", "thread (32,0,0)",
+                                    "reads here what thread (0,0,0) wrote"}},
+    {run_syncwarp_of_a_half, {"race in shared memory in kernel bug_syncwarp_of_a_half", "thread (16,0,0)",
+                              "writes here what thread (0,0,0) read"}},
+    {run_write_behind_lanes, {"race in shared memory in kernel bug_write_behind_reads", "thread (31,0,0)",
+                              "writes here what several lanes of warp 0 read"}},
+    {run_write_behind_warps, {"race in shared memory in kernel bug_write_behind_reads", "thread (63,0,0)",
+                              "writes here what several warps read"}},
+    {run_write_of_another_warp, {"race in shared memory in kernel bug_write_of_another_warp", "thread (63,0,0)",
+                                 "writes here what several lanes of warp 0 read"}},
+    {run_same_element, {"race in shared memory in kernel bug_same_element", "thread (1,0,0)",
+                        "writes here what thread (0,0,0) wrote"}},
     {run_no_wait, {"cp_async_16 is still copying to in kernel bug_no_wait", "thread (0,0,0)", "issued it"}},
     {run_wait_for_the_first, {"cp_async_16 is still copying to in kernel bug_wait_for_the_first", "byte 16 "}},
-    {run_wait_without_barrier, {"race in shared memory in kernel bug_wait_without_barrier", "thread (1,0,0)", "reads here what thread (0,0,0) wrote"}},
-    {run_ldmatrix_race, {"race in shared memory in kernel bug_ldmatrix_race", "thread (0,0,0)", "what thread (1,0,0) wrote"}},
+    {run_wait_without_barrier, {"race in shared memory in kernel bug_wait_without_barrier", "thread (1,0,0)",
+                                "reads here what thread (0,0,0) wrote"}},
+    {run_ldmatrix_race, {"race in shared memory in kernel bug_ldmatrix_race", "thread (0,0,0)",
+                         "what thread (1,0,0) wrote"}},
     {run_misaligned, {"misaligned 16-byte access in kernel bug_misaligned", "thread (1,0,0)"}},
     {run_too_much_shared, {"too much shared memory in kernel nothing", "232452 bytes"}},
     {run_block_size, {"bad block size in kernel nothing", "(1025,1,1)"}},
@@ -650,10 +675,14 @@ static const struct { void (*run)(void); const char* says[4]; } bugs[] = {
     {run_host_pointer, {"not to device memory", "takes_pointer"}},
     {run_copy_direction, {"copy of the wrong kind"}},
 #if EMU_ASAN
-    {run_device_read, {"memory error in kernel bug_device_read", "thread (3,0,0)", "0 bytes behind the end of a block of 256 bytes", "READ of size 4"}},
-    {run_device_write, {"memory error in kernel bug_device_write<0>, block (1,0,0), thread (3,0,0)", "0 bytes behind the end of a block of 256 bytes", "WRITE of size 4"}},
-    {run_device_far, {"memory error in kernel bug_device_write<1000>, block (1,0,0), thread (3,0,0)", "4000 bytes behind", "WRITE of size 4"}},
-    {run_device_before, {"memory error in kernel bug_device_before", "4 bytes before a block of 256", "WRITE of size 4"}},
+    {run_device_read, {"memory error in kernel bug_device_read", "thread (3,0,0)",
+                       "0 bytes behind the end of a block of 256 bytes", "READ of size 4"}},
+    {run_device_write, {"memory error in kernel bug_device_write<0>, block (1,0,0), thread (3,0,0)",
+                        "0 bytes behind the end of a block of 256 bytes", "WRITE of size 4"}},
+    {run_device_far, {"memory error in kernel bug_device_write<1000>, block (1,0,0), thread (3,0,0)",
+                      "4000 bytes behind", "WRITE of size 4"}},
+    {run_device_before, {"memory error in kernel bug_device_before", "4 bytes before a block of 256",
+                         "WRITE of size 4"}},
     {run_freed, {"memory error in kernel bug_freed", "thread (0,0,0)", "heap-use-after-free", "WRITE of size 4"}},
     {run_copy_source, {"memory error in kernel bug_copy_source", "thread (0,0,0)", "0 bytes behind the end"}},
     {run_scratch, {"memory error in kernel bug_scratch", "scratch memory was asked for up to byte 100"}},
@@ -678,7 +707,9 @@ static void test_bug(int i) {
     }
     close(ends[1]);
     size_t n = 0;
-    for (ssize_t got; (got = read(ends[0], text + n, sizeof text - 1 - n)) > 0 && n < sizeof text - 1;) n += (size_t)got;
+    for (ssize_t got = 1; got > 0 && n < sizeof text - 1; n += got > 0 ? (size_t)got : 0) {
+        got = read(ends[0], text + n, sizeof text - 1 - n);
+    }
     text[n] = 0;
     close(ends[0]);
     int status;
@@ -694,7 +725,7 @@ static void test_bug(int i) {
     test_end_case();
 }
 
-// ---- bugs that show in the result -------------------------------------------------------------------------------------------
+// ---- bugs that show in the result -----------------------------------------------------------------------------------
 
 // The bytes that `run` leaves in `result` are the same in every order of the threads.
 static bool same_in_every_order(void (*run)(void* context), void* context, const void* result, size_t bytes) {
@@ -715,7 +746,7 @@ static bool same_in_every_order(void (*run)(void* context), void* context, const
 __global__ static void bug_depends_on_order(float* out) { // the last one wins
     out[0] = (float)threadIdx.x;
 }
-__global__ static void bug_neighbour_in_device_memory(float* out) { // a barrier is missing, and device memory is not watched
+__global__ static void bug_neighbour_in_device_memory(float* out) { // a barrier is missing
     out[1 + threadIdx.x] = (float)threadIdx.x;
     if (threadIdx.x == 0) out[0] = out[1 + 32];
 }

@@ -1,9 +1,10 @@
 // block.h: how the threads of a block run: one after the other, on one core, each until it must wait.
 //
-// A thread that waits for nobody runs on the stack of the one before it, so a kernel without barriers costs a loop. A thread
-// that waits keeps its stack (a fiber) and the next one gets another. Which thread comes next is decided by emu_set_order: the
-// first that can run, or a random one; a correct kernel gives the same bits in every order. When nobody can run and somebody
-// waits, the barrier or collective can never be completed: that is reported with who is missing.
+// A thread that waits for nobody runs on the stack of the one before it, so a kernel without barriers costs a loop. A
+// thread that waits keeps its stack (a fiber) and the next one gets another. Which thread comes next is decided by
+// emu_set_order: the first that can run, or a random one; a correct kernel gives the same bits in every order. When
+// nobody can run and somebody waits, the barrier or collective can never be completed: that is reported with who is
+// missing.
 //
 // Time counts the barriers: dev/emu/shared.h orders accesses to shared memory by it.
 // Look next at dev/emu/shared.h.
@@ -69,7 +70,7 @@ struct emu_t {
 };
 inline emu_t emu;
 
-// ---- reports ----------------------------------------------------------------------------------------------------------------
+// ---- reports --------------------------------------------------------------------------------------------------------
 
 struct emu_text { char s[96]; };
 static inline emu_text emu_thread_name(int t) {
@@ -82,11 +83,13 @@ static inline emu_text emu_thread_name(int t) {
 // " in kernel k, block (x,y,z), thread (x,y,z)"
 static inline void emu_print_place(FILE* f) {
     if (!emu.kernel) return;
-    fprintf(f, " in kernel %s, block (%u,%u,%u), %s", emu.kernel, blockIdx.x, blockIdx.y, blockIdx.z, emu_thread_name(emu.current).s);
+    fprintf(f, " in kernel %s, block (%u,%u,%u), %s", emu.kernel, blockIdx.x, blockIdx.y, blockIdx.z,
+            emu_thread_name(emu.current).s);
 }
 
 // Says what is wrong, where, and ends the program.
-[[noreturn]] __attribute__((noinline, format(printf, 2, 3))) static void emu_report(const char* what, const char* format, ...) {
+[[noreturn]] __attribute__((noinline, format(printf, 2, 3))) static void emu_report(const char* what,
+                                                                                    const char* format, ...) {
     va_list list;
     va_start(list, format);
     fflush(stdout);
@@ -100,7 +103,8 @@ static inline void emu_print_place(FILE* f) {
     abort();
 }
 
-// The lanes that have not arrived in the collective that thread t waits in. A lane may wait in another one, of other lanes.
+// The lanes that have not arrived in the collective that thread t waits in. A lane may wait in another one, of other
+// lanes.
 static inline uint32_t emu_missing_lanes(int t) {
     uint32_t mask = emu.thread[t].mask, missing = mask & ~emu.warp[t / 32].waiting;
     if (missing) return missing;
@@ -112,9 +116,9 @@ static inline uint32_t emu_missing_lanes(int t) {
 static inline emu_text emu_whereabouts(int t) {
     emu_text text;
     emu_thread* thread = &emu.thread[t];
+    const char* at = emu.state[t] == EMU_AT_BARRIER ? "__syncthreads" : thread->collective;
     if (emu.state[t] == EMU_DONE) snprintf(text.s, sizeof text.s, "has finished the kernel");
-    else if (emu.state[t] == EMU_AT_BARRIER) snprintf(text.s, sizeof text.s, "waits at __syncthreads, %.60s:%d", thread->file, thread->line);
-    else snprintf(text.s, sizeof text.s, "waits in %.20s, %.40s:%d", thread->collective, thread->file, thread->line);
+    else snprintf(text.s, sizeof text.s, "waits at %.24s, %.50s:%d", at, thread->file, thread->line);
     return text;
 }
 
@@ -127,19 +131,22 @@ static inline emu_text emu_whereabouts(int t) {
         uint32_t missing = emu_missing_lanes(t);
         int other = t / 32 * 32 + __builtin_ctz(missing);
         emu_report("warp collective not reached by all lanes of its mask", "%s, %s:%d, waits for lanes 0x%08x: %s %s",
-                   thread->collective, thread->file, thread->line, missing, emu_thread_name(other).s, emu_whereabouts(other).s);
+                   thread->collective, thread->file, thread->line, missing, emu_thread_name(other).s,
+                   emu_whereabouts(other).s);
     }
     int waits = 0, other = 0;
     while (emu.state[waits] != EMU_AT_BARRIER) waits++;
     while (emu.state[other] == EMU_AT_BARRIER) other++;
     emu.current = waits;
-    emu_report("barrier not reached by all threads", "%d of %d wait at __syncthreads, %s:%d; %s %s", emu.at_barrier, emu.threads,
+    emu_report("barrier not reached by all threads", "%d of %d wait at __syncthreads, %s:%d; %s %s", emu.at_barrier,
+               emu.threads,
                emu.thread[waits].file, emu.thread[waits].line, emu_thread_name(other).s, emu_whereabouts(other).s);
 }
 
-// ---- order ------------------------------------------------------------------------------------------------------------------
+// ---- order ----------------------------------------------------------------------------------------------------------
 
-// 0: threads and blocks in order. Else another order at each choice, given by the seed. The environment's EMU_ORDER is the start.
+// 0: threads and blocks in order. Else another order at each choice, given by the seed. The environment's EMU_ORDER is
+// the start.
 static inline void emu_set_order(uint64_t seed) {
     emu.order = emu.random = seed;
     emu.order_set = true;
@@ -173,7 +180,7 @@ static inline int emu_pick(void) {
     return t;
 }
 
-// ---- running ----------------------------------------------------------------------------------------------------------------
+// ---- running --------------------------------------------------------------------------------------------------------
 
 static inline void emu_drop_copies(emu_thread* thread); // dev/emu/shared.h
 
@@ -232,11 +239,9 @@ static inline void __syncthreads(EMU_HERE) {
     if (emu.at_barrier++ == 0) {
         emu.barrier_file = file;
         emu.barrier_line = line;
-    } else if (emu.barrier_line != line || emu.barrier_file != file) {
-        if (strcmp(emu.barrier_file, file) || emu.barrier_line != line) {
-            emu_report("threads of one block wait at different barriers", "this one at %s:%d, others at %s:%d", file, line,
-                       emu.barrier_file, emu.barrier_line);
-        }
+    } else if (emu.barrier_line != line || (emu.barrier_file != file && strcmp(emu.barrier_file, file))) {
+        emu_report("threads of one block wait at different barriers", "this one at %s:%d, others at %s:%d", file, line,
+                   emu.barrier_file, emu.barrier_line);
     }
     if (emu.at_barrier == emu.threads) {
         emu.at_barrier = 0;
@@ -265,7 +270,8 @@ static inline void emu_run_block(uint3 index) {
 }
 
 // Every block of a grid. With an order, blocks run in steps of a stride that has no factor in common with their number.
-static inline void emu_run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, size_t most_shared, void (*call)(void*), void* arguments) {
+static inline void emu_run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, size_t most_shared,
+                           void (*call)(void*), void* arguments) {
     size_t threads = (size_t)block.x * block.y * block.z, blocks = (size_t)grid.x * grid.y * grid.z;
     if (emu.kernel) emu_report("a kernel launches a kernel", "%s", name);
     emu.kernel = name; // for the reports
@@ -273,13 +279,16 @@ static inline void emu_run(const char* name, dim3 grid, dim3 block, size_t share
     emu.thread[0].index = {0, 0, 0};
     blockIdx = {0, 0, 0};
     if (threads < 1 || threads > EMU_MOST_THREADS || block.z > 64) {
-        emu_report("bad block size", "(%u,%u,%u) threads; 1 to 1024 are possible, z up to 64", block.x, block.y, block.z);
+        emu_report("bad block size", "(%u,%u,%u) threads; 1 to 1024 are possible, z up to 64", block.x, block.y,
+                   block.z);
     }
     if (blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
-        emu_report("bad grid size", "(%u,%u,%u) blocks; x must be 1 to 2^31 - 1, y and z 1 to 65535", grid.x, grid.y, grid.z);
+        emu_report("bad grid size", "(%u,%u,%u) blocks; x must be 1 to 2^31 - 1, y and z 1 to 65535", grid.x, grid.y,
+                   grid.z);
     }
     if (shared_bytes > most_shared) {
-        emu_report("too much shared memory", "%zu bytes asked for, of %zu that a block can have", shared_bytes, most_shared);
+        emu_report("too much shared memory", "%zu bytes asked for, of %zu that a block can have", shared_bytes,
+                   most_shared);
     }
     if (!emu.order_set) emu_set_order(getenv("EMU_ORDER") ? strtoull(getenv("EMU_ORDER"), NULL, 10) : 0);
     emu.launches++;
@@ -289,7 +298,9 @@ static inline void emu_run(const char* name, dim3 grid, dim3 block, size_t share
     emu.shared_bytes = shared_bytes;
     blockDim = block;
     gridDim = grid;
-    for (unsigned t = 0; t < threads; t++) emu.thread[t].index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
+    for (unsigned t = 0; t < threads; t++) {
+        emu.thread[t].index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
+    }
     size_t stride = 1, b = 0;
     if (emu.order) {
         stride = 1 + emu_random() % blocks;
@@ -307,7 +318,7 @@ static inline void emu_run(const char* name, dim3 grid, dim3 block, size_t share
     emu.kernel = NULL;
 }
 
-// The kernel's name out of __PRETTY_FUNCTION__: "... [with auto kernel = name<4>; ..." or "... [kernel = &name<4>, ...".
+// The kernel's name out of __PRETTY_FUNCTION__: "... [with auto kernel = name<4>; ...", or "... [kernel = &name, ...".
 static inline const char* emu_kernel_name(const char* pretty) {
     const char* from = strstr(pretty, "kernel = ");
     from = from ? from + strlen("kernel = ") : pretty;
@@ -316,8 +327,7 @@ static inline const char* emu_kernel_name(const char* pretty) {
     for (int depth = 0; from[n]; n++) {
         if (from[n] == '<' || from[n] == '(') depth++;
         if (from[n] == '>' || from[n] == ')') depth--;
-        if (depth == 0 && (from[n] == ';' || from[n] == ',')) break;
-        if (depth == 0 && from[n] == ']') break;
+        if (depth == 0 && strchr(";,]", from[n])) break;
         if (depth == 1 && from[n] == '(') break; // the parameters' types
     }
     char* name = (char*)malloc(n + 1);
@@ -328,7 +338,10 @@ static inline const char* emu_kernel_name(const char* pretty) {
 
 template <typename T> static inline void emu_check_argument(const char* kernel, const T& argument) {
     if constexpr (std::is_pointer_v<T>) {
-        if (emu_is_no_device_memory(argument)) emu_report("a kernel is given a pointer that is not to device memory", "%p, to %s; the host's memory, or freed", (const void*)argument, kernel);
+        if (emu_is_no_device_memory(argument)) {
+            emu_report("a kernel is given a pointer that is not to device memory",
+                       "%p, to %s; the host's memory, or freed", (const void*)argument, kernel);
+        }
     }
     (void)kernel, (void)argument;
 }

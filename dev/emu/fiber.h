@@ -1,9 +1,9 @@
-// fiber.h: a second stack to run on. A fiber is switched to like a call and resumes where it left; only the registers that a
-// call must preserve are exchanged, so a switch costs about as much as a function call.
+// fiber.h: a second stack to run on. A fiber is switched to like a call and resumes where it left; only the registers
+// that a call must preserve are exchanged, so a switch costs about as much as a function call.
 //
-// Stacks are mapped once and kept for the life of the program. Below each lies a page that may not be touched: a kernel that
-// needs more stack ends there instead of damaging its neighbour. AddressSanitizer is told of every switch: it keeps track of
-// the limits of the stack and of the objects on it.
+// Stacks are mapped once and kept for the life of the program. Below each lie pages that may not be touched: a kernel
+// that needs more stack ends there instead of damaging its neighbour. AddressSanitizer is told of every switch: it
+// keeps track of the limits of the stack and of the objects on it.
 // Look next at dev/emu/block.h.
 #pragma once
 #include <stdint.h>
@@ -47,17 +47,20 @@ asm(".pushsection .text\n"
     "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
     "    ret\n"
     ".popsection\n");
-enum { EMU_SAVED_WORDS = 8, EMU_ENTRY_WORD = 6 }; // six registers, the address that `ret` takes, and one that keeps the stack aligned
+// six registers, the address that `ret` takes, and a word that keeps the stack aligned
+enum { EMU_SAVED_WORDS = 8, EMU_ENTRY_WORD = 6 };
 #elif defined(__aarch64__)
 asm(".pushsection .text\n"
     "emu_switch_stack:\n"
     "    sub sp, sp, #160\n"
     "    stp x19, x20, [sp]\n    stp x21, x22, [sp, #16]\n    stp x23, x24, [sp, #32]\n    stp x25, x26, [sp, #48]\n"
-    "    stp x27, x28, [sp, #64]\n    stp x29, x30, [sp, #80]\n    stp d8, d9, [sp, #96]\n    stp d10, d11, [sp, #112]\n"
+    "    stp x27, x28, [sp, #64]\n    stp x29, x30, [sp, #80]\n"
+    "    stp d8, d9, [sp, #96]\n    stp d10, d11, [sp, #112]\n"
     "    stp d12, d13, [sp, #128]\n    stp d14, d15, [sp, #144]\n"
     "    mov x2, sp\n    str x2, [x0]\n    mov sp, x1\n"
     "    ldp x19, x20, [sp]\n    ldp x21, x22, [sp, #16]\n    ldp x23, x24, [sp, #32]\n    ldp x25, x26, [sp, #48]\n"
-    "    ldp x27, x28, [sp, #64]\n    ldp x29, x30, [sp, #80]\n    ldp d8, d9, [sp, #96]\n    ldp d10, d11, [sp, #112]\n"
+    "    ldp x27, x28, [sp, #64]\n    ldp x29, x30, [sp, #80]\n"
+    "    ldp d8, d9, [sp, #96]\n    ldp d10, d11, [sp, #112]\n"
     "    ldp d12, d13, [sp, #128]\n    ldp d14, d15, [sp, #144]\n"
     "    add sp, sp, #160\n"
     "    ret\n"
@@ -90,7 +93,7 @@ static inline void emu_switch_to(emu_fiber* to) {
     emu_after_switch();
 }
 
-// A fiber that will start in `entry`, which never returns: a free one (it then resumes in its switch) or one that is made.
+// A fiber that will start in `entry`, which never returns; or a free one, which did so and stopped in its switch.
 static inline emu_fiber* emu_take_fiber(void (*entry)(void)) {
     emu_fiber* fiber = emu_free_fibers;
     if (fiber) {
@@ -98,7 +101,8 @@ static inline emu_fiber* emu_take_fiber(void (*entry)(void)) {
         return fiber;
     }
     static size_t made = 0;
-    char* low = (char*)mmap(NULL, EMU_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char* low = (char*)mmap(NULL, EMU_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                            -1, 0);
     if (low == MAP_FAILED || mprotect(low, EMU_STACK_GUARD, PROT_NONE)) {
         fprintf(stderr, "emulator: no memory for a thread's stack\n");
         abort();

@@ -1,17 +1,18 @@
 // runtime.h: the part of the CUDA runtime that common/cuda/device.cuh uses, on ordinary memory.
 //
-// Device memory begins as bytes of 0xff (NaN) and lies between two zones that may not be touched. It is open to kernels and
-// copies, and closed while the host's own code runs. AddressSanitizer stops the program at a forbidden access, also to memory
-// that was freed, and the kernel, block and thread are printed with it. (A build without it has none of these checks.)
-// Everything is done when it is asked for, except that what is copied to the host arrives when the host has waited for it.
+// Device memory begins as bytes of 0xff (NaN) and lies between two zones that may not be touched. It is open to kernels
+// and copies, and closed while the host's own code runs. AddressSanitizer stops the program at a forbidden access, also
+// to memory that was freed, and the kernel, block and thread are printed with it. (A build without it has none of these
+// checks.) Everything is done when it is asked for, except that what is copied to the host arrives when the host has
+// waited for it.
 // Look next at dev/emu/cublaslt.h.
 #pragma once
 #include <time.h>
 // defines: emu, emu_report, EMU_ASAN
 #include "dev/emu/block.h"
 
-typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600 } cudaError_t;
-typedef enum { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault } cudaMemcpyKind;
+typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 } cudaError_t;
+typedef enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 } cudaMemcpyKind;
 typedef struct emu_stream { int unused; }* cudaStream_t;
 typedef struct emu_event { double milliseconds; }* cudaEvent_t;
 struct cudaDeviceProp {
@@ -21,7 +22,8 @@ struct cudaDeviceProp {
 };
 
 static inline const char* cudaGetErrorString(cudaError_t status) {
-    return status == cudaSuccess ? "no error" : status == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
+    if (status == cudaSuccess) return "no error";
+    return status == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
 }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceCount(int* count) { *count = 1; return cudaSuccess; }
@@ -32,9 +34,10 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
     return cudaSuccess;
 }
 
-// ---- memory -----------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------
 
-// How often memory was allocated or freed, and how often the host waited, since the program began: a training step does neither.
+// How often memory was allocated or freed, and how often the host waited, since the program began: a training step does
+// neither.
 static inline size_t emu_allocations(void) { return emu.allocations; }
 static inline size_t emu_synchronisations(void) { return emu.synchronisations; }
 
@@ -90,7 +93,8 @@ static inline emu_memory* emu_find_memory(const void* p) {
     }
     return NULL;
 }
-static inline bool emu_is_no_device_memory(const void* p) { return p && !emu_find_memory(p); } // a kernel can read page-locked memory
+// Page-locked memory of the host passes: kernels can read it.
+static inline bool emu_is_no_device_memory(const void* p) { return p && !emu_find_memory(p); }
 
 static inline cudaError_t emu_allocate(void** p, size_t bytes, bool pinned) {
     emu.allocations++;
@@ -130,8 +134,8 @@ static inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
     return cudaSuccess;
 }
 
-// From here on [p, p + bytes) is scratch memory that nobody has written, and what lies behind it in its block is forbidden.
-// The cost follows what changes, not the block.
+// From here on [p, p + bytes) is scratch memory that nobody has written, and what lies behind it in its block is
+// forbidden. The cost follows what changes, not the block.
 static inline void emu_fresh(void* p, size_t bytes) {
     emu_memory* b = emu_find_memory(p);
     size_t usable = (size_t)((char*)p - b->p) + bytes;
@@ -143,7 +147,7 @@ static inline void emu_fresh(void* p, size_t bytes) {
     emu_close();
 }
 
-// ---- copies -----------------------------------------------------------------------------------------------------------------
+// ---- copies ---------------------------------------------------------------------------------------------------------
 
 struct emu_arrival { // a copy to the host that it has not waited for
     void *to, *data;
@@ -179,7 +183,8 @@ static inline cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, c
     emu_close();
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind, cudaStream_t = 0) {
+static inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind,
+                                          cudaStream_t = 0) {
     emu_check_copy(dst, src, bytes, kind);
     emu_open();
     if (kind == cudaMemcpyDeviceToHost) {
@@ -202,7 +207,7 @@ static inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cuda
 }
 static inline cudaError_t cudaMemset(void* p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes); }
 
-// ---- streams and events -----------------------------------------------------------------------------------------------------
+// ---- streams and events ---------------------------------------------------------------------------------------------
 
 static inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
     *stream = (cudaStream_t)calloc(1, sizeof **stream);
@@ -211,12 +216,19 @@ static inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { emu_arrive(); free(stream); return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { emu.synchronisations++; emu_arrive(); return cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    emu.synchronisations++;
+    emu_arrive();
+    return cudaSuccess;
+}
 static inline cudaError_t cudaDeviceSynchronize(void) { return cudaStreamSynchronize(0); }
 static inline cudaError_t cudaStreamQuery(cudaStream_t) { emu_arrive(); return cudaSuccess; }
 static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
 
-static inline cudaError_t cudaEventCreate(cudaEvent_t* event) { *event = (cudaEvent_t)calloc(1, sizeof **event); return cudaSuccess; }
+static inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
+    *event = (cudaEvent_t)calloc(1, sizeof **event);
+    return cudaSuccess;
+}
 static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSuccess; }
 static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = 0) {
@@ -225,14 +237,18 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = 0) {
     event->milliseconds = (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
     return cudaSuccess;
 }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { emu.synchronisations++; emu_arrive(); return cudaSuccess; }
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
+    emu.synchronisations++;
+    emu_arrive();
+    return cudaSuccess;
+}
 static inline cudaError_t cudaEventQuery(cudaEvent_t) { emu_arrive(); return cudaSuccess; }
 static inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
     *milliseconds = (float)(to->milliseconds - from->milliseconds);
     return cudaSuccess;
 }
 
-// ---- the sanitizers' reports ------------------------------------------------------------------------------------------------
+// ---- the sanitizers' reports ----------------------------------------------------------------------------------------
 
 // Called at the start of a report: these add what the sanitizers cannot know.
 #if EMU_ASAN
@@ -242,12 +258,19 @@ extern "C" __attribute__((used)) void __asan_on_error(void) {
     emu_print_place(stderr);
     fprintf(stderr, ": address %p", (const void*)p);
     emu_memory* b = p ? emu_find_memory(p) : NULL;
-    const char* kind = b && b->pinned ? "page-locked host" : "device";
-    if (b && p < b->p) fprintf(stderr, ", %td bytes before a block of %zu bytes of %s memory", b->p - p, b->bytes, kind);
-    else if (b && p < b->p + b->bytes) fprintf(stderr, ", byte %td of a block of %zu bytes of %s memory", p - b->p, b->bytes, kind);
-    else if (b) fprintf(stderr, ", %td bytes behind the end of a block of %zu bytes of %s memory", p - b->p - (ptrdiff_t)b->bytes, b->bytes, kind);
-    if (b && p >= b->p + b->usable && p < b->p + b->bytes) fprintf(stderr, "; scratch memory was asked for up to byte %zu", b->usable);
-    else if (b && !b->pinned && !emu_is_open) fprintf(stderr, "; the host's code may not touch device memory");
+    if (b) {
+        const char* end = b->p + b->bytes;
+        bool inside = p >= b->p && p < end;
+        const char* where = inside ? "bytes into" : p < b->p ? "bytes before" : "bytes behind the end of";
+        ptrdiff_t distance = inside ? p - b->p : p < b->p ? b->p - p : p - end;
+        const char* kind = b->pinned ? "page-locked host" : "device";
+        fprintf(stderr, ", %td %s a block of %zu bytes of %s memory", distance, where, b->bytes, kind);
+        if (inside && p >= b->p + b->usable) {
+            fprintf(stderr, "; scratch memory was asked for up to byte %zu", b->usable);
+        } else if (inside && !b->pinned && !emu_is_open) {
+            fprintf(stderr, "; the host's code may not touch device memory");
+        }
+    }
     fprintf(stderr, "\n");
 }
 extern "C" __attribute__((used)) void __ubsan_on_report(void) {

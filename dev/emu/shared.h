@@ -1,13 +1,15 @@
 // shared.h: the shared memory of a block, with a memory of its own of who did what to it.
 //
-// shared<T> is what T* is on a GPU. It knows the array that it came from; an element read or written through it is checked:
-// inside the array, aligned, written since the block began (a block finds the bytes 0xff, which are NaN), and not in a race. A
-// race is two accesses, one of them a write, by two threads that no barrier stands between: __syncthreads, or __syncwarp inside
-// a warp. (Shuffles and votes do not order memory, says the CUDA programming guide, so they do not here.)
+// shared<T> is what T* is on a GPU. It knows the array that it came from; an element read or written through it is
+// checked: inside the array, aligned, written since the block began (a block finds the bytes 0xff, which are NaN), and
+// not in a race. A race is two accesses, one of them a write, by two threads that no barrier stands between:
+// __syncthreads, or __syncwarp inside a warp. (Shuffles and votes do not order memory, says the CUDA programming guide,
+// so they do not here.)
 //
-// For every two bytes the last writer and the readers since are kept, with the time, which is a count of barriers. Of several
-// readers that nothing has ordered only "several lanes of this warp" or "several warps" is remembered, which suffices: the
-// next write must then come behind a barrier of all of these. Times grow from block to block, so nothing is cleared between.
+// For every two bytes the last writer and the readers since are kept, with the time, which is a count of barriers. Of
+// several readers that nothing has ordered only "several lanes of this warp" or "several warps" is remembered, which
+// suffices: the next write must then come behind a barrier of all of these. Times grow from block to block, so nothing
+// is cleared between.
 //
 // cp_async_16 reserves its 16 bytes at once (any access before the wait is an error) and copies at the wait.
 // Look next at dev/emu/warp.h.
@@ -45,8 +47,9 @@ static inline void emu_begin_shared(size_t bytes) {
 EMU_UNCHECKED static inline bool emu_before(int p, uint32_t time) {
     int q = emu.current, warp = q / 32;
     if (time < emu.barrier_time || p == q) return true;
-    if (p < EMU_MOST_THREADS) return p / 32 == warp && (time < emu.warp[warp].synchronised || time < emu.warp[warp].pair[p % 32][q % 32]);
-    return p == EMU_WARP_OF_READERS + warp && time < emu.warp[warp].synchronised;
+    bool by_warp = time < emu.warp[warp].synchronised;
+    if (p < EMU_MOST_THREADS) return p / 32 == warp && (by_warp || time < emu.warp[warp].pair[p % 32][q % 32]);
+    return p == EMU_WARP_OF_READERS + warp && by_warp;
 }
 
 static inline emu_text emu_party(int p) {
@@ -58,54 +61,61 @@ static inline emu_text emu_party(int p) {
     return text;
 }
 
-[[noreturn]] __attribute__((noinline)) static void emu_report_race(int64_t at, int p, const char* did, const char* does) {
-    emu_report("race in shared memory", "%s here what %s %s, with no barrier between (byte %lld of shared memory)", does,
-               emu_party(p).s, did, (long long)at);
+#define EMU_REPORTS [[noreturn]] __attribute__((noinline)) static
+EMU_REPORTS void emu_report_race(emu_cell* c, int p, const char* did, const char* does) {
+    emu_report("race in shared memory",
+               "this thread %s here what %s %s, with no barrier between (byte %td of shared memory)", does,
+               emu_party(p).s, did, (c - emu_cells) * 2);
+}
+EMU_REPORTS void emu_report_pending(emu_cell* c, bool is_read) {
+    emu_report(is_read ? "read of shared memory that a cp_async_16 is still copying to"
+                       : "write to shared memory that a cp_async_16 is still copying to",
+               "byte %td of shared memory; %s issued it and has not waited", (c - emu_cells) * 2,
+               emu_party(c->writer).s);
+}
+EMU_REPORTS void emu_report_unwritten(emu_cell* c) {
+    emu_report("read of shared memory that was never written",
+               "byte %td of shared memory; nobody writes it, or a barrier is missing that waits for its writer",
+               (c - emu_cells) * 2);
 }
 
 // The current thread reads, or writes, the bytes [at, at + bytes).
 EMU_UNCHECKED static inline void emu_note_read(int64_t at, int bytes) {
-    int q = emu.current;
+    int q = emu.current, warp = EMU_WARP_OF_READERS + q / 32;
     for (emu_cell *c = emu_cells + at / 2, *end = c + bytes / 2; c < end; c++) {
-        if (c->written < emu.block_time) {
-            emu_report("read of shared memory that was never written",
-                       "byte %lld of shared memory; nobody writes it, or a barrier is missing that waits for its writer",
-                       (long long)((c - emu_cells) * 2));
-        }
-        if (c->written == EMU_PENDING) {
-            emu_report("read of shared memory that a cp_async_16 is still copying to", "byte %lld of shared memory; %s issued it and has not waited",
-                       (long long)((c - emu_cells) * 2), emu_party(c->writer).s);
-        }
-        if (!emu_before(c->writer, c->written)) emu_report_race((c - emu_cells) * 2, c->writer, "wrote", "this thread reads");
+        if (c->written < emu.block_time) emu_report_unwritten(c);
+        if (c->written == EMU_PENDING) emu_report_pending(c, true);
+        if (!emu_before(c->writer, c->written)) emu_report_race(c, c->writer, "wrote", "reads");
         if (emu_before(c->reader, c->read)) {
             c->reader = (uint16_t)q;
-        } else if (c->reader != EMU_WARP_OF_READERS + q / 32) {
-            c->reader = c->reader < EMU_MOST_THREADS && c->reader / 32 == q / 32 ? EMU_WARP_OF_READERS + q / 32 : EMU_MANY_READERS;
+        } else if (c->reader != warp) {
+            bool one_warp = c->reader < EMU_MOST_THREADS && c->reader / 32 == q / 32;
+            c->reader = (uint16_t)(one_warp ? warp : EMU_MANY_READERS);
         }
         c->read = emu.time;
     }
 }
 EMU_UNCHECKED static inline void emu_note_write(int64_t at, int bytes, int writer) {
     for (emu_cell *c = emu_cells + at / 2, *end = c + bytes / 2; c < end; c++) {
-        if (c->written == EMU_PENDING) {
-            emu_report("write to shared memory that a cp_async_16 is still copying to", "byte %lld of shared memory; %s issued it and has not waited",
-                       (long long)((c - emu_cells) * 2), emu_party(c->writer).s);
-        }
+        if (c->written == EMU_PENDING) emu_report_pending(c, false);
         bool both_atomic = writer == EMU_ATOMIC_WRITER && c->writer == EMU_ATOMIC_WRITER;
-        if (!both_atomic && !emu_before(c->writer, c->written)) emu_report_race((c - emu_cells) * 2, c->writer, "wrote", "this thread writes");
-        if (!emu_before(c->reader, c->read)) emu_report_race((c - emu_cells) * 2, c->reader, "read", "this thread writes");
+        if (!both_atomic && !emu_before(c->writer, c->written)) emu_report_race(c, c->writer, "wrote", "writes");
+        if (!emu_before(c->reader, c->read)) emu_report_race(c, c->reader, "read", "writes");
         c->written = emu.time;
         c->writer = (uint16_t)writer;
     }
 }
 
 // One element, or the 16 bytes that begin with it.
-__attribute__((noinline)) static void emu_check_place(int64_t at, int64_t begin, int64_t end, int bytes, int alignment) {
+__attribute__((noinline)) static void emu_check_place(int64_t at, int64_t begin, int64_t end, int bytes,
+                                                      int alignment) {
     if (at < begin || at + bytes > end) {
         emu_report("shared memory out of bounds", "bytes %lld to %lld of an array of %lld", (long long)(at - begin),
                    (long long)(at - begin + bytes - 1), (long long)(end - begin));
     }
-    if (at % alignment) emu_report("misaligned access", "byte %lld of shared memory is no multiple of %d", (long long)at, alignment);
+    if (at % alignment) {
+        emu_report("misaligned access", "byte %lld of shared memory is no multiple of %d", (long long)at, alignment);
+    }
 }
 
 // a[i]: becomes a value where one is wanted.
@@ -128,7 +138,7 @@ template <typename T> struct emu_element {
         return value;
     }
     operator V() const&& { return read(); }
-    explicit operator float() const&& requires(std::is_class_v<V> && std::is_convertible_v<V, float>) { return (float)read(); }
+    explicit operator float() const&& requires(std::is_same_v<V, __nv_bfloat16>) { return (float)read(); }
     V operator=(V value) const { return write(value); }
     V operator=(const emu_element& other) const { return write(other.read()); }
     template <typename U> V operator=(const emu_element<U>& other) const { return write((V)other.read()); }
@@ -164,15 +174,18 @@ template <typename T> struct shared {
 };
 
 template <typename T> static inline shared<T> shared_array(size_t byte_offset, size_t count) {
-    if (byte_offset % alignof(T)) emu_report("misaligned array in shared memory", "byte %zu is no multiple of %zu", byte_offset, alignof(T));
+    if (byte_offset % alignof(T)) {
+        emu_report("misaligned array in shared memory", "byte %zu is no multiple of %zu", byte_offset, alignof(T));
+    }
     if (byte_offset > emu.shared_bytes || count > (emu.shared_bytes - byte_offset) / sizeof(T)) {
-        emu_report("array outside of shared memory", "%zu elements of %zu bytes at byte %zu, of %zu bytes that the launch asked for", count,
-                   sizeof(T), byte_offset, emu.shared_bytes);
+        emu_report("array outside of shared memory",
+                   "%zu elements of %zu bytes at byte %zu, of %zu bytes that the launch asked for", count, sizeof(T),
+                   byte_offset, emu.shared_bytes);
     }
     return {(int64_t)byte_offset, (int64_t)byte_offset, (int64_t)(byte_offset + count * sizeof(T))};
 }
 
-// ---- sixteen bytes ----------------------------------------------------------------------------------------------------------
+// ---- sixteen bytes --------------------------------------------------------------------------------------------------
 
 static inline void emu_check_device_16(const void* p) {
     if ((uintptr_t)p % 16) emu_report("misaligned 16-byte access", "address %p in device memory", p);
@@ -200,7 +213,7 @@ template <typename T> static inline void store16(shared<T> p, pack<T> value) {
     memcpy(emu_shared + p.at, (const void*)&value, 16);
 }
 
-// ---- asynchronous copies ----------------------------------------------------------------------------------------------------
+// ---- asynchronous copies --------------------------------------------------------------------------------------------
 
 static inline void emu_set_written(int64_t at, uint32_t time) {
     for (int i = 0; i < 8; i++) emu_cells[at / 2 + i].written = time;
@@ -243,10 +256,11 @@ static inline void emu_drop_copies(emu_thread* thread) {
     thread->copy_count = 0;
 }
 
-// ---- atomics ----------------------------------------------------------------------------------------------------------------
+// ---- atomics --------------------------------------------------------------------------------------------------------
 
 template <typename T> static inline void emu_count_atomic(void) { emu.float_atomics += std::is_floating_point_v<T>; }
-static inline size_t emu_float_atomics(void) { return emu.float_atomics; } // their order is not fixed: tests may refuse them
+// How often kernels added floats atomically. The order of such sums is not fixed: tests may refuse them.
+static inline size_t emu_float_atomics(void) { return emu.float_atomics; }
 
 template <typename T> static inline T atomicAdd(T* p, std::type_identity_t<T> x) {
     emu_count_atomic<T>();
@@ -257,7 +271,7 @@ template <typename T> static inline T atomicAdd(T* p, std::type_identity_t<T> x)
 template <typename T> static inline T atomicAdd(shared<T> p, std::type_identity_t<T> x) {
     emu_count_atomic<T>();
     emu_check_place(p.at, p.begin, p.end, sizeof(T), alignof(T));
-    if (emu_cells[p.at / 2].written < emu.block_time) emu_report("read of shared memory that was never written", "byte %lld", (long long)p.at);
+    if (emu_cells[p.at / 2].written < emu.block_time) emu_report_unwritten(&emu_cells[p.at / 2]);
     emu_note_write(p.at, sizeof(T), EMU_ATOMIC_WRITER);
     T old, sum;
     memcpy(&old, emu_shared + p.at, sizeof old);

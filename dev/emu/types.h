@@ -1,7 +1,8 @@
-// types.h: the words of CUDA C++ that are not functions of the emulator: qualifiers, vectors, bf16, and the names that CUDA
-// has in the global namespace beside those of math.h.
+// types.h: the words of CUDA C++ that are not functions of the emulator: qualifiers, vectors, bf16, and the names that
+// CUDA has in the global namespace beside those of math.h.
 //
-// bf16 is the upper half of a float: 1 sign, 8 exponent, 7 mantissa bits. Only conversions exist; arithmetic is float's.
+// bf16 is the upper half of a float: 1 sign, 8 exponent, 7 mantissa bits. Only conversions exist; arithmetic is
+// float's.
 // Look next at dev/emu/fiber.h.
 #pragma once
 #include <bit>
@@ -94,6 +95,7 @@ static inline float exp2_fast(float x) {
     float y = exp2f(x);
     return y < 0x1p-126f ? 0 : y;
 }
+// 1 / x, likewise.
 static inline float reciprocal_fast(float x) {
     float y = 1 / x;
     return fabsf(y) < 0x1p-126f ? 0 : y;

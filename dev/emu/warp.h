@@ -1,8 +1,8 @@
 // warp.h: what the 32 lanes of a warp do together: shuffles, votes, __syncwarp, ldmatrix, mma.
 //
-// A lane leaves what it brings in a record on its stack and waits. The last lane of the mask to arrive does the work for all of
-// them, after which all can run. Lanes must agree on the collective and on the mask, and each must be in its own mask.
-// The layouts of ldmatrix and mma are told in common/cuda/launch.cuh.
+// A lane leaves what it brings in a record on its stack and waits. The last lane of the mask to arrive does the work
+// for all of them, after which all can run. Lanes must agree on the collective and on the mask, and each must be in its
+// own mask. The layouts of ldmatrix and mma are told in common/cuda/launch.cuh.
 // Look next at dev/emu/runtime.h.
 #pragma once
 // defines: emu, emu_report, emu_yield, EMU_HERE
@@ -21,16 +21,19 @@ static inline void emu_collective(const char* name, uint32_t mask, R* record, F 
     emu_thread *self = &emu.thread[t], *lanes = &emu.thread[w * 32];
     emu_warp* warp = &emu.warp[w];
     int exist = emu.threads - w * 32;
-    if (!(mask >> (t % 32) & 1)) emu_report("wrong mask", "%s, %s:%d, is called by lane %d with mask 0x%08x", name, file, line, t % 32, mask);
+    if (!(mask >> (t % 32) & 1)) {
+        emu_report("wrong mask", "%s, %s:%d, is called by lane %d with mask 0x%08x", name, file, line, t % 32, mask);
+    }
     if (exist < 32 && mask >> exist) {
-        emu_report("wrong mask", "%s, %s:%d, has mask 0x%08x, and this warp has %d lanes", name, file, line, mask, exist);
+        emu_report("wrong mask", "%s, %s:%d, has mask 0x%08x; this warp has %d lanes", name, file, line, mask, exist);
     }
     for (uint32_t others = warp->waiting & mask; others; others &= others - 1) {
-        emu_thread* other = &lanes[__builtin_ctz(others)];
+        int o = w * 32 + __builtin_ctz(others);
+        emu_thread* other = &emu.thread[o];
         if (!(other->mask >> (t % 32) & 1)) continue; // in a collective of fewer lanes, and may still come here
         if (other->mask == mask && (other->collective == name || !strcmp(other->collective, name))) continue;
-        emu_report("lanes of a warp in different collectives", "%s, %s:%d, mask 0x%08x; %s is in %s, %s:%d, mask 0x%08x", name, file, line,
-                   mask, emu_thread_name(w * 32 + __builtin_ctz(others)).s, other->collective, other->file, other->line, other->mask);
+        emu_report("lanes of a warp in different collectives", "%s, %s:%d, mask 0x%08x; %s %s, mask 0x%08x", name, file,
+                   line, mask, emu_thread_name(o).s, emu_whereabouts(o).s, other->mask);
     }
     self->collective = name;
     self->mask = mask;
@@ -49,14 +52,15 @@ static inline void emu_collective(const char* name, uint32_t mask, R* record, F 
     emu_yield();
 }
 
-// ---- shuffles ---------------------------------------------------------------------------------------------------------------
+// ---- shuffles -------------------------------------------------------------------------------------------------------
 
 template <typename T> struct emu_shuffled {
     T in, out;
     int source; // lane
 };
 
-template <typename T> static inline T emu_shuffle(const char* name, uint32_t mask, T value, int source, const char* file, int line) {
+template <typename T> static inline T emu_shuffle(const char* name, uint32_t mask, T value, int source,
+                                                  const char* file, int line) {
     emu_shuffled<T> record = {value, value, source};
     emu_collective(name, mask, &record, [](emu_lanes<emu_shuffled<T>>& all) {
         for (int i = 0; i < 32; i++) {
@@ -90,7 +94,7 @@ template <typename T> static inline T __shfl_up_sync(uint32_t mask, T value, uns
     return emu_shuffle("__shfl_up_sync", mask, value, source, file, line);
 }
 
-// ---- votes ------------------------------------------------------------------------------------------------------------------
+// ---- votes ----------------------------------------------------------------------------------------------------------
 
 struct emu_vote {
     bool in;
@@ -105,9 +109,15 @@ static inline uint32_t emu_ballot(const char* name, uint32_t mask, bool yes, con
     }, file, line);
     return record.out;
 }
-static inline uint32_t __ballot_sync(uint32_t mask, int yes, EMU_HERE) { return emu_ballot("__ballot_sync", mask, yes, file, line); }
-static inline int __any_sync(uint32_t mask, int yes, EMU_HERE) { return emu_ballot("__any_sync", mask, yes, file, line) != 0; }
-static inline int __all_sync(uint32_t mask, int yes, EMU_HERE) { return emu_ballot("__all_sync", mask, yes, file, line) == mask; }
+static inline uint32_t __ballot_sync(uint32_t mask, int yes, EMU_HERE) {
+    return emu_ballot("__ballot_sync", mask, yes, file, line);
+}
+static inline int __any_sync(uint32_t mask, int yes, EMU_HERE) {
+    return emu_ballot("__any_sync", mask, yes, file, line) != 0;
+}
+static inline int __all_sync(uint32_t mask, int yes, EMU_HERE) {
+    return emu_ballot("__all_sync", mask, yes, file, line) == mask;
+}
 
 // The warp's barrier: what its lanes did to memory before is seen behind it.
 static inline void __syncwarp(uint32_t mask = 0xffffffffu, EMU_HERE) {
@@ -121,12 +131,14 @@ static inline void __syncwarp(uint32_t mask = 0xffffffffu, EMU_HERE) {
         if (mask == all_lanes) {
             warp->synchronised = emu.time;
         } else {
-            for (int i = 0; i < 32; i++) for (int j = 0; j < 32; j++) if (mask >> i & mask >> j & 1) warp->pair[i][j] = emu.time;
+            for (int i = 0; i < 32; i++) {
+                for (int j = 0; j < 32; j++) if (mask >> i & mask >> j & 1) warp->pair[i][j] = emu.time;
+            }
         }
     }, file, line);
 }
 
-// ---- tensor cores -----------------------------------------------------------------------------------------------------------
+// ---- tensor cores ---------------------------------------------------------------------------------------------------
 
 struct emu_matrix_row {
     int64_t at; // this lane's row of eight bf16
@@ -155,7 +167,8 @@ EMU_UNCHECKED static inline void emu_load_matrices(emu_lanes<emu_matrix_row>& al
     }
 }
 
-static inline void emu_ldmatrix(const char* name, uint32_t* out, shared<const __nv_bfloat16> row, int count, bool transposed, const char* file, int line) {
+static inline void emu_ldmatrix(const char* name, uint32_t* out, shared<const __nv_bfloat16> row, int count,
+                                bool transposed, const char* file, int line) {
     emu_matrix_row record = {row.at, row.begin, row.end, out};
     emu_collective(name, 0xffffffffu, &record,
                    [=](emu_lanes<emu_matrix_row>& all) { emu_load_matrices(all, count, transposed); }, file, line);
