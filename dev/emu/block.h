@@ -103,8 +103,7 @@ static inline void emu_print_place(FILE* f) {
     abort();
 }
 
-// The lanes that have not arrived in the collective that thread t waits in. A lane may wait in another one, of other
-// lanes.
+// The lanes that have not arrived in the collective that thread t waits in. (A lane may wait in one of other lanes.)
 static inline uint32_t emu_missing_lanes(int t) {
     uint32_t mask = emu.thread[t].mask, missing = mask & ~emu.warp[t / 32].waiting;
     if (missing) return missing;
@@ -139,16 +138,17 @@ static inline emu_text emu_whereabouts(int t) {
     while (emu.state[other] == EMU_AT_BARRIER) other++;
     emu.current = waits;
     emu_report("barrier not reached by all threads", "%d of %d wait at __syncthreads, %s:%d; %s %s", emu.at_barrier,
-               emu.threads,
-               emu.thread[waits].file, emu.thread[waits].line, emu_thread_name(other).s, emu_whereabouts(other).s);
+               emu.threads, emu.thread[waits].file, emu.thread[waits].line, emu_thread_name(other).s,
+               emu_whereabouts(other).s);
 }
 
 // ---- order ----------------------------------------------------------------------------------------------------------
 
-// 0: threads and blocks in order. Else another order at each choice, given by the seed. The environment's EMU_ORDER is
-// the start.
+// 0: threads and blocks in order. Else an order that is new at each choice, and the same for the same seed. A program
+// that does not call this takes the environment's EMU_ORDER.
 static inline void emu_set_order(uint64_t seed) {
-    emu.order = emu.random = seed;
+    emu.order = seed;
+    emu.random = seed * 0x9e3779b97f4a7c15ull;
     emu.order_set = true;
 }
 
