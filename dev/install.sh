@@ -1,7 +1,8 @@
 #!/bin/sh
 # Checks for what the CPU build needs. Installs it on Debian and Ubuntu when run as root; otherwise, and with -check, prints
 # the line to run.
-# Needed: a C compiler, zlib, stb. Used where present: OpenBLAS (else portable loops), Fashion-MNIST (else drawn shapes).
+# Needed: a C compiler, zlib, stb. Used where present: OpenBLAS (else portable loops), Fashion-MNIST (else drawn shapes),
+# Open MPI (else a single process, and tests/test_comm.sh skips the collectives).
 set -u
 
 has() { printf '%s\n' "$1" | ${CC:-gcc} -x c - -o /dev/null $2 2>/dev/null; }
@@ -17,6 +18,7 @@ int main(void) { return 0; }' "" || needed="$needed libstb-dev"
 has '#include <cblas.h>
 int main(void) { openblas_set_num_threads(1); return 0; }' -lopenblas || optional="$optional libopenblas-dev"
 [ -f /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] || optional="$optional dataset-fashion-mnist"
+command -v mpicc >/dev/null 2>&1 && command -v mpirun >/dev/null 2>&1 || optional="$optional libopenmpi-dev openmpi-bin"
 [ -z "$needed$optional" ] && exit 0
 
 line="apt-get update && apt-get install -y$needed$optional"

@@ -65,7 +65,7 @@ static inline void nccl_watch(void* context) {
     pthread_mutex_lock(&t->mutex);
     if (t->on_device) {
         cudaSetDevice(t->device); // of this thread
-        if (cudaEventQuery(t->done) != cudaErrorNotReady) t->on_device = 0;
+        if (cudaEventQuery(t->done) == cudaSuccess) t->on_device = 0;
         ncclCommGetAsyncError(t->nccl, &state);
     }
     int late = (t->on_host || t->on_device) && clock_seconds() - c->since > c->time_limit;

@@ -1,0 +1,35 @@
+// trouble.c: ranks that average again and again, until one of them does something it should not. tests/test_comm.sh
+// looks at how the others end.
+//
+// Usage: trouble TIME_LIMIT WHAT     what rank size - 1 does at its third step: fatal, kill, absent, leave, or nothing
+#include <signal.h>
+#include <unistd.h>
+
+#include "common/comm.h"
+
+int main(int argc, char** argv) {
+    if (argc < 3) fatal("usage: trouble TIME_LIMIT WHAT");
+    comm_t comm;
+    memset(&comm, 0, sizeof comm);
+    comm.time_limit = atof(argv[1]);
+    const char* what = argv[2];
+    comm_open(&comm);
+    stream_t s = device_open(0);
+    comm_attach(&comm, s);
+    floatS* values = (floatS*)device_malloc(1000 * sizeof(floatS), "test");
+    device_zero(values, 1000 * sizeof(floatS), 0);
+    for (int step = 0; step < 5; step++) {
+        if (step == 3 && comm.rank == comm.size - 1) {
+            if (!strcmp(what, "fatal")) fatal("step %d: a NaN, say", step);
+            if (!strcmp(what, "kill")) raise(SIGKILL);
+            if (!strcmp(what, "absent")) sleep(60);
+            if (!strcmp(what, "leave")) _exit(0);
+        }
+        comm_mean(&comm, values, 1000, s);
+        if (comm_any(&comm, 0)) fatal("no flag was set");
+    }
+    comm_close(&comm);
+    device_free(values);
+    device_close(s);
+    return 0;
+}
