@@ -22,8 +22,8 @@ static tensor<floatX> behind(tensor<floatX> t, int shift) { return {t.n - shift,
 // Inputs, and the outputs of the reference.
 static conv_tensors_t make_case(conv_case_t t) {
     conv_t c = t.conv;
-    size_t n = (size_t)t.B * t.H * t.W * c.C, n_out = (size_t)t.B * conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
-    size_t n_weight = (size_t)c.OC * c.K * c.K * c.C;
+    size_t n = (size_t)t.B * t.H * t.W * c.C, n_weight = (size_t)c.OC * c.K * c.K * c.C;
+    size_t n_out = (size_t)t.B * conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
     conv_tensors_t v;
     v.x = behind(random_input(n + t.shift), t.shift);
     v.weight = behind(random_input(n_weight + t.shift, 1 / sqrt((double)c.K * c.K * c.C)), t.shift);
@@ -65,7 +65,8 @@ static void test_shapes(stream_t s) {
     for (int k = 0; k < 9; k++) {
         char name[80];
         conv_t conv = {0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]};
-        snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo, conv.pad_hi);
+        snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo,
+                 conv.pad_hi);
         if (!test_case(name)) continue;
         for (int i = 0; i < 5; i++) {
             const int* size = sizes[(i + k) % 4];
@@ -78,7 +79,8 @@ static void test_shapes(stream_t s) {
 
 static void test_sizes(stream_t s) {
     if (test_case("conv2d several tiles of windows and channels, more channels than a slab")) {
-        conv_t same = {72, 136, 3, 1, 1, 1}, half = {64, 80, 4, 2, 1, 1}, matrix = {48, 200, 1, 1, 0, 0}, wide = {8, 64, 3, 1, 1, 1};
+        conv_t same = {72, 136, 3, 1, 1, 1}, half = {64, 80, 4, 2, 1, 1}, matrix = {48, 200, 1, 1, 0, 0};
+        conv_t wide = {8, 64, 3, 1, 1, 1};
         check_conv(s, 3, 7, 9, same, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0);
         check_conv(s, 2, 18, 15, half, ACT_LEAKY, BIAS | MASK, 0);
         check_conv(s, 2, 11, 13, matrix, ACT_NONE, BIAS | RESIDUAL, 0);
@@ -86,7 +88,8 @@ static void test_sizes(stream_t s) {
         test_end_case();
     }
     if (test_case("conv2d one pixel, one window, one channel; tensors at odd addresses")) {
-        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1}, one = {1, 1, 3, 1, 1, 1}, thin = {9, 1, 4, 1, 1, 1};
+        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1};
+        conv_t one = {1, 1, 3, 1, 1, 1}, thin = {9, 1, 4, 1, 1, 1};
         check_conv(s, 1, 1, 1, same, ACT_RELU, BIAS | RESIDUAL | MASK, 0);
         check_conv(s, 1, 2, 2, half, ACT_NONE, 0, 0);
         check_conv(s, 2, 3, 5, one, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0);
@@ -99,7 +102,8 @@ static void test_sizes(stream_t s) {
 // The models' channels with a narrow side.
 static void test_narrow(stream_t s) {
     if (!test_case("conv2d images and logits: 3 -> 64, 128 -> 3, 512 -> 1")) return;
-    conv_t vgg = {3, 64, 3, 1, 1, 1}, first = {3, 64, 4, 2, 1, 1}, out = {128, 3, 3, 1, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
+    conv_t vgg = {3, 64, 3, 1, 1, 1}, first = {3, 64, 4, 2, 1, 1};
+    conv_t out = {128, 3, 3, 1, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
     check_conv(s, 2, 5, 6, vgg, ACT_RELU, BIAS | MASK, 0);
     check_conv(s, 2, 6, 8, first, ACT_LEAKY, BIAS, 0);
     check_conv(s, 2, 5, 6, out, ACT_NONE, BIAS, 0);
@@ -120,13 +124,12 @@ static void run_tiles(stream_t s, void* context) {
     conv_case_t t = *(conv_case_t*)context;
     conv_tensors_t v = make_case(t);
     const floatX* mask = t.with & MASK ? v.x.dev : nullptr;
-    void (*tiles[4])(const conv_job_t&, bool, stream_t) = {
-        conv_gemm_tile<128, 128, 64, 64>, conv_gemm_tile<256, 64, 64, 64>, conv_gemm_tile<128, 64, 64, 32>,
-        conv_gemm_tile<64, 64, 32, 32>};
-    for (int k = 0; k < 4; k++) {
+    void (*tiles[3])(conv_job_t, bool, stream_t) = {conv_gemm_tile<16, 64, 64, 64>, conv_gemm_tile<8, 64, 64, 32>,
+                                                    conv_gemm_tile<4, 64, 32, 32>};
+    for (int k = 0; k < 3; k++) {
         poison(v.out), poison(v.dx);
-        conv_job_t forward = conv_forward_job(v.out.dev, v.x.dev, v.weight.dev, v.bias.dev, v.residual.dev, t.B, t.H, t.W,
-                                              t.conv, t.act);
+        conv_job_t forward = conv_forward_job(v.out.dev, v.x.dev, v.weight.dev, v.bias.dev, v.residual.dev, t.B, t.H,
+                                              t.W, t.conv, t.act);
         conv_job_t data = conv_data_job(v.dx.dev, v.dout.dev, v.weight.dev, mask, t.B, t.H, t.W, t.conv, t.act);
         tiles[k](forward, false, s);
         tiles[k](data, true, s);
@@ -138,8 +141,8 @@ static void run_tiles(stream_t s, void* context) {
 
 static void test_tiles(stream_t s) {
     if (!test_case("conv2d every tile size")) return;
-    conv_case_t same = {3, 9, 11, {40, 152, 3, 1, 1, 1}, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0};
-    conv_case_t half = {2, 19, 21, {72, 64, 3, 2, 0, 1}, ACT_RELU, BIAS | MASK, 0};
+    conv_case_t same = {2, 9, 18, {40, 72, 3, 1, 1, 1}, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0};
+    conv_case_t half = {1, 37, 21, {40, 64, 3, 2, 0, 1}, ACT_RELU, BIAS | MASK, 0};
     for_each_shape(s, run_tiles, &same);
     for_each_shape(s, run_tiles, &half);
     test_end_case();

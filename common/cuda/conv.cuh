@@ -1,23 +1,23 @@
-// conv.cuh: two-dimensional convolution, forward and gradient of x; common/cuda/conv_weight.cuh has the gradient of the
-// weights.
+// conv.cuh: two-dimensional convolution, forward and gradient of x. The gradient of the weights stands in
+// common/cuda/conv_weight.cuh.
 //
 //   out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, s i + u - p, s j + v - p, c] w[o,u,v,c]) + residual
 //
 // The gradients are derived in dev/cpu/conv.h. Everything is a matrix product of windows with weights, and which kernel
 // forms it depends on the shape:
 //
-//   path                   when                               where it occurs
-//   matmul                 1x1, stride 1, nothing beside      decoder: q, k, v, shortcuts of ResBlocks (512 -> 256)
-//   tensor cores           C and OC > 4, channels of the      decoder 3x3 (32 -> 512, 512, 256, 128); its 1x1 with residual;
-//     conv_gemm.cuh        window a multiple of 8             VGG 3x3 (64 .. 512); PatchGAN 4x4 (64 -> 128 -> 256 -> 512)
-//   narrow                 C <= 4 or OC <= 4                  decoder conv_out 128 -> 3; VGG and PatchGAN 3 -> 64;
-//     conv_narrow.cuh                                         PatchGAN 512 -> 1
-//   plain                  any other; fp32 build              no shape of these models in bf16
-//     conv_plain.cuh
+//   path                      when                           where it occurs
+//   matmul                    1x1, stride 1, nothing beside  decoder: q, k, v, shortcuts of ResBlocks (512 -> 256)
+//   conv_gemm.cuh             channels of the windows a      decoder 3x3 (32 -> 512, 512, 256, 128), and 1x1 with a
+//     (tensor cores)          multiple of 8; in the          residual; VGG 3x3 (64 to 512); PatchGAN 4x4 (64 -> 128
+//                             gradient of x both C and OC    -> 256 -> 512)
+//   conv_narrow.cuh           C <= 4 or OC <= 4              decoder conv_out 128 -> 3; VGG and PatchGAN 3 -> 64;
+//                                                            PatchGAN 512 -> 1
+//   conv_plain.cuh            any other, and the fp32 build  no shape of these models in bf16
 //
-// The decoder is 126 G MAC an image, 99.8 % of it in the second row. At 128 channels and 256 x 256 pixels one image and
-// layer is 9.7 G MAC against 34 MB: 24 us on an H100's tensor cores by mma.sync (800 T MAC/s x 50 %), 10 us for the
-// memory. So the layers are bound by arithmetic, and bias, activation, residual and mask cost no pass of their own.
+// The decoder is 126 G MAC an image, nearly all of it in the second row. At 128 channels and 256 x 256 pixels a layer
+// is 9.7 G MAC an image against 34 MB: 39 us of an H100's tensor cores at 250 T MAC/s, 10 us of its memory. So these
+// layers are bound by arithmetic, and bias, activation, residual and mask cost no pass of their own.
 #pragma once
 // defines: conv_job_t, conv_forward_job, conv_data_job, conv_is_aligned
 #include "common/cuda/conv_job.cuh"
@@ -34,7 +34,6 @@
 static inline int conv_is_matmul(conv_t c) { return c.K == 1 && c.stride == 1 && c.pad_lo == 0 && c.pad_hi == 0; }
 
 static inline void conv_product(const conv_job_t& job, bool data, stream_t s) {
-    if (conv_windows(&job, 0) == 0) return;
 #ifndef FP32
     int contiguous = data ? job.OC : job.C; // of the weights
     int aligned = conv_is_aligned(job.x) && conv_is_aligned(job.weight);

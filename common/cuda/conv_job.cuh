@@ -1,53 +1,48 @@
 // conv_job.cuh: what is multiplied in a convolution: one description that the forward and the gradient of x share.
 //
-// Both are a matrix product of windows with weights, K = taps x channels:
+// Both are a matrix product of windows with weights, over taps and channels:
 //
-//   sum[m, o] = sum_{u,v,c} x[b, stride i + u - pad_top, stride j + v - pad_left, c] w[u, v, c, o]      m = (b, i, j)
-//   out[b, step i + row, step j + column, o] = finish(sum[m, o])
+//   sum[b,i,j,o] = sum_{u,v,c} x[b, stride i + u - pad_top, stride j + v - pad_left, c] w[u,v,c,o]
+//   out[b, step i + row, step j + column, o] = finish(sum[b,i,j,o])
 //
-//   forward          x is x, w[u,v,c,o] = weight[o,u,v,c], step 1
-//   gradient of x    x is dout, w[u,v,c,o] = weight[c, u0 + s (KH-1-u), v0 + s (KW-1-v), o], step s: one such product for
-//                    each parity class (row, column) of the pixels of dx, with the taps that reach it. No product with a
-//                    structural zero is formed. Derived in dev/cpu/conv.h.
-//
-// A window is addressed by its first pixel, found once a position. Whether tap (u, v) of it is inside the image is bit
-// u KW + v of a word that is formed at the same time. Behind that, going on to another tap is an addition that is the
-// same for all windows, and no coordinate is computed again.
+//   forward         x is x, w[u,v,c,o] = weight[o,u,v,c], step 1
+//   gradient of x   x is dout, w[u,v,c,o] = weight[c, u0 + s (KH-1-u), v0 + s (KW-1-v), o], stride 1, step s: one such
+//                   product for each parity class (row, column) of the pixels of dx, with the taps that reach it. No
+//                   product with a structural zero is formed. Derived in dev/cpu/conv.h.
 //
 // Look next at common/cuda/conv_gemm.cuh, the product on tensor cores.
 #pragma once
 #include <assert.h>
-// defines: floatX, WARP, pack, stream_t
+// defines: floatX, stream_t, launch
 #include "common/cuda/launch.cuh"
 // defines: conv_t, activation_t, LEAKY_SLOPE
 #include "common/ops.h"
 
-enum { CONV_MAX_K = 5 }; // a window's taps are the bits of a word
-
 // The pixels of out that see the same taps.
 typedef struct {
-    int KH, KW;             // taps; none where K < stride and the class is not reached
+    int KH, KW;             // taps; none where K < stride and nothing reaches the class
     int pad_top, pad_left;
     int OH, OW;             // windows of an image
     int row, column;        // where the first window's sums go
-    int weight;             // w[0, 0, 0, 0] from the weight's beginning
+    int weight;             // w[0,0,0,0] from the beginning of the weights
 } conv_class_t;
 
 typedef struct {
-    floatX* out;            // (B, out_H, out_W, OC)
-    const floatX* x;        // (B, H, W, C)
+    floatX* out;               // (B, out_H, out_W, OC)
+    const floatX* x;           // (B, H, W, C)
     const floatX* weight;
-    const floatX* bias;     // (OC) or NULL
-    const floatX* beside;   // like out, or NULL: the residual, or the mask
-    int masked;             // beside is a mask
-    int aligned;            // rows of out and beside are multiples of 16 bytes
-    float slope;            // of the activation for negative sums, or where the mask is not positive: 1, 0 or LEAKY_SLOPE
+    const floatX* bias;        // (OC) or NULL
+    const floatX* beside;      // like out, or NULL: the residual, or the mask
+    int masked;                // beside is a mask
+    int aligned;               // rows of out and beside are multiples of 16 bytes
+    float slope;               // factor of negative sums, or where the mask is not positive: 1, 0 or LEAKY_SLOPE
     int B, H, W, C, OC, out_H, out_W;
     int stride, step;
     int by_row, by_column;     // steps in the weights from tap to tap
     int by_channel, by_output; // and from channel to channel: one of them is 1
     int classes;               // 1, or 4
     conv_class_t at[4];        // the first has the most windows
+    int patch_pixels, patch_slots; // filled in by conv_gemm.cuh
 } conv_job_t;
 
 static inline float conv_slope(activation_t act) {
@@ -55,17 +50,23 @@ static inline float conv_slope(activation_t act) {
     return act == ACT_NONE ? 1.0f : act == ACT_RELU ? 0.0f : (float)LEAKY_SLOPE;
 }
 
-// Offsets inside a window and inside the weights are ints.
-static inline void conv_check(int W, int C, conv_t conv) {
-    assert(conv.K <= CONV_MAX_K && (conv.stride == 1 || conv.stride == 2));
-    assert((double)conv.K * conv.K * conv.C * conv.OC < 2147483648.0 && (double)CONV_MAX_K * W * C < 2147483648.0);
+// Of K taps, those from tap `first` on, `stride` apart.
+static inline __host__ __device__ int conv_taps(int K, int first, int stride) {
+    return stride == 1 ? K - first : (K - first + 1) / 2;
+}
+
+// A pixel's number in its image and an offset in the weights are ints.
+static inline void conv_check(int H, int W, conv_t conv) {
+    assert(conv.stride == 1 || conv.stride == 2);
+    assert((double)(H + conv.K) * (W + conv.K) < 2147483648.0);
+    assert((double)conv.OC * conv.K * conv.K * conv.C < 2147483648.0);
 }
 static inline int conv_is_aligned(const void* p) { return (uintptr_t)p % 16 == 0; }
 
 static inline conv_job_t conv_forward_job(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
                                           const floatX* residual, int B, int H, int W, conv_t conv, activation_t act) {
     int K = conv.K, OH = conv_out_size(H, conv), OW = conv_out_size(W, conv);
-    conv_check(W, conv.C, conv);
+    conv_check(H, W, conv);
     conv_job_t job = {};
     job.out = out, job.x = x, job.weight = weight, job.bias = bias, job.beside = residual;
     job.slope = conv_slope(act);
@@ -81,8 +82,8 @@ static inline conv_job_t conv_forward_job(floatX* out, const floatX* x, const fl
 
 static inline conv_job_t conv_data_job(floatX* dx, const floatX* dout, const floatX* weight, const floatX* mask, int B,
                                        int H, int W, conv_t conv, activation_t act) {
-    int K = conv.K, stride = conv.stride;
-    conv_check(W, conv.OC, conv);
+    int K = conv.K, stride = conv.stride, row = K * conv.C, column = conv.C;
+    conv_check(H, W, conv);
     conv_job_t job = {};
     job.out = dx, job.x = dout, job.weight = weight, job.beside = mask;
     job.masked = mask != NULL;
@@ -91,7 +92,6 @@ static inline conv_job_t conv_data_job(floatX* dx, const floatX* dout, const flo
     job.B = B, job.H = conv_out_size(H, conv), job.W = conv_out_size(W, conv), job.C = conv.OC, job.OC = conv.C;
     job.out_H = H, job.out_W = W;
     job.stride = 1, job.step = stride;
-    int row = K * conv.C, column = conv.C;
     job.by_row = -stride * row, job.by_column = -stride * column;
     job.by_channel = K * row, job.by_output = 1;
     job.classes = stride * stride;
@@ -99,47 +99,17 @@ static inline conv_job_t conv_data_job(floatX* dx, const floatX* dout, const flo
         conv_class_t* at = &job.at[parity];
         at->row = parity / stride, at->column = parity % stride;
         int u0 = (at->row + conv.pad_lo) % stride, v0 = (at->column + conv.pad_lo) % stride;
-        at->KH = (K - u0 + stride - 1) / stride, at->KW = (K - v0 + stride - 1) / stride;
+        at->KH = conv_taps(K, u0, stride), at->KW = conv_taps(K, v0, stride);
         at->pad_top = at->KH - 1 - (at->row + conv.pad_lo - u0) / stride;
         at->pad_left = at->KW - 1 - (at->column + conv.pad_lo - v0) / stride;
-        at->OH = (H - at->row + stride - 1) / stride, at->OW = (W - at->column + stride - 1) / stride;
+        at->OH = conv_taps(H, at->row, stride), at->OW = conv_taps(W, at->column, stride);
         at->weight = (u0 + stride * (at->KH - 1)) * row + (v0 + stride * (at->KW - 1)) * column;
     }
     return job;
 }
 
-// Windows of a class, the rows of its product.
-static inline int conv_windows(const conv_job_t* job, int k) {
-    size_t windows = (size_t)job->B * job->at[k].OH * job->at[k].OW;
-    assert(windows < (size_t)1 << 31); // 34 GB of 8 channels
-    return (int)windows;
-}
-
-// A window: its first pixel, which may lie outside the image (and is then not read), and a bit for each tap inside.
-typedef struct {
-    const floatX* x;
-    unsigned taps;
-} conv_window_t;
-
-// Window m; none of its taps counts where m is behind the last.
-__device__ static inline conv_window_t conv_window(const conv_job_t& job, const conv_class_t& at, int m) {
-    int j = m % at.OW, i = m / at.OW % at.OH, b = m / at.OW / at.OH;
-    int h = i * job.stride - at.pad_top, w = j * job.stride - at.pad_left;
-    conv_window_t window = {job.x, 0};
-    if (b >= job.B) return window;
-    window.x += (((ptrdiff_t)b * job.H + h) * job.W + w) * job.C;
-    unsigned columns = 0;
-    for (int v = 0; v < at.KW; v++) columns |= (unsigned)(w + v >= 0 && w + v < job.W) << v;
-    for (int u = 0; u < at.KH; u++) {
-        if (h + u >= 0 && h + u < job.H) window.taps |= columns << u * at.KW;
-    }
-    return window;
-}
-
-// Where the sums of window m go in out.
-__device__ static inline size_t conv_out_at(const conv_job_t& job, const conv_class_t& at, int m) {
-    if (job.step == 1) return (size_t)m * job.OC;
-    int j = m % at.OW, i = m / at.OW % at.OH, b = m / at.OW / at.OH;
+// Where the sums of window (b, i, j) go in out.
+__device__ static inline size_t conv_out_at(const conv_job_t& job, const conv_class_t& at, int b, int i, int j) {
     return (((size_t)b * job.out_H + i * job.step + at.row) * job.out_W + j * job.step + at.column) * job.OC;
 }
 
@@ -147,29 +117,4 @@ __device__ static inline size_t conv_out_at(const conv_job_t& job, const conv_cl
 __device__ static inline float conv_finish(const conv_job_t& job, float sum, float beside) {
     if (job.masked) return sum * (beside > 0 ? 1.0f : job.slope);
     return (sum > 0 ? sum : job.slope * sum) + beside;
-}
-
-// How far a sum has come. A slab is up to `width` channels of one tap; the slabs of a tap follow each other.
-typedef struct {
-    int u, v, c;  // tap and first channel
-    int x, w;     // where they are: in a window, and from w[0, 0, 0, 0]
-    unsigned bit; // of the tap in conv_window_t
-} conv_slab_t;
-
-__device__ static inline int conv_slabs(const conv_job_t& job, const conv_class_t& at, int width) {
-    return at.KH * at.KW * ((job.C + width - 1) / width);
-}
-__device__ static inline conv_slab_t conv_first_slab(void) { return {0, 0, 0, 0, 0, 1}; }
-__device__ static inline conv_slab_t conv_next_slab(conv_slab_t slab, const conv_job_t& job, const conv_class_t& at,
-                                                    int width) {
-    slab.c += width;
-    if (slab.c >= job.C) {
-        slab.c = 0;
-        slab.v = slab.v + 1 < at.KW ? slab.v + 1 : 0;
-        slab.u += slab.v == 0;
-        slab.bit <<= 1;
-    }
-    slab.x = (slab.u * job.W + slab.v) * job.C + slab.c;
-    slab.w = slab.u * job.by_row + slab.v * job.by_column + slab.c * job.by_channel;
-    return slab;
 }

@@ -43,7 +43,7 @@
 
 template <int COLS> __device__ static inline int tile_swizzle(int row) {
     constexpr int pieces = COLS / 8;
-    return pieces >= 8 ? row & 7 : row / (8 / pieces) & (pieces - 1);
+    return pieces >= 8 ? row & 7 : (unsigned)row / (8 / pieces) & (pieces - 1);
 }
 
 // The first element of a piece, from the beginning of the tile. Eight rows further on it is 8 COLS elements further on.
