@@ -82,21 +82,27 @@ size_t param_add(param_table_t* table, const char* name, int ndim, int d0, int d
     return p->offset;
 }
 
-// The usual shapes. `name` is "prefix" + "suffix".
+enum { PARAM_NAME = 160 };
+// prefix + suffix
+static inline const char* param_name(char* name, const char* prefix, const char* suffix) { // (PARAM_NAME)
+    if (snprintf(name, PARAM_NAME, "%s%s", prefix, suffix) >= PARAM_NAME) {
+        fatal("parameter name too long: %s%s", prefix, suffix);
+    }
+    return name;
+}
+
+// The usual shapes.
 size_t param_vector(param_table_t* table, const char* prefix, const char* suffix, int n, init_t init) {
-    char name[160];
-    snprintf(name, sizeof name, "%s%s", prefix, suffix);
-    return param_add(table, name, 1, n, 0, 0, 0, LAYOUT_PLAIN, init);
+    char name[PARAM_NAME];
+    return param_add(table, param_name(name, prefix, suffix), 1, n, 0, 0, 0, LAYOUT_PLAIN, init);
 }
 size_t param_matrix(param_table_t* table, const char* prefix, const char* suffix, int rows, int columns, init_t init) {
-    char name[160];
-    snprintf(name, sizeof name, "%s%s", prefix, suffix);
-    return param_add(table, name, 2, rows, columns, 0, 0, LAYOUT_PLAIN, init);
+    char name[PARAM_NAME];
+    return param_add(table, param_name(name, prefix, suffix), 2, rows, columns, 0, 0, LAYOUT_PLAIN, init);
 }
 size_t param_conv(param_table_t* table, const char* prefix, const char* suffix, int OC, int C, int K, init_t init) {
-    char name[160];
-    snprintf(name, sizeof name, "%s%s", prefix, suffix);
-    return param_add(table, name, 4, OC, C, K, K, LAYOUT_CONV, init);
+    char name[PARAM_NAME];
+    return param_add(table, param_name(name, prefix, suffix), 4, OC, C, K, K, LAYOUT_CONV, init);
 }
 
 // The table's entry of this name, or NULL.

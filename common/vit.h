@@ -180,9 +180,8 @@ void vit_register_block(vit_block_t* b, const vit_config_t* c, param_table_t* ta
 
 // A (1, rows, D) tensor of the embedding. timm exempts these from weight decay.
 size_t vit_register_token(param_table_t* table, const char* prefix, const char* suffix, int rows, int D, double std) {
-    char name[160];
-    snprintf(name, sizeof name, "%s%s", prefix, suffix);
-    size_t offset = param_add(table, name, 3, 1, rows, D, 0, LAYOUT_PLAIN, init_normal(0, std));
+    char name[PARAM_NAME];
+    size_t offset = param_add(table, param_name(name, prefix, suffix), 3, 1, rows, D, 0, LAYOUT_PLAIN, init_normal(0, std));
     table->items[table->n - 1].decay = 0;
     return offset;
 }
