@@ -8,6 +8,7 @@
 //   GPU              NCCL: common/cuda/nccl.cuh                        torchrun, srun, mpirun: common/rendezvous.h
 //   CPU, EMU         MPI (-DMPI=1): dev/cpu/mpi.h                      mpirun, srun
 //   CPU, EMU         none (without MPI=1): a single process
+//   GPU              none (-DNO_NCCL=1, where NCCL is not installed): a single process
 //
 // A process that was started alone has rank 0 and size 1; every function then returns at once, and neither sockets nor
 // a library are touched.
@@ -84,7 +85,7 @@ __attribute__((noreturn)) static inline void comm_late(const comm_t* c) {
           c->doing, (unsigned long long)c->number, c->bytes, c->time_limit);
 }
 
-#if defined(USE_CUDA) && !defined(EMU)
+#if defined(USE_CUDA) && !defined(EMU) && !defined(NO_NCCL)
 #define COMM_NCCL 1
 #endif
 #ifdef COMM_NCCL // in the emulator: a test, with tests/ranks/stand_in/nccl.h
@@ -96,9 +97,13 @@ __attribute__((noreturn)) static inline void comm_late(const comm_t* c) {
 #else
 static inline void comm_transport_open(comm_t* c, const launcher_t* l) {
     (void)c;
+#ifdef NO_NCCL
+    const char* remedy = "with NCCL (Debian, Ubuntu: apt-get install libnccl-dev, from NVIDIA's repository)";
+#else
+    const char* remedy = "with `make MPI=1` (Debian, Ubuntu: apt-get install libopenmpi-dev openmpi-bin)";
+#endif
     fatal("this process was started as rank %d of %d (by %s), but this program was built for a single one. Build it "
-          "with `make MPI=1` (Debian, Ubuntu: apt-get install libopenmpi-dev openmpi-bin), or start it alone",
-          l->rank, l->size, l->name);
+          "%s, or start it alone", l->rank, l->size, l->name, remedy);
 }
 // A single process never comes to these.
 static inline void comm_transport_attach(comm_t* c, stream_t s) { (void)c, (void)s; }

@@ -41,7 +41,7 @@
 typedef struct {
     const char* name;         // "torchrun", "mpirun", "srun"; NULL: this process was started alone
     int rank, size;           // this process, of how many
-    int local_rank;           // its number on its machine
+    int local_rank;           // its number on its machine, among the GPUs that it sees
     char address[256];        // of rank 0; empty where the environment does not tell
     int port;
 } launcher_t;
@@ -102,6 +102,8 @@ static inline launcher_t launcher_read(void) {
         l.rank = rank;
         l.size = size;
         l.local_rank = launcher_number(known[i].local_rank, rank);
+        const char* visible = getenv("CUDA_VISIBLE_DEVICES");
+        if (visible && *visible && !strchr(visible, ',')) l.local_rank = 0; // each process sees its own GPU alone
         launcher_address(&l);
         return l;
     }

@@ -81,6 +81,8 @@ told "srun, with an address given" ', at node7:29542$' SLURM_PROCID=5 SLURM_NTAS
     SLURM_LAUNCH_NODE_IPADDR=10.0.0.7 SLURM_JOB_ID=77042 MASTER_ADDR=node7
 told "srun, a step of fewer tasks than its job" '^alone rank 0 of 1' SLURM_PROCID=0 SLURM_NTASKS=8 \
     SLURM_STEP_NUM_TASKS=1
+told "srun, each task with a GPU of its own" '^srun rank 5 of 8, local 0,' SLURM_PROCID=5 SLURM_NTASKS=8 \
+    SLURM_LOCALID=1 CUDA_VISIBLE_DEVICES=1
 told "MPICH's mpirun" '^mpirun rank 1 of 2, local 1, at 127.0.0.1:29500$' PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 \
     MPI_LOCALNRANKS=2
 told "a shell in a Slurm allocation" '^alone rank 0 of 1' SLURM_NTASKS=8 SLURM_JOB_ID=77042
