@@ -1,0 +1,128 @@
+// The gradients of a convolution's weights and bias: every kernel, stride and padding of the models, one split and several.
+#define OPS_DECLARATIONS_ONLY
+#include "tests/kernel.h"
+#include "common/cuda/conv_weight.cuh"
+
+typedef struct {
+    int B, H, W;
+    conv_t conv;
+    int with_bias, first; // images before the part of the batch that the gradient is of
+    int shift;            // elements by which tensors begin behind an aligned address
+} weight_case_t;
+
+static void run_weight(stream_t s, void* context) {
+    weight_case_t t = *(weight_case_t*)context;
+    conv_t c = t.conv;
+    size_t n = (size_t)t.H * t.W * c.C, n_out = (size_t)conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
+    tensor<floatX> x = random_input((t.first + t.B) * n + t.shift), dout = random_input((t.first + t.B) * n_out + t.shift);
+    size_t at = t.first * n + t.shift, at_out = t.first * n_out + t.shift;
+    tensor<float> dweight = random_gradient((size_t)c.OC * c.K * c.K * c.C), dbias = random_gradient(c.OC);
+    double* dbias_ref = t.with_bias ? dbias.ref : nullptr;
+    float* dbias_dev = t.with_bias ? dbias.dev : nullptr;
+    for (int k = 0; k < 2; k++) {
+        cpu::conv2d_backward_weight(dweight.ref, dbias_ref, dout.ref + at_out, x.ref + at, t.B, t.H, t.W, c, 0);
+        conv2d_backward_weight(dweight.dev, dbias_dev, dout.dev + at_out, x.dev + at, t.B, t.H, t.W, c, s);
+    }
+    check_tensor("dweight", dweight, TOLERANCE_S);
+    check_tensor("dbias", dbias, TOLERANCE_S);
+    free_tensors();
+}
+
+static void check_weight(stream_t s, int B, int H, int W, conv_t conv, int with_bias, int first = 0, int shift = 0) {
+    weight_case_t t = {B, H, W, conv, with_bias, first, shift};
+    for_each_shape(s, run_weight, &t);
+}
+
+// With as many multiprocessors as it takes for several splits.
+static void check_splits(stream_t s, int B, int H, int W, conv_t conv, int with_bias) {
+    weight_case_t t = {B, H, W, conv, with_bias, 0, 0};
+    int real = s->multiprocessors;
+    s->multiprocessors = 8;
+    run_weight(s, &t);
+    s->multiprocessors = real;
+}
+
+// Kernel, stride and paddings: those of the models, and others.
+static void test_shapes(stream_t s) {
+    static const int kernels[10][4] = {{3, 1, 1, 1}, {4, 2, 1, 1}, {4, 1, 1, 1}, {1, 1, 0, 0}, {3, 2, 0, 1},
+                                       {3, 2, 1, 1}, {1, 2, 0, 0}, {3, 1, 0, 2}, {1, 1, 1, 1}, {5, 3, 2, 1}};
+    static const int sizes[5][3] = {{2, 5, 7}, {1, 9, 4}, {3, 4, 4}, {1, 6, 19}, {1, 9, 16}};
+    static const int channels[10][2] = {{8, 8}, {24, 40}, {40, 24}, {5, 13}, {16, 70}, {72, 8}, {3, 64}, {40, 3}, {64, 1}, {3, 5}};
+    for (int k = 0; k < 10; k++) {
+        char name[80];
+        conv_t conv = {0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]};
+        snprintf(name, sizeof name, "dweight %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo, conv.pad_hi);
+        if (!test_case(name)) continue;
+        for (int i = k % 2; i < 10; i += 2) { // each pair of channels with every second kernel
+            const int* size = sizes[(i / 2 + k) % 5];
+            conv.C = channels[i][0], conv.OC = channels[i][1];
+            check_weight(s, size[0], size[1], size[2], conv, (i / 2 + k) % 3 != 0);
+        }
+        test_end_case();
+    }
+}
+
+static void test_sizes(stream_t s) {
+    if (test_case("dweight several tiles of channels")) {
+        conv_t same = {72, 136, 3, 1, 1, 1}, half = {136, 72, 4, 2, 1, 1}, odd = {67, 71, 3, 1, 1, 1};
+        check_weight(s, 2, 7, 9, same, 1);
+        check_weight(s, 1, 12, 10, half, 1);
+        check_weight(s, 1, 5, 6, odd, 1);
+        test_end_case();
+    }
+    if (test_case("dweight rows of 64, 32, 16 and 8 positions, several splits")) {
+        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1}, odd = {7, 9, 3, 1, 1, 1};
+        check_splits(s, 1, 5, 130, same, 1);
+        check_splits(s, 1, 4, 128, half, 1);
+        check_splits(s, 1, 13, 30, same, 0);
+        check_splits(s, 2, 21, 30, half, 1);
+        check_splits(s, 3, 8, 8, same, 1);
+        check_splits(s, 1, 9, 13, odd, 1);
+        test_end_case();
+    }
+    if (test_case("dweight of a narrow side: several tiles, a part of the batch")) {
+        conv_t vgg = {3, 64, 3, 1, 1, 1}, out = {128, 3, 3, 1, 1, 1};
+#ifdef FP32 // no tiles, and slow here
+        check_weight(s, 1, 9, 11, vgg, 1);
+        check_weight(s, 1, 5, 7, out, 1, 1);
+#else
+        conv_t first = {3, 64, 4, 2, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
+        check_weight(s, 2, 35, 41, vgg, 1);
+        check_weight(s, 2, 33, 37, out, 1, 3);
+        check_weight(s, 2, 36, 70, first, 1);
+        check_weight(s, 3, 9, 8, logits, 1, 1);
+#endif
+        test_end_case();
+    }
+    if (test_case("dweight of one pixel, a part of the batch, odd addresses")) {
+        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1}, out = {40, 3, 3, 1, 1, 1}, one = {1, 1, 3, 1, 1, 1};
+        check_weight(s, 1, 1, 1, same, 1);
+        check_weight(s, 1, 2, 2, half, 1);
+        check_weight(s, 3, 1, 1, one, 1);
+        check_weight(s, 1, 1, 1, out, 0);
+        check_weight(s, 2, 5, 6, same, 1, 3);
+        check_weight(s, 2, 5, 6, same, 1, 0, 1);
+        check_weight(s, 2, 5, 6, out, 1, 1, 3);
+        test_end_case();
+    }
+}
+
+// The number of splits: one in which sums go to the gradients at once, several, more than there is work for.
+static void test_splits(void) {
+    if (!test_case("dweight splits")) return;
+    check(conv_weight_splits(1, 6, 132, 0.5, 1000) == 1, "one step, one split");
+    check(conv_weight_splits(100000, 6, 132, 0.5, 1) == 1, "no room, one split");
+    check(conv_weight_splits(100000, 6, 132, 0.5, 1000) == 22, "long sums fill 132 multiprocessors");
+    check(conv_weight_splits(1000, 600, 132, 10, 1000) == 1, "enough blocks without");
+    test_end_case();
+}
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    stream_t s = device_open(0);
+    test_shapes(s);
+    test_sizes(s);
+    test_splits();
+    device_close(s);
+    return test_finish();
+}
