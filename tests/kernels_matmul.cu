@@ -13,7 +13,8 @@ typedef struct {
     size_t N;
     int C, OC, has_bias;
     activation_t act;
-    int offset; // values by which x, weight and dout are shifted from a multiple of 16 bytes
+    int offset; // values by which x, weight and dout are shifted from a multiple of 16 bytes; the bias too where it is
+                // odd
 } linear_t;
 
 // Runs `run` with the library and, where that can be arranged, without it.
@@ -32,14 +33,15 @@ static void with_and_without_library(stream_t s, void (*run)(stream_t s, void* c
 
 static void run_linear(stream_t s, void* context) {
     const linear_t* l = (const linear_t*)context;
-    size_t N = l->N, at = l->offset;
+    size_t N = l->N, at = l->offset, bias_at = at % 2;
     int C = l->C, OC = l->OC;
     size_t weights = (size_t)OC * C;
-    tensor<floatX> x = random_input(N * C + at), weight = random_input(weights + at, 0.5), bias = random_input(OC);
+    tensor<floatX> x = random_input(N * C + at), weight = random_input(weights + at, 0.5),
+                   bias = random_input(OC + bias_at);
     tensor<floatX> dout = random_input(N * OC + at), out = output(N * OC), dx = output(N * C);
     tensor<float> dweight = random_gradient(weights), dbias = random_gradient(OC);
-    floatX* b = l->has_bias ? bias.dev : NULL;
-    double* b_ref = l->has_bias ? bias.ref : NULL;
+    floatX* b = l->has_bias ? bias.dev + bias_at : NULL;
+    double* b_ref = l->has_bias ? bias.ref + bias_at : NULL;
     matmul_forward(out.dev, x.dev + at, weight.dev + at, b, N, C, OC, s);
     cpu::matmul_forward(out.ref, x.ref + at, weight.ref + at, b_ref, N, C, OC, 0);
     check_tensor("out", out, TOLERANCE_X);
@@ -99,7 +101,8 @@ static void run_gelu(stream_t s, void* context) {
     const linear_t* l = (const linear_t*)context;
     size_t N = l->N;
     int C = l->C, OC = l->OC;
-    tensor<floatX> x = random_input(N * C), weight = random_input((size_t)OC * C, 1.5 / sqrt(C)), bias = random_input(OC);
+    tensor<floatX> x = random_input(N * C), weight = random_input((size_t)OC * C, 1.5 / sqrt(C)),
+                   bias = random_input(OC);
     tensor<floatX> out = output(N * OC), pre = output(N * OC);
     matmul_gelu_forward(out.dev, pre.dev, x.dev, weight.dev, l->has_bias ? bias.dev : NULL, N, C, OC, l->act, s);
     cpu::matmul_gelu_forward(out.ref, pre.ref, x.ref, weight.ref, l->has_bias ? bias.ref : NULL, N, C, OC, l->act, 0);
@@ -161,8 +164,8 @@ static double* batched_reference(const double* d, const double* a, const double*
 }
 
 // Counts the values between D's rows and matrices that are not what they were; compares the rest.
-template <typename T> static void check_batched(const char* what, tensor<T> d, const double* before, double* want, matmul_shape_t m,
-                                                double bound) {
+template <typename T> static void check_batched(const char* what, tensor<T> d, const double* before, double* want,
+                                                matmul_shape_t m, double bound) {
     T* host = (T*)malloc_check(d.n * sizeof(T), "a test's tensor");
     copy_to_host(host, d.dev, d.n * sizeof(T), 0);
     double difference = 0, norm = 0;
@@ -206,16 +209,17 @@ static void run_batched(stream_t s, void* context) {
     free_tensors();
 }
 
-// All four pairs of transposes, beta 0 and 1; `gap` values behind every row, and as many rows behind every matrix.
-static void test_batched(stream_t s, const char* name, int M, int N, int K, int batch, int gap) {
+// All four pairs of transposes, beta 0 and 1; `gap` values behind every row, as many rows and `extra` values behind
+// every matrix.
+static void test_batched(stream_t s, const char* name, int M, int N, int K, int batch, int gap, int extra) {
     if (!test_case(name)) return;
     for (int i = 0; i < 8; i++) {
         matmul_shape_t m = matmul_shape(M, N, K, i & 1, i >> 1 & 1);
         m.lda += gap, m.ldb += gap, m.ldd += gap;
         m.batch = batch;
-        m.stride_a = m.lda * ((m.transpose_a ? K : M) + gap);
-        m.stride_b = m.ldb * ((m.transpose_b ? N : K) + gap);
-        m.stride_d = m.ldd * (M + gap);
+        m.stride_a = m.lda * ((m.transpose_a ? K : M) + gap) + extra;
+        m.stride_b = m.ldb * ((m.transpose_b ? N : K) + gap) + extra;
+        m.stride_d = m.ldd * (M + gap) + extra;
         m.alpha = 0.5f, m.beta = i >> 2 ? 1 : 0;
         with_and_without_library(s, run_batched, &m);
     }
@@ -266,7 +270,8 @@ static void test_column_sums(stream_t s, const char* name, size_t N, int C, int 
 static void test_cache(stream_t s) {
     if (!test_case("the library is asked once for each problem")) return;
     const int N = 24, C = 16, OC = 32;
-    tensor<floatX> x = random_input(2 * N * C), weight = random_input(OC * C + 8), bias = random_input(OC), out = output(N * OC);
+    tensor<floatX> x = random_input(2 * N * C), weight = random_input(OC * C + 8), bias = random_input(OC),
+                   out = output(N * OC);
     int before = emu_blas_queries;
     matmul_forward(out.dev, x.dev, weight.dev, bias.dev, N, C, OC, s);
     check(emu_blas_queries == before + 1, "the first call asks");
@@ -278,7 +283,16 @@ static void test_cache(stream_t s) {
     matmul_forward(out.dev, x.dev, weight.dev, bias.dev, N - 1, C, OC, s);
     check(emu_blas_queries == before + 3, "fewer rows: another problem");
     matmul_forward(out.dev, x.dev, weight.dev + 4, bias.dev, N, C, OC, s);
-    check(emu_blas_queries == before + 4 - (sizeof(floatX) == 4), "another alignment (4 bf16 are 8 bytes): another problem");
+    check(emu_blas_queries == before + 4 - (sizeof(floatX) == 4),
+          "another alignment (4 bf16 are 8 bytes): another problem");
+    matmul_shape_t m = matmul_shape(8, 8, 8, 0, 0);
+    before = emu_blas_queries;
+    for (int i = 0; i < 3; i++) {
+        size_t* ld[3] = {&m.lda, &m.ldb, &m.ldd};
+        *ld[i] += 8;
+        matmul_batched(out.dev, x.dev, weight.dev, m, s);
+    }
+    check(emu_blas_queries == before + 3, "another distance between rows: another problem");
     emu_blas_refuse = 1;
     matmul_forward(out.dev, x.dev, weight.dev, bias.dev, N - 2, C, OC, s);
     before = emu_blas_queries;
@@ -347,10 +361,11 @@ int main(int argc, char** argv) {
     test_gelu_backward(s, "gelu', shifted by one value", 4096, 1, ACT_GELU);
     test_gelu_backward(s, "gelu' tanh, several blocks", 3 * 2048, 0, ACT_GELU_TANH);
     test_gelu_backward(s, "gelu' tanh, prime, shifted", 4099, 3, ACT_GELU_TANH);
-    test_batched(s, "batched, 1 x 1 x 1", 1, 1, 1, 2, 0);
-    test_batched(s, "batched, multiples of 8", 24, 40, 32, 3, 0);
-    test_batched(s, "batched, primes with gaps", 29, 19, 37, 3, 5);
-    test_batched(s, "batched, several tiles with gaps", 67, 72, 40, 2, 8);
+    test_batched(s, "batched, 1 x 1 x 1", 1, 1, 1, 2, 0, 0);
+    test_batched(s, "batched, multiples of 8", 24, 40, 32, 3, 0, 0);
+    test_batched(s, "batched, only the matrices are unaligned", 24, 16, 8, 3, 0, 1);
+    test_batched(s, "batched, primes with gaps", 29, 19, 37, 3, 5, 0);
+    test_batched(s, "batched, several tiles with gaps", 67, 72, 40, 2, 8, 0);
     if (test_case("batched, both operands of one tensor")) {
         with_and_without_library(s, run_scores, NULL);
         test_end_case();

@@ -1,8 +1,9 @@
 // activation.cuh: GELU and its derivative, elementwise. Formulas and their derivation: dev/cpu/activation.h.
 //
-// A thread owns one pack of 16 bytes (8 values of bf16). The forward reads and writes once, the backward reads twice and
-// writes once: 4 and 6 bytes a value in bf16, about 25 and 45 instructions. At 64 images of DINOv2-L, (16448, 4096), that is
-// 270 and 404 MB: 0.09 and 0.14 ms at 3 TB/s. The instructions take about as long on an H100, in the shadow of the memory.
+// A thread owns one pack of 16 bytes (8 values of bf16). The forward reads and writes once, the backward reads twice
+// and writes once: 4 and 6 bytes a value in bf16, about 25 and 45 instructions. At 64 images of DINOv2-L, (16448,
+// 4096), that is 270 and 404 MB: 0.09 and 0.14 ms at 3 TB/s. The instructions take about as long on an H100, in the
+// shadow of the memory.
 //
 // Look next at common/cuda/matmul.cuh, where the forward is called.
 #pragma once
@@ -30,7 +31,8 @@ __device__ static inline float gelu_grad(float u, activation_t act) {
         float density = 0.3989422804f * expf(-0.5f * u * u);
         return 0.5f * (1.0f + erff(0.7071067812f * u)) + u * density;
     }
-    float s = gelu_sigmoid(gelu_twice_w(u)), rest = gelu_sigmoid(-gelu_twice_w(u)); // rest = 1 - s, without cancellation
+    float s = gelu_sigmoid(gelu_twice_w(u));
+    float rest = gelu_sigmoid(-gelu_twice_w(u)); // 1 - s, without cancellation
     float twice_w_slope = 1.5957691216f * (1.0f + 0.134145f * u * u);
     return s + u * s * rest * twice_w_slope;
 }

@@ -1,9 +1,9 @@
 // embed.cuh: from an image to the tokens of a vision transformer, and back to a feature map. Formulas: dev/cpu/embed.h.
 //
-// All of it is limited by memory and small beside the blocks: at 64 images of DINOv2-L, (64, 257, 1024), a kernel on tokens
-// moves 67 MB, 0.023 ms at 3 TB/s. Unless said otherwise a block owns one row of C channels (one token), so that where the
-// row comes from is worked out once a block; a thread owns packs of 16 bytes of it. Rows whose length is not a multiple of a
-// pack begin where 16 bytes do not: load_upto and store_upto then take one value at a time.
+// All of it is limited by memory and small beside the blocks: at 64 images of DINOv2-L, (64, 257, 1024), a kernel on
+// tokens moves 67 MB, 0.023 ms at 3 TB/s. Unless said otherwise a block owns one row of C channels (one token), so that
+// where the row comes from is worked out once a block; a thread owns packs of 16 bytes of it. Rows whose length is not
+// a multiple of a pack begin where 16 bytes do not: load_upto and store_upto then take one value at a time.
 //
 // Nothing is read from tables: positions are integers or exact ratios of integers, and cheaper to compute than to load.
 //
@@ -58,8 +58,8 @@ typedef struct {
     float fraction;
 } bilinear_tap_t;
 
-// src = ((2 o + 1) size - out_size) / (2 out_size), not below 0. A division of 64 bits takes four times one of 32; the latter
-// suffices for images of up to 32767 pixels a side.
+// src = ((2 o + 1) size - out_size) / (2 out_size), not below 0. A division of 64 bits takes four times one of 32; the
+// latter suffices for images of up to 32767 pixels a side.
 __device__ static inline bilinear_tap_t bilinear_tap(int o, int size, int out_size) {
     bilinear_tap_t tap;
     if (size < 32768 && out_size < 32768) {
@@ -79,10 +79,11 @@ __device__ static inline bilinear_tap_t bilinear_tap(int o, int size, int out_si
 
 typedef struct { float scale[3], shift[3]; } channel_affine_float_t;
 
-// A thread owns an output pixel: block x is its column, y its row, z its image. Its four pixels come through the cache, in
-// which neighbours have them too.
+// A thread owns an output pixel: block x is its column, y its row, z its image. Its four pixels come through the cache,
+// in which neighbours have them too.
 enum { RESIZE_THREADS = 128 };
-__global__ void resize_bilinear_kernel(floatX* out, const floatX* x, channel_affine_float_t affine, int H, int W, int OH, int OW) {
+__global__ void resize_bilinear_kernel(floatX* out, const floatX* x, channel_affine_float_t affine, int H, int W,
+                                       int OH, int OW) {
     int column = blockIdx.x * RESIZE_THREADS + threadIdx.x;
     if (column >= OW) return;
     bilinear_tap_t tx = bilinear_tap(column, W, OW);
@@ -120,8 +121,8 @@ void resize_bilinear_forward(floatX* out,     // (B, OH, OW, 3)
 // ---------------------------------------------------------------------------------------------------------------------
 // Patches
 
-// A block owns a patch: one row of the output. The three channels of a line of pixels lie together, and are read one behind
-// the other by the same block: once from memory, twice from the cache.
+// A block owns a patch: one row of the output. The three channels of a line of pixels lie together, and are read one
+// behind the other by the same block: once from memory, twice from the cache.
 __global__ void patchify_kernel(floatX* out, const floatX* x, int H, int W, int patch) {
     int GH = H / patch, GW = W / patch, length = 3 * patch * patch;
     size_t index = blockIdx.x, image = index / ((size_t)GH * GW);
@@ -137,9 +138,8 @@ void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), 3 patch^2)
                       int B, int H, int W, int patch, stream_t s) {
     size_t patches = (size_t)B * (H / patch) * (W / patch);
     int length = 3 * patch * patch;
-    if (patches > 0) {
-        launch<patchify_kernel>((unsigned)patches, length < 192 ? (length + WARP - 1) / WARP * WARP : 192, 0, s, out, x, H, W, patch);
-    }
+    unsigned threads = length < 192 ? (length + WARP - 1) / WARP * WARP : 192;
+    if (patches > 0) launch<patchify_kernel>((unsigned)patches, threads, 0, s, out, x, H, W, patch);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -153,9 +153,10 @@ __device__ static inline float cubic_kernel(float t) {
     return 0;
 }
 
-// Output i lies at centre = size (2 i + 1) / (2 out_size) on the input axis, and input j at j + 1/2. With the kernel's width
-// max(size / out_size, 1), the distance in the kernel's units is ((2 j + 1) out_size - size (2 i + 1)) / (2 max(size, out_size)):
-// the numerator is an integer, so the distance is exact but for one rounding.
+// Output i lies at centre = size (2 i + 1) / (2 out_size) on the input axis, and input j at j + 1/2. With the kernel's
+// width max(size / out_size, 1), the distance in the kernel's units is
+//     ((2 j + 1) out_size - size (2 i + 1)) / (2 max(size, out_size))
+// whose numerator is an integer, so that it is exact but for one rounding.
 __device__ static inline float cubic_weight(int i, int j, int size, int out_size) {
     int64_t numerator = (2 * (int64_t)j + 1) * out_size - (2 * (int64_t)i + 1) * size;
     return cubic_kernel((float)numerator / (2.0f * (float)(size > out_size ? size : out_size)));
@@ -165,7 +166,8 @@ __device__ static inline float cubic_weight(int i, int j, int size, int out_size
 typedef struct { int lo, hi; } cubic_range_t;
 __device__ static inline cubic_range_t cubic_range(int i, int size, int out_size) {
     int64_t centre = (2 * (int64_t)i + 1) * size, reach = 4 * (int64_t)(size > out_size ? size : out_size);
-    int64_t lo = (centre - reach + out_size) / (2 * (int64_t)out_size), hi = (centre + reach + out_size) / (2 * (int64_t)out_size);
+    int64_t lo = (centre - reach + out_size) / (2 * (int64_t)out_size);
+    int64_t hi = (centre + reach + out_size) / (2 * (int64_t)out_size);
     cubic_range_t range = {lo > 0 ? (int)lo : 0, hi < size ? (int)hi : size};
     return range;
 }
@@ -179,8 +181,8 @@ __device__ static inline float cubic_entry(int i, int j, int size, int out_size)
     return cubic_weight(i, j, size, out_size) / sum;
 }
 
-// out = R_y pos R_x^T. A block owns one row of the output: one place, all channels. It works out its rows of R_y and R_x in
-// shared memory and sums the places that have a weight (100 at 37 -> 16), along x first.
+// out = R_y pos R_x^T. A block owns one row of the output: one place, all channels. It works out its rows of R_y and
+// R_x in shared memory and sums the places that have a weight (100 at 37 -> 16), along x first.
 __global__ void position_resample_kernel(floatX* out, const floatX* pos, int prefix, int grid, int GH, int GW, int C) {
     shared<float> weight_y = shared_array<float>(0, grid), weight_x = shared_array<float>(grid * sizeof(float), grid);
     int row = blockIdx.x;
@@ -208,7 +210,8 @@ __global__ void position_resample_kernel(floatX* out, const floatX* pos, int pre
 }
 
 // dpos += R_y^T dout R_x. A block owns one row of the table: what of it went to each output row y and column x.
-__global__ void position_resample_backward_kernel(float* dpos, const float* dout, int prefix, int grid, int GH, int GW, int C) {
+__global__ void position_resample_backward_kernel(float* dpos, const float* dout, int prefix, int grid, int GH, int GW,
+                                                  int C) {
     shared<float> weight_y = shared_array<float>(0, GH), weight_x = shared_array<float>(GH * sizeof(float), GW);
     int row = blockIdx.x;
     if (row < prefix) {
@@ -240,23 +243,24 @@ void position_resample_forward(floatX* out,       // (prefix + GH GW, C)
                                const floatX* pos, // (prefix + grid grid, C)
                                int prefix, int grid, int GH, int GW, int C, stream_t s) {
     unsigned rows = prefix + GH * GW;
-    launch<position_resample_kernel>(rows, channel_threads(C), 2 * grid * sizeof(float), s, out, pos, prefix, grid, GH, GW, C);
+    launch<position_resample_kernel>(rows, channel_threads(C), 2 * grid * sizeof(float), s, out, pos, prefix, grid, GH,
+                                     GW, C);
 }
 
 void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +=
                                 const floatS* dout, // (prefix + GH GW, C)
                                 int prefix, int grid, int GH, int GW, int C, stream_t s) {
     unsigned rows = prefix + grid * grid;
-    launch<position_resample_backward_kernel>(rows, channel_threads(C), (GH + GW) * sizeof(float), s, dpos, dout, prefix, grid, GH,
-                                              GW, C);
+    launch<position_resample_backward_kernel>(rows, channel_threads(C), (GH + GW) * sizeof(float), s, dpos, dout,
+                                              prefix, grid, GH, GW, C);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Tokens
 
 // A block owns a row of the output. One read of the patches and one write; cls, reg and pos stay in the cache.
-__global__ void tokens_kernel(floatX* out, const floatX* patches, const floatX* cls, const floatX* reg, const floatX* pos, int N,
-                              int C, int R, int pos_class) {
+__global__ void tokens_kernel(floatX* out, const floatX* patches, const floatX* cls, const floatX* reg,
+                              const floatX* pos, int N, int C, int R, int pos_class) {
     int prefix = (cls ? 1 : 0) + R, T = prefix + N;
     size_t row = blockIdx.x, image = row / T;
     int t = (int)(row % T);
@@ -281,11 +285,13 @@ __global__ void tokens_kernel(floatX* out, const floatX* patches, const floatX* 
     }
 }
 
-// A thread owns one pack of one place t in all images: it sums their gradients in order and copies those of patches on the
-// way. 257 places of 128 packs are 33 thousand threads, only 250 a multiprocessor: so each asks for four images at once.
+// A thread owns one pack of one place t in all images: it sums their gradients in order and copies those of patches on
+// the way. 257 places of 128 packs are 33 thousand threads, only 250 a multiprocessor: so each asks for four images at
+// once. `whole`: every pack is complete and aligned.
 enum { TOKENS_AHEAD = 4 };
-__global__ void tokens_backward_kernel(floatX* dpatches, float* dcls, float* dreg, float* dpos, const floatX* dout, int B, int N,
-                                       int C, int R, int pos_class) {
+template <bool whole>
+__global__ void tokens_backward_kernel(floatX* dpatches, float* dcls, float* dreg, float* dpos, const floatX* dout,
+                                       int B, int N, int C, int R, int pos_class) {
     int prefix = (dcls ? 1 : 0) + R, T = prefix + N, t = blockIdx.x;
     int c = (blockIdx.y * blockDim.x + threadIdx.x) * pack<floatX>::size;
     if (c >= C) return;
@@ -299,16 +305,20 @@ __global__ void tokens_backward_kernel(floatX* dpatches, float* dcls, float* dre
         token = dreg + (size_t)(t - (dcls ? 1 : 0)) * C;
     }
     float sum[pack<floatX>::size] = {};
-    for (int first = 0; first < B; first += TOKENS_AHEAD) {
+    size_t from = (size_t)t * C + c, to = ((size_t)t - prefix) * C + c; // of image 0; `to` counts only for patches
+    int b = 0;
+    for (; whole && b + TOKENS_AHEAD <= B; b += TOKENS_AHEAD) {
         pack<floatX> d[TOKENS_AHEAD];
+        for (int i = 0; i < TOKENS_AHEAD; i++) d[i] = load16(dout + (size_t)(b + i) * T * C + from);
         for (int i = 0; i < TOKENS_AHEAD; i++) {
-            size_t left = first + i < B ? C - c : 0; // behind the last image: zeros, nothing is read
-            d[i] = load_upto(dout + ((size_t)(first + i) * T + t) * C + c, left);
-        }
-        for (int i = 0; i < TOKENS_AHEAD && first + i < B; i++) {
-            if (t >= prefix) store_upto(dpatches + ((size_t)(first + i) * N + t - prefix) * C + c, d[i], C - c);
+            if (t >= prefix) store16(dpatches + (size_t)(b + i) * N * C + to, d[i]);
             for (int k = 0; k < pack<floatX>::size; k++) sum[k] += (float)d[i][k];
         }
+    }
+    for (; b < B; b++) {
+        pack<floatX> d = load_upto(dout + (size_t)b * T * C + from, C - c);
+        if (t >= prefix) store_upto(dpatches + (size_t)b * N * C + to, d, C - c);
+        for (int k = 0; k < pack<floatX>::size; k++) sum[k] += (float)d[k];
     }
     for (int k = 0; k < pack<floatX>::size && c + k < C; k++) {
         if (token) token[c + k] += sum[k];
@@ -333,7 +343,14 @@ void tokens_backward(floatX* dpatches,           // (B, N, C)
                      int B, int N, int C, int R, int pos_class, stream_t s) {
     unsigned threads = row_threads(C) < 64 ? WARP : 64; // small blocks, to spread over the GPU
     dim3 grid((dcls ? 1 : 0) + R + N, blocks_for(C, threads * pack<floatX>::size));
-    launch<tokens_backward_kernel>(grid, threads, 0, s, dpatches, dcls, dreg, dpos, dout, B, N, C, R, pos_class);
+    int whole = C % pack<floatX>::size == 0 && ((uintptr_t)dpatches | (uintptr_t)dout) % 16 == 0;
+    if (whole) {
+        launch<tokens_backward_kernel<true>>(grid, threads, 0, s, dpatches, dcls, dreg, dpos, dout, B, N, C, R,
+                                             pos_class);
+    } else {
+        launch<tokens_backward_kernel<false>>(grid, threads, 0, s, dpatches, dcls, dreg, dpos, dout, B, N, C, R,
+                                              pos_class);
+    }
 }
 
 // A block owns a kept row.

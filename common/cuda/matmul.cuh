@@ -48,8 +48,8 @@ typedef struct {
     float alpha, beta;
 } matmul_shape_t;
 
-// One product of matrices without gaps, alpha = 1, beta = 0; the caller changes what differs. For example q k^T of every
-// image, where q and k lie inside a (B, T, 3, C) tensor:
+// One product of matrices without gaps, alpha = 1, beta = 0; the caller changes what differs. For example q k^T of
+// every image, where q and k lie inside a (B, T, 3, C) tensor:
 //     matmul_shape_t m = matmul_shape(T, T, C, 0, 1);
 //     m.lda = m.ldb = 3 * C, m.alpha = scale;
 //     m.batch = B, m.stride_a = m.stride_b = (size_t)T * 3 * C, m.stride_d = (size_t)T * T;
@@ -77,7 +77,8 @@ typedef struct {
 // cuBLASLt
 
 static inline void blas_check(cublasStatus_t status, const char* call, const char* file, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) fatal("%s failed: %s (%s:%d)", call, cublasLtGetStatusString(status), file, line);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        fatal("%s failed: %s (%s:%d)", call, cublasLtGetStatusString(status), file, line);
 }
 #define BLAS_CHECK(call) blas_check((call), #call, __FILE__, __LINE__)
 
@@ -95,7 +96,8 @@ struct matmul_cache { matmul_entry_t entries[MATMUL_CACHE_SIZE]; };
 
 // The entry of a key, or an empty one that carries the key.
 static inline matmul_entry_t* matmul_cache_entry(stream_t s, const uint64_t* key) { // (MATMUL_KEY_WORDS)
-    if (!s->matmul) s->matmul = (struct matmul_cache*)calloc_check(1, sizeof(struct matmul_cache), "the table of products");
+    if (!s->matmul)
+        s->matmul = (struct matmul_cache*)calloc_check(1, sizeof(struct matmul_cache), "the table of products");
     uint64_t hash = 1469598103934665603ull;
     for (int i = 0; i < MATMUL_KEY_WORDS; i++) {
         hash = (hash ^ key[i]) * 1099511628211ull;
@@ -113,28 +115,30 @@ static inline matmul_entry_t* matmul_cache_entry(stream_t s, const uint64_t* key
     return entry;
 }
 
-// The power of two, 16 at most, that an address and all its rows and matrices are multiples of: what the library may rely on.
+// The power of two, 16 at most, that an address and all its rows and matrices are multiples of: what the library may
+// rely on.
 static inline uint32_t matmul_alignment(const void* p, size_t row_bytes, size_t stride_bytes) {
     uint64_t bits = (uint64_t)(uintptr_t)p | row_bytes | stride_bytes | 16;
     return (uint32_t)(bits & (~bits + 1));
 }
 
-// The library's description of a call, which lives for one call. Its matrices are column-major, so that it sees our rows
-// as columns: it computes D^T = op(B)^T op(A)^T, our B is its first operand, and a transpose stays a transpose.
+// The library's description of a call, which lives for one call. Its matrices are column-major, so that it sees our
+// rows as columns: it computes D^T = op(B)^T op(A)^T, our B is its first operand, and a transpose stays a transpose.
 typedef struct {
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, d;
     uint32_t alignment_a, alignment_b, alignment_d;
 } matmul_plan_t;
 
-static inline void matmul_layout(cublasLtMatrixLayout_t* layout, cudaDataType_t type, int row_length, int rows, size_t ld,
-                                 int batch, size_t stride) {
+static inline void matmul_layout(cublasLtMatrixLayout_t* layout, cudaDataType_t type, int row_length, int rows,
+                                 size_t ld, int batch, size_t stride) {
     BLAS_CHECK(cublasLtMatrixLayoutCreate(layout, type, row_length, rows, ld));
     if (batch <= 1) return;
     int32_t count = batch;
     int64_t offset = stride;
     BLAS_CHECK(cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
-    BLAS_CHECK(cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &offset, sizeof offset));
+    BLAS_CHECK(
+        cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &offset, sizeof offset));
 }
 
 static inline matmul_plan_t matmul_plan(const matmul_call_t* call) {
@@ -160,8 +164,10 @@ static inline matmul_plan_t matmul_plan(const matmul_call_t* call) {
                                                   sizeof call->pre));
         BLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld));
     }
-    matmul_layout(&plan.b, type, m->transpose_b ? m->K : m->N, m->transpose_b ? m->N : m->K, m->ldb, m->batch, m->stride_b);
-    matmul_layout(&plan.a, type, m->transpose_a ? m->M : m->K, m->transpose_a ? m->K : m->M, m->lda, m->batch, m->stride_a);
+    matmul_layout(&plan.b, type, m->transpose_b ? m->K : m->N, m->transpose_b ? m->N : m->K, m->ldb, m->batch,
+                  m->stride_b);
+    matmul_layout(&plan.a, type, m->transpose_a ? m->M : m->K, m->transpose_a ? m->K : m->M, m->lda, m->batch,
+                  m->stride_a);
     matmul_layout(&plan.d, type_d, m->N, m->M, m->ldd, m->batch, m->stride_d);
     plan.alignment_a = matmul_alignment(call->a, m->lda * sizeof(floatX), m->stride_a * sizeof(floatX));
     plan.alignment_b = matmul_alignment(call->b, m->ldb * sizeof(floatX), m->stride_b * sizeof(floatX));
@@ -181,15 +187,15 @@ static inline void matmul_plan_free(matmul_plan_t* plan) {
 }
 
 // All that the library's choice may depend on.
-static inline void matmul_key(uint64_t* key, const matmul_call_t* call, const matmul_plan_t* plan) { // (MATMUL_KEY_WORDS)
+static inline void matmul_key(uint64_t* key, // (MATMUL_KEY_WORDS)
+                              const matmul_call_t* call, const matmul_plan_t* plan) {
     const matmul_shape_t* m = &call->shape;
-    int batched = m->batch > 1;
     uint64_t flags = m->transpose_a << 0 | m->transpose_b << 1 | call->float_d << 2 | (call->bias != nullptr) << 3
                      | (call->pre != nullptr) << 4 | (m->beta != 0) << 5;
     uint64_t alignments = plan->alignment_a << 16 | plan->alignment_b << 8 | plan->alignment_d;
-    uint64_t words[MATMUL_KEY_WORDS] = {
-        (uint64_t)m->M, (uint64_t)m->N, (uint64_t)m->K, flags, alignments, m->lda, m->ldb, m->ldd,
-        batched ? (uint64_t)m->batch : 1, batched ? m->stride_a : 0, batched ? m->stride_b : 0, batched ? m->stride_d : 0};
+    uint64_t words[MATMUL_KEY_WORDS] = {(uint64_t)m->M, (uint64_t)m->N, (uint64_t)m->K, flags, alignments,
+                                        m->lda, m->ldb, m->ldd, 1};
+    if (m->batch > 1) words[8] = m->batch, words[9] = m->stride_a, words[10] = m->stride_b, words[11] = m->stride_d;
     memcpy(key, words, sizeof words);
 }
 
@@ -212,11 +218,12 @@ static inline void matmul_query(matmul_entry_t* entry, const matmul_plan_t* plan
     }
     cublasLtMatmulHeuristicResult_t result;
     int found = 0;
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(s->blas, plan->desc, plan->b, plan->a, plan->d, plan->d, preference,
-                                                           1, &result, &found);
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(s->blas, plan->desc, plan->b, plan->a, plan->d, plan->d,
+                                                           preference, 1, &result, &found);
     if (status != CUBLAS_STATUS_NOT_SUPPORTED) BLAS_CHECK(status);
-    entry->answer = status == CUBLAS_STATUS_SUCCESS && found > 0 ? MATMUL_FOUND : MATMUL_NONE;
-    if (entry->answer == MATMUL_FOUND) {
+    int usable = status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS;
+    entry->answer = usable ? MATMUL_FOUND : MATMUL_NONE;
+    if (usable) {
         entry->algo = result.algo;
         entry->workspace = result.workspaceSize;
     }
@@ -234,8 +241,8 @@ static inline int matmul_blas(const matmul_call_t* call, stream_t s) {
     if (entry->answer == MATMUL_EMPTY) matmul_query(entry, &plan, s);
     if (entry->answer == MATMUL_FOUND) {
         BLAS_CHECK(cublasLtMatmul(s->blas, plan.desc, &m->alpha, call->b, plan.b, call->a, plan.a, &m->beta,
-                                  m->beta != 0 ? call->c : call->d, plan.d, call->d, plan.d, &entry->algo, s->blas_workspace,
-                                  DEVICE_BLAS_WORKSPACE, s->cuda));
+                                  m->beta != 0 ? call->c : call->d, plan.d, call->d, plan.d, &entry->algo,
+                                  s->blas_workspace, DEVICE_BLAS_WORKSPACE, s->cuda));
     }
     matmul_plan_free(&plan);
     return entry->answer == MATMUL_FOUND;
@@ -244,14 +251,15 @@ static inline int matmul_blas(const matmul_call_t* call, stream_t s) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Our own product, for what the library does not take
 
-// A block computes a tile of 64 x 64, each of its 256 threads 4 x 4 values that lie 16 apart. The sum runs in steps of 16,
-// whose pieces of A and B wait in shared memory, both with the sum's index first, so that threads of a warp read neighbours.
+// A block computes a tile of 64 x 64, each of its 256 threads 4 x 4 values that lie 16 apart. The sum runs in steps of
+// 16, whose pieces of A and B wait in shared memory, both with the sum's index first, so that threads of a warp read
+// neighbours.
 enum { TILE = 64, TILE_K = 16, TILE_THREADS = 256, TILE_PITCH = TILE + 1 };
 
-// Copies 64 rows of op(A) (or columns of op(B)), 16 steps of the sum deep, from element (row, k) on; zeros outside. `along`
-// is 1 where memory runs along the rows, and neighbouring threads then take neighbouring rows.
-__device__ static inline void matmul_tile_load(shared<float> to, const floatX* from, size_t ld, int along, int row, int rows,
-                                               int k, int K) {
+// Copies 64 rows of op(A) (or columns of op(B)), 16 steps of the sum deep, from element (row, k) on; zeros outside.
+// `along` is 1 where memory runs along the rows, and neighbouring threads then take neighbouring rows.
+__device__ static inline void matmul_tile_load(shared<float> to, const floatX* from, size_t ld, int along, int row,
+                                               int rows, int k, int K) {
     for (int i = threadIdx.x; i < TILE * TILE_K; i += TILE_THREADS) {
         int r = along ? i % TILE : i / TILE_K, l = along ? i / TILE : i % TILE_K;
         size_t at = along ? (size_t)(k + l) * ld + row + r : (size_t)(row + r) * ld + k + l;
@@ -260,7 +268,8 @@ __device__ static inline void matmul_tile_load(shared<float> to, const floatX* f
 }
 
 template <typename T>
-__global__ void matmul_tile_kernel(T* d, const floatX* a, const floatX* b, const T* c, const floatX* bias, matmul_shape_t m) {
+__global__ void matmul_tile_kernel(T* d, const floatX* a, const floatX* b, const T* c, const floatX* bias,
+                                   matmul_shape_t m) {
     shared<float> tile_a = shared_array<float>(0, TILE_K * TILE_PITCH);
     shared<float> tile_b = shared_array<float>(TILE_K * TILE_PITCH * sizeof(float), TILE_K * TILE_PITCH);
     int row = blockIdx.x * TILE, column = blockIdx.y * TILE, y = threadIdx.x / 16, x = threadIdx.x % 16;
@@ -379,10 +388,16 @@ void matmul_gelu_forward(floatX* out,          // (N, OC)
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums over rows
 
-// First kernel: block (i, slab) adds up the rows of one slab, for 32 packs of columns: a lane owns the columns of one pack, the
-// 8 warps take every eighth row. Second kernel: the slabs' sums, again dealt to 8 warps. There are about 4 blocks a
-// multiprocessor; N is cut into as many slabs as that takes. `whole`: every pack is complete and aligned.
-enum { COLUMN_WARPS = 8, COLUMN_THREADS = COLUMN_WARPS * WARP, COLUMN_BLOCKS_EACH = 4, COLUMN_ROWS_LEAST = 4 * COLUMN_WARPS };
+// First kernel: block (i, slab) adds up the rows of one slab, for 32 packs of columns: a lane owns the columns of one
+// pack, the 8 warps take every eighth row. Second kernel: the slabs' sums, again dealt to 8 warps. There are about 4
+// blocks a multiprocessor; N is cut into as many slabs as that takes. `whole`: every pack is complete and aligned.
+enum {
+    COLUMN_WARPS = 8,
+    COLUMN_THREADS = COLUMN_WARPS * WARP,
+    COLUMN_AHEAD = 4,                          // rows that a thread asks for at once
+    COLUMN_ROWS = COLUMN_AHEAD * COLUMN_WARPS, // the fewest rows of a slab
+    COLUMN_BLOCKS_EACH = 4
+};
 
 template <bool whole>
 __global__ void column_sums_kernel(float* partial, const floatX* x, size_t N, int C, size_t slab_rows) {
@@ -392,9 +407,19 @@ __global__ void column_sums_kernel(float* partial, const floatX* x, size_t N, in
     int column = (blockIdx.x * WARP + lane) * size;
     size_t first = blockIdx.y * slab_rows, last = first + slab_rows < N ? first + slab_rows : N;
     float sum[size] = {};
-    for (size_t row = first + warp; row < last && column < C; row += COLUMN_WARPS) {
-        const floatX* p = x + row * C + column;
-        pack<floatX> value = whole ? load16(p) : load_upto(p, C - column);
+    size_t row = column < C ? first + warp : last;
+    for (; row + COLUMN_ROWS - COLUMN_WARPS < last; row += COLUMN_ROWS) {
+        pack<floatX> value[COLUMN_AHEAD];
+        for (int i = 0; i < COLUMN_AHEAD; i++) {
+            const floatX* p = x + (row + i * COLUMN_WARPS) * C + column;
+            value[i] = whole ? load16(p) : load_upto(p, C - column);
+        }
+        for (int i = 0; i < COLUMN_AHEAD; i++) {
+            for (int k = 0; k < size; k++) sum[k] += (float)value[i][k];
+        }
+    }
+    for (; row < last; row += COLUMN_WARPS) {
+        pack<floatX> value = load_upto(x + row * C + column, C - column);
         for (int k = 0; k < size; k++) sum[k] += (float)value[k];
     }
     for (int k = 0; k < size; k++) work[(warp * size + k) * WARP + lane] = sum[k];
@@ -427,7 +452,7 @@ static inline void add_column_sums(float* sums,     // (C) +=
                                    size_t N, int C, stream_t s) {
     if (N == 0 || C == 0) return;
     constexpr int size = pack<floatX>::size;
-    unsigned columns = blocks_for(C, WARP * size), most = blocks_for(N, COLUMN_ROWS_LEAST);
+    unsigned columns = blocks_for(C, WARP * size), most = blocks_for(N, COLUMN_ROWS);
     unsigned slabs = blocks_for((size_t)COLUMN_BLOCKS_EACH * s->multiprocessors, columns);
     size_t slab_rows = blocks_for(N, slabs < most ? slabs : most);
     slabs = blocks_for(N, slab_rows);

@@ -1,21 +1,21 @@
-// cublaslt.h: the part of NVIDIA's cuBLASLt that common/cuda/matmul.cuh calls, in plain loops on the host. dev/emu/emu.h
-// includes it behind cudaStream_t. Types, names and the order of arguments are those of <cublasLt.h>, so that the callers
-// compile unchanged.
+// cublaslt.h: the part of NVIDIA's cuBLASLt that common/cuda/matmul.cuh calls, in plain loops on the host.
+// dev/emu/emu.h includes it behind cudaStream_t. Types, names and the order of arguments are those of <cublasLt.h>, so
+// that the callers compile unchanged.
 //
 //   D = epilogue(alpha op(A) op(B) + beta C),  column-major, m x n, sums over k in fp32, one rounding to D's type
 //
-// What is emulated: fp32 and bf16 matrices, CUBLAS_COMPUTE_32F, transposes, strided batches, scalars on the host, and the
-// epilogues DEFAULT, BIAS and GELU_AUX_BIAS (GELU in its tanh form; the auxiliary matrix receives what goes into it).
-// A wider use of the library is refused with a message, not computed.
+// What is emulated: fp32 and bf16 matrices, CUBLAS_COMPUTE_32F, transposes, strided batches, scalars on the host, and
+// the epilogues DEFAULT, BIAS and GELU_AUX_BIAS (GELU in its tanh form; the auxiliary matrix receives what goes into
+// it). A wider use of the library is refused with a message, not computed.
 //
 // What the library demands is checked, as strictly as the GPU would punish it:
 //   - an algorithm comes from cublasLtMatmulAlgoGetHeuristic, and is used for the problem that it was asked for alone;
-//   - pointers keep the alignment that the preference claimed; a bias vector is 16-byte aligned (vector loads of the A100's
-//     kernels); the auxiliary matrix is 16-byte aligned, with a leading dimension that is a multiple of 8;
-//   - a workspace of at least the size that the algorithm asked for. It is overwritten, as by a product whose sum is split;
+//   - pointers keep the alignment that the preference claimed; a bias vector is 16-byte aligned (kernels of the A100
+//     read it in vectors); the auxiliary matrix too, and its leading dimension is a multiple of 8;
+//   - a workspace of the size that the algorithm asked for. It is overwritten, as by a product whose sum is split;
 //   - D does not overlap A or B, and is C itself or apart from it.
-// Misuse returns the library's status after a line on stderr. A problem that the heuristic has no algorithm for is no misuse:
-// it returns CUBLAS_STATUS_NOT_SUPPORTED, as the library does, and the caller has to have another way.
+// Misuse returns the library's status after a line on stderr. A problem that the heuristic has no algorithm for is no
+// misuse: it returns CUBLAS_STATUS_NOT_SUPPORTED, as the library does, and the caller has to have another way.
 //
 // Two handles for tests: emu_blas_queries counts the heuristic's calls, emu_blas_refuse makes it find nothing.
 #pragma once
@@ -141,7 +141,8 @@ static inline cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
 
 static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute,
                                                       cudaDataType scale) {
-    if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) return emu_blas_misuse("only fp32 arithmetic is emulated");
+    if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F)
+        return emu_blas_misuse("only fp32 arithmetic is emulated");
     *desc = (cublasLtMatmulDesc_t)calloc(1, sizeof **desc);
     if (!*desc) return CUBLAS_STATUS_ALLOC_FAILED;
     (*desc)->compute = compute;
@@ -154,13 +155,14 @@ static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc
     return CUBLAS_STATUS_SUCCESS;
 }
 
-static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type, uint64_t rows,
-                                                        uint64_t cols, int64_t ld) {
+static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type,
+                                                        uint64_t rows, uint64_t cols, int64_t ld) {
     if (type != CUDA_R_32F && type != CUDA_R_16BF) return emu_blas_misuse("only fp32 and bf16 matrices are emulated");
     if (rows == 0 || cols == 0 || rows > INT32_MAX || cols > INT32_MAX) {
         return emu_blas_misuse("a matrix has between 1 and 2^31 - 1 rows and columns");
     }
-    if (ld < (int64_t)rows) return emu_blas_misuse("a leading dimension is smaller than the column-major matrix's rows");
+    if (ld < (int64_t)rows)
+        return emu_blas_misuse("a leading dimension is smaller than the column-major matrix's rows");
     *layout = (cublasLtMatrixLayout_t)calloc(1, sizeof **layout);
     if (!*layout) return CUBLAS_STATUS_ALLOC_FAILED;
     (*layout)->type = type;
@@ -194,23 +196,27 @@ static inline cublasStatus_t emu_blas_set(void* field, size_t size, const void* 
     return CUBLAS_STATUS_SUCCESS;
 }
 
-static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t attribute,
-                                                            const void* value, size_t bytes) {
+static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d,
+                                                            cublasLtMatmulDescAttributes_t attribute, const void* value,
+                                                            size_t bytes) {
     switch (attribute) {
         case CUBLASLT_MATMUL_DESC_TRANSA: return emu_blas_set(&d->transpose_a, sizeof d->transpose_a, value, bytes);
         case CUBLASLT_MATMUL_DESC_TRANSB: return emu_blas_set(&d->transpose_b, sizeof d->transpose_b, value, bytes);
         case CUBLASLT_MATMUL_DESC_EPILOGUE: return emu_blas_set(&d->epilogue, sizeof d->epilogue, value, bytes);
         case CUBLASLT_MATMUL_DESC_BIAS_POINTER: return emu_blas_set(&d->bias, sizeof d->bias, value, bytes);
-        case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return emu_blas_set(&d->auxiliary, sizeof d->auxiliary, value, bytes);
-        case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return emu_blas_set(&d->auxiliary_ld, sizeof d->auxiliary_ld, value, bytes);
+        case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER:
+            return emu_blas_set(&d->auxiliary, sizeof d->auxiliary, value, bytes);
+        case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
+            return emu_blas_set(&d->auxiliary_ld, sizeof d->auxiliary_ld, value, bytes);
     }
     return emu_blas_misuse("an attribute of a product that is not emulated");
 }
 static inline cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
-                                                              cublasLtMatrixLayoutAttribute_t attribute, const void* value,
-                                                              size_t bytes) {
+                                                              cublasLtMatrixLayoutAttribute_t attribute,
+                                                              const void* value, size_t bytes) {
     switch (attribute) {
-        case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT: return emu_blas_set(&layout->batch, sizeof layout->batch, value, bytes);
+        case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT:
+            return emu_blas_set(&layout->batch, sizeof layout->batch, value, bytes);
         case CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET:
             return emu_blas_set(&layout->batch_stride, sizeof layout->batch_stride, value, bytes);
     }
@@ -221,15 +227,16 @@ static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmul
                                                                   const void* value, size_t bytes) {
     emu_blas_preference_t* p = preference;
     switch (attribute) {
-        case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES: return emu_blas_set(&p->workspace, sizeof p->workspace, value, bytes);
+        case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
+            return emu_blas_set(&p->workspace, sizeof p->workspace, value, bytes);
         case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
             return emu_blas_set(&p->reduction_mask, sizeof p->reduction_mask, value, bytes);
         case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
         case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
         case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES:
         case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES:
-            return emu_blas_set(&p->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], sizeof(uint32_t), value,
-                                bytes);
+            return emu_blas_set(&p->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], sizeof(uint32_t),
+                                value, bytes);
     }
     return emu_blas_misuse("a preference that is not emulated");
 }
@@ -239,10 +246,11 @@ static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmul
 
 static inline size_t emu_blas_size(cudaDataType type) { return type == CUDA_R_32F ? 4 : 2; }
 
-// A number of the problem, so that an algorithm is not used for another one. Pointers do not enter, except whether there are.
+// A number of the problem, so that an algorithm is not used for another one. Pointers do not enter.
 static inline uint64_t emu_blas_problem(const emu_blas_desc_t* d, const emu_blas_layout_t* const layouts[4]) {
     uint64_t hash = 1469598103934665603ull;
-    uint64_t words[4 + 4 * 6] = {(uint64_t)d->transpose_a, (uint64_t)d->transpose_b, d->epilogue, (uint64_t)d->auxiliary_ld};
+    uint64_t words[4 + 4 * 6] = {(uint64_t)d->transpose_a, (uint64_t)d->transpose_b, d->epilogue,
+                                 (uint64_t)d->auxiliary_ld};
     for (int i = 0; i < 4; i++) {
         const emu_blas_layout_t* m = layouts[i];
         uint64_t* w = words + 4 + 6 * i;
@@ -253,14 +261,17 @@ static inline uint64_t emu_blas_problem(const emu_blas_desc_t* d, const emu_blas
 }
 
 // NULL, or what is wrong with the sizes.
-static inline const char* emu_blas_mismatch(const emu_blas_desc_t* d, const emu_blas_layout_t* a, const emu_blas_layout_t* b,
-                                            const emu_blas_layout_t* c, const emu_blas_layout_t* out) {
+static inline const char* emu_blas_mismatch(const emu_blas_desc_t* d, const emu_blas_layout_t* a,
+                                            const emu_blas_layout_t* b, const emu_blas_layout_t* c,
+                                            const emu_blas_layout_t* out) {
     if ((d->transpose_a | d->transpose_b) & ~1) return "a transpose is neither CUBLAS_OP_N nor CUBLAS_OP_T";
     if ((d->transpose_a ? a->cols : a->rows) != out->rows) return "A's rows are not D's";
     if ((d->transpose_b ? b->rows : b->cols) != out->cols) return "B's columns are not D's";
-    if ((d->transpose_a ? a->rows : a->cols) != (d->transpose_b ? b->cols : b->rows)) return "A and B sum over different lengths";
+    if ((d->transpose_a ? a->rows : a->cols) != (d->transpose_b ? b->cols : b->rows))
+        return "A and B sum over different lengths";
     if (c->rows != out->rows || c->cols != out->cols || c->type != out->type) return "C has not D's size and type";
-    if (a->batch < 1 || b->batch != a->batch || c->batch != a->batch || out->batch != a->batch) return "batch counts differ";
+    if (a->batch < 1 || b->batch != a->batch || c->batch != a->batch || out->batch != a->batch)
+        return "batch counts differ";
     if (out->batch > 1 && out->batch_stride < (int64_t)out->rows) return "the matrices of D's batch overlap";
     return NULL;
 }
@@ -305,13 +316,15 @@ static inline const char* emu_blas_end(const void* p, const emu_blas_layout_t* m
     int64_t elements = (m->batch - 1) * m->batch_stride + ((int64_t)m->cols - 1) * m->ld + (int64_t)m->rows;
     return (const char*)p + elements * emu_blas_size(m->type);
 }
-static inline int emu_blas_overlap(const void* p, const emu_blas_layout_t* m, const void* q, const emu_blas_layout_t* k) {
+static inline int emu_blas_overlap(const void* p, const emu_blas_layout_t* m, const void* q,
+                                   const emu_blas_layout_t* k) {
     return (const char*)p < emu_blas_end(q, k) && (const char*)q < emu_blas_end(p, m);
 }
 
 static inline const char* emu_blas_wrong_call(const emu_blas_desc_t* d, const void* const pointers[4],
-                                              const emu_blas_layout_t* const layouts[4], const cublasLtMatmulAlgo_t* algo,
-                                              void* workspace, size_t workspace_size) {
+                                              const emu_blas_layout_t* const layouts[4],
+                                              const cublasLtMatmulAlgo_t* algo, void* workspace,
+                                              size_t workspace_size) {
     if (!algo) return "no algorithm is passed: the library would search for one at every call";
     if (algo->data[0] != emu_blas_problem(d, layouts)) return "the algorithm was found for another problem";
     if (!workspace || workspace_size < algo->data[5]) return "the workspace that the algorithm needs is not passed";
@@ -360,7 +373,8 @@ static inline void emu_blas_write(void* p, cudaDataType type, size_t at, float x
 }
 
 // op(M) of one matrix as fp32, row by row or column by column of op(M): to[r * cols + c], or to[c * rows + r].
-static inline void emu_blas_unpack(float* to, const void* from, const emu_blas_layout_t* m, int transpose, int by_columns) {
+static inline void emu_blas_unpack(float* to, const void* from, const emu_blas_layout_t* m, int transpose,
+                                   int by_columns) {
     size_t rows = transpose ? m->cols : m->rows, cols = transpose ? m->rows : m->cols;
     for (size_t r = 0; r < rows; r++) {
         for (size_t c = 0; c < cols; c++) {
@@ -370,11 +384,11 @@ static inline void emu_blas_unpack(float* to, const void* from, const emu_blas_l
     }
 }
 
-// sums[j m + i] += a[l m + i] b[j k + l] for four columns j. The inner loop becomes vector instructions; it works on private
-// memory only, so it goes without sanitizers.
+// sums[j m + i] += a[l m + i] b[j k + l] for four columns j. The inner loop becomes vector instructions; it works on
+// private memory only, so it goes without sanitizers.
 __attribute__((noinline, optimize("O3"), no_sanitize_address, no_sanitize_undefined))
-static void emu_blas_columns(float* __restrict__ sums, const float* __restrict__ a, const float* __restrict__ b, size_t m,
-                             size_t k) {
+static void emu_blas_columns(float* __restrict__ sums, const float* __restrict__ a, const float* __restrict__ b,
+                             size_t m, size_t k) {
     float* __restrict__ s0 = sums;
     float* __restrict__ s1 = sums + m;
     float* __restrict__ s2 = sums + 2 * m;
@@ -425,9 +439,10 @@ static inline void emu_blas_product(const emu_blas_desc_t* desc, float alpha, co
     free(left), free(right), free(sums);
 }
 
-static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void* alpha, const void* A,
-                                            cublasLtMatrixLayout_t a, const void* B, cublasLtMatrixLayout_t b, const void* beta,
-                                            const void* C, cublasLtMatrixLayout_t c, void* D, cublasLtMatrixLayout_t d,
+static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void* alpha,
+                                            const void* A, cublasLtMatrixLayout_t a, const void* B,
+                                            cublasLtMatrixLayout_t b, const void* beta, const void* C,
+                                            cublasLtMatrixLayout_t c, void* D, cublasLtMatrixLayout_t d,
                                             const cublasLtMatmulAlgo_t* algo, void* workspace, size_t workspace_size,
                                             cudaStream_t stream) {
     (void)stream;
