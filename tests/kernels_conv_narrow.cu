@@ -13,17 +13,19 @@ typedef struct {
     int shift; // elements by which tensors begin behind an aligned address
 } narrow_case_t;
 
-template <typename T> static tensor<T> behind(tensor<T> t, int shift) { return {t.n - shift, t.ref + shift, t.dev + shift}; }
+static tensor<floatX> behind(tensor<floatX> t, int shift) { return {t.n - shift, t.ref + shift, t.dev + shift}; }
 
 static void run_narrow(stream_t s, void* context) {
     narrow_case_t t = *(narrow_case_t*)context;
     conv_t c = t.conv;
-    size_t n = (size_t)t.B * t.H * t.W * c.C, n_out = (size_t)t.B * conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
+    size_t n = (size_t)t.B * t.H * t.W * c.C;
+    size_t n_out = (size_t)t.B * conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
     size_t n_weight = (size_t)c.OC * c.K * c.K * c.C;
     tensor<floatX> x = behind(random_input(n + t.shift), t.shift), dx = behind(output(n + t.shift), t.shift);
     tensor<floatX> weight = behind(random_input(n_weight + t.shift), t.shift), bias = random_input(c.OC);
     tensor<floatX> residual = behind(random_input(n_out + t.shift), t.shift);
-    tensor<floatX> dout = behind(random_input(n_out + t.shift), t.shift), out = behind(output(n_out + t.shift), t.shift);
+    tensor<floatX> dout = behind(random_input(n_out + t.shift), t.shift);
+    tensor<floatX> out = behind(output(n_out + t.shift), t.shift);
     if (!(t.with & BIAS)) bias.ref = nullptr, bias.dev = nullptr;
     if (!(t.with & RESIDUAL)) residual.ref = nullptr, residual.dev = nullptr;
     const double* mask_ref = t.with & MASK ? x.ref : nullptr;
@@ -68,7 +70,8 @@ static void test_shapes(stream_t s) {
 }
 
 static void test_models(stream_t s) {
-    conv_t vgg = {3, 64, 3, 1, 1, 1}, out = {128, 3, 3, 1, 1, 1}, first = {3, 64, 4, 2, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
+    conv_t vgg = {3, 64, 3, 1, 1, 1}, out = {128, 3, 3, 1, 1, 1};
+    conv_t first = {3, 64, 4, 2, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
     if (test_case("narrow conv of the models: several tiles")) {
         check_narrow(s, 1, 35, 70, vgg, ACT_RELU, BIAS);
         check_narrow(s, 1, 19, 41, out, ACT_NONE, BIAS);

@@ -1,4 +1,5 @@
-// The gradients of a convolution's weights and bias: every kernel, stride and padding of the models, one split and several.
+// The gradients of a convolution's weights and bias: every kernel, stride and padding of the models, one split and
+// several.
 #define OPS_DECLARATIONS_ONLY
 #include "tests/kernel.h"
 #include "common/cuda/conv_weight.cuh"
@@ -14,7 +15,8 @@ static void run_weight(stream_t s, void* context) {
     weight_case_t t = *(weight_case_t*)context;
     conv_t c = t.conv;
     size_t n = (size_t)t.H * t.W * c.C, n_out = (size_t)conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
-    tensor<floatX> x = random_input((t.first + t.B) * n + t.shift), dout = random_input((t.first + t.B) * n_out + t.shift);
+    tensor<floatX> x = random_input((t.first + t.B) * n + t.shift);
+    tensor<floatX> dout = random_input((t.first + t.B) * n_out + t.shift);
     size_t at = t.first * n + t.shift, at_out = t.first * n_out + t.shift;
     tensor<float> dweight = random_gradient((size_t)c.OC * c.K * c.K * c.C), dbias = random_gradient(c.OC);
     double* dbias_ref = t.with_bias ? dbias.ref : nullptr;
@@ -47,11 +49,13 @@ static void test_shapes(stream_t s) {
     static const int kernels[10][4] = {{3, 1, 1, 1}, {4, 2, 1, 1}, {4, 1, 1, 1}, {1, 1, 0, 0}, {3, 2, 0, 1},
                                        {3, 2, 1, 1}, {1, 2, 0, 0}, {3, 1, 0, 2}, {1, 1, 1, 1}, {5, 3, 2, 1}};
     static const int sizes[5][3] = {{2, 5, 7}, {1, 9, 4}, {3, 4, 4}, {1, 6, 19}, {1, 9, 16}};
-    static const int channels[10][2] = {{8, 8}, {24, 40}, {40, 24}, {5, 13}, {16, 70}, {72, 8}, {3, 64}, {40, 3}, {64, 1}, {3, 5}};
+    static const int channels[10][2] = {{8, 8},  {24, 40}, {40, 24}, {5, 13}, {16, 70},
+                                         {72, 8}, {3, 64},  {40, 3},  {64, 1}, {3, 5}};
     for (int k = 0; k < 10; k++) {
         char name[80];
         conv_t conv = {0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]};
-        snprintf(name, sizeof name, "dweight %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo, conv.pad_hi);
+        snprintf(name, sizeof name, "dweight %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo,
+                 conv.pad_hi);
         if (!test_case(name)) continue;
         for (int i = k % 2; i < 10; i += 2) { // each pair of channels with every second kernel
             const int* size = sizes[(i / 2 + k) % 5];
@@ -95,7 +99,8 @@ static void test_sizes(stream_t s) {
         test_end_case();
     }
     if (test_case("dweight of one pixel, a part of the batch, odd addresses")) {
-        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1}, out = {40, 3, 3, 1, 1, 1}, one = {1, 1, 3, 1, 1, 1};
+        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1};
+        conv_t out = {40, 3, 3, 1, 1, 1}, one = {1, 1, 3, 1, 1, 1};
         check_weight(s, 1, 1, 1, same, 1);
         check_weight(s, 1, 2, 2, half, 1);
         check_weight(s, 3, 1, 1, one, 1);

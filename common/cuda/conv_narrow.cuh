@@ -1,30 +1,32 @@
 // conv_narrow.cuh: convolutions with a narrow side of at most four channels: images, and the logits of PatchGAN.
 //
-// One of the two tensors is wide (64 to 512 channels), the other nearly free to read. All of these are bound by memory:
-// what counts is that the wide tensor passes once. So the product is formed at its pixels, not at the narrow ones. Let a
-// tap of a channel be n = (u, v, k), k the narrow channel: N = K K narrow of them, 27 for 3 x 3 and three colours. In
+// One of the two tensors is wide (64 to 512 channels), the other nearly free to read. All of these are bound by
+// memory: what counts is that the wide tensor passes once. So the product is formed at its pixels, not at the narrow
+// ones. Let a tap of a channel be n = (u, v, k), k the narrow channel: N = K K narrow of them, 27 for 3 x 3 and three
+// colours. In
 //
-//     input pixel = stride * output pixel + tap - pad                                               (rows and columns alike)
+//     input pixel = stride * output pixel + tap - pad                                           (rows, columns alike)
 //
-// each pixel p of the wide tensor and each tap have at most one partner pixel(p, n) in the narrow tensor, whichever of the
-// two is the input. With the weights as a matrix w (N, wide) all six convolutions are three products:
+// each pixel p of the wide tensor and each tap have at most one partner pixel(p, n) in the narrow tensor, whichever of
+// the two is the input. With the weights as a matrix w (N, wide) all six convolutions are three products:
 //
-//   expand      out[p, c] = sum_n narrow[pixel(p, n), k] w[n, c]              forward of narrow input, dx of narrow output
-//   contract    y[p, n] = sum_c x[p, c] w[n, c], then
-//               out[r, k] = sum of y[p, n] over all p, n with pixel(p, n) = r forward of narrow output, dx of narrow input
-//   correlate   dw[n, c] = sum_p narrow[pixel(p, n), k] wide[p, c]            both weight gradients
+//   expand      out[p, c] = sum_n narrow[pixel(p, n), k] w[n, c]         forward of narrow input, dx of narrow output
+//   contract    y[p, n] = sum_c x[p, c] w[n, c], then out[r, k] = sum of y[p, n] over all p, n with pixel(p, n) = r
+//                                                                        forward of narrow output, dx of narrow input
+//   correlate   dw[n, c] = sum_p narrow[pixel(p, n), k] wide[p, c]       both weight gradients
 //
 // Tensor cores form them (bf16, mma_m16n8k16 with N rounded up), so arithmetic is no limit: conv_out of the decoder,
-// 128 -> 3 at 256 x 256, is 27 * 128 multiply-accumulates a pixel: 64 images would take 0.5 ms of FFMA, against 0.32 ms
-// for their 1.07 GB at 3.35 TB/s. On tensor cores they are 17 GMAC with N = 32: 0.06 ms, hidden behind the memory.
-// A product with K = 9 * 128 and the three outputs as one tile of 8 would read every x nine times from shared memory and
-// multiply 9216 times a pixel instead of 4096.
+// 128 -> 3 at 256 x 256, is 27 * 128 multiply-accumulates a pixel: 64 images would take 0.5 ms of FFMA, against 0.32
+// ms for their 1.07 GB at 3.35 TB/s. On tensor cores they are 17 GMAC with N = 32: 0.06 ms, hidden behind the memory.
+// A product with K = 9 * 128 and the three outputs as one tile of 8 would read every x nine times from shared memory
+// and multiply 9216 times a pixel instead of 4096.
 //
 // The wide tensor goes from device memory to registers and back without a stop in shared memory. A thread reads or
 // writes 16 bytes, 8 neighbouring channels, where a fragment of mma wants 2 and 2 more: but which channel is which
 // column or which k is free, as long as both operands agree. The order is told at each kernel.
 //
-// Sizes that are no multiple of 8 and the fp32 build take the plain kernels at the end. Next: common/cuda/conv_weight.cuh.
+// Sizes that are no multiple of 8 and the fp32 build take the plain kernels at the end. Next:
+// common/cuda/conv_weight.cuh.
 #pragma once
 // defines: launch, shared_array, pack, load16, store16, mma_m16n8k16, bf16, WARP, blocks_for
 #include "common/cuda/launch.cuh"
@@ -54,6 +56,18 @@ static inline conv_narrow_t conv_narrow(int B, int H, int W, conv_t conv, int na
     return c;
 }
 
+// What is read and written, from the side of the product: `out` is wide in expand, narrow in contract, and x the other
+// way.
+typedef struct {
+    floatX* out;
+    const floatX* x;
+    const floatX* weight;   // (OC, K, K, C)
+    const floatX* bias;     // (channels of out) or NULL
+    const floatX* residual; // as out, or NULL
+    const floatX* mask;     // as out, or NULL
+    float slope;            // of the activation for negative sums, or where the mask is not positive
+} conv_narrow_io_t;
+
 static inline float conv_narrow_slope(activation_t act) {
     return act == ACT_NONE ? 1.0f : act == ACT_RELU ? 0.0f : (float)LEAKY_SLOPE;
 }
@@ -80,11 +94,10 @@ __device__ static inline int conv_narrow_to_wide(const conv_narrow_t& c, int at,
 }
 
 // What is written: the forward's activation and residual, or the backward's derivative of an activation.
-__device__ static inline float conv_narrow_finish(float v, size_t at, const floatX* residual, const floatX* mask,
-                                                  float slope) {
-    if (mask) return v * ((float)mask[at] > 0 ? 1.0f : slope);
-    v = v > 0 ? v : slope * v;
-    return residual ? v + (float)residual[at] : v;
+__device__ static inline float conv_narrow_finish(const conv_narrow_io_t& io, float v, size_t at) {
+    if (io.mask) return v * ((float)io.mask[at] > 0 ? 1.0f : io.slope);
+    v = v > 0 ? v : io.slope * v;
+    return io.residual ? v + (float)io.residual[at] : v;
 }
 
 // The tensors are cut into tiles of rows x cols pixels, image by image. Blocks take tiles in turn.
@@ -134,7 +147,8 @@ __device__ static inline void conv_narrow_multiply32(float d[4], const uint32_t 
 }
 
 // The part of the narrow tensor that belongs to rows x 32 wide pixels, in shared memory, filled up with zeros so that
-// nobody has to ask for borders any more: rows of `pitch` virtual pixels, in which tap (u, v) of wide pixel (i, j) is at
+// nobody has to ask for borders any more: rows of `pitch` virtual pixels, in which tap (u, v) of wide pixel (i, j) is
+// at
 //   narrow input    (stride i + u, stride j + v)            narrow output   (i + K-1-u, j + K-1-v):
 // there the pixels that no output has, because of the stride, are zeros too.
 enum { NARROW_COLS = 32 };
@@ -177,33 +191,27 @@ __device__ static inline uint32_t conv_narrow_pair(bf16 low, bf16 high) {
 }
 
 // Eight channels of one pixel are finished and written: v (8) holds the sums.
-__device__ static inline void conv_narrow_write8(bf16* out, const float v[8], size_t at, const bf16* residual,
-                                                 const bf16* mask, float slope) {
+__device__ static inline void conv_narrow_write8(const conv_narrow_io_t& io, const float v[8], size_t at) {
     pack<bf16> result, other = {};
-    if (residual) other = load16(residual + at);
-    if (mask) other = load16(mask + at);
+    if (io.residual) other = load16(io.residual + at);
+    if (io.mask) other = load16(io.mask + at);
     for (int i = 0; i < 8; i++) {
         float f = v[i];
-        if (mask) f *= (float)other[i] > 0 ? 1.0f : slope;
-        else f = f > 0 ? f : slope * f;
-        if (residual) f += (float)other[i];
+        if (io.mask) f *= (float)other[i] > 0 ? 1.0f : io.slope;
+        else f = f > 0 ? f : io.slope * f;
+        if (io.residual) f += (float)other[i];
         result[i] = (bf16)f;
     }
-    store16(out + at, result);
+    store16(io.out + at, result);
 }
 
-// expand. A warp forms 16 neighbouring wide pixels (rows of the product) times 32 channels at a time, a thread in the end
-// eight neighbouring channels of two pixels, g and g + 8: column 2 q + e of the j-th mma is channel 8 q + 2 j + e, so that
-// its registers are what it writes in one piece. Rows of weights in shared memory lie along n; GROUPS = N / 32, rounded up.
+// expand. A warp forms 16 neighbouring wide pixels (rows of the product) times 32 channels at a time, a thread in the
+// end eight neighbouring channels of two pixels, g and g + 8: column 2 q + e of the j-th mma is channel 8 q + 2 j + e,
+// so that its registers are what it writes in one piece. Rows of weights in shared memory lie along n; GROUPS = N /
+// 32, rounded up.
 template <int GROUPS>
 __global__ void __launch_bounds__(NARROW_THREADS, 2)
-conv_narrow_expand_kernel(bf16* out,            // (B, wide_H, wide_W, wide)
-                          const bf16* x,        // (B, narrow_H, narrow_W, narrow)
-                          const bf16* weight,   // (OC, K, K, C)
-                          const bf16* bias,     // (wide) or NULL
-                          const bf16* residual, // as out, or NULL
-                          const bf16* mask,     // as out, or NULL
-                          float slope, conv_narrow_t c, conv_narrow_grid_t grid) {
+conv_narrow_expand_kernel(conv_narrow_io_t io, conv_narrow_t c, conv_narrow_grid_t grid) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
     int channels = (c.wide + 31) / 32 * 32, w_pitch = conv_narrow_pitch(32 * GROUPS);
     int pitch = conv_narrow_virtual(c, NARROW_COLS), high = conv_narrow_virtual(c, grid.rows);
@@ -215,9 +223,9 @@ conv_narrow_expand_kernel(bf16* out,            // (B, wide_H, wide_W, wide)
 
     for (int i = threadIdx.x; i < channels * w_pitch; i += NARROW_THREADS) {
         int channel = i / w_pitch, n = i % w_pitch;
-        w[i] = channel < c.wide && n < c.N ? weight[conv_narrow_weight_at(c, n, channel)] : (bf16)0.0f;
+        w[i] = channel < c.wide && n < c.N ? io.weight[conv_narrow_weight_at(c, n, channel)] : (bf16)0.0f;
     }
-    for (int i = threadIdx.x; i < channels; i += NARROW_THREADS) b[i] = bias && i < c.wide ? (float)bias[i] : 0;
+    for (int i = threadIdx.x; i < channels; i += NARROW_THREADS) b[i] = io.bias && i < c.wide ? (float)io.bias[i] : 0;
     int offset[GROUPS][8];
     for (int k = 0; k < GROUPS; k++) {
         for (int i = 0; i < 8; i++) offset[k][i] = conv_narrow_offset(c, pitch, 32 * k + 8 * q + i);
@@ -225,7 +233,7 @@ conv_narrow_expand_kernel(bf16* out,            // (B, wide_H, wide_W, wide)
 
     for (int index = blockIdx.x; index < grid.tiles; index += gridDim.x) {
         conv_narrow_tile_t tile = conv_narrow_tile(grid, index);
-        conv_narrow_stage(staged, x, c, tile, grid.rows);
+        conv_narrow_stage(staged, io.x, c, tile, grid.rows);
         __syncthreads();
         for (int strip = warp; strip < grid.rows * (NARROW_COLS / 16); strip += NARROW_WARPS) {
             int i = strip / (NARROW_COLS / 16), j = strip % (NARROW_COLS / 16) * 16 + g;
@@ -262,7 +270,7 @@ conv_narrow_expand_kernel(bf16* out,            // (B, wide_H, wide_W, wide)
                     if (col + 8 * h >= c.wide_W) continue;
                     float v[8];
                     for (int t = 0; t < 4; t++) v[2 * t] = d[t][2 * h], v[2 * t + 1] = d[t][2 * h + 1];
-                    conv_narrow_write8(out, v, (pixel + 8 * h) * c.wide + first + 8 * q, residual, mask, slope);
+                    conv_narrow_write8(io, v, (pixel + 8 * h) * c.wide + first + 8 * q);
                 }
             }
         }
@@ -335,54 +343,53 @@ __device__ static inline void conv_narrow_products(shared<float> y, const bf16* 
 // contract: y of the region by conv_narrow_products; then each thread adds up narrow pixels.
 template <int TILES>
 __global__ void __launch_bounds__(NARROW_THREADS, 2)
-conv_narrow_contract_kernel(bf16* out,            // (B, narrow_H, narrow_W, narrow)
-                            const bf16* x,        // (B, wide_H, wide_W, wide)
-                            const bf16* weight,   // (OC, K, K, C)
-                            const bf16* bias,     // (narrow) or NULL
-                            const bf16* residual, // as out, or NULL
-                            const bf16* mask,     // as out, or NULL
-                            float slope, conv_narrow_t c, conv_narrow_grid_t grid) {
+conv_narrow_contract_kernel(conv_narrow_io_t io, conv_narrow_t c, conv_narrow_grid_t grid) {
     int w_pitch = conv_narrow_pitch(c.wide), high = conv_narrow_region(c, grid.rows);
     int across = conv_narrow_region(c, grid.cols), y_pitch = conv_narrow_y_pitch(high * across);
     shared<bf16> w = shared_array<bf16>(0, (size_t)8 * TILES * w_pitch);
     shared<float> y = shared_array<float>((size_t)8 * TILES * w_pitch * sizeof(bf16), (size_t)c.N * y_pitch);
     for (int i = threadIdx.x; i < 8 * TILES * w_pitch; i += NARROW_THREADS) {
         int n = i / w_pitch, channel = i % w_pitch;
-        w[i] = n < c.N && channel < c.wide ? weight[conv_narrow_weight_at(c, n, channel)] : (bf16)0.0f;
+        w[i] = n < c.N && channel < c.wide ? io.weight[conv_narrow_weight_at(c, n, channel)] : (bf16)0.0f;
     }
     __syncthreads();
     for (int index = blockIdx.x; index < grid.tiles; index += gridDim.x) {
         conv_narrow_tile_t tile = conv_narrow_tile(grid, index);
         int top = conv_narrow_region_first(c, tile.row), left = conv_narrow_region_first(c, tile.col);
-        conv_narrow_products<TILES>(y, x, w, c, tile.image, top, left, high, across);
+        conv_narrow_products<TILES>(y, io.x, w, c, tile.image, top, left, high, across);
         __syncthreads();
         for (int p = threadIdx.x; p < grid.rows * grid.cols; p += NARROW_THREADS) {
             int row = tile.row + p / grid.cols, col = tile.col + p % grid.cols;
             if (row >= c.narrow_H || col >= c.narrow_W) continue;
             float sum[NARROW_MOST];
-            for (int k = 0; k < NARROW_MOST; k++) sum[k] = bias && k < c.narrow ? (float)bias[k] : 0;
-            for (int tap = 0; tap < c.K * c.K; tap++) { // pixels of the region that lie outside are zeros
-                int i = conv_narrow_to_wide(c, row, tap / c.K), j = conv_narrow_to_wide(c, col, tap % c.K);
-                if (c.narrow_is_input && (i < 0 || j < 0)) continue;
-                int at = tap * c.narrow * y_pitch + (i - top) * across + j - left;
-                for (int k = 0; k < NARROW_MOST; k++) {
-                    if (k < c.narrow) sum[k] += y[at + k * y_pitch];
+            for (int k = 0; k < NARROW_MOST; k++) sum[k] = io.bias && k < c.narrow ? (float)io.bias[k] : 0;
+            for (int u = 0; u < c.K; u++) { // pixels of the region that lie outside are zeros
+                int i = conv_narrow_to_wide(c, row, u);
+                if (c.narrow_is_input && i < 0) continue;
+                for (int v = 0; v < c.K; v++) {
+                    int j = conv_narrow_to_wide(c, col, v), n = (u * c.K + v) * c.narrow;
+                    if (c.narrow_is_input && j < 0) continue;
+                    shared<float> from = y + (n * y_pitch + (i - top) * across + j - left);
+                    for (int k = 0; k < NARROW_MOST; k++) {
+                        if (k < c.narrow) sum[k] += from[k * y_pitch];
+                    }
                 }
             }
             size_t at = (((size_t)tile.image * c.narrow_H + row) * c.narrow_W + col) * c.narrow;
             for (int k = 0; k < NARROW_MOST; k++) {
-                if (k < c.narrow) out[at + k] = (bf16)conv_narrow_finish(sum[k], at + k, residual, mask, slope);
+                if (k < c.narrow) io.out[at + k] = (bf16)conv_narrow_finish(io, sum[k], at + k);
             }
         }
         __syncthreads(); // y is replaced
     }
 }
 
-// correlate. A block owns 64 wide channels (blockIdx.y) and every gridDim.x-th tile of pixels; a warp takes 16 pixels at a
-// time. Rows of the product are n, columns channels, and k runs over the pixels: thread 4 g + q reads the eight channels
-// from 8 g on of pixels 4 q to 4 q + 3, which are its four k; channel 8 g + j is column g of the j-th mma. Where the wide
-// tensor is dout, a row of ones behind the N taps gives dbias. In the end the warps add their sums one by one.
-// `partial` is (gridDim.x, stride): the layout of dweight, then dbias.   ROWS = (N and the ones) / 16, rounded up.
+// correlate. A block owns 64 wide channels (blockIdx.y) and every gridDim.x-th tile of pixels; a warp takes 16 pixels
+// at a time. Rows of the product are n, columns channels, and k runs over the pixels: thread 4 g + q reads the eight
+// channels from 8 g on of pixels 4 q to 4 q + 3, which are its four k; channel 8 g + j is column g of the j-th mma.
+// Where the wide tensor is dout, a row of ones behind the N taps gives dbias. In the end the warps add their sums one
+// by one. `partial` is (gridDim.x, stride): the layout of dweight, then dbias.   ROWS = (N and the ones) / 16, rounded
+// up.
 template <int ROWS>
 __global__ void __launch_bounds__(NARROW_THREADS, ROWS > 2 ? 1 : 2)
 conv_narrow_correlate_kernel(float* partial,    // (gridDim.x, stride)
@@ -476,24 +483,17 @@ static inline size_t conv_narrow_staged_bytes(conv_narrow_t c, int rows) {
 static inline int conv_narrow_aligned(const void* p) { return (uintptr_t)p % 16 == 0; }
 
 // Each of the following returns 0 where it does not take the sizes.
-static inline int conv_narrow_expand_tensor(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
-                                            const floatX* residual, const floatX* mask, float slope, conv_narrow_t c,
-                                            stream_t s) {
+static inline int conv_narrow_expand_tensor(conv_narrow_io_t io, conv_narrow_t c, stream_t s) {
     if (c.wide % 8 || c.N > 64) return 0;
-    if (!conv_narrow_aligned(out) || !conv_narrow_aligned(residual) || !conv_narrow_aligned(mask)) return 0;
+    if (!conv_narrow_aligned(io.out) || !conv_narrow_aligned(io.residual) || !conv_narrow_aligned(io.mask)) return 0;
     int most = 2 * s->multiprocessors, groups = (c.N + 31) / 32, channels = (c.wide + 31) / 32 * 32;
     conv_narrow_grid_t grid = conv_narrow_wide_grid(c, 16, most);
     size_t bytes = (size_t)channels * (conv_narrow_pitch(32 * groups) * sizeof(bf16) + sizeof(float));
     bytes += conv_narrow_staged_bytes(c, grid.rows);
     if (bytes > (size_t)s->shared_bytes) return 0;
     int blocks = grid.tiles < most ? grid.tiles : most;
-    if (groups == 1) {
-        launch<conv_narrow_expand_kernel<1>>(blocks, NARROW_THREADS, bytes, s, out, x, weight, bias, residual, mask, slope,
-                                             c, grid);
-    } else {
-        launch<conv_narrow_expand_kernel<2>>(blocks, NARROW_THREADS, bytes, s, out, x, weight, bias, residual, mask, slope,
-                                             c, grid);
-    }
+    if (groups == 1) launch<conv_narrow_expand_kernel<1>>(blocks, NARROW_THREADS, bytes, s, io, c, grid);
+    else launch<conv_narrow_expand_kernel<2>>(blocks, NARROW_THREADS, bytes, s, io, c, grid);
     return 1;
 }
 
@@ -503,9 +503,7 @@ static inline size_t conv_narrow_y_bytes(conv_narrow_t c, int rows, int cols) {
 }
 
 template <int TILES>
-static inline int conv_narrow_contract_tiles(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
-                                             const floatX* residual, const floatX* mask, float slope, conv_narrow_t c,
-                                             stream_t s) {
+static inline int conv_narrow_contract_tiles(conv_narrow_io_t io, conv_narrow_t c, stream_t s) {
     // 16 x 32 pixels of an image need 18 x 34 = 1.2 times as many of the wide tensor; y then has 66 KB (N = 27)
     int rows = 16, cols = c.narrow_is_input ? 32 * c.stride : 32, most = 2 * s->multiprocessors;
     while (rows > 1 && conv_narrow_y_bytes(c, rows, cols) > 80 * 1024) rows /= 2;
@@ -515,18 +513,15 @@ static inline int conv_narrow_contract_tiles(floatX* out, const floatX* x, const
     size_t bytes = (size_t)8 * TILES * conv_narrow_pitch(c.wide) * sizeof(bf16) + conv_narrow_y_bytes(c, rows, cols);
     if (bytes > (size_t)s->shared_bytes) return 0;
     int blocks = grid.tiles < most ? grid.tiles : most;
-    launch<conv_narrow_contract_kernel<TILES>>(blocks, NARROW_THREADS, bytes, s, out, x, weight, bias, residual, mask, slope,
-                                               c, grid);
+    launch<conv_narrow_contract_kernel<TILES>>(blocks, NARROW_THREADS, bytes, s, io, c, grid);
     return 1;
 }
-static inline int conv_narrow_contract_tensor(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
-                                              const floatX* residual, const floatX* mask, float slope, conv_narrow_t c,
-                                              stream_t s) {
-    if (c.wide % 8 || c.N > 64 || !conv_narrow_aligned(x)) return 0;
-    if (c.N <= 16) return conv_narrow_contract_tiles<2>(out, x, weight, bias, residual, mask, slope, c, s);
-    if (c.N <= 32) return conv_narrow_contract_tiles<4>(out, x, weight, bias, residual, mask, slope, c, s);
-    if (c.N <= 48) return conv_narrow_contract_tiles<6>(out, x, weight, bias, residual, mask, slope, c, s);
-    return conv_narrow_contract_tiles<8>(out, x, weight, bias, residual, mask, slope, c, s);
+static inline int conv_narrow_contract_tensor(conv_narrow_io_t io, conv_narrow_t c, stream_t s) {
+    if (c.wide % 8 || c.N > 64 || !conv_narrow_aligned(io.x)) return 0;
+    if (c.N <= 16) return conv_narrow_contract_tiles<2>(io, c, s);
+    if (c.N <= 32) return conv_narrow_contract_tiles<4>(io, c, s);
+    if (c.N <= 48) return conv_narrow_contract_tiles<6>(io, c, s);
+    return conv_narrow_contract_tiles<8>(io, c, s);
 }
 
 // Partial sums of a weight gradient, `stride` floats each, at most `most` of them; returns how many.
@@ -552,52 +547,38 @@ static inline int conv_narrow_correlate_tensor(float* partial, const floatX* wid
     return blocks;
 }
 
-#else // --------------------------------------------------------------------------------------------- fp32: plain kernels
+#else // ------------------------------------------------------------------------------------- fp32: plain kernels
 
-static inline int conv_narrow_expand_tensor(floatX*, const floatX*, const floatX*, const floatX*, const floatX*,
-                                            const floatX*, float, conv_narrow_t, stream_t) { return 0; }
-static inline int conv_narrow_contract_tensor(floatX*, const floatX*, const floatX*, const floatX*, const floatX*,
-                                              const floatX*, float, conv_narrow_t, stream_t) { return 0; }
+static inline int conv_narrow_expand_tensor(conv_narrow_io_t, conv_narrow_t, stream_t) { return 0; }
+static inline int conv_narrow_contract_tensor(conv_narrow_io_t, conv_narrow_t, stream_t) { return 0; }
 static inline int conv_narrow_correlate_tensor(float*, const floatX*, const floatX*, size_t, int, conv_narrow_t,
                                                stream_t) { return 0; }
 
-#endif // ----------------------------------------------------------------------------------------------------------------
+#endif // ------------------------------------------------------------------------------------------------------------
 
 // expand of any size: a thread forms one value of the wide tensor from the definition.
-__global__ void conv_narrow_expand_plain(floatX* out,            // (B, wide_H, wide_W, wide)
-                                         const floatX* x,        // (B, narrow_H, narrow_W, narrow)
-                                         const floatX* weight,   // (OC, K, K, C)
-                                         const floatX* bias,     // (wide) or NULL
-                                         const floatX* residual, // as out, or NULL
-                                         const floatX* mask,     // as out, or NULL
-                                         float slope, conv_narrow_t c) {
+__global__ void conv_narrow_expand_plain(conv_narrow_io_t io, conv_narrow_t c) {
     size_t n = (size_t)c.B * c.wide_H * c.wide_W * c.wide;
     for (size_t e = (size_t)blockIdx.x * blockDim.x + threadIdx.x; e < n; e += (size_t)gridDim.x * blockDim.x) {
         int channel = (int)(e % c.wide);
         size_t pixel = e / c.wide;
         int col = (int)(pixel % c.wide_W), row = (int)(pixel / c.wide_W % c.wide_H);
         size_t image = pixel / c.wide_W / c.wide_H;
-        float sum = bias ? (float)bias[channel] : 0;
+        float sum = io.bias ? (float)io.bias[channel] : 0;
         for (int tap = 0; tap < c.K * c.K; tap++) {
             int i = conv_narrow_from_wide(c, row, tap / c.K), j = conv_narrow_from_wide(c, col, tap % c.K);
             if (i < 0 || i >= c.narrow_H || j < 0 || j >= c.narrow_W) continue;
-            const floatX* from = x + ((image * c.narrow_H + i) * c.narrow_W + j) * c.narrow;
+            const floatX* from = io.x + ((image * c.narrow_H + i) * c.narrow_W + j) * c.narrow;
             for (int k = 0; k < c.narrow; k++) {
-                sum += (float)from[k] * (float)weight[conv_narrow_weight_at(c, tap * c.narrow + k, channel)];
+                sum += (float)from[k] * (float)io.weight[conv_narrow_weight_at(c, tap * c.narrow + k, channel)];
             }
         }
-        out[e] = (floatX)conv_narrow_finish(sum, e, residual, mask, slope);
+        io.out[e] = (floatX)conv_narrow_finish(io, sum, e);
     }
 }
 
 // contract of any size: a warp forms the channels of one narrow pixel, its threads going over the wide channels.
-__global__ void conv_narrow_contract_plain(floatX* out,            // (B, narrow_H, narrow_W, narrow)
-                                           const floatX* x,        // (B, wide_H, wide_W, wide)
-                                           const floatX* weight,   // (OC, K, K, C)
-                                           const floatX* bias,     // (narrow) or NULL
-                                           const floatX* residual, // as out, or NULL
-                                           const floatX* mask,     // as out, or NULL
-                                           float slope, conv_narrow_t c) {
+__global__ void conv_narrow_contract_plain(conv_narrow_io_t io, conv_narrow_t c) {
     int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
     size_t pixels = (size_t)c.B * c.narrow_H * c.narrow_W, step = (size_t)gridDim.x * warps;
     for (size_t pixel = (size_t)blockIdx.x * warps + threadIdx.x / WARP; pixel < pixels; pixel += step) {
@@ -607,11 +588,12 @@ __global__ void conv_narrow_contract_plain(floatX* out,            // (B, narrow
         for (int tap = 0; tap < c.K * c.K; tap++) {
             int i = conv_narrow_to_wide(c, row, tap / c.K), j = conv_narrow_to_wide(c, col, tap % c.K);
             if (i < 0 || i >= c.wide_H || j < 0 || j >= c.wide_W) continue;
-            const floatX* from = x + ((image * c.wide_H + i) * c.wide_W + j) * c.wide;
+            const floatX* from = io.x + ((image * c.wide_H + i) * c.wide_W + j) * c.wide;
             for (int channel = lane; channel < c.wide; channel += WARP) {
                 float value = (float)from[channel];
                 for (int k = 0; k < NARROW_MOST; k++) {
-                    if (k < c.narrow) sum[k] += value * (float)weight[conv_narrow_weight_at(c, tap * c.narrow + k, channel)];
+                    if (k >= c.narrow) continue;
+                    sum[k] += value * (float)io.weight[conv_narrow_weight_at(c, tap * c.narrow + k, channel)];
                 }
             }
         }
@@ -619,31 +601,26 @@ __global__ void conv_narrow_contract_plain(floatX* out,            // (B, narrow
             float total = warp_sum(sum[k]);
             size_t at = pixel * c.narrow + k;
             if (lane == 0 && k < c.narrow) {
-                out[at] = (floatX)conv_narrow_finish(total + (bias ? (float)bias[k] : 0), at, residual, mask, slope);
+                io.out[at] = (floatX)conv_narrow_finish(io, total + (io.bias ? (float)io.bias[k] : 0), at);
             }
         }
     }
 }
 
-static inline void conv_narrow_expand(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
-                                      const floatX* residual, const floatX* mask, float slope, conv_narrow_t c,
-                                      stream_t s) {
+static inline void conv_narrow_expand(conv_narrow_io_t io, conv_narrow_t c, stream_t s) {
     size_t n = (size_t)c.B * c.wide_H * c.wide_W * c.wide, most = (size_t)16 * s->multiprocessors;
-    if (n == 0 || conv_narrow_expand_tensor(out, x, weight, bias, residual, mask, slope, c, s)) return;
+    if (n == 0 || conv_narrow_expand_tensor(io, c, s)) return;
     size_t blocks = (n + NARROW_THREADS - 1) / NARROW_THREADS;
     if (blocks > most) blocks = most;
-    launch<conv_narrow_expand_plain>((unsigned)blocks, NARROW_THREADS, 0, s, out, x, weight, bias, residual, mask, slope, c);
+    launch<conv_narrow_expand_plain>((unsigned)blocks, NARROW_THREADS, 0, s, io, c);
 }
 
-static inline void conv_narrow_contract(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
-                                        const floatX* residual, const floatX* mask, float slope, conv_narrow_t c,
-                                        stream_t s) {
+static inline void conv_narrow_contract(conv_narrow_io_t io, conv_narrow_t c, stream_t s) {
     size_t pixels = (size_t)c.B * c.narrow_H * c.narrow_W, most = (size_t)16 * s->multiprocessors;
-    if (pixels == 0 || conv_narrow_contract_tensor(out, x, weight, bias, residual, mask, slope, c, s)) return;
+    if (pixels == 0 || conv_narrow_contract_tensor(io, c, s)) return;
     size_t blocks = (pixels + NARROW_WARPS - 1) / NARROW_WARPS;
     if (blocks > most) blocks = most;
-    launch<conv_narrow_contract_plain>((unsigned)blocks, NARROW_THREADS, 0, s, out, x, weight, bias, residual, mask, slope,
-                                       c);
+    launch<conv_narrow_contract_plain>((unsigned)blocks, NARROW_THREADS, 0, s, io, c);
 }
 
 // The four of them, as conv2d_forward and conv2d_backward_data (common/ops.h) call them.
@@ -656,7 +633,8 @@ static inline void conv_narrow_in_forward(floatX* out,            // (B, OH, OW,
                                           const floatX* residual, // (B, OH, OW, OC) or NULL
                                           int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
     conv_narrow_t c = conv_narrow(B, H, W, conv, 1);
-    conv_narrow_expand(out, x, weight, bias, residual, nullptr, conv_narrow_slope(act), c, s);
+    conv_narrow_io_t io = {out, x, weight, bias, residual, nullptr, conv_narrow_slope(act)};
+    conv_narrow_expand(io, c, s);
 }
 
 // OC <= 4
@@ -667,7 +645,8 @@ static inline void conv_narrow_out_forward(floatX* out,            // (B, OH, OW
                                            const floatX* residual, // (B, OH, OW, OC) or NULL
                                            int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
     conv_narrow_t c = conv_narrow(B, H, W, conv, 0);
-    conv_narrow_contract(out, x, weight, bias, residual, nullptr, conv_narrow_slope(act), c, s);
+    conv_narrow_io_t io = {out, x, weight, bias, residual, nullptr, conv_narrow_slope(act)};
+    conv_narrow_contract(io, c, s);
 }
 
 // C <= 4
@@ -677,7 +656,8 @@ static inline void conv_narrow_in_backward_data(floatX* dx,           // (B, H, 
                                                 const floatX* mask,   // (B, H, W, C) or NULL
                                                 int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
     conv_narrow_t c = conv_narrow(B, H, W, conv, 1);
-    conv_narrow_contract(dx, dout, weight, nullptr, nullptr, mask, mask ? conv_narrow_slope(act) : 1, c, s);
+    conv_narrow_io_t io = {dx, dout, weight, nullptr, nullptr, mask, mask ? conv_narrow_slope(act) : 1};
+    conv_narrow_contract(io, c, s);
 }
 
 // OC <= 4
@@ -687,5 +667,6 @@ static inline void conv_narrow_out_backward_data(floatX* dx,           // (B, H,
                                                  const floatX* mask,   // (B, H, W, C) or NULL
                                                  int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
     conv_narrow_t c = conv_narrow(B, H, W, conv, 0);
-    conv_narrow_expand(dx, dout, weight, nullptr, nullptr, mask, mask ? conv_narrow_slope(act) : 1, c, s);
+    conv_narrow_io_t io = {dx, dout, weight, nullptr, nullptr, mask, mask ? conv_narrow_slope(act) : 1};
+    conv_narrow_expand(io, c, s);
 }

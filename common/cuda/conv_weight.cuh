@@ -1,19 +1,19 @@
 // conv_weight.cuh: the gradients of a convolution's weights and bias.
 //
 //   dweight[o,u,v,c] += sum over positions m = (b, i, j) of dout[m, o] x[b, stride i + u - pad, stride j + v - pad, c]
-//   dbias[o]         += sum over m of dout[m, o]                                                     Derived in dev/cpu/conv.h
+//   dbias[o]         += sum over m of dout[m, o]                                           Derived in dev/cpu/conv.h
 //
-// For each tap (u, v) a matrix product dout^T x' with a result of OC x C, small, and a sum over B OH OW positions, long:
-// 4.2 million for 64 images of 256 x 256. So the positions are cut into stretches ("splits"), one a block; each leaves a
-// gradient of its own in device_scratch, and a second kernel adds these in order.
+// For each tap (u, v) a matrix product dout^T x' with a result of OC x C, small, and a sum over B OH OW positions,
+// long: 4.2 million for 64 images of 256 x 256. So the positions are cut into stretches ("splits"), one a block; each
+// leaves a gradient of its own in device_scratch, and a second kernel adds these in order.
 //
-// A block of the tensor core kernel owns 128 output channels, 64 input channels and the K taps of one row u of the kernel.
-// It goes through its positions 64 at a time, a piece of an image: 1 x 64, 2 x 32, 4 x 16 or 8 x 8. From device memory come
-// 64 x 128 values of dout and the pixels of x under the row of taps, for 1 x 64 and K = 3 that is 66 x 64. All K taps read
-// the same pixels, shifted. Per byte that passes from L2 this makes 64 multiply-accumulates, twice what single taps in
-// tiles of 128 x 128 would: at 128 channels, 32 images of 256 x 256 (dout and x 537 MB each, 309 GMAC) 4.9 GB pass from L2
-// instead of 9.7, 0.9 ms at 5.5 TB/s. Device memory is read about once, as the blocks of a split run side by side. The
-// product takes 1.2 ms at 500 TFLOP/s, of which mma instructions are capable.
+// A block of the tensor core kernel owns 128 output channels, 64 input channels and the K taps of one row u of the
+// kernel. It goes through its positions 64 at a time, a piece of an image: 1 x 64, 2 x 32, 4 x 16 or 8 x 8. From
+// device memory come 64 x 128 values of dout and the pixels of x under the row of taps, for 1 x 64 and K = 3 that is
+// 66 x 64. All K taps read the same pixels, shifted. Per byte that passes from L2 this makes 64 multiply-accumulates,
+// twice what single taps in tiles of 128 x 128 would: at 128 channels, 32 images of 256 x 256 (dout and x 537 MB each,
+// 309 GMAC) 4.9 GB pass from L2 instead of 9.7, 0.9 ms at 5.5 TB/s. Device memory is read about once, as the blocks of
+// a split run side by side. The product takes 1.2 ms at 500 TFLOP/s, of which mma instructions are capable.
 //
 // Both operands lie with the positions as rows, K of the product down a column: ldmatrix turns them.
 //
@@ -45,8 +45,9 @@ __device__ static inline float* conv_sums_bias(const conv_sums_t& to, size_t spl
     return to.partial ? to.partial + split * to.stride + to.weights : to.dbias;
 }
 
-// The gradients += their partial sums. Thread (x, y) adds the splits y, y + rows, ... of one value, then the rows are added:
-// few values with many splits (a narrow convolution) need the rows, or the sum would be one long chain of loads.
+// The gradients += their partial sums. Thread (x, y) adds the splits y, y + rows, ... of one value, then the rows are
+// added: few values with many splits (a narrow convolution) need the rows, or the sum would be one long chain of
+// loads.
 enum { CONV_ADD_THREADS = 256 };
 __global__ void conv_sums_add_kernel(conv_sums_t sums, int splits, size_t n) {
     shared<float> row_sums = shared_array<float>(0, CONV_ADD_THREADS);
@@ -74,9 +75,9 @@ static inline int conv_sums_most(conv_sums_t sums) {
     return most < (1 << 20) ? (int)most : 1 << 20;
 }
 
-// The number of splits that is done first. `tiles` blocks a split take `steps` steps together, `resident` blocks run at a
-// time. A block costs some steps to fill its pipeline and to write its sums, a split costs `extra` steps of everyone's time
-// for passing through memory.
+// The number of splits that is done first. `tiles` blocks a split take `steps` steps together, `resident` blocks run
+// at a time. A block costs some steps to fill its pipeline and to write its sums, a split costs `extra` steps of
+// everyone's time for passing through memory.
 static inline int conv_weight_splits(size_t steps, int tiles, int resident, double extra, int most) {
     int block_steps = 6;
     double best = 0;
@@ -108,7 +109,9 @@ enum { WEIGHT_OC = 128, WEIGHT_C = 64, WEIGHT_POSITIONS = 64, WEIGHT_STAGES = 4,
 
 // Pixels of x in a step, at most: for pieces of 8 x 8 with K = 4, 8 x 11 or (stride 2) 8 x 18, rounded up to what all
 // threads copy at a time.
-template <int STRIDE> static inline __host__ __device__ constexpr int conv_weight_pixels() { return STRIDE == 1 ? 96 : 160; }
+template <int STRIDE> static inline __host__ __device__ constexpr int conv_weight_pixels() {
+    return STRIDE == 1 ? 96 : 160;
+}
 template <int STRIDE> static inline __host__ __device__ constexpr size_t conv_weight_stage() { // elements
     return WEIGHT_POSITIONS * WEIGHT_OC + conv_weight_pixels<STRIDE>() * WEIGHT_C;
 }
@@ -118,36 +121,65 @@ template <int STRIDE> __device__ static inline int conv_weight_at(int pixel, int
     return pixel * WEIGHT_C + (p ^ (pixel / STRIDE & 7)) * 8;
 }
 
-// Copies a step's dout (64 positions, 128) and x (pixels, 64) to shared memory; what is outside becomes zeros.
+// What a thread copies in every step: of dout, piece p of positions m, m + 16, ...; of x, piece p of every 32nd pixel.
+template <int STRIDE> struct conv_weight_copy_t {
+    enum { PIXELS = conv_weight_pixels<STRIDE>() / (WEIGHT_THREADS / (WEIGHT_C / 8)) };
+    int image, i, j;   // of the step that is copied next: its first position
+    int o, channel;    // first of the eight
+    int place[PIXELS]; // row and column of the pixels in the piece of x, in one word; -1 behind the last
+};
+
 template <int K, int STRIDE>
-__device__ static inline void conv_weight_load(shared<bf16> stage, const bf16* dout, const bf16* x, const conv_weight_t& c,
-                                               size_t step, int u, int first_o, int first_c) {
-    int image = (int)(step / (c.down * c.across)), piece = (int)(step % (c.down * c.across));
-    int i = piece / c.across * c.rows, j = piece % c.across * c.cols;
-    int o = first_o + threadIdx.x % (WEIGHT_OC / 8) * 8;
-    for (int k = 0; k < WEIGHT_POSITIONS / (WEIGHT_THREADS / (WEIGHT_OC / 8)); k++) {
-        int m = threadIdx.x / (WEIGHT_OC / 8) + k * (WEIGHT_THREADS / (WEIGHT_OC / 8));
-        int row = i + (m >> c.shift), col = j + (m & (c.cols - 1));
-        bool valid = row < c.OH && col < c.OW && o < c.OC;
-        size_t from = valid ? (((size_t)image * c.OH + row) * c.OW + col) * c.OC + o : 0;
-        cp_async_16(stage + tile_at<WEIGHT_OC>(m, threadIdx.x % (WEIGHT_OC / 8)), dout + from, valid);
+__device__ static inline conv_weight_copy_t<STRIDE> conv_weight_first(const conv_weight_t& c, size_t step, int first_o,
+                                                                      int first_c) {
+    conv_weight_copy_t<STRIDE> copy;
+    int piece = (int)(step % (c.down * c.across)), length = (c.cols - 1) * STRIDE + K;
+    copy.image = (int)(step / (c.down * c.across));
+    copy.i = piece / c.across * c.rows, copy.j = piece % c.across * c.cols;
+    copy.o = first_o + threadIdx.x % (WEIGHT_OC / 8) * 8;
+    copy.channel = first_c + threadIdx.x % (WEIGHT_C / 8) * 8;
+    for (int k = 0; k < copy.PIXELS; k++) {
+        int pixel = threadIdx.x / (WEIGHT_C / 8) + k * (WEIGHT_THREADS / (WEIGHT_C / 8)), line = pixel / length;
+        copy.place[k] = line < c.rows ? line * STRIDE << 16 | (pixel - line * length) : -1;
     }
-    shared<bf16> window = stage + WEIGHT_POSITIONS * WEIGHT_OC;
-    int p = threadIdx.x % (WEIGHT_C / 8), channel = first_c + 8 * p, length = (c.cols - 1) * STRIDE + K;
-    for (int k = 0; k < conv_weight_pixels<STRIDE>() / (WEIGHT_THREADS / (WEIGHT_C / 8)); k++) {
-        int pixel = threadIdx.x / (WEIGHT_C / 8) + k * (WEIGHT_THREADS / (WEIGHT_C / 8));
-        int line = (unsigned)pixel / (unsigned)length;
-        if (line >= c.rows) continue;
-        int row = (i + line) * STRIDE + u - c.pad, col = j * STRIDE + pixel - line * length - c.pad;
-        bool valid = row >= 0 && row < c.H && col >= 0 && col < c.W && channel < c.C;
-        size_t from = valid ? (((size_t)image * c.H + row) * c.W + col) * c.C + channel : 0;
-        cp_async_16(window + conv_weight_at<STRIDE>(pixel, p), x + from, valid);
-    }
+    return copy;
 }
 
-// Eight warps: two times 64 output channels, four times 16 input channels with all K taps, so 64 x 16 K sums a warp. The
-// sums of dout itself, for dbias, are a product with ones; the four warps that hold the same dout share it, one mma each.
-// blockIdx.x counts input channels first, then u, then output channels; blockIdx.y is the split.
+// Copies a step's dout (64 positions, 128) and x (pixels, 64) to shared memory, zeros for what is outside, and goes on
+// to the next step.
+template <int K, int STRIDE>
+__device__ static inline void conv_weight_load(shared<bf16> stage, const bf16* dout, const bf16* x,
+                                               const conv_weight_t& c, int u, conv_weight_copy_t<STRIDE>& copy) {
+    size_t first = (((size_t)copy.image * c.OH + copy.i) * c.OW + copy.j) * c.OC + copy.o;
+    int m = threadIdx.x / (WEIGHT_OC / 8), p = threadIdx.x % (WEIGHT_OC / 8);
+    for (int k = 0; k < WEIGHT_POSITIONS / (WEIGHT_THREADS / (WEIGHT_OC / 8)); k++) {
+        int line = m >> c.shift, col = m & (c.cols - 1);
+        bool valid = copy.i + line < c.OH && copy.j + col < c.OW && copy.o < c.OC;
+        cp_async_16(stage + tile_at<WEIGHT_OC>(m, p), dout + (valid ? first + (line * c.OW + col) * c.OC : 0), valid);
+        m += WEIGHT_THREADS / (WEIGHT_OC / 8);
+    }
+    shared<bf16> window = stage + WEIGHT_POSITIONS * WEIGHT_OC;
+    int top = copy.i * STRIDE + u - c.pad, left = copy.j * STRIDE - c.pad;
+    ptrdiff_t corner = (((ptrdiff_t)copy.image * c.H + top) * c.W + left) * c.C + copy.channel; // may be outside
+    int pixel = threadIdx.x / (WEIGHT_C / 8);
+    for (int k = 0; k < copy.PIXELS; k++) {
+        int line = copy.place[k] >> 16, col = copy.place[k] & 0xffff;
+        bool inside = (unsigned)(top + line) < (unsigned)c.H && (unsigned)(left + col) < (unsigned)c.W;
+        bool valid = inside && copy.channel < c.C;
+        if (copy.place[k] >= 0) {
+            cp_async_16(window + conv_weight_at<STRIDE>(pixel, threadIdx.x % (WEIGHT_C / 8)),
+                        x + (valid ? corner + (line * c.W + col) * c.C : 0), valid);
+        }
+        pixel += WEIGHT_THREADS / (WEIGHT_C / 8);
+    }
+    copy.j += c.cols;
+    if (copy.j >= c.OW) copy.j = 0, copy.i += c.rows;
+    if (copy.i >= c.OH) copy.i = 0, copy.image++;
+}
+
+// Eight warps: two times 64 output channels, four times 16 input channels with all K taps, so 64 x 16 K sums a warp.
+// The sums of dout itself, for dbias, are a product with ones; the four warps that hold the same dout share it, one
+// mma each. blockIdx.x counts input channels first, then u, then output channels; blockIdx.y is the split.
 template <int K, int STRIDE>
 __global__ void __launch_bounds__(WEIGHT_THREADS, 1)
 conv_weight_kernel(conv_sums_t sums,
@@ -155,6 +187,7 @@ conv_weight_kernel(conv_sums_t sums,
                    const bf16* x,    // (B, H, W, C)
                    conv_weight_t c) {
     constexpr size_t STAGE = conv_weight_stage<STRIDE>();
+    constexpr int UNROLLED = K == 3 ? 64 : 32; // positions; with K = 4 registers are scarce
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
     int warp_o = warp / 4 * 64, warp_c = warp % 4 * 16;
     int tiles_c = (c.C + WEIGHT_C - 1) / WEIGHT_C, first_c = blockIdx.x % tiles_c * WEIGHT_C;
@@ -171,37 +204,36 @@ conv_weight_kernel(conv_sums_t sums,
     }
     uint32_t ones[2] = {bf16x2(1, 1), bf16x2(1, 1)};
 
+    conv_weight_copy_t<STRIDE> copy = conv_weight_first<K, STRIDE>(c, step, first_o, first_c);
     for (int k = 0; k < WEIGHT_STAGES - 1; k++) {
-        if (step + k < end) conv_weight_load<K, STRIDE>(stages + k * STAGE, dout, x, c, step + k, u, first_o, first_c);
+        if (step + k < end) conv_weight_load<K, STRIDE>(stages + k * STAGE, dout, x, c, u, copy);
         cp_async_commit();
     }
     for (int slot = 0; step < end; step++, slot = (slot + 1) % WEIGHT_STAGES) {
         cp_async_wait<WEIGHT_STAGES - 2>();
         __syncthreads(); // this step's values are there, and everyone is done with those of the step before
-        size_t ahead = step + WEIGHT_STAGES - 1;
         int free_slot = (slot + WEIGHT_STAGES - 1) % WEIGHT_STAGES;
-        if (ahead < end) {
-            conv_weight_load<K, STRIDE>(stages + free_slot * STAGE, dout, x, c, ahead, u, first_o, first_c);
+        if (step + WEIGHT_STAGES - 1 < end) {
+            conv_weight_load<K, STRIDE>(stages + free_slot * STAGE, dout, x, c, u, copy);
         }
         cp_async_commit();
         shared<bf16> stage = stages + slot * STAGE, window = stage + WEIGHT_POSITIONS * WEIGHT_OC;
-        for (int k = 0; k < WEIGHT_POSITIONS; k += 16) {
-            uint32_t a[4][4], b[1][4];
-            tile_load_a_transposed<64, WEIGHT_OC>(a, stage, warp_o, k);
-            int m = k + lane % 16; // the position of this thread's row in ldmatrix
-            int pixel = (m >> c.shift) * ((c.cols - 1) * STRIDE + K) + (m & (c.cols - 1)) * STRIDE;
-            for (int v = 0; v < K; v++) {
-                ldmatrix_x4_transposed(b[0], window + conv_weight_at<STRIDE>(pixel + v, warp_c / 8 + lane / 16));
-                tile_multiply<64, 16>(d[v], a, b);
-            }
-            if (with_bias) {
-                uint32_t share[4]; // a[warp % 4], which registers cannot be asked for
-                for (int r = 0; r < 4; r++) {
-                    uint32_t low = warp % 2 ? a[1][r] : a[0][r], high = warp % 2 ? a[3][r] : a[2][r];
-                    share[r] = warp / 2 % 2 ? high : low;
+        for (int first = 0; first < WEIGHT_POSITIONS; first += UNROLLED) {
+            UNROLL for (int k = first; k < first + UNROLLED; k += 16) {
+                uint32_t a[4][4], b[1][4];
+                tile_load_a_transposed<64, WEIGHT_OC>(a, stage, warp_o, k);
+                int m = k + lane % 16; // the position of this thread's row in ldmatrix
+                int pixel = (m >> c.shift) * ((c.cols - 1) * STRIDE + K) + (m & (c.cols - 1)) * STRIDE;
+                for (int v = 0; v < K; v++) {
+                    ldmatrix_x4_transposed(b[0], window + conv_weight_at<STRIDE>(pixel + v, warp_c / 8 + lane / 16));
+                    tile_multiply<64, 16>(d[v], a, b);
                 }
-                mma_m16n8k16(bias, share, ones);
             }
+        }
+        for (int k = 0; with_bias && k < WEIGHT_POSITIONS; k += 16) {
+            uint32_t a[1][4];
+            tile_load_a_transposed<16, WEIGHT_OC>(a, stage, warp_o + 16 * (warp % 4), k);
+            mma_m16n8k16(bias, a[0], ones);
         }
     }
 
@@ -244,19 +276,21 @@ static inline void conv_weight_pieces(conv_weight_t* c) {
 }
 
 template <int K, int STRIDE>
-static inline void conv_weight_launch(conv_sums_t sums, const floatX* dout, const floatX* x, conv_weight_t c, stream_t s) {
+static inline void conv_weight_launch(conv_sums_t sums, const floatX* dout, const floatX* x, conv_weight_t c,
+                                      stream_t s) {
     int tiles = (c.C + WEIGHT_C - 1) / WEIGHT_C * K * ((c.OC + WEIGHT_OC - 1) / WEIGHT_OC);
     // a step of all multiprocessors is 0.8 us; a split's sums are written and read at 3 TB/s
     double extra = 2 * (double)sums.stride * sizeof(float) / 3e12 / 0.8e-6;
     int splits = conv_weight_splits(c.steps, tiles, s->multiprocessors, extra, conv_sums_most(sums));
     if (splits > 1) sums.partial = (float*)device_scratch(s, splits * sums.stride * sizeof(float));
-    launch<conv_weight_kernel<K, STRIDE>>(dim3(tiles, splits), WEIGHT_THREADS,
-                                          WEIGHT_STAGES * conv_weight_stage<STRIDE>() * sizeof(bf16), s, sums, dout, x, c);
+    size_t bytes = WEIGHT_STAGES * conv_weight_stage<STRIDE>() * sizeof(bf16);
+    launch<conv_weight_kernel<K, STRIDE>>(dim3(tiles, splits), WEIGHT_THREADS, bytes, s, sums, dout, x, c);
     if (splits > 1) conv_sums_add(sums, splits, sums.dbias != NULL, s);
 }
 
 // Returns 0 where it does not take the sizes.
-static inline int conv_weight_tensor(conv_sums_t sums, const floatX* dout, const floatX* x, conv_weight_t c, stream_t s) {
+static inline int conv_weight_tensor(conv_sums_t sums, const floatX* dout, const floatX* x, conv_weight_t c,
+                                     stream_t s) {
     if (c.C % 8 || c.OC % 8 || !conv_narrow_aligned(dout) || !conv_narrow_aligned(x)) return 0;
     conv_weight_pieces(&c);
     if (c.K == 3 && c.stride == 1) conv_weight_launch<3, 1>(sums, dout, x, c, s);
@@ -267,14 +301,15 @@ static inline int conv_weight_tensor(conv_sums_t sums, const floatX* dout, const
     return 1;
 }
 
-#else // --------------------------------------------------------------------------------------------------------------
+#else // -------------------------------------------------------------------------------------------------------------
 
 static inline int conv_weight_tensor(conv_sums_t, const floatX*, const floatX*, conv_weight_t, stream_t) { return 0; }
 
-#endif // ---------------------------------------------------------------------------------------------------------------
+#endif // ------------------------------------------------------------------------------------------------------------
 
-// Any size, on fp32 units. A block owns 64 output channels x 64 of the columns n = (u, v, c), with a column of ones behind
-// them for dbias, and goes through its positions 16 at a time; a thread owns 4 x 4 sums. blockIdx.y is the split.
+// Any size, on fp32 units. A block owns 64 output channels x 64 of the columns n = (u, v, c), with a column of ones
+// behind them for dbias, and goes through its positions 16 at a time; a thread owns 4 x 4 sums. blockIdx.y is the
+// split.
 enum { PLAIN_TILE = 64, PLAIN_POSITIONS = 16, PLAIN_THREADS = 256 };
 __global__ void __launch_bounds__(PLAIN_THREADS)
 conv_weight_plain(conv_sums_t sums,
@@ -314,7 +349,10 @@ conv_weight_plain(conv_sums_t sums,
         __syncthreads();
         for (int m = 0; m < PLAIN_POSITIONS; m++) {
             float left[4], right[4];
-            for (int i = 0; i < 4; i++) left[i] = a[m * PLAIN_TILE + 4 * ty + i], right[i] = b[m * PLAIN_TILE + tx + 16 * i];
+            for (int i = 0; i < 4; i++) {
+                left[i] = a[m * PLAIN_TILE + 4 * ty + i];
+                right[i] = b[m * PLAIN_TILE + tx + 16 * i];
+            }
             for (int i = 0; i < 4; i++) {
                 for (int k = 0; k < 4; k++) d[i][k] += left[i] * right[k];
             }
@@ -346,10 +384,10 @@ static inline void conv_weight_any(conv_sums_t sums, const floatX* dout, const f
     if (splits > 1) conv_sums_add(sums, splits, sums.dbias != NULL, s);
 }
 
-// A side of at most four channels. The product gives dbias too where dout is the wide side; else dout is narrow and cheap to
-// read again. Returns 0 where the product does not take the sizes.
-static inline int conv_weight_narrow(conv_sums_t sums, const floatX* dout, const floatX* x, int B, int H, int W, conv_t conv,
-                                     stream_t s) {
+// A side of at most four channels. The product gives dbias too where dout is the wide side; else dout is narrow and
+// cheap to read again. Returns 0 where the product does not take the sizes.
+static inline int conv_weight_narrow(conv_sums_t sums, const floatX* dout, const floatX* x, int B, int H, int W,
+                                     conv_t conv, stream_t s) {
     int narrow_is_input = conv.C <= NARROW_MOST, most = conv_sums_most(sums);
     if (!narrow_is_input && conv.OC > NARROW_MOST) return 0;
     conv_narrow_t c = conv_narrow(B, H, W, conv, narrow_is_input);
@@ -359,7 +397,8 @@ static inline int conv_weight_narrow(conv_sums_t sums, const floatX* dout, const
     splits = conv_narrow_correlate_tensor(sums.partial, wide, narrow, sums.stride, splits, c, s);
     if (splits == 0) return 0;
     conv_sums_add(sums, splits, sums.dbias && narrow_is_input, s);
-    if (sums.dbias && !narrow_is_input) add_column_sums(sums.dbias, dout, (size_t)B * c.narrow_H * c.narrow_W, conv.OC, s);
+    size_t pixels = (size_t)B * c.narrow_H * c.narrow_W;
+    if (sums.dbias && !narrow_is_input) add_column_sums(sums.dbias, dout, pixels, conv.OC, s);
     return 1;
 }
 
