@@ -49,8 +49,8 @@ __global__ static void l1_backward_kernel(floatX* dxhat,         // (n), three c
                                           colour_scale_t scale, float l1_scale, size_t n) {
     size_t i = pack_begin<floatX>();
     if (i >= n) return;
-    pack<floatX> a = load_upto(xhat + i, n - i), b = load_upto(x + i, n - i), d = {}, out;
-    if (dscaled) d = load_upto(dscaled + i, n - i);
+    pack<floatX> a = load_upto(xhat + i, n - i), b = load_upto(x + i, n - i), out;
+    pack<floatX> d = load_upto(dscaled ? dscaled + i : x, dscaled ? n - i : 0); // zeros for NULL
     int colour = (int)(i % 3); // of the pack's first value
     float first = colour == 0 ? scale.red : colour == 1 ? scale.green : scale.blue;
     float second = colour == 0 ? scale.green : colour == 1 ? scale.blue : scale.red;

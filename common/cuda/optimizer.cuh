@@ -55,18 +55,20 @@ void adaptive_weight(floatS* omega, floatS* clamped,  // (groups)
                                    (float)weight, (float)max_ratio, (float)gradient_scale, groups);
 }
 
-// Block (x, k): a pack a thread of group k. 3 passes.
+// A pack of every group a thread. 3 passes.
 __global__ static void add_scaled_groups_kernel(floatX* out,         // (groups, n)
                                                 const floatX* a,     // (groups, n)
                                                 const floatX* b,     // (groups, n)
                                                 const floatS* omega, // (groups)
-                                                size_t n) {
-    size_t i = pack_begin<floatX>(), at = blockIdx.y * n + i;
+                                                int groups, size_t n) {
+    size_t i = pack_begin<floatX>();
     if (i >= n) return;
-    float w = omega[blockIdx.y];
-    pack<floatX> x = load_upto(a + at, n - i), y = load_upto(b + at, n - i);
-    for (int j = 0; j < pack<floatX>::size; j++) x[j] = (floatX)((float)x[j] + w * (float)y[j]);
-    store_upto(out + at, x, n - i);
+    for (int k = 0; k < groups; k++) {
+        size_t at = k * n + i;
+        pack<floatX> x = load_upto(a + at, n - i), y = load_upto(b + at, n - i), sum;
+        for (int j = 0; j < pack<floatX>::size; j++) sum[j] = (floatX)((float)x[j] + omega[k] * (float)y[j]);
+        store_upto(out + at, sum, n - i);
+    }
 }
 
 void add_scaled_groups(floatX* out,         // (groups, n)
@@ -74,10 +76,11 @@ void add_scaled_groups(floatX* out,         // (groups, n)
                        const floatX* b,     // (groups, n)
                        const floatS* omega, // (groups)
                        int groups, size_t n, stream_t s) {
-    launch<add_scaled_groups_kernel>(dim3(pack_blocks<floatX>(n), groups), PACK_THREADS, 0, s, out, a, b, omega, n);
+    if (n == 0) return;
+    launch<add_scaled_groups_kernel>(pack_blocks<floatX>(n), PACK_THREADS, 0, s, out, a, b, omega, groups, n);
 }
 
-// A pack a thread, which takes the groups in order.
+// A pack a thread, which adds the groups in order.
 __global__ static void accumulate_scaled_groups_kernel(floatS* out,         // (n) +=
                                                        const floatS* a,     // (groups, n)
                                                        const floatS* b,     // (groups, n) or NULL
@@ -101,6 +104,7 @@ void accumulate_scaled_groups(floatS* out,         // (n) +=
                               const floatS* b,     // (groups, n) or NULL
                               const floatS* omega, // (groups) or NULL
                               int groups, size_t n, stream_t s) {
+    if (n == 0) return;
     launch<accumulate_scaled_groups_kernel>(pack_blocks<floatS>(n), PACK_THREADS, 0, s, out, a, b, omega, groups, n);
 }
 
@@ -186,6 +190,7 @@ void adam_update(floatX* weight,               // (n) what the operations read; 
                  floatS* ema0, floatS* ema1,   // (n) or NULL
                  const floatS* grad,           // (n)
                  size_t n, adam_t adam, stream_t s) {
+    if (n == 0) return;
     launch<adam_update_kernel>(pack_blocks<floatS>(n), PACK_THREADS, 0, s, weight, master, m, v, ema0, ema1, grad, n,
                                adam_step(adam));
 }
@@ -207,5 +212,6 @@ void exchange_weights(floatX* weight, // (n) written from the new master; may be
                       floatS* master, // (n) in place
                       floatS* other,  // (n) in place
                       size_t n, stream_t s) {
+    if (n == 0) return;
     launch<exchange_weights_kernel>(pack_blocks<floatS>(n), PACK_THREADS, 0, s, weight, master, other, n);
 }

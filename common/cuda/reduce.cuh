@@ -24,11 +24,25 @@ enum {
 };
 
 // The next `count` values of an array as one pack; behind the end of the array the pack holds zeros. One 16-byte access
-// where all are there and p allows it; the test comes out alike for nearly all threads.
+// where all are there and p allows it; the test comes out alike for nearly all threads. The values pass through whole
+// words: taking the halves of words apart in the two branches would wait for the load, and loads that follow each other
+// in a kernel would no longer be under way together.
 template <typename T> __device__ static inline pack<T> load_upto(const T* p, size_t count) {
-    if (count >= (size_t)pack<T>::size && (uintptr_t)p % 16 == 0) return load16(p);
+    uint32_t words[4] = {};
     pack<T> out;
-    for (int i = 0; i < pack<T>::size; i++) out[i] = (size_t)i < count ? p[i] : (T)0.0f;
+    if (count >= (size_t)pack<T>::size && (uintptr_t)p % 16 == 0) {
+        out = load16(p);
+        memcpy(words, (const void*)&out, sizeof words);
+    } else {
+        for (int i = 0; i < pack<T>::size; i++) {
+            if ((size_t)i >= count) continue;
+            T value = p[i];
+            uint32_t bits = 0;
+            memcpy(&bits, (const void*)&value, sizeof value);
+            words[i * sizeof(T) / 4] |= bits << (i * sizeof(T) % 4 * 8);
+        }
+    }
+    memcpy((void*)&out, words, sizeof words);
     return out;
 }
 template <typename T> __device__ static inline void store_upto(T* p, pack<T> value, size_t count) {
@@ -115,7 +129,7 @@ static inline void reduce_groups(float* out, // (groups)
                                  const T* a, // (groups, n)
                                  const T* b, // (groups, n)
                                  double scale, int groups, size_t n, stream_t s) {
-    unsigned pieces = blocks_for(n, REDUCE_PIECE), grid = groups * pieces;
+    unsigned pieces = n > 0 ? blocks_for(n, REDUCE_PIECE) : 1, grid = groups * pieces;
     float* partial = (float*)device_scratch(s, (size_t)grid * sizeof(float));
     launch<reduce_pieces<term, ARRAYS, T>>(grid, REDUCE_THREADS, WARP * sizeof(float), s, partial, a, b, n, pieces);
     finish_sums(out, partial, groups, pieces, scale, WRITE_SUM, s);
