@@ -213,6 +213,15 @@ static int resume(run_t* run) {
     return 1;
 }
 
+// Processes that go on from different states would not notice it.
+static void check_same_start(run_t* run) {
+    double values[2] = {(double)run->step, (double)run->step * (double)run->step}, ranks = run->comm.size;
+    comm_sum_host(&run->comm, values, 2);
+    if (values[1] * ranks == values[0] * values[0]) return;
+    fatal("this process begins at step %lld, others elsewhere; -out %s must be one folder that all of them see",
+          (long long)run->step, run->options.out);
+}
+
 static void set_up(run_t* run) {
     options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
@@ -228,6 +237,7 @@ static void set_up(run_t* run) {
     load_pretrained(run);
     if (!resumed && o->stage > 1) hand_over(run);
     if (!resumed) params_start_averages(&t->params);
+    check_same_start(run);
     tokenizer_freeze(t);
 
     int batch = t->config.batch;
@@ -442,6 +452,7 @@ static void train(run_t* run) {
         tokenizer_gradients(t, run->step, run->stream);
         tokenizer_report_t report = tokenizer_read(t, run->measures, run->stream);
         int gan = tokenizer_gan_is_on(t, run->step);
+        stop_on_nan(run, &report); // the process that holds the number names the tensor
         stop = share_report(run, &report, stop_requested);
         stop_on_nan(run, &report);
         stop_when_dead(run, &report, gan);

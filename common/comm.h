@@ -50,6 +50,7 @@
 #include "common/rendezvous.h"
 
 #define COMM_TIME_LIMIT 600.0 // seconds
+enum { COMM_BF16_LEAST = 1 << 16 }; // values; fewer are no faster in bf16, and a sum of squares shall keep its digits
 
 typedef struct {
     // set by the caller, before comm_open
@@ -167,7 +168,7 @@ static inline void comm_mean(comm_t* c,      //
                              size_t n, stream_t s) {
     if (c->size == 1 || n == 0) return;
 #ifdef USE_CUDA
-    if (c->bf16) {
+    if (c->bf16 && n >= COMM_BF16_LEAST) {
         comm_mean_bf16(c, values, n, s);
         return;
     }

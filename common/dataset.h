@@ -119,7 +119,7 @@ static inline void dataset_list_folder(const char* folder, string_list_t* folder
     if (!directory) {
         fatal("the data folder %s cannot be read: %s; check its name and permissions", folder, strerror(errno));
     }
-    for (struct dirent* entry; (entry = readdir(directory));) {
+    for (struct dirent* entry; (entry = readdir(directory)) != NULL;) {
         if (entry->d_name[0] == '.') continue;
         char* path = dataset_join(folder, entry->d_name);
         int is_folder = entry->d_type == DT_DIR;

@@ -154,9 +154,10 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "zero", CLI_BOOL, &o->zero, "0", NULL,
          "several processes: spread moments, averages and full-precision weights over them (ZeRO-1)", CLI_NOT_SAVED},
         {NULL, "reduce_bf16", CLI_BOOL, &o->reduce_bf16, "0", NULL,
-         "several GPUs: average gradients in bf16, for slow links between machines", CLI_NOT_SAVED},
+         "several GPUs: average gradients in bf16, for slow links between machines; not with -zero 1", CLI_NOT_SAVED},
         {NULL, "time_limit", CLI_NUMBER, &o->time_limit, "600", "(0, inf)",
-         "several processes: seconds to wait for one another before giving up", CLI_NOT_SAVED},
+         "several processes: seconds to wait for one another, also while one writes a checkpoint, before giving up",
+         CLI_NOT_SAVED},
         {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only",
          CLI_NOT_SAVED},
         {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures; 0: at the end only",
@@ -210,6 +211,9 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
         fatal("-from %s: stage 1 starts from -encoder_weights, not from a checkpoint; leave -from out, or give -stage "
               "2 or 3",
               o->from);
+    }
+    if (o->zero && o->reduce_bf16) {
+        fatal("-zero 1 sends gradients in fp32; leave -reduce_bf16 out, or -zero");
     }
     if (!o->data[0] && !o->dry_run) {
         fatal("preset %s needs images: -data FOLDER with one folder a class (or -data shapes to try the program)",

@@ -18,7 +18,6 @@ limit=${GPU_CHECK_SECONDS:-530} # what is not begun by then is left out, and sai
 begin=$(date +%s)
 passed=0
 failed=0
-nccl=1
 
 elapsed() { echo $(($(date +%s) - begin)); }
 left() { echo $((limit - $(elapsed))); }
@@ -58,13 +57,12 @@ command -v nvcc >/dev/null 2>&1 || { say "error: no nvcc on the PATH; gpu-check 
 gpu=$(nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
 [ -n "$gpu" ] || { say "error: nvidia-smi shows no GPU; gpu-check needs one. 'make test' proves the kernels without" >&2; exit 1; }
 say "gpu-check of $(date -u +%Y-%m-%d), $gpu, $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p'), $(nproc) cores"
-printf '#include <nccl.h>\nint main() { return 0; }\n' | nvcc -x cu -E - >/dev/null 2>&1 || nccl=0
-[ "$nccl" -eq 1 ] || say "nccl.h is not here: built for one GPU (NCCL=0)"
+printf '#include <nccl.h>\n' | nvcc -x cu -E - >/dev/null 2>&1 || say "nccl.h is not here: built for one GPU"
 
 part "build"
 kernels=$(for t in tests/kernels_*.cu; do b=$(basename "$t" .cu); echo "build/gpu/${b}_bf16 build/gpu/${b}_fp32"; done)
 # shellcheck disable=SC2086
-run build 240 make -k -j "$(nproc)" NCCL=$nccl build/cpu/train_tokenizer build/cpu/eval build/cpu/pretrain build/gpu/train_tokenizer \
+run build 240 make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/eval build/cpu/pretrain build/gpu/train_tokenizer \
     build/gpu_fp32/train_tokenizer build/gpu/eval build/gpu/pretrain build/gpu/bench_ops build/gpu/bench_models $kernels
 status=$?
 say "status $status after $(elapsed) s; $(ls build/gpu 2>/dev/null | wc -l) programs for the GPU"
