@@ -1,9 +1,9 @@
 // kernels_attention.cu: attention, in tiles and through matrix products.
 //
 // Bounds. out = P v is rounded to floatX, and in bf16 so was P before the product (P and dS in the backward): two
-// roundings, each of which turns a value by at most 2^-9, at random from value to value. A sum of terms with such errors
-// is off, in norm, by no more than its terms are; two independent roundings give sqrt(2) times the bound of one. lse is
-// fp32.
+// roundings, each of which turns a value by at most 2^-9, at random from value to value. A sum of terms with such
+// errors is off, in norm, by no more than its terms are; two independent roundings give sqrt(2) times the bound of one.
+// lse is fp32.
 // Scores are fp32 sums: of size M they are off by a few M 2^-24, and exp makes this a relative error of P: score_error.
 #define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, for_each_shape

@@ -20,13 +20,15 @@
 // defines: matmul_shape, matmul_batched, matmul_batched_float
 #include "common/cuda/matmul.cuh"
 
-enum { ATTENTION_ROWS = 8 }; // rows of a block of the two kernels below: one a warp
+// The two kernels below have one row of scores a warp. Row i of the scores is row i of lse too, for scores are
+// (heads, T, T), or a few rows of one head.
+enum { ATTENTION_ROWS = 8 }; // of a block
 
 // One row of scores a warp: lse = log sum_j exp(S_j), P_j = exp(S_j - lse). S is read three times, once from memory.
 __global__ static void attention_softmax_kernel(floatX* p,           // (heads, rows, T)
                                                 float* lse,          // (heads, T), from the first of the rows on
                                                 const float* scores, // (heads, rows, T)
-                                                size_t total, int rows, int T) {
+                                                size_t total, int T) {
     size_t i = (size_t)blockIdx.x * ATTENTION_ROWS + threadIdx.x / WARP;
     if (i >= total) return;
     const float* row = scores + i * T;
@@ -36,7 +38,7 @@ __global__ static void attention_softmax_kernel(floatX* p,           // (heads, 
     for (int j = threadIdx.x % WARP; j < T; j += WARP) sum += expf(row[j] - most);
     sum = warp_sum(sum);
     for (int j = threadIdx.x % WARP; j < T; j += WARP) p[i * T + j] = (floatX)(expf(row[j] - most) / sum);
-    if (threadIdx.x % WARP == 0) lse[i / rows * T + i % rows] = most + logf(sum);
+    if (threadIdx.x % WARP == 0) lse[i] = most + logf(sum);
 }
 
 // One row a warp: delta = sum_c dout_c out_c, P_j = exp(S_j - lse), dS_j = P_j (dP_j - delta).
@@ -49,7 +51,7 @@ __global__ static void attention_weights_kernel(floatX* p, floatX* ds,          
     size_t i = (size_t)blockIdx.x * ATTENTION_ROWS + threadIdx.x / WARP;
     if (i >= total) return;
     size_t head = i / rows, row = i % rows, at = head * head_stride + row * row_stride;
-    float delta = 0, lse_row = lse[head * T + row];
+    float delta = 0, lse_row = lse[i];
     for (int c = threadIdx.x % WARP; c < HS; c += WARP) delta += (float)dout[at + c] * (float)out[at + c];
     delta = warp_sum(delta);
     for (int j = threadIdx.x % WARP; j < T; j += WARP) {
@@ -143,7 +145,7 @@ static void attention_products_forward(floatX* out,       // (B, T, NH, HS)
         matmul_batched_float(scores, qkv + step.query, k, qk, s);
         size_t total = (size_t)step.heads * step.rows;
         launch<attention_softmax_kernel>(blocks_for(total, ATTENTION_ROWS), ATTENTION_ROWS * (int)WARP, 0, s, p,
-                                         lse + step.lse, (const float*)scores, total, step.rows, T);
+                                         lse + step.lse, (const float*)scores, total, T);
         matmul_batched(out + step.out, p, v, pv, s);
     }
 }
