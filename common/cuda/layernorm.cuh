@@ -34,7 +34,7 @@
 // defines: PACKED, packable, load_values, store_values, add_parts
 #include "common/cuda/rows.cuh"
 
-constexpr int ROW_WARPS = 8;                     // warps of a block, and the most that share a row
+constexpr int ROW_WARPS = 8;                      // warps of a block, and the most that share a row
 constexpr size_t ROW_WORK = WARP * sizeof(float); // bytes of shared memory for row_sum, at the beginning
 
 // Values of a row that a thread holds: four accesses, or 16 values where an access is one value.
