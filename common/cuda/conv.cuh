@@ -27,12 +27,16 @@
 #endif
 // defines: conv_plain
 #include "common/cuda/conv_plain.cuh"
+// defines: conv_narrow_in_forward, conv_narrow_out_forward, conv_narrow_in_backward_data, conv_narrow_out_backward_data
+#include "common/cuda/conv_narrow.cuh"
 // defines: matmul_forward, matmul_backward
 #include "common/cuda/matmul.cuh"
 
 // A 1x1 convolution that moves nothing is a matrix product over the pixels.
 static inline int conv_is_matmul(conv_t c) { return c.K == 1 && c.stride == 1 && c.pad_lo == 0 && c.pad_hi == 0; }
 
+// Tensor cores read pixels and weights 16 bytes at a time; a batch that begins in the middle of another one need not
+// lie so that this is possible.
 static inline void conv_product(const conv_job_t& job, bool data, stream_t s) {
 #ifndef FP32
     int contiguous = data ? job.OC : job.C; // of the weights
@@ -44,9 +48,6 @@ static inline void conv_product(const conv_job_t& job, bool data, stream_t s) {
 #endif
     conv_plain(job, data, s);
 }
-
-// defines: conv_narrow_in_forward, conv_narrow_out_forward, conv_narrow_in_backward_data, conv_narrow_out_backward_data
-#include "common/cuda/conv_narrow.cuh"
 
 void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
                     const floatX* x,        // (B, H, W, C)

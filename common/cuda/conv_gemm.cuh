@@ -162,6 +162,8 @@ __device__ static inline void conv_write(const conv_job_t& job, const conv_class
     __syncwarp();
 }
 
+// Blocks: x runs over output channels, then columns and rows of patches, then images; y over parity classes. DATA: o is
+// the last index of the weights.
 template <int PH, int BN, int WM, int WN, bool DATA> __global__ void conv_gemm_kernel(conv_job_t job) {
     const conv_class_t at = job.at[blockIdx.y];
     int across = (at.OW + CONV_COLUMNS - 1) / CONV_COLUMNS, down = (at.OH + PH - 1) / PH;
@@ -169,7 +171,7 @@ template <int PH, int BN, int WM, int WN, bool DATA> __global__ void conv_gemm_k
     int image = tile / across / down, i = tile / across % down * PH, j = tile % across * CONV_COLUMNS;
     if (image >= job.B) return; // this class has fewer windows than the first
 
-    constexpr int pieces = DATA ? BN / 8 : CONV_SLAB / 8;
+    constexpr int pieces = DATA ? BN / 8 : CONV_SLAB / 8; // of a row of weights: see conv_copy_weights
     int t = threadIdx.x, column = DATA ? n + t % pieces * 8 : n + t / pieces;
     const bf16* x = job.x + (size_t)image * job.H * job.W * job.C;
     const bf16* weight = job.weight + at.weight + (ptrdiff_t)column * job.by_output
@@ -181,8 +183,8 @@ template <int PH, int BN, int WM, int WN, bool DATA> __global__ void conv_gemm_k
     conv_step_t ahead = {}, now = {};
     conv_enter_phase(&ahead, job, at), conv_enter_phase(&now, job, at);
 
-    int warp = t / WARP, warp_n = warp % (BN / WN) * WN; // first channel, and row of windows
-    int warp_m = warp / (BN / WN) * (WM / CONV_COLUMNS);
+    int warp = t / WARP, warp_n = warp % (BN / WN) * WN;  // the warp's first output channel
+    int warp_m = warp / (BN / WN) * (WM / CONV_COLUMNS);  // and first row of windows
     float d[WM / 16][WN / 8][4] = {};
     for (int k = 1 - CONV_STAGES; k < steps; k++) {
         if (k >= 0) {
@@ -200,11 +202,13 @@ template <int PH, int BN, int WM, int WN, bool DATA> __global__ void conv_gemm_k
         cp_async_commit();
         if (k < 0) continue;
         shared<const bf16> pixels = patches + now.slot * patch, w = weights + k % CONV_STAGES * (BN * CONV_SLAB);
+        // As tile_load_a, for rows of windows that are `pitch` pixels apart. 16 channels on is two pieces on: c / 8
+        // changes that bit of the place.
         int pitch = CONV_COLUMNS - 1 + now.columns, first = (warp_m + now.u) * pitch + now.v + t % 16, from[WM / 16];
         for (int m = 0; m < WM / 16; m++) from[m] = tile_at<CONV_SLAB>(first + m * pitch, t % WARP / 16);
         for (int c = 0; c < CONV_SLAB; c += 16) {
             uint32_t fa[WM / 16][4], fb[WN / 16][4];
-            for (int m = 0; m < WM / 16; m++) ldmatrix_x4(fa[m], pixels + (from[m] ^ c)); // as tile_load_a
+            for (int m = 0; m < WM / 16; m++) ldmatrix_x4(fa[m], pixels + (from[m] ^ c));
             if (DATA) tile_load_b_transposed<WN, BN>(fb, w, warp_n, c);
             else tile_load_b<WN, CONV_SLAB>(fb, w, warp_n, c);
             tile_multiply<WM, WN>(d, fa, fb);
