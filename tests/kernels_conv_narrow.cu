@@ -79,6 +79,12 @@ static void test_models(stream_t s) {
         check_narrow(s, 2, 7, 8, logits, ACT_NONE, BIAS | MASK);
         test_end_case();
     }
+    if (test_case("narrow conv with a stride: tiles that begin between two outputs")) {
+        conv_t half = {3, 16, 3, 2, 1, 1}, third = {2, 16, 5, 3, 1, 2};
+        check_narrow(s, 1, 19, 71, half, ACT_LEAKY, BIAS | MASK);
+        check_narrow(s, 1, 22, 101, third, ACT_NONE, 0);
+        test_end_case();
+    }
     if (test_case("narrow conv of one pixel; both sides narrow; tensors at odd addresses")) {
         conv_t both = {3, 4, 3, 1, 1, 1}, one = {1, 1, 4, 2, 1, 1};
         check_narrow(s, 1, 1, 1, vgg, ACT_RELU, BIAS | RESIDUAL | MASK);
