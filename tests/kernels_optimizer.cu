@@ -44,6 +44,24 @@ static void run_sum_squares_large(stream_t s, void*) {
     free_tensors();
 }
 
+// The second kernel of every sum, with more pieces than it has threads.
+static void run_finish_sums(stream_t s, void*) {
+    const unsigned counts[] = {1, 33, 1024, 2500};
+    for (unsigned pieces : counts) {
+        tensor<float> partial = random_gradient(2 * pieces), out = random_gradient(2), added = random_gradient(2);
+        for (int k = 0; k < 2; k++) {
+            out.ref[k] = 0;
+            for (unsigned i = 0; i < pieces; i++) out.ref[k] += 0.5 * partial.ref[k * pieces + i];
+            added.ref[k] += out.ref[k];
+        }
+        finish_sums(out.dev, partial.dev, 2, pieces, 0.5, WRITE_SUM, s);
+        finish_sums(added.dev, partial.dev, 2, pieces, 0.5, ADD_SUM, s);
+        check_tensor("sum", out, TOLERANCE_S);
+        check_tensor("added sum", added, TOLERANCE_S);
+        free_tensors();
+    }
+}
+
 // The same input in both launch shapes: the same bits.
 static void run_sum_squares_bits(stream_t s, void* context) {
     float* of_first_shape = (float*)context;
@@ -234,6 +252,7 @@ int main(int argc, char** argv) {
     } cases[] = {
         {"sum of squares: groups of several pieces", run_sum_squares, NULL},
         {"sum of squares: a million values, odd address", run_sum_squares_large, NULL},
+        {"sums of pieces", run_finish_sums, NULL},
         {"sum of squares: the same bits in every launch shape", run_sum_squares_bits, &bits},
         {"adaptive weight: ratio, clip, silent loss, NaN", run_adaptive_weight, NULL},
         {"scaled groups: sum, in place of either", run_add_scaled, NULL},

@@ -125,12 +125,12 @@ __global__ static void vf_pairs(float* partial,           // (B, tiles, tiles) s
         int r = row + y + i * VF_SIDE;
         for (int j = 0; j < VF_EACH; j++) {
             int q = column + x + j * VF_SIDE;
+            if (r >= N || q >= N) continue;
             float difference = zz[i][j] - tt[i][j], excess = fabsf(difference) - margin;
-            bool counts = r < N && q < N;
             int sign = excess > 0 ? (difference > 0) - (difference < 0) : 0;
-            if (counts && !(excess <= 0)) sum += excess; // a NaN passes
-            if (counts) row_along += (float)sign * zz[i][j];
-            if (counts && T) T[image * N * N + (size_t)r * N + q] = (signed char)sign;
+            if (!(excess <= 0)) sum += excess; // a NaN passes
+            row_along += (float)sign * zz[i][j];
+            if (T) T[image * N * N + (size_t)r * N + q] = (signed char)sign;
         }
         for (int lane = VF_SIDE / 2; lane > 0; lane /= 2) row_along += __shfl_xor_sync(0xffffffffu, row_along, lane);
         if (along && x == 0 && r < N) along[(image * gridDim.x + blockIdx.x) * N + r] = row_along;
