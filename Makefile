@@ -72,7 +72,7 @@ KERNELS  := $(patsubst tests/kernels_%.cu,%,$(wildcard tests/kernels_*.cu))
 EMU_TESTS := $(foreach k,$(KERNELS),build/emu/kernels_$(k)_bf16 build/emu/kernels_$(k)_fp32) \
              $(if $(wildcard tests/emulator.cu),build/emu/emulator_test,)
 GPU_TESTS := $(foreach k,$(KERNELS),build/gpu/kernels_$(k)_bf16 build/gpu/kernels_$(k)_fp32)
-BENCHES  := $(patsubst dev/bench/%.c,$(BUILD)/%,$(wildcard dev/bench/bench_*.c))
+BENCHES  := $(patsubst dev/bench/%.cu,$(FOLDER)/%,$(wildcard dev/bench/bench_*.cu))
 
 .PHONY: all help which check test run_tests demo run_demo sanitize bench gpu-check deps clean FORCE
 all: which check $(PROGRAMS)
@@ -82,7 +82,7 @@ help:
 	@echo "make demo            train the miniature tokenizer through its three stages (about 5 minutes on two cores)"
 	@echo "make test            prove every derivative, kernel, model, file format and resume (under 10 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
-	@echo "make bench           speed of the operations and models on this machine (build/cpu/bench_*)"
+	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
 	@echo "make gpu-check       on a machine with a GPU: all kernels' tests, ten steps beside the CPU's, speed; needs 9 minutes"
 	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
 	@echo "make clean           remove build/ and the programs (not the cached miniature world in runs/)"
@@ -117,10 +117,6 @@ $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
 	$(Q)$(CC) $(C_FLAGS) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(C_LIBS)
 
 $(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
-	@echo "  cc   $@"
-	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(C_LIBS)
-
-$(BUILD)/bench_%: dev/bench/bench_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
 	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(C_LIBS)
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets the speed of this project beside PyTorch's, on two cores: whole models and training steps of the miniature.
 #     sh dev/bench/compare.sh PYTHON [MODEL...]
-# PYTHON has the packages of dev/reference/requirements.txt. MODEL: encode decode step1 step2 step3; default all.
+# PYTHON has torch and timm. MODEL: encode decode step1 step2 step3; default all.
 # The two sides run in turn, ROUNDS times (3), each with RUNS runs (5) after one to warm up, on processors 0 and 1 with
 # two threads. Medians over the rounds and their ratio are printed, and written to dev/bench/results/cpu_MODEL.txt.
 # A ratio below 1 means that this project is faster. The load is what others keep busy (as the kernel's average over a
@@ -17,7 +17,7 @@ runs=${RUNS:-5}
 wait=${WAIT:-0}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$here"
-make --no-print-directory build/cpu/bench_models
+make --no-print-directory CPU=1 build/cpu/bench_models
 results=dev/bench/results
 mkdir -p "$results"
 scratch=$(mktemp -d)
@@ -44,8 +44,8 @@ ours() {
 theirs() {
     before=$(load)
     config=$(sed -n 's/.*"config": \({[^}]*}\).*/\1/p' "$scratch/ours.json")
-    taskset -c 0,1 "$python" -W ignore dev/reference/bench_torch.py "$(echo "$1" | tr -d 0-9)" --threads 2 \
-        --runs "$runs" --config "${config:-"{}"}" >"$scratch/torch.json"
+    taskset -c 0,1 "$python" -W ignore dev/reference/bench_torch.py "$(echo "$1" | tr -d 0-9)" --device cpu \
+        --threads 2 --runs "$runs" --config "${config:-"{}"}" >"$scratch/torch.json"
     echo "$(field "$scratch/torch.json" seconds) $(field "$scratch/torch.json" best_seconds)" \
          "$(field "$scratch/torch.json" cpu_seconds) $before" >>"$scratch/$1.torch"
 }

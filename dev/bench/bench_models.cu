@@ -1,0 +1,313 @@
+// bench_models.cu: how fast whole models and training steps run on this machine.
+//
+//     make build/cpu/bench_models && build/cpu/bench_models [-only encode,decode,step1,step2,step3] [-json FILE]
+//     make GPU=1 build/gpu/bench_models && build/gpu/bench_models -preset imagenet -images 64,8 -json FILE
+//
+//   encode  DINOv2-L: the tokens of -batch 256x256 images, resize and normalisation included, no gradients
+//   decode  the f16d32 decoder: -batch 16x16 latents into 256x256 images, no gradients
+//   stepN   one training step of stage N with the configuration of `train_tokenizer -preset` mini or imagenet, GAN on:
+//           both networks' gradients, both optimiser steps, two moving averages, and the losses brought to the host
+//
+// Weights and images are random; the time does not depend on them. With -json each line is an object of its own, and
+// the one of a step carries its configuration, with which dev/reference/bench_torch.py takes PyTorch's time for the
+// same work. FLOP are two for each multiply-accumulate of convolutions, matrix products and attention. The share is
+// that of a large matrix product's speed, measured in the same run: what is not arithmetic counts as lost.
+// Memory is what the plan and the parameters need. What does not fit is left out, and said so; stage 2 is tried with
+// -recompute 1 first.
+// Look next at dev/bench/compare.sh and dev/bench/gpu_speed.sh, which set both sides side by side.
+
+// defines: options_t, options_parse, options_tokenizer, cli_*
+#include "common/options.h"
+// defines: bench_measure, bench_measure_limits, bench_memory, bench_fill
+#include "dev/bench/bench.h"
+
+enum { MAX_IMAGES = 8 }; // sizes in -images
+static const double gib = 1073741824.0;
+
+typedef struct {
+    FILE* json; // or NULL
+    int runs, batch, recompute;
+    const char* preset;
+    int images[MAX_IMAGES], sizes; // batches of the steps
+    bench_limits_t limits;
+    stream_t stream;
+} bench_t;
+
+// One line of the table, one of the JSON file. `images` a call; `bytes` of device memory; `config` is a JSON object or
+// empty.
+static void report(const bench_t* bench, const char* name, bench_time_t t, double macs, int images, size_t bytes,
+                   const char* config) {
+    double flops = 2 * macs / t.seconds, share = flops / bench->limits.flops;
+    size_t total, used = bench_memory(&total);
+    used = total - used;
+    printf("%-8s %6d %10.4f %10.4f %10.4f %10.2f %10.4g %6.0f%% %10.1f %9.2f", name, images, t.seconds, t.best_seconds,
+           t.cpu_seconds, macs * 1e-9, flops * 1e-12, 100 * share, images / t.seconds, bytes / gib);
+    if (BENCH_IS_GPU) printf(" of %.2f in use", used / gib);
+    printf("\n");
+    fflush(stdout);
+    if (!bench->json) return;
+    fprintf(bench->json, "{\"kind\": \"model\", \"name\": \"%s\", \"images\": %d, \"seconds\": %.6f, "
+            "\"best_seconds\": %.6f, \"cpu_seconds\": %.6f, \"runs\": %d, \"threads\": %d, \"gmac\": %.4f, "
+            "\"gflops\": %.2f, \"images_per_second\": %.3f, \"share\": %.4f, \"planned_gib\": %.3f, "
+            "\"used_gib\": %.3f%s%s}\n", name, images, t.seconds, t.best_seconds, t.cpu_seconds, bench->runs,
+            omp_get_max_threads(), macs * 1e-9, flops * 1e-9, images / t.seconds, share, bytes / gib,
+            BENCH_IS_GPU ? used / gib : 0.0, config[0] ? ", \"config\": " : "", config);
+    fflush(bench->json);
+}
+
+// Says that something was left out and returns 0 when `bytes` of device memory are not there.
+static int fits(const char* name, int images, size_t bytes, int says_so) {
+    size_t total, available = bench_memory(&total);
+    if (bytes < available / 100 * 98) return 1;
+    if (says_so) {
+        printf("%-8s %6d left out: wants %.2f GiB, %.2f are free\n", name, images, bytes / gib, available / gib);
+        fflush(stdout);
+    }
+    return 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Encoder and decoder at full size
+
+typedef struct {
+    params_t params;
+    plan_t plan;
+    vit_t vit;
+    decoder_t decoder;
+    floatX* input; // the images or the latents
+} model_t;
+
+static size_t model_bytes(const model_t* m) {
+    return plan_bytes(&m->plan) + params_bytes(&m->params.table, m->params.table.total, 0, 1);
+}
+
+// Allocates and times `work`, unless the model does not fit.
+static void bench_model(const bench_t* bench, const char* name, model_t* m, size_t input, bench_work_t work,
+                        double macs) {
+    plan_floatX(&m->plan, &m->input, input, "input");
+    size_t bytes = model_bytes(m);
+    if (!fits(name, bench->batch, bytes, 1)) return;
+    params_allocate(&m->params, m->params.table.total, 0, "the model's parameters");
+    plan_allocate(&m->plan, "activations");
+    bench_fill(m->params.values, m->params.table.total, 0.05, bench->stream);
+    bench_fill(m->input, input, 1, bench->stream);
+    bench_time_t time = bench_measure(work, m, bench->runs, 1, bench->stream);
+    report(bench, name, time, macs * bench->batch, bench->batch, bytes, "");
+    params_free(&m->params);
+    plan_free(&m->plan);
+}
+
+static void encode(void* state, stream_t s) {
+    model_t* m = (model_t*)state;
+    vit_forward(&m->vit, &m->params, m->input, s);
+}
+
+static void decode(void* state, stream_t s) {
+    model_t* m = (model_t*)state;
+    decoder_forward(&m->decoder, &m->params, m->input, s);
+}
+
+static void bench_encode(const bench_t* bench) {
+    static model_t m;
+    m.vit.config = *vit_config_find("dinov2-l");
+    vit_register(&m.vit, &m.params.table, "");
+    vit_plan(&m.vit, &m.plan, bench->batch, 256, 256, 16, 0);
+    vit_plan_work(&m.vit, &m.plan);
+    bench_model(bench, "encode", &m, (size_t)bench->batch * 3 * 256 * 256, encode,
+                (double)vit_macs(&m.vit, 256, 256, 16));
+}
+
+static void bench_decode(const bench_t* bench) {
+    static model_t m;
+    m.decoder.config = autoencoder_f16(32, 0);
+    decoder_register(&m.decoder, &m.params.table, "");
+    decoder_plan(&m.decoder, &m.plan, bench->batch, 16, 16);
+    decoder_plan_work(&m.decoder, &m.plan, 0);
+    bench_model(bench, "decode", &m, (size_t)bench->batch * 32 * 16 * 16, decode,
+                (double)decoder_macs(&m.decoder, 256, 256));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Training steps
+
+typedef struct {
+    tokenizer_t tokenizer;
+    floatS* measures; // page-locked, as in train_tokenizer.cu
+    int64_t step;
+} training_t;
+
+// As in train_tokenizer.cu's loop: the losses are read before the weights change.
+static void train_step(void* state, stream_t s) {
+    training_t* training = (training_t*)state;
+    tokenizer_t* t = &training->tokenizer;
+    tokenizer_gradients(t, training->step, s);
+    tokenizer_report_t report = tokenizer_read(t, training->measures, s);
+    if (!isfinite(report.nll)) fatal("the reconstruction loss of step %lld is not finite", (long long)training->step);
+    tokenizer_update(t, training->step++, s);
+}
+
+// "[1,2,4]"
+static void print_integers(char* text, size_t size, const int* values, int n) {
+    size_t used = 0;
+    for (int i = 0; i < n; i++) {
+        used += snprintf(text + used, size - used, "%c%d", i ? ',' : '[', values[i]);
+    }
+    snprintf(text + used, size - used, "]");
+}
+
+// What bench_torch.py takes as --config.
+static void print_config(char* text, size_t size, const tokenizer_config_t* c) {
+    char ch_mult[64], lpips_channels[64];
+    print_integers(ch_mult, sizeof ch_mult, c->decoder.ch_mult, c->decoder.levels);
+    print_integers(lpips_channels, sizeof lpips_channels, c->lpips.channels, c->lpips.slices);
+    snprintf(text, size, "{\"stage\": %d, \"batch\": %d, \"chunk\": %d, \"image\": %d, \"patch\": %d, "
+             "\"pos_grid\": %d, \"embed\": %d, \"depth\": %d, \"heads\": %d, \"adapter_hidden\": %d, "
+             "\"z_channels\": %d, \"ch\": %d, \"ch_mult\": %s, \"num_res_blocks\": %d, \"groups\": %d, "
+             "\"lpips_channels\": %s, \"ndf\": %d, \"lr\": %g}", c->stage, c->batch, c->chunk, c->H,
+             c->encoder.patch, c->encoder.pos_grid, c->encoder.dim, c->encoder.depth, c->encoder.heads,
+             c->adapter_hidden, c->decoder.z_channels, c->decoder.ch, ch_mult, c->decoder.res_blocks,
+             c->decoder.groups, lpips_channels, c->disc.ndf, c->lr);
+}
+
+static size_t weights_bytes(const tokenizer_t* t) {
+    size_t frozen = params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0, 1);
+    if (t->config.stage == 2) frozen += params_bytes(&t->target_params.table, t->target_params.table.total, 0, 1);
+    return params_bytes(&t->params.table, tokenizer_first_trained(t), 2, 1) +
+           params_bytes(&t->disc_params.table, 0, 0, 1) + frozen;
+}
+
+// Plans a step of `images` images. Returns the bytes of its activations and working memory.
+static size_t plan_step(tokenizer_t* t, int images, int recompute) {
+    plan_t* plans[2] = {&t->plan, &t->work};
+    for (int i = 0; i < 2; i++) {
+        if (plans[i]->memory) plan_free(plans[i]);
+        free(plans[i]->items);
+        memset(plans[i], 0, sizeof *plans[i]);
+    }
+    t->config.batch = images;
+    t->config.recompute = recompute;
+    tokenizer_plan(t);
+    return plan_bytes(&t->plan) + plan_bytes(&t->work);
+}
+
+// The weights serve all batches: they are allocated and filled with the first that fits.
+static void allocate_step(training_t* training, stream_t s) {
+    tokenizer_t* t = &training->tokenizer;
+    if (!t->params.values) {
+        tokenizer_allocate(t);
+        params_init(&t->params, 1);
+        params_init(&t->disc_params, 1);
+        params_init(&t->lpips_params, 1);
+        params_start_averages(&t->params);
+        if (t->config.stage == 2) tokenizer_set_target(t, s);
+    } else {
+        plan_allocate(&t->plan, "activations");
+        plan_allocate(&t->work, "working memory");
+        tokenizer_plan_measures(t);
+    }
+    tokenizer_freeze(t);
+    size_t n = t->config.batch * 3 * tokenizer_pixels(t);
+    uint8_t* bytes = (uint8_t*)malloc_check(n, "random images");
+    for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)((uint32_t)i * 2654435761u >> 24);
+    copy_to_device(t->bytes, bytes, n, 0);
+    free(bytes);
+    training->measures = (floatS*)host_malloc(tokenizer_measure_count(t) * sizeof(floatS), "measures");
+}
+
+static void bench_step_at(const bench_t* bench, training_t* training, const char* name, int images) {
+    tokenizer_t* t = &training->tokenizer;
+    char config[700];
+    int recompute = bench->recompute;
+    size_t weights = weights_bytes(t), allocated = t->params.values ? weights : 0;
+    size_t bytes = weights + plan_step(t, images, recompute);
+    if (t->config.stage == 2 && !recompute && !fits(name, images, bytes - allocated, 0)) {
+        printf("%-8s %6d wants %.2f GiB: tried with -recompute 1\n", name, images, bytes / gib);
+        bytes = weights + plan_step(t, images, recompute = 1);
+    }
+    if (!fits(name, images, bytes - allocated, 1)) return;
+    allocate_step(training, bench->stream);
+    print_config(config, sizeof config, &t->config);
+    bench_time_t time = bench_measure(train_step, training, bench->runs, 1, bench->stream);
+    // what is computed twice counts once: the share is that of the work asked for
+    t->config.recompute = 0;
+    report(bench, name, time, (double)tokenizer_step_macs(t), images, bytes, config);
+    host_free(training->measures);
+}
+
+static void bench_step(const bench_t* bench, int stage) {
+    static training_t training;
+    static options_t options;
+    static cli_t cli;
+    char number[8], name[8];
+    snprintf(number, sizeof number, "%d", stage);
+    snprintf(name, sizeof name, "step%d", stage);
+    char* arguments[] = {(char*)"bench_models", (char*)"-preset", (char*)bench->preset, (char*)"-stage", number,
+                         (char*)"-dry_run", (char*)"1"}; // no images are read
+    options_parse(&options, &cli, sizeof arguments / sizeof arguments[0], arguments);
+    tokenizer_register(&training.tokenizer, options_tokenizer(&options, 1));
+    training.step = training.tokenizer.config.disc_start;
+    int chunk = training.tokenizer.config.chunk;
+    for (int i = 0; i < bench->sizes; i++) {
+        int images = bench->images[i];
+        if (images > chunk && images % chunk) fatal("-images %d: no multiple of chunks of %d images", images, chunk);
+        training.tokenizer.config.chunk = images < chunk ? images : chunk;
+        bench_step_at(bench, &training, name, images);
+    }
+    tokenizer_free(&training.tokenizer);
+    memset(&training, 0, sizeof training);
+    cli_free(&cli);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+// Whether `name` is in the list "a,b,c"; an empty list holds everything.
+static int is_chosen(const char* list, const char* name) {
+    size_t length = strlen(name);
+    for (const char* at = list; (at = strstr(at, name)) != NULL; at += length) {
+        if ((at == list || at[-1] == ',') && (!at[length] || at[length] == ',')) return 1;
+    }
+    return !list[0];
+}
+
+int main(int argc, char** argv) {
+    static cli_t cli;
+    static const char *only, *path, *images;
+    static int preset;
+    static bench_t bench;
+    const cli_flag_t flags[] = {
+        {"What to time", "only", CLI_STRING, &only, "", NULL, "of encode,decode,step1,step2,step3; default all",
+         CLI_SAVED},
+        {NULL, "batch", CLI_INT, &bench.batch, BENCH_IS_GPU ? "32" : "1", "[1, 1024]", "images of encode and decode",
+         CLI_SAVED},
+        {NULL, "preset", CLI_CHOICE, &preset, BENCH_IS_GPU ? "imagenet" : "mini", "mini|imagenet",
+         "configuration of the steps", CLI_SAVED},
+        {NULL, "images", CLI_STRING, &images, "", NULL, "batches of the steps; default 32, for imagenet 8,32,64",
+         CLI_SAVED},
+        {NULL, "recompute", CLI_BOOL, &bench.recompute, "0", NULL, "steps of stage 2 with -recompute 1", CLI_SAVED},
+        {NULL, "runs", CLI_INT, &bench.runs, "5", "[1, 1000]", "how many, after one to warm up", CLI_SAVED},
+        {NULL, "json", CLI_STRING, &path, "", NULL, "file for the numbers, one JSON object a line", CLI_SAVED},
+    };
+    cli_init(&cli, "bench_models", "Times whole models and training steps.", flags, sizeof flags / sizeof flags[0],
+             NULL, 0);
+    cli_parse(&cli, argc, argv);
+    bench.preset = preset ? "imagenet" : "mini";
+    bench.sizes = cli_integers("images", images[0] ? images : preset ? "8,32,64" : "32", bench.images, MAX_IMAGES);
+    bench.json = path[0] ? fopen(path, "w") : NULL;
+    if (path[0] && !bench.json) fatal("cannot write %s; choose another file with -json", path);
+    bench.stream = device_open(0);
+    bench.limits = bench_measure_limits(bench.runs, bench.stream);
+    bench_print_limits(bench.json, bench.limits, bench.runs);
+    printf("%-8s %6s %10s %10s %10s %10s %10s %7s %10s %9s\n", "", "images", "seconds", "best", "CPU s", "GMAC",
+           "TFLOP/s", "share", "images/s", "GiB");
+    for (int stage = 1; stage <= 3; stage++) {
+        char name[8];
+        snprintf(name, sizeof name, "step%d", stage);
+        if (is_chosen(only, name)) bench_step(&bench, stage);
+    }
+    if (is_chosen(only, "encode")) bench_encode(&bench);
+    if (is_chosen(only, "decode")) bench_decode(&bench);
+    if (bench.json) fclose(bench.json);
+    device_close(bench.stream);
+    cli_free(&cli);
+    return 0;
+}

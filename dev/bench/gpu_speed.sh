@@ -1,0 +1,133 @@
+#!/bin/sh
+# The speed of the GPU build: training steps at full size, then operations, beside PyTorch where it is given.
+#     sh dev/bench/gpu_speed.sh OUT [PYTHON]
+# OUT is a folder. PYTHON has torch and timm; without it only this project is timed. Prints at most 90 lines, and writes
+# OUT/speed_tables.txt (all lines, and what the programs printed), OUT/speed_ours.json and OUT/speed_torch.json.
+# The important comes first; what does not fit into SPEED_SECONDS (190) is left out, and a part that fails is named.
+# FOLDER (build/gpu) holds bench_ops and bench_models; PRESET (imagenet), IMAGES (64,8,32, of which PyTorch's compiled
+# mode takes the first two) and OPS (flags of bench_ops) make a small trial of it possible:
+#     FOLDER=build/cpu PRESET=mini IMAGES=8,16 OPS="-only mini" MINI=1 sh dev/bench/gpu_speed.sh /tmp/speed python3
+set -u
+out=${1:?"usage: sh dev/bench/gpu_speed.sh OUT [PYTHON]"}
+python=${2:-}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/../.." || exit 1
+folder=${FOLDER:-build/gpu}
+preset=${PRESET:-imagenet}
+images=${IMAGES:-64,8,32}
+mini=${MINI:-0}
+limit=${SPEED_SECONDS:-190}
+begin=$(date +%s)
+scratch=$(mktemp -d)
+notes=$scratch/notes
+: >"$notes"
+: >"$scratch/times"
+
+left() { echo $((limit - $(date +%s) + begin)); }
+
+# part NAME SECONDS COMMAND...: standard output to NAME.out, errors to NAME.err; notes what went wrong
+part() {
+    name=$1
+    seconds=$2
+    shift 2
+    [ "$seconds" -lt "$(left)" ] || seconds=$(left)
+    if [ "$seconds" -lt 5 ]; then
+        echo "left out for lack of time: $name" >>"$notes"
+        return
+    fi
+    start=$(date +%s)
+    timeout --foreground -k 5 "$seconds" "$@" >"$scratch/$name.out" 2>"$scratch/$name.err"
+    status=$?
+    case $status in
+    0) ;;
+    124) echo "not finished in its $seconds s: $name" >>"$notes" ;;
+    *)
+        reason=$(grep -v '^ *$' "$scratch/$name.err" | tail -n 1 | cut -c 1-100)
+        echo "failed with status $status: $name: $reason" >>"$notes"
+        ;;
+    esac
+    grep -E '^(failed|no time left)' "$scratch/$name.err" | head -n 4 | cut -c 1-150 >>"$notes"
+    echo "$name $(($(date +%s) - start)) s" >>"$scratch/times"
+}
+
+# What there is by now, as tables.
+tables() {
+    cat "$scratch"/ours_*.json >"$out/speed_ours.json" 2>/dev/null
+    cat "$scratch"/torch_*.out >"$out/speed_torch.json" 2>/dev/null
+    table="awk -v mini=$mini -f dev/bench/table.awk"
+    for p in models shares ratios; do
+        $table -v part=$p "$out/speed_ours.json" "$out/speed_torch.json" >"$scratch/$p.all"
+    done
+    sort -n "$scratch/shares.all" | cut -f 2- >"$scratch/shares"
+    sort -n "$scratch/ratios.all" | cut -f 2- >"$scratch/ratios"
+    heads="$(cat "$scratch"/*.out 2>/dev/null | grep -h 'limits: ' | head -n 1)"
+    torch=$(sed -n 's/.*"torch": "\([^"]*\)".*/PyTorch \1/p' "$out/speed_torch.json" | head -n 1)
+    operation=$(printf '%-28s%-20s%10s %9s %8s %7s %-7s %10s %8s' operation where us TFLOP/s GB/s share of PyTorch faster)
+    {
+        echo "$heads"
+        echo "beside ${torch:-nothing: no Python with torch was given}"
+        printf '%-8s %6s %10s %10s %9s %7s %8s%12s %10s %8s  %-8s %8s\n' "" images ms images/s TFLOP/s share GiB \
+            "PyTorch ms" images/s GiB mode faster
+        head -n 16 "$scratch/models.all"
+        count=$(wc -l <"$scratch/shares")
+        echo "operations furthest from the limit, of $count (us; TFLOP/s and GB/s; the larger share; PyTorch's us)"
+        echo "$operation"
+        head -n "${1:-38}" "$scratch/shares"
+        echo "operations that PyTorch does faster, of $(wc -l <"$scratch/ratios")"
+        head -n "${2:-16}" "$scratch/ratios"
+        tr '\n' ',' <"$scratch/times" | sed 's/,$//; s/,/, /g; s/$/\n/'
+        head -n 12 "$notes"
+    } | cut -c 1-150
+}
+finish() {
+    trap '' TERM INT
+    [ "$1" = complete ] || echo "stopped after $(($(date +%s) - begin)) s" >>"$notes"
+    tables
+    {
+        tables 1000 1000
+        for f in "$scratch"/*.out "$scratch"/*.err; do
+            case $f in *torch_*.out) continue ;; esac
+            echo "== $(basename "$f")"
+            cat "$f"
+        done
+    } >"$out/speed_tables.txt" 2>/dev/null
+    rm -rf "$scratch"
+    exit 0
+}
+trap 'finish stopped' TERM INT
+
+models() { # NAME SECONDS FLAGS...
+    name=$1
+    seconds=$2
+    shift 2
+    part "$name" "$seconds" "$folder/bench_models" -preset "$preset" -runs 5 "$@"
+}
+# 1  the steps that count most, and the operations
+models ours_steps 70 -only step1,step2 -images "$images" -json "$scratch/ours_1.json"
+# shellcheck disable=SC2086
+part ours_ops 60 "$folder/bench_ops" ${OPS:-} -json "$scratch/ours_2.json"
+# 2  PyTorch on the same: eager, then operations
+if [ -n "$python" ]; then
+    [ ! -s "$scratch/ours_1.json" ] ||
+        part torch_1 60 "$python" -W ignore dev/reference/bench_torch.py --from "$scratch/ours_1.json" --runs 3
+    if [ -s "$scratch/ours_2.json" ]; then
+        cp "$scratch/ours_2.json" "$scratch/ops"
+        [ "$mini" = 1 ] || grep -v '"where": "mini' "$scratch/ours_2.json" >"$scratch/ops"
+        part torch_2 60 "$python" -W ignore dev/reference/bench_kernels.py "$scratch/ops" --seconds 35 --runs 3
+    fi
+fi
+# 3  the other stage, and the models alone
+models ours_rest 40 -only step3,encode,decode -images "${images%%,*}" -json "$scratch/ours_3.json"
+# 4  PyTorch: compiled, then the rest
+if [ -n "$python" ]; then
+    seconds=$(($(left) - 25))
+    third=$(echo "$images" | cut -s -d , -f 3)
+    grep -v "\"images\": ${third:-none}," "$scratch/ours_1.json" >"$scratch/first" 2>/dev/null
+    [ "$seconds" -lt 10 ] || [ ! -s "$scratch/first" ] ||
+        part torch_3 $((seconds + 5)) "$python" -W ignore dev/reference/bench_torch.py --from "$scratch/first" \
+            --no-eager --compile "$seconds" --runs 3
+    [ ! -s "$scratch/ours_3.json" ] ||
+        part torch_4 40 "$python" -W ignore dev/reference/bench_torch.py --from "$scratch/ours_3.json" --runs 3
+fi
+finish complete
