@@ -59,11 +59,13 @@ C_LIBS  := $(if $(filter 1,$(BLAS)),-lopenblas,) $(MPI_LIBS) -lz -lpthread -lm
 EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DEMU
 EMU_LIBS  := -x none $(MPI_LIBS) -lz -lpthread -lm
 
+# NCCL is no part of the CUDA Toolkit: without it the build is for one GPU.
+NCCL      ?= $(if $(HAVE_NVCC),$(shell printf '\043include <nccl.h>\n' | $(NVCC) -x cu -E - >/dev/null 2>&1 && echo 1 || echo 0),0)
 # GPU_ARCH: compute capabilities without the dot, such as 90; the GPU's own, or, where there is none, A100's and H100's
 GPU_ARCH  ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),80 90)
-NVCC_FLAGS := -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,-Wextra,-Werror,-fopenmp \
-              -Werror all-warnings $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
-NVCC_LIBS := -lcublasLt -lnccl -lz -lgomp -lm
+NVCC_FLAGS = -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,-Wextra,-Werror,-fopenmp \
+              -Werror all-warnings $(if $(filter 0,$(NCCL)),-DNO_NCCL=1,) $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
+NVCC_LIBS = -lcublasLt $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
 
 HEADERS  := $(wildcard common/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
 PROGRAMS := train_tokenizer eval
@@ -87,7 +89,7 @@ help:
 	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
 	@echo "make clean           remove build/ and the programs (not the cached miniature world in runs/)"
 	@echo "Builds: GPU where nvcc and a GPU are, else CPU. GPU=1, CPU=1, EMU=1 choose; PRECISION=FP32 instead of BF16 for GPU, EMU."
-	@echo "Variables: GPU_ARCH=90 for other GPUs, BLAS=0 portable loops, MPI=0, CC=..., V=1 show commands. Programs have -h."
+	@echo "Variables: GPU_ARCH=90 for other GPUs, BLAS=0 portable loops, MPI=0, NCCL=0, CC=..., V=1 show commands. Programs have -h."
 
 which:
 	@echo "$(KIND) build$(if $(filter cpu,$(KIND)),$(if $(filter 1,$(BLAS)), with OpenBLAS, with portable loops (no OpenBLAS)),$(if $(FP32), in fp32, in bf16)): $(WHY)"

@@ -2,7 +2,8 @@
 # Checks for what the CPU build needs. Installs it on Debian and Ubuntu when run as root; otherwise, and with -check, prints
 # the line to run.
 # Needed: a C compiler, zlib, stb. Used where present: OpenBLAS (else portable loops), Fashion-MNIST (else drawn shapes),
-# Open MPI (else a single process, and tests/test_comm.sh skips the collectives).
+# Open MPI (else a single process, and tests/test_comm.sh skips the collectives), g++ (for the emulated kernels in make test).
+# Where nvcc is, cuobjdump and nvdisasm too, by pip into build/tools: tests/test_nvcc.sh looks at the machine code with it.
 set -u
 
 has() { printf '%s\n' "$1" | ${CC:-gcc} -x c - -o /dev/null $2 2>/dev/null; }
@@ -19,6 +20,10 @@ has '#include <cblas.h>
 int main(void) { openblas_set_num_threads(1); return 0; }' -lopenblas || optional="$optional libopenblas-dev"
 [ -f /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] || optional="$optional dataset-fashion-mnist"
 command -v mpicc >/dev/null 2>&1 && command -v mpirun >/dev/null 2>&1 || optional="$optional libopenmpi-dev openmpi-bin"
+command -v "${CXX:-g++}" >/dev/null 2>&1 || optional="$optional g++"
+if [ "${1:-}" != -check ] && command -v nvcc >/dev/null 2>&1 && ! command -v cuobjdump >/dev/null 2>&1 && [ ! -d build/tools ]; then
+    python3 -m pip install -q --target build/tools 'nvidia-cuda-cuobjdump>=13,<14' 'nvidia-cuda-nvdisasm>=13,<14' >/dev/null 2>&1 || rm -rf build/tools
+fi
 [ -z "$needed$optional" ] && exit 0
 
 line="apt-get update && apt-get install -y$needed$optional"

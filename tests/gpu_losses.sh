@@ -4,7 +4,8 @@
 . tests/programs.sh "$1"
 . "$here/tests/same_losses.sh"
 kinds=$(dirname "$build")
-flags="-disc_start 0 -lr 2e-5 -disc_lr 2e-5" # a small rate: steps are compared, not how Adam enlarges rounding
+# a small rate: steps are compared, not how Adam enlarges rounding
+flags="-disc_start 0 -lr 2e-5 -disc_lr 2e-5"
 # shellcheck disable=SC2086
 same_losses "$kinds/gpu_fp32" 10 1e-4 $flags
 # shellcheck disable=SC2086

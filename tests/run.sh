@@ -1,39 +1,60 @@
 #!/bin/sh
-# Runs every test program of a build folder and every test script, shows what fails, and ends with one line:
+# Runs every test of a build folder, as many at a time as there are processors, shows what fails, and ends with one line:
 #     N passed, N failed
-# Usage: tests/run.sh BUILD_FOLDER. The full output of each stands in BUILD_FOLDER/<test>.log.
+# Usage: tests/run.sh BUILD_FOLDER          everything: test programs, test scripts and, for build/cpu, the emulated kernels
+#        tests/run.sh BUILD_FOLDER NAME     one of them, as it is called in the list
+# The full output of each stands in BUILD_FOLDER/NAME.log.
 set -u
 build=$1
-passed=0
-failed=0
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" # threads that wait sleep: tests may share the machine
+
+# a line "NAME COMMAND" for each test; the longest come first, so that no processor is left alone at the end
+list() {
+    for script in emulated nvcc comm ranks bad_input resume cxx; do
+        echo "test_${script}_script sh tests/test_$script.sh $build"
+    done
+    for script in tests/test_*.sh; do
+        name=$(basename "$script" .sh)
+        case "$name" in
+        test_emulated | test_nvcc | test_comm | test_ranks | test_bad_input | test_resume | test_cxx) ;;
+        *) echo "${name}_script sh $script $build" ;;
+        esac
+    done
+    if [ "$(basename "$build")" = cpu ]; then
+        for test in build/emu/kernels_*_bf16 build/emu/kernels_*_fp32 build/emu/emulator_test; do
+            echo "$(basename "$test") $test"
+        done
+    fi
+    for source in tests/test_*.c; do
+        name=$(basename "$source" .c)
+        echo "$name $build/$name"
+    done
+}
 
 # One test: its last line is "N passed, N failed"; a test that dies counts as one failure.
-run_test() {
-    name=$1
-    shift
+if [ $# -eq 2 ]; then
+    name=$2
+    command=$(list | sed -n "s/^$name //p")
+    [ -n "$command" ] || { echo "error: there is no test '$name'" >&2; exit 1; }
     start=$(date +%s)
-    "$@" >"$build/$name.log" 2>&1
+    # shellcheck disable=SC2086
+    $command >"$build/$name.log" 2>&1
     status=$?
     last=$(tail -n 1 "$build/$name.log")
     p=$(printf '%s' "$last" | sed -n 's/^\([0-9]*\) passed, [0-9]* failed$/\1/p')
     f=$(printf '%s' "$last" | sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p')
     [ -n "$p" ] || { p=0; f=1; }
     [ "$status" -eq 0 ] || [ "$f" -gt 0 ] || f=1
-    passed=$((passed + p))
-    failed=$((failed + f))
-    printf '%-28s %4d passed %4d failed %4ds\n' "$name" "$p" "$f" "$(($(date +%s) - start))"
-    [ "$f" -eq 0 ] || grep -v '^ok ' "$build/$name.log" | tail -n 30
-}
+    note=$(grep -m 1 '^skipped:' "$build/$name.log")
+    line=$(printf '%-32s %4d passed %4d failed %4ds  %s' "$name" "$p" "$f" "$(($(date +%s) - start))" "$note")
+    [ "$f" -eq 0 ] || line=$(printf '%s\n' "$line"; grep -v '^ok ' "$build/$name.log" | tail -n 30)
+    printf '%s\n' "$line" # at once: others print too
+    exit 0
+fi
 
-for source in tests/test_*.c; do
-    name=$(basename "$source" .c)
-    run_test "$name" "$build/$name"
-done
-for script in tests/test_*.sh; do
-    [ -e "$script" ] || continue
-    run_test "$(basename "$script" .sh)_script" sh "$script" "$build"
-done
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+processors=$(nproc)
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" # threads that wait sleep: tests share the machine
+list | cut -d ' ' -f 1 | xargs -P "$processors" -I NAME sh tests/run.sh "$build" NAME >"$build/tests.log"
+cat "$build/tests.log"
+awk '/^[a-z_0-9]+ +[0-9]+ passed +[0-9]+ failed/ { passed += $2; failed += $4 }
+     END { print passed + 0 " passed, " failed + 0 " failed"; exit failed > 0 || passed == 0 }' "$build/tests.log"

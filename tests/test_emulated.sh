@@ -8,7 +8,8 @@ kinds=$(dirname "$build")
 for kind in emu_fp32 emu; do
     [ -x "$kinds/$kind/train_tokenizer" ] || fail "$kind/train_tokenizer is there" "make $kinds/$kind/train_tokenizer"
 done
-flags="-disc_start 0 -lr 2e-5 -disc_lr 2e-5 -batch 4 -chunk 2" # a small rate: steps are compared, not how Adam enlarges rounding
+# a small rate: steps are compared, not how Adam enlarges rounding
+flags="-disc_start 0 -lr 2e-5 -disc_lr 2e-5 -batch 2 -chunk 1 -image_size 24"
 # shellcheck disable=SC2086
 same_losses "$kinds/emu_fp32" 2 1e-4 $flags
 # shellcheck disable=SC2086

@@ -1,0 +1,93 @@
+// kernels_step.cu: one whole training step on the kernels: in it nothing is allocated and the host never waits for the device;
+// and the same step with the threads in another order gives the same bits.
+//
+// The tokenizer is as small as its structure allows: 24 pixels, two chunks of one image, stage 2, which has everything that
+// the other stages have. Its losses are compared with the CPU build's in tests/test_emulated.sh.
+// Look next at common/tokenizer.h.
+
+// defines: options_t, options_parse, options_tokenizer; tokenizer_t and its functions
+#include "common/options.h"
+// defines: test_begin, test_case, check, test_uniform
+#include "tests/test.h"
+
+static void make_tokenizer(tokenizer_t* t, stream_t s) {
+    static options_t options;
+    static cli_t cli;
+    const char* flags = "kernels_step -preset mini -data shapes -stage 2 -encoder tiny -image_size 24 -batch 2 -chunk 1 "
+                        "-vgg_channels 8,8 -ch 8 -ch_mult 1,1,2,2 -groups 4 -ndf 4 -z_channels 8 -adapter_hidden 16 "
+                        "-disc_start 0 -lr 1e-3";
+    char* text = strdup(flags);
+    char* arguments[64];
+    int n = 0;
+    for (char* at = strtok(text, " "); at; at = strtok(NULL, " ")) arguments[n++] = at;
+    options_parse(&options, &cli, n, arguments);
+    tokenizer_register(t, options_tokenizer(&options, 1));
+    cli_free(&cli);
+    free(text);
+    tokenizer_plan(t);
+    tokenizer_allocate(t);
+    params_init(&t->params, 1);
+    params_init(&t->disc_params, 2);
+    params_init(&t->lpips_params, 3);
+    params_start_averages(&t->params);
+    tokenizer_set_target(t, s);
+    size_t bytes = t->config.batch * 3 * tokenizer_pixels(t);
+    uint8_t* images = (uint8_t*)malloc_check(bytes, "images");
+    for (size_t i = 0; i < bytes; i++) images[i] = (uint8_t)(127.5 * (test_uniform() + 1));
+    copy_to_device(t->bytes, images, bytes, 0);
+    free(images);
+}
+
+static void step(tokenizer_t* t, int64_t number, stream_t s) {
+    tokenizer_gradients(t, number, s);
+    tokenizer_update(t, number, s);
+}
+
+// The weights after two steps, on the host; free() them.
+static floatS* train_two_steps(stream_t s, int seed, size_t* n, tokenizer_report_t* report) {
+    static tokenizer_t t;
+#ifdef EMU
+    emu_set_order(seed);
+#else
+    (void)seed;
+#endif
+    make_tokenizer(&t, s);
+    step(&t, 0, s); // the first use of a shape may look for an algorithm
+#ifdef EMU
+    size_t allocations = emu_allocations(), synchronisations = emu_synchronisations();
+#endif
+    step(&t, 1, s);
+#ifdef EMU
+    check(emu_allocations() == allocations, "no allocation in a step");
+    check(emu_synchronisations() == synchronisations, "no wait of the host in a step");
+#endif
+    floatS* measures = (floatS*)malloc_check(tokenizer_measure_count(&t) * sizeof(floatS), "measures");
+    *report = tokenizer_read(&t, measures, s);
+    free(measures);
+    *n = params_trained(&t.params);
+    floatS* weights = (floatS*)malloc_check(*n * sizeof(floatS), "weights");
+    copy_to_host(weights, t.params.master, *n * sizeof(floatS), 0);
+    tokenizer_free(&t);
+    return weights;
+}
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    stream_t s = device_open(0);
+    if (test_case("a step neither allocates nor waits, and does not depend on the order of threads")) {
+        size_t n, m;
+        tokenizer_report_t first, second;
+        s->multiprocessors = 3;
+        floatS* one = train_two_steps(s, 0, &n, &first);
+        test_case("a step neither allocates nor waits, and does not depend on the order of threads"); // the same images
+        floatS* other = train_two_steps(s, 77, &m, &second);
+        check(n == m && !memcmp(one, other, n * sizeof(floatS)), "the same weights, bit for bit");
+        check(!memcmp(&first, &second, sizeof first), "the same report, bit for bit");
+        check(first_not_finite(one, n) == n && isfinite(first.nll) && first.norm[0] > 0, "numbers that a step should give");
+        free(one);
+        free(other);
+        test_end_case();
+    }
+    device_close(s);
+    return test_finish();
+}
