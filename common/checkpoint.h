@@ -122,8 +122,8 @@ static inline void checkpoint_write_section(st_writer_t* w, tokenizer_t* t, cons
     }
 }
 
-// Writes the whole state; where several processes train, all of them call it, between two steps. On failure the old file
-// stays and `error` says what happened and what to do; returns 1 on success.
+// Writes the whole state; where several processes train, all of them call it, between two steps. On failure the old
+// file stays and `error` says what happened and what to do; returns 1 on success.
 int checkpoint_save(const char* path, tokenizer_t* t, const checkpoint_info_t* info, const floatS* latent_mean,
                     const floatS* latent_std, char* error, size_t error_size, stream_t s) {
     st_writer_t w;

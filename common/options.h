@@ -21,10 +21,10 @@ typedef struct {
     // the recipe
     const char *steps, *lr, *disc_lr, *disc_start; // one value, or one a stage
     int batch, chunk, flip, sem_loss, sem_tensor, sem_measure, ema;
-    double w_lpips, w_gan, w_sem, beta1, beta2, eps, ema0, ema1, time_limit;
+    double w_lpips, w_gan, w_sem, beta1, beta2, eps, ema0, ema1;
     size_t seed;
     // the machine
-    int workers, recompute, fold, zero, reduce_bf16, log_every, grid_every, save_every, latent_images;
+    int workers, recompute, fold, zero, reduce_bf16, time_limit, log_every, grid_every, save_every, latent_images;
     // of this stage, from the lists above
     int64_t stage_steps, stage_disc_start;
     double stage_lr, stage_disc_lr;
@@ -155,7 +155,7 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "several processes: spread moments, averages and full-precision weights over them (ZeRO-1)", CLI_NOT_SAVED},
         {NULL, "reduce_bf16", CLI_BOOL, &o->reduce_bf16, "0", NULL,
          "several GPUs: average gradients in bf16, for slow links between machines; not with -zero 1", CLI_NOT_SAVED},
-        {NULL, "time_limit", CLI_NUMBER, &o->time_limit, "600", "(0, inf)",
+        {NULL, "time_limit", CLI_INT, &o->time_limit, "600", "[1, inf)",
          "several processes: seconds to wait for one another, also while one writes a checkpoint, before giving up",
          CLI_NOT_SAVED},
         {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only",

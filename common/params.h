@@ -133,8 +133,8 @@ typedef struct {
     size_t shard;       // so many of them; alone: all
     floatX* values;     // (first + ranks shard) what the operations read; behind `total` padding
     floatS* frozen;     // (first) full-precision weights of what is frozen, so that a file gets back the numbers that
-                        //         came from one; NULL where values are full-precision themselves, and in a table that is
-                        //         frozen whole, which nobody saves
+                        //         came from one; NULL where values are full-precision themselves, and in a table
+                        //         that is frozen whole, which nobody saves
     floatS* grads;      // (ranks shard) of all trained values
     floatS* master;     // (shard)  full-precision weights; where floatX is floatS, the memory of values
     floatS* m;          // (shard)  Adam's first moment

@@ -12,8 +12,8 @@
 // defines: params_t
 #include "common/params.h"
 
-// The gradients of all processes, averaged: all of them, or, sharded, those of this process's shard; the others are then
-// undefined.
+// The gradients of all processes, averaged: all of them, or, sharded, those of this process's shard; the others are
+// then undefined.
 void replicas_mean_grads(params_t* p, comm_t* c, stream_t s) {
     if (!c) return;
     if (p->ranks > 1) comm_reduce_scatter_mean(c, p->grads, p->shard, s);

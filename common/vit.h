@@ -20,8 +20,8 @@
 //
 // A frozen encoder can be folded (`fold`, then vit_fold once its weights are there), the same function with less work:
 //   - resize and normalisation go into the patch embedding. Token (gy, gx) of the resized image reads nothing but the
-//     factor x factor pixels that it stands for, and that linearly: with R (patch, factor) the bilinear interpolation of
-//     one axis, W'[d,c] = a_c R^T W[d,c] R and bias'[d] = bias[d] + sum_c b_c sum W[d,c] for the colour map a_c x + b_c.
+//     factor x factor pixels that it stands for, and that linearly: with R (patch, factor) the bilinear interpolation
+//     of one axis, W'[d,c] = a_c R^T W[d,c] R and bias'[d] = bias[d] + sum_c b_c sum W[d,c], colours a_c x + b_c.
 //   - LayerScale goes into the projections before it: W'[o,:] = gamma[o] W[o,:], bias'[o] = gamma[o] bias[o].
 //
 // Left out: dropout and stochastic depth (zero in these models), and the gradient of the image, which nothing asks for.
@@ -136,7 +136,7 @@ typedef struct {
 typedef struct {
     vit_config_t config;
     int recompute;          // set before planning: run each block's forward again in the backward
-    int fold;               // set before planning, where nothing is trained: work with the weights that vit_fold derives
+    int fold;               // set before planning, where nothing is trained: use the weights that vit_fold derives
     size_t cls_token, reg_token, pos_embed, patch_weight, patch_bias; // offsets
     vit_block_t blocks[VIT_MAX_DEPTH + 1]; // blocks[depth]: the stream at the end and the final norm, as x and norm1
     int B, H, W;            // the images, as planned
@@ -181,7 +181,8 @@ void vit_register_block(vit_block_t* b, const vit_config_t* c, param_table_t* ta
 // A (1, rows, D) tensor of the embedding. timm exempts these from weight decay.
 size_t vit_register_token(param_table_t* table, const char* prefix, const char* suffix, int rows, int D, double std) {
     char name[PARAM_NAME];
-    size_t offset = param_add(table, param_name(name, prefix, suffix), 3, 1, rows, D, 0, LAYOUT_PLAIN, init_normal(0, std));
+    param_name(name, prefix, suffix);
+    size_t offset = param_add(table, name, 3, 1, rows, D, 0, LAYOUT_PLAIN, init_normal(0, std));
     table->items[table->n - 1].decay = 0;
     return offset;
 }
@@ -357,7 +358,7 @@ static inline void vit_fold_layerscale(vit_t* v, const params_t* p) {
 }
 
 // out (factor, factor) = scale R^T w R for one channel of one filter w (patch, patch): each weight goes to the four
-// pixels that its sample is interpolated from, as resize_bilinear_forward has them (src = (k + 1/2) factor / patch - 1/2).
+// pixels that its sample is interpolated from, as resize_bilinear_forward has them: (k + 1/2) factor / patch - 1/2.
 static inline void vit_fold_filter(floatS* out, const floatS* w, double scale, int patch, int factor) {
     for (int i = 0; i < factor * factor; i++) out[i] = 0;
     for (int ky = 0; ky < patch; ky++) {

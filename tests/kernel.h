@@ -1,7 +1,7 @@
 // kernel.h: what tests of kernels need: tensors that exist twice, and a stream in several shapes.
 //
-// A test program is tests/kernels_<family>.cu. It is built for the GPU and for the emulator, in bf16 and in fp32, and holds
-// each operation's kernel against the CPU reference in double (namespace cpu):
+// A test program is tests/kernels_<family>.cu. It is built for the GPU and for the emulator, in bf16 and in fp32, and
+// holds each operation's kernel against the CPU reference in double (namespace cpu):
 //
 //     #define OPS_DECLARATIONS_ONLY
 //     #include "tests/kernel.h"
@@ -14,8 +14,8 @@
 //     cpu::layernorm_forward(out.ref, ..., x.ref, ..., 0);
 //     check_tensor("out", out, TOLERANCE_X);        // ||dev - ref|| / ||ref||
 //
-// Each case runs in every shape of for_each_shape(): launch shapes follow the stream's number of multiprocessors, and in the
-// emulator the order of the threads changes too.
+// Each case runs in every shape of for_each_shape(): launch shapes follow the stream's number of multiprocessors, and
+// in the emulator the order of the threads changes too.
 #pragma once
 #include "tests/test.h"
 #include "tests/reference.h"
@@ -38,7 +38,8 @@ static struct { void* dev; void* ref; } test_tensors[512];
 static int test_tensor_count;
 
 template <typename T> static tensor<T> new_tensor(size_t n) {
-    tensor<T> t = {n, (double*)malloc_check(n * sizeof(double), "a test's tensor"), (T*)device_malloc(n * sizeof(T), "a test's tensor")};
+    tensor<T> t = {n, (double*)malloc_check(n * sizeof(double), "a test's tensor"),
+                   (T*)device_malloc(n * sizeof(T), "a test's tensor")};
     if (test_tensor_count == 512) fatal("a test has more than 512 tensors; call free_tensors between cases");
     test_tensors[test_tensor_count].dev = t.dev;
     test_tensors[test_tensor_count++].ref = t.ref;
@@ -106,7 +107,9 @@ template <typename T> static double tensor_error(tensor<T> t) {
     double error = sqrt(difference) / (norm > 0 ? sqrt(norm) : 1);
     return isfinite(error) ? error : INFINITY;
 }
-template <typename T> static void check_tensor(const char* what, tensor<T> t, double bound) { check_error(what, tensor_error(t), bound); }
+template <typename T> static void check_tensor(const char* what, tensor<T> t, double bound) {
+    check_error(what, tensor_error(t), bound);
+}
 
 // Every launch shape that a case runs in: `run` is called with the stream, after the stream was given another number of
 // multiprocessors. In the emulator each shape has its own order of threads.

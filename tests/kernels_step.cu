@@ -1,9 +1,9 @@
-// kernels_step.cu: one whole training step on the kernels: in it nothing is allocated and the host never waits for the device;
-// and the same step with the threads in another order gives the same bits.
+// kernels_step.cu: one whole training step on the kernels: in it nothing is allocated and the host never waits for the
+// device; and the same step with the threads in another order gives the same bits.
 //
-// The tokenizer is as small as its structure allows: 24 pixels, two chunks of one image, stage 2, which has everything that
-// the other stages have. Its losses are compared with the CPU build's in tests/test_emulated.sh.
-// Look next at common/tokenizer.h.
+// The tokenizer is as small as its structure allows: 24 pixels, two chunks of one image, stage 2, which has everything
+// that the other stages have. Its losses are compared with the CPU build's in tests/test_emulated.sh. Look next at
+// common/tokenizer.h.
 
 // defines: options_t, options_parse, options_tokenizer; tokenizer_t and its functions
 #include "common/options.h"
@@ -13,9 +13,9 @@
 static void make_tokenizer(tokenizer_t* t, stream_t s) {
     static options_t options;
     static cli_t cli;
-    const char* flags = "kernels_step -preset mini -data shapes -stage 2 -encoder tiny -image_size 24 -batch 2 -chunk 1 "
-                        "-vgg_channels 8,8 -ch 8 -ch_mult 1,1,2,2 -groups 4 -ndf 4 -z_channels 8 -adapter_hidden 16 "
-                        "-disc_start 0 -lr 1e-3";
+    const char* flags = "kernels_step -preset mini -data shapes -stage 2 -encoder tiny -image_size 24 -batch 2 "
+                        "-chunk 1 -vgg_channels 8,8 -ch 8 -ch_mult 1,1,2,2 -groups 4 -ndf 4 -z_channels 8 "
+                        "-adapter_hidden 16 -disc_start 0 -lr 1e-3";
     char* text = strdup(flags);
     char* arguments[64];
     int n = 0;
@@ -83,7 +83,7 @@ int main(int argc, char** argv) {
         floatS* other = train_two_steps(s, 77, &m, &second);
         check(n == m && !memcmp(one, other, n * sizeof(floatS)), "the same weights, bit for bit");
         check(!memcmp(&first, &second, sizeof first), "the same report, bit for bit");
-        check(first_not_finite(one, n) == n && isfinite(first.nll) && first.norm[0] > 0, "numbers that a step should give");
+        check(first_not_finite(one, n) == n && isfinite(first.nll) && first.norm[0] > 0, "ordinary numbers");
         free(one);
         free(other);
         test_end_case();

@@ -1,5 +1,5 @@
-// reference.h: the catalogue a second time, in namespace `cpu`, where floatX and floatS are double: what a test of kernels
-// compares with. The functions stand in tests/reference.c.
+// reference.h: the catalogue a second time, in namespace `cpu`, where floatX and floatS are double: what a test of
+// kernels compares with. The functions stand in tests/reference.c.
 #pragma once
 #include "common/ops.h"
 

@@ -1,8 +1,8 @@
 // device.cuh: device memory and the stream of the GPU build, on CUDA's runtime. The emulator (dev/emu) has the same
 // runtime calls on ordinary memory. What each function promises is told in common/device.h.
 //
-// A process uses one GPU and one stream, so operations run one behind the other. Hence one piece of scratch memory serves
-// all of them: partial sums live there between two kernels of one operation, never longer.
+// A process uses one GPU and one stream, so operations run one behind the other. Hence one piece of scratch memory
+// serves all of them: partial sums live there between two kernels of one operation, never longer.
 #pragma once
 #ifdef EMU
 // defines: the part of the CUDA runtime, cuBLASLt and the kernel language that this project uses
@@ -55,7 +55,9 @@ static inline stream_t device_open(int number) {
               "updated. On a machine without a GPU, build with `make CPU=1`",
               status == cudaSuccess ? "CUDA finds none" : cudaGetErrorString(status));
     }
-    if (number >= count) fatal("GPU %d was asked for, and this machine has %d; start fewer processes a machine", number, count);
+    if (number >= count) {
+        fatal("GPU %d was asked for, and this machine has %d; start fewer processes a machine", number, count);
+    }
     CUDA_CHECK(cudaSetDevice(number));
     cudaDeviceProp prop;
     CUDA_CHECK(cudaGetDeviceProperties(&prop, number));
@@ -65,7 +67,10 @@ static inline stream_t device_open(int number) {
     }
     device_stream_t* s = (device_stream_t*)calloc_check(1, sizeof *s, "the device's stream");
     CUDA_CHECK(cudaStreamCreate(&s->cuda));
-    if (cublasLtCreate(&s->blas) != CUBLAS_STATUS_SUCCESS) fatal("cuBLASLt cannot be used; is the CUDA toolkit's library of this driver's age?");
+    if (cublasLtCreate(&s->blas) != CUBLAS_STATUS_SUCCESS) {
+        fatal("cuBLASLt cannot be used: its library does not suit this driver; update the driver, or build with the "
+              "CUDA toolkit that it came with");
+    }
     s->multiprocessors = prop.multiProcessorCount;
     s->shared_bytes = (int)prop.sharedMemPerBlockOptin;
     CUDA_CHECK(cudaMalloc((void**)&s->blas_workspace, DEVICE_BLAS_WORKSPACE));
@@ -84,7 +89,10 @@ static inline void device_close(stream_t s) {
 
 // Memory for partial sums, until the next operation asks for it.
 static inline void* device_scratch(stream_t s, size_t bytes) {
-    if (bytes > DEVICE_SCRATCH_BYTES) fatal("an operation wants %.1f MiB of scratch memory, of %.1f", bytes / 1048576.0, DEVICE_SCRATCH_BYTES / 1048576.0);
+    if (bytes > DEVICE_SCRATCH_BYTES) {
+        fatal("an operation wants %.1f MiB of scratch memory, of %.1f; use a smaller -batch", bytes / 1048576.0,
+              DEVICE_SCRATCH_BYTES / 1048576.0);
+    }
 #ifdef EMU
     emu_fresh(s->scratch, bytes); // reading what was not written since is an error, past the end too
 #endif
@@ -97,8 +105,9 @@ static inline void* device_malloc(size_t bytes, const char* what) {
         size_t available = 0, total = 0;
         cudaGetLastError(); // the error is reported here
         cudaMemGetInfo(&available, &total);
-        fatal("no memory on the GPU for %s (%.2f GiB; %.2f of %.2f GiB are free); use a smaller -batch, or -recompute 1",
-              what, bytes / 1073741824.0, available / 1073741824.0, total / 1073741824.0);
+        fatal("no memory on the GPU for %s (%.2f GiB; %.2f of %.2f GiB are free); use a smaller -batch (in multiples "
+              "of -chunk), or -recompute 1", what, bytes / 1073741824.0, available / 1073741824.0,
+              total / 1073741824.0);
     }
     return p;
 }
@@ -106,12 +115,16 @@ static inline void device_free(void* p) { CUDA_CHECK(cudaFree(p)); }
 
 static inline void* host_malloc(size_t bytes, const char* what) {
     void* p = NULL;
-    if (cudaMallocHost(&p, bytes ? bytes : 64) != cudaSuccess) fatal("no page-locked memory for %s (%.1f MiB)", what, bytes / 1048576.0);
+    if (cudaMallocHost(&p, bytes ? bytes : 64) != cudaSuccess) {
+        fatal("no page-locked memory for %s (%.1f MiB); use a smaller -batch", what, bytes / 1048576.0);
+    }
     return p;
 }
 static inline void host_free(void* p) { CUDA_CHECK(cudaFreeHost(p)); }
 
-static inline void device_zero(void* p, size_t bytes, stream_t s) { CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, cuda_stream(s))); }
+static inline void device_zero(void* p, size_t bytes, stream_t s) {
+    CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, cuda_stream(s)));
+}
 
 static inline void device_copy(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind, stream_t s) {
     if (s) CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, kind, s->cuda));
