@@ -1,6 +1,7 @@
 #!/bin/sh
-# Ten training steps of each stage on a GPU beside the CPU build, from the same seed and checkpoints: fp32 within 1e-4, bf16 within
-# 2e-2. Part of `make gpu-check`. Usage: sh tests/gpu_losses.sh BUILD_FOLDER; the GPU's programs stand beside it, in gpu/ and gpu_fp32/.
+# Ten training steps of each stage on a GPU beside the CPU build, from the same seed and checkpoints: fp32 within 1e-4, bf16
+# within 2e-2; and the same bits every time, resumed or not. Part of `make gpu-check`.
+# Usage: sh tests/gpu_losses.sh BUILD_FOLDER; the GPU's programs stand beside it, in gpu/ and gpu_fp32/.
 . tests/programs.sh "$1"
 . "$here/tests/same_losses.sh"
 kinds=$(dirname "$build")
@@ -10,4 +11,14 @@ flags="-disc_start 0 -lr 2e-5 -disc_lr 2e-5"
 same_losses "$kinds/gpu_fp32" 10 1e-4 $flags
 # shellcheck disable=SC2086
 same_losses "$kinds/gpu" 10 2e-2 $flags
+
+# the same bits from the same command, and from a run that was stopped and resumed
+# shellcheck disable=SC2086
+gpu() { "$kinds/gpu/train_tokenizer" -data shapes $nano $flags -stage 2 -from base/stage1.safetensors "$@"; }
+expect "stage 2 in one go" 0 '' gpu -out whole -steps 6
+expect "once more" 0 '' gpu -out again -steps 6
+expect "half of it" 0 '' gpu -out halves -steps 3
+expect "and the rest" 0 '' gpu -out halves -steps 6
+check "the same bits every time" cmp whole/stage2.safetensors again/stage2.safetensors
+check "the same bits when resumed" cmp whole/stage2.safetensors halves/stage2.safetensors
 finish

@@ -24,6 +24,14 @@ for program in train_tokenizer eval pretrain; do
     fi
 done
 log=$log.train_tokenizer
+if ! nvidia-smi -L >/dev/null 2>&1; then
+    said=$(cd "$(mktemp -d)" && "$OLDPWD/$folder/train_tokenizer" -data shapes -out here 2>&1 >/dev/null)
+    status=$?
+    case "$status $said" in
+    "1 error: no GPU can be used"*"make CPU=1"*) ok "without a GPU the program says so, and what to do" ;;
+    *) fail "without a GPU the program says so, and what to do" "exit code $status: $said" ;;
+    esac
+fi
 
 # "name arch spill-bytes registers" for each kernel
 awk '/Compiling entry function/ { split($0, q, "\047"); name = q[2]; arch = q[4] }
