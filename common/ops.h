@@ -385,8 +385,8 @@ void vf_backward(floatX* dz,            // (B, N, C)
                  double margin_distance, double margin_cosine, double scale, int B, int N, int C, int chunk,
                  stream_t s);
 
-// loss_b = -log softmax(logits_b)[label_b];  dlogits = scale (softmax - onehot). One pass for both. In place: dlogits may
-// be logits.
+// loss_b = -log softmax(logits_b)[label_b];  dlogits = scale (softmax - onehot). One pass for both. In place:
+// dlogits may be logits.
 void cross_entropy(floatS* loss,         // (B)
                    floatX* dlogits,      // (B, C) or NULL
                    const floatX* logits, // (B, C)
