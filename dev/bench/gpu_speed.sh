@@ -6,7 +6,7 @@
 # The important comes first; what does not fit into SPEED_SECONDS (190) is left out, and a part that fails is named.
 # FOLDER (build/gpu) holds bench_ops and bench_models; PRESET (imagenet), IMAGES (64,8,32, of which PyTorch's compiled
 # mode takes the first two) and OPS (flags of bench_ops) make a small trial of it possible:
-#     FOLDER=build/cpu PRESET=mini IMAGES=8,16 OPS="-only mini" MINI=1 sh dev/bench/gpu_speed.sh /tmp/speed python3
+#     FOLDER=build/cpu PRESET=mini IMAGES=8,16 OPS="-only mini" MINI=1 sh dev/bench/gpu_speed.sh build/speed python3
 set -u
 out=${1:?"usage: sh dev/bench/gpu_speed.sh OUT [PYTHON]"}
 python=${2:-}
