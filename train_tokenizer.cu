@@ -372,10 +372,11 @@ __attribute__((noreturn)) static void stop_not_finite(run_t* run, int64_t step, 
           way_back(run, "a lower -lr or -disc_lr", way, sizeof way));
 }
 
-static void stop_on_nan(run_t* run, const tokenizer_report_t* r) {
+// Looks at the first `count` numbers of a report.
+static void stop_on_nan(run_t* run, const tokenizer_report_t* r, size_t count) {
     const double* values = (const double*)r;
     int finite = 1;
-    for (size_t i = 0; i < sizeof *r / sizeof(double); i++) finite = finite && isfinite(values[i]);
+    for (size_t i = 0; i < count; i++) finite = finite && isfinite(values[i]);
     if (!finite) stop_not_finite(run, run->step + 1, "The weights were not changed by this step");
 }
 
@@ -452,9 +453,11 @@ static void train(run_t* run) {
         tokenizer_gradients(t, run->step, run->stream);
         tokenizer_report_t report = tokenizer_read(t, run->measures, run->stream);
         int gan = tokenizer_gan_is_on(t, run->step);
-        stop_on_nan(run, &report); // the process that holds the number names the tensor
+        // Norms of gradients are the same everywhere; what comes before them is this process's own. So the process in
+        // which a number went wrong finds it first, and names the tensor.
+        stop_on_nan(run, &report, offsetof(tokenizer_report_t, norm) / sizeof(double));
         stop = share_report(run, &report, stop_requested);
-        stop_on_nan(run, &report);
+        stop_on_nan(run, &report, sizeof report / sizeof(double));
         stop_when_dead(run, &report, gan);
         tokenizer_update(t, run->step, run->stream);
         run->step++;
