@@ -25,4 +25,5 @@ typedef struct {
     double lr, beta1, beta2, eps, decay;
     int64_t t;          // this step's number, from 1
     double ema_beta[2]; // used where the average's pointer is given
+    double grad_scale;  // the gradient is multiplied by it; 1 leaves it alone
 } adam_t;

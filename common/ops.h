@@ -194,12 +194,21 @@ void resize_bilinear_forward(floatX* out,     // (B, OH, OW, 3)
                              const floatX* x, // (B, H, W, 3)
                              channel_affine_t affine, int B, int H, int W, int OH, int OW, stream_t s);
 
-// The columns of a patch embedding, in the order of a [D, 3, patch, patch] weight:
+// The columns of a patch embedding, in the order of a [D, C, patch, patch] weight:
 //   out[b, gy GW + gx, (c patch + ky) patch + kx] = x[b, gy patch + ky, gx patch + kx, c]
-// No backward: the image needs no gradient.
-void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), 3 patch^2)
-                      const floatX* x, // (B, H, W, 3)
-                      int B, int H, int W, int patch, stream_t s);
+// No backward: what is embedded (an image, a noised latent) needs no gradient.
+void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), C patch^2)
+                      const floatX* x, // (B, H, W, C)
+                      int B, int H, int W, int C, int patch, stream_t s);
+
+// Tokens become a map; inside a token the order is (ky, kx, c):
+//   out[b, gy patch + ky, gx patch + kx, c] = x[b, gy GW + gx, (ky patch + kx) C + c].  The backward is the way back.
+void unpatchify_forward(floatX* out,     // (B, H, W, C)
+                        const floatX* x, // (B, (H/patch) (W/patch), patch^2 C)
+                        int B, int H, int W, int C, int patch, stream_t s);
+void unpatchify_backward(floatX* dx,         // (B, (H/patch) (W/patch), patch^2 C)
+                         const floatX* dout, // (B, H, W, C)
+                         int B, int H, int W, int C, int patch, stream_t s);
 
 // Position table from grid to (GH, GW): separable bicubic with antialias, a = -0.5 (timm layers/pos_embed.py). The
 // first `prefix` rows are copied.
@@ -394,6 +403,175 @@ void cross_entropy(floatS* loss,         // (B)
                    double scale, int B, int C, stream_t s);
 
 // ---------------------------------------------------------------------------------------------------------------------
+// The diffusion transformer                                            dev/cpu/rmsnorm.h, rope.h, swiglu.h, condition.h
+// Its residual stream is floatS, as in the reference, whose position table in fp32 makes it so. Modulation vectors
+// (shift, scale, gate) are pieces of the rows of one matrix that holds those of all blocks: image b's vector begins
+// `stride` values behind that of image b - 1, and so do their gradients.
+
+// RMSNorm and modulation: rstd = 1 / sqrt(mean over C of x^2 + eps);  n = x rstd weight;  out = n (1 + scale) + shift
+// (Zhang & Sennrich 2019; Peebles & Xie 2023; LightningDiT models/lightningdit.py)
+void rmsnorm_modulate_forward(floatX* out,          // (B, T, C)
+                              floatS* rstd,         // (B, T)
+                              const floatS* x,      // (B, T, C)
+                              const floatX* weight, // (C)
+                              const floatX* shift,  // (B, C) or NULL for 0
+                              const floatX* scale,  // (B, C)
+                              size_t stride, int B, int T, int C, double eps, stream_t s);
+
+// dx += the gradient through modulation and norm: the residual stream collects. dweight += over all rows; dshift = sum
+// over T of dout; dscale = sum over T of dout n.
+void rmsnorm_modulate_backward(floatS* dx,                     // (B, T, C) +=
+                               floatS* dweight,                // (C) or NULL
+                               floatX* dshift,                 // (B, C) or NULL
+                               floatX* dscale,                 // (B, C)
+                               const floatX* dout,             // (B, T, C)
+                               const floatS* x,                // (B, T, C)
+                               const floatX* weight,           // (C)
+                               const floatX* scale,            // (B, C)
+                               const floatS* rstd,             // (B, T)
+                               size_t stride, int B, int T, int C, stream_t s);
+
+// A gated branch and the norm that follows it, in one pass: sum = x + gate branch;  out = the operation above of sum.
+// In place: sum may be x.
+void gated_rmsnorm_modulate_forward(floatS* sum,          // (B, T, C)
+                                    floatX* out,          // (B, T, C)
+                                    floatS* rstd,         // (B, T)
+                                    const floatS* x,      // (B, T, C) the residual stream
+                                    const floatX* branch, // (B, T, C)
+                                    const floatX* gate,   // (B, C)
+                                    const floatX* weight, // (C)
+                                    const floatX* shift,  // (B, C) or NULL for 0
+                                    const floatX* scale,  // (B, C)
+                                    size_t stride, int B, int T, int C, double eps, stream_t s);
+
+// dsum += the gradient through modulation and norm (dsum then is the gradient of the stream, above and below the
+// branch); dbranch = gate dsum;  dgate = sum over T of dsum branch;  dweight, dshift, dscale as above.
+void gated_rmsnorm_modulate_backward(floatS* dsum,           // (B, T, C) +=
+                                     floatX* dbranch,        // (B, T, C)
+                                     floatX* dgate,          // (B, C)
+                                     floatS* dweight,        // (C) or NULL
+                                     floatX* dshift,         // (B, C) or NULL
+                                     floatX* dscale,         // (B, C)
+                                     const floatX* dout,     // (B, T, C)
+                                     const floatS* sum,      // (B, T, C)
+                                     const floatX* branch,   // (B, T, C)
+                                     const floatX* gate,     // (B, C)
+                                     const floatX* weight,   // (C)
+                                     const floatX* scale,    // (B, C)
+                                     const floatS* rstd,     // (B, T)
+                                     size_t stride, int B, int T, int C, stream_t s);
+
+// Queries and keys on their way to attention, in place. With QK-norm each head vector z becomes z rstd weight,
+// rstd = 1 / sqrt(mean over HS of z^2 + eps); then neighbours are rotated, pair p of token t by the angle whose cosine
+// and sine are rope[t, p]:  (a, b) -> (a cos - b sin, b cos + a sin). Values (v) are left alone. `raw` gets z and
+// rstd is kept, both for the backward; NULL where there is none. Without QK-norm all four are NULL.  (Su et al. 2021)
+void qknorm_rope_forward(floatX* qkv,            // (B, T, 3, NH, HS) in place
+                         floatX* raw,            // (B, T, 2, NH, HS) or NULL
+                         floatS* rstd,           // (B, T, 2, NH) or NULL, as raw
+                         const floatX* q_weight, // (HS) or NULL: no QK-norm
+                         const floatX* k_weight, // (HS) or NULL, as q_weight
+                         const floatS* rope,     // (T, HS / 2, 2)
+                         int B, int T, int NH, int HS, double eps, stream_t s);
+
+// In place: on entry the gradient behind the rotation, on return that in front of the norm. dq_weight, dk_weight +=.
+void qknorm_rope_backward(floatX* dqkv,           // (B, T, 3, NH, HS) in place
+                          floatS* dq_weight,      // (HS) or NULL
+                          floatS* dk_weight,      // (HS) or NULL
+                          const floatX* raw,      // (B, T, 2, NH, HS) or NULL: no QK-norm
+                          const floatS* rstd,     // (B, T, 2, NH)
+                          const floatX* q_weight, // (HS)
+                          const floatX* k_weight, // (HS)
+                          const floatS* rope,     // (T, HS / 2, 2)
+                          int B, int T, int NH, int HS, stream_t s);
+
+// SiLU(a) = a sigmoid(a), and SwiGLU: out = SiLU(first half of the row) * second half.   (Shazeer 2020)       3 passes
+void silu_forward(floatX* out, const floatX* x, size_t n, stream_t s);                      // (n)
+void silu_backward(floatX* dx, const floatX* dout, const floatX* x, size_t n, stream_t s);  // (n) dx may be dout
+void swiglu_forward(floatX* out,     // (N, F)
+                    const floatX* x, // (N, 2F)
+                    size_t N, int F, stream_t s);
+// da = dout b sigmoid(a) (1 + a (1 - sigmoid(a)));  db = dout SiLU(a)                                          5 passes
+void swiglu_backward(floatX* dx,         // (N, 2F)
+                     const floatX* dout, // (N, F)
+                     const floatX* x,    // (N, 2F)
+                     size_t N, int F, stream_t s);
+
+// Features of a time: out_k = cos(t f_k), out_(half + k) = sin(t f_k), f_k = 10000^(-k / half), k < half.
+void timestep_features(floatX* out,     // (B, 2 half)
+                       const floatS* t, // (B)
+                       int B, int half, stream_t s);
+
+// What all blocks are modulated by: c = time + table[label];  out = SiLU(c). Labels are in [0, rows): the caller checks.
+void condition_forward(floatX* out,         // (B, C)
+                       floatS* c,           // (B, C) kept for the backward
+                       const floatX* time,  // (B, C)
+                       const floatX* table, // (rows, C)
+                       const int* labels,   // (B) device memory
+                       int rows, int B, int C, stream_t s);
+// dtime = dout SiLU'(c);  dtable[label_b] += dtime_b, images of one label in the order of b.
+void condition_backward(floatX* dtime,      // (B, C)
+                        floatS* dtable,     // (rows, C) += or NULL
+                        const floatX* dout, // (B, C)
+                        const floatS* c,    // (B, C)
+                        const int* labels,  // (B) device memory
+                        int rows, int B, int C, stream_t s);
+
+// The start of the residual stream: out = x + pos, and the way back, dx = dout rounded to floatX (any rounding at all:
+// the input of the network while sampling goes through it too).
+void position_add_forward(floatS* out,       // (B, T, C)
+                          const floatX* x,   // (B, T, C)
+                          const floatS* pos, // (T, C)
+                          int B, int T, int C, stream_t s);
+void to_floatX(floatX* out, const floatS* x, size_t n, stream_t s); // (n)
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Flow matching                                                                                         dev/cpu/flow.h
+// Time 1 is data, time 0 is noise; the network predicts the velocity.          (Lipman et al. 2023; SiT; LightningDiT)
+
+// A point of the straight path and its velocity: xt = t x1 + (1 - t) x0;  u = x1 - x0, where x0 are the standard normal
+// numbers of (seed, stream_id, step): value i of image b is element (first_row + b) n + i.
+void flow_path(floatX* xt,       // (B, n)
+               floatS* u,        // (B, n)
+               const floatS* x1, // (B, n)
+               const floatS* t,  // (B)
+               int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s);
+
+// Both losses of an image and their gradient, in one pass:
+//   mse_b = mean over the image of (v - u)^2;  cosine_b = mean over positions of 1 - v.u / (max(|v|, e) max(|u|, e)),
+//   norms over C, e = 1e-8
+//   dv = scale_mse d mse_b / dv + scale_cosine d cosine_b / dv
+// The clamp passes the gradient as PyTorch has it: where |v| = 0, d(1 - cos)/dv = -(u / max(|u|, e)) / e, not 0; where
+// 0 < |v| <= e it is -(u / U / e - (v.u / U) v / (|v| e^2)), U = max(|u|, e).
+void flow_loss(floatS* mse, floatS* cosine,             // (B)
+               floatX* dv,                              // (B, HW, C) or NULL
+               const floatX* v,                         // (B, HW, C)
+               const floatS* u,                         // (B, HW, C)
+               double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s);
+
+// Classifier-free guidance: in the first `channels` channels out = null + w_b (cond - null), in the others, and where
+// w_b is 1, exactly cond. `null` and w NULL: out = cond.       (Ho & Salimans 2022; three channels: LightningDiT, as DiT)
+void flow_guide(floatS* out,        // (B, HW, C)
+                const floatX* cond, // (B, HW, C)
+                const floatX* null, // (B, HW, C) or NULL
+                const floatS* w,    // (B) or NULL
+                int channels, int B, int HW, int C, stream_t s);
+
+// One stage of a Runge-Kutta method, image b with its own step: out = x + h_b sum_i a_i k_i. In place: out may be x.
+enum { FLOW_STAGES = 7 };
+void flow_combine(floatS* out,       // (B, n)
+                  const floatS* x,   // (B, n)
+                  const floatS* k,   // (stages, B, n)
+                  const floatS* h,   // (B) device memory
+                  const double* a,   // (stages) host memory, stages <= FLOW_STAGES
+                  int stages, int B, size_t n, stream_t s);
+
+// A normalised latent becomes one that the decoder takes: z = x std + mean, per channel.
+void latent_denormalise(floatX* z,                            // (N, C)
+                        const floatS* x,                      // (N, C)
+                        const floatS* mean, const floatS* std, // (C)
+                        size_t N, int C, stream_t s);
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Adaptive weights, optimiser, random numbers                                          dev/cpu/optimizer.h, random.h
 
 // out_k = sum of the squares of the n values of group k. In floatS from floatS gradients, deterministic.
@@ -423,7 +601,8 @@ void accumulate_scaled_groups(floatS* out,         // (n) +=
                               const floatS* omega, // (groups) or NULL
                               int groups, size_t n, stream_t s);
 
-// One step of Adam with decoupled decay, and of two exponential averages, in one pass over flat buffers:
+// One step of Adam with decoupled decay, and of two exponential averages, in one pass over flat buffers, where g is
+// grad times adam.grad_scale (clipping by the global norm):
 //   m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
 //   w <- w (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 //   ema_i <- w + ema_beta_i (ema_i - w)                     a constant stays exactly constant in this form
@@ -462,6 +641,11 @@ void normal_rows(floatX* out, // (B, n)
 #include "common/cuda/conv.cuh"
 #include "common/cuda/resample.cuh"
 #include "common/cuda/loss.cuh"
+#include "common/cuda/rmsnorm.cuh"
+#include "common/cuda/rope.cuh"
+#include "common/cuda/swiglu.cuh"
+#include "common/cuda/condition.cuh"
+#include "common/cuda/flow.cuh"
 #include "common/cuda/optimizer.cuh"
 #include "common/cuda/random.cuh"
 #else
@@ -472,6 +656,11 @@ void normal_rows(floatX* out, // (B, n)
 #include "dev/cpu/embed.h"
 #include "dev/cpu/conv.h"
 #include "dev/cpu/loss.h"
+#include "dev/cpu/rmsnorm.h"
+#include "dev/cpu/rope.h"
+#include "dev/cpu/swiglu.h"
+#include "dev/cpu/condition.h"
+#include "dev/cpu/flow.h"
 #include "dev/cpu/optimizer.h"
 #include "dev/cpu/random.h"
 #endif

@@ -74,7 +74,7 @@ double probe_accuracy(const probe_set_t* train, const probe_set_t* held_out, pro
             params_zero_grads(&p, s);
             matmul_backward(NULL, params_grad(&p, weight), params_grad(&p, bias), logits, x, params_at(&p, weight),
                             count, dim, classes, s);
-            adam_t adam = {o.lr, 0.9, 0.999, 1e-8, 0, ++p.t, {0, 0}};
+            adam_t adam = {o.lr, 0.9, 0.999, 1e-8, 0, ++p.t, {0, 0}, 1};
             adam_update(p.values, p.master, p.m, p.v, NULL, NULL, p.grads, p.table.total, adam, s);
         }
     }

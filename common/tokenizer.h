@@ -501,7 +501,7 @@ void tokenizer_update(tokenizer_t* t, int64_t step, stream_t s) {
     params_t* p = &t->params;
     p->t++;
     adam_t adam = {c->lr, c->beta1, c->beta2, c->eps, 0, p->t,
-                   {ema_power_beta(t->ema_exponent[0], p->t), ema_power_beta(t->ema_exponent[1], p->t)}};
+                   {ema_power_beta(t->ema_exponent[0], p->t), ema_power_beta(t->ema_exponent[1], p->t)}, 1};
     replicas_update(p, adam, t->comm, s);
     params_t* d = &t->disc_params;
     d->t++;

@@ -186,8 +186,8 @@ static void check_adam(adam_t adam, int same, int averages, size_t offset, size_
 }
 
 static void run_adam(stream_t s, void*) {
-    adam_t first = {0.01, 0.9, 0.999, 1e-8, 0.1, 1, {0.5, 0.999}};
-    adam_t later = {1e-3, 0.5, 0.9, 1e-8, 0, 1000, {0.9, 0.99}};
+    adam_t first = {0.01, 0.9, 0.999, 1e-8, 0.1, 1, {0.5, 0.999}, 1};
+    adam_t later = {1e-3, 0.5, 0.9, 1e-8, 0, 1000, {0.9, 0.99}, 0.5};
     for (size_t n : sizes) {
         for (int averages = 0; averages <= 2; averages++) {
             check_adam(n % 2 ? first : later, 0, averages, 0, n, s);
@@ -200,7 +200,7 @@ static void run_adam(stream_t s, void*) {
 // An average of beta 0 is the weight, and one that equals the weight stays so.
 static void run_averages(stream_t s, void*) {
     size_t n = 2051;
-    adam_t adam = {0, 0.9, 0.999, 1e-8, 0, 1, {0, 0.9}};
+    adam_t adam = {0, 0.9, 0.999, 1e-8, 0, 1, {0, 0.9}, 1};
     tensor<floatX> weight = output(n);
     tensor<float> master = random_gradient(n), m = random_gradient(n), v = random_gradient(n);
     tensor<float> grad = random_gradient(n), copy = output_s(n), constant = output_s(n);

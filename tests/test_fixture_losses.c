@@ -175,7 +175,7 @@ static void test_ema(const char* early_or_late, int64_t first, double width) {
     safetensors_open_or_die(&file, "tests/fixtures/ema.safetensors");
     float *values = tensor(&file, "input.values", steps * n), *average = tensor(&file, "input.start", n);
     float *m = zeros(n), *v = zeros(n), *grad = zeros(n), *history = poisoned(steps * n);
-    adam_t still = {0, 0.9, 0.9, 1, 0, 1, {0, 0}};
+    adam_t still = {0, 0.9, 0.9, 1, 0, 1, {0, 0}, 1};
     for (int step = 0; step < steps; step++) {
         float* w = values + step * n;
         still.ema_beta[1] = ema_beta(ema_power(width), first + step);
@@ -198,8 +198,8 @@ int main(int argc, char** argv) {
     test_semantic();
     test_posterior();
     test_vf();
-    adam_t adam = {0.0625, 0.5, 0.9, 1e-8, 0, 1, {0, 0}};
-    adam_t adamw = {0.0625, 0.9, 0.999, 1e-8, 0.5, 1, {0, 0}};
+    adam_t adam = {0.0625, 0.5, 0.9, 1e-8, 0, 1, {0, 0}, 1};
+    adam_t adamw = {0.0625, 0.9, 0.999, 1e-8, 0.5, 1, {0, 0}, 1};
     test_adam("output.adam", adam, "adam, five steps");
     test_adam("output.adamw", adamw, "adamw, five steps");
     for (int i = 0; i < 2; i++) {

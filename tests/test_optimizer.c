@@ -94,6 +94,7 @@ static void test_add_scaled(void) {
 
 // One step of one value, as the papers write it.
 static void adam_naive(double* w, double* m, double* v, double g, adam_t a) {
+    g *= a.grad_scale;
     *w -= a.lr * a.decay * *w;
     *m = a.beta1 * *m + (1 - a.beta1) * g;
     *v = a.beta2 * *v + (1 - a.beta2) * g * g;
@@ -144,7 +145,7 @@ static void test_adam(adam_t adam, const char* name) {
 static void test_adam_variants(void) {
     if (!test_case("adam: master, no averages, zero gradient, first step, threads")) return;
     enum { n = 6007 };
-    adam_t adam = {0.01, 0.5, 0.9, 1e-8, 0, 1, {0.9, 0.99}};
+    adam_t adam = {0.01, 0.5, 0.9, 1e-8, 0, 1, {0.9, 0.99}, 1};
     double *start = random_buffer(n), *grad = random_buffer(n), *w[2];
     double *master = poisoned_buffer(n), *ema = random_buffer(n);
     int threads = omp_get_max_threads();
@@ -209,7 +210,7 @@ static void test_ema_gamma(void) {
 static void test_ema_profile(void) {
     if (!test_case("ema: copy after one step, constants stay, width of the profile")) return;
     enum { steps = 5000 };
-    adam_t still = {0, 0.9, 0.9, 1, 0, 1, {0, 0}};
+    adam_t still = {0, 0.9, 0.9, 1, 0, 1, {0, 0}, 1};
     ema_t kinds[2] = {ema_power(0.05), ema_power(0.10)};
     double ema[2][3] = {{123, 55, 3}, {-7, 66, 4}}, m[3] = {0}, v[3] = {0}, zero[3] = {0};
     for (int64_t t = 1; t <= steps; t++) {
@@ -266,9 +267,9 @@ int main(int argc, char** argv) {
     test_sum_squares();
     test_adaptive_weight();
     test_add_scaled();
-    adam_t plain = {0.01, 0.5, 0.9, 1e-8, 0, 1, {0, 0.97}};
-    adam_t decayed = {0.01, 0.9, 0.95, 1e-8, 0.05, 1, {0, 0.97}};
-    adam_t late = {0.003, 0.9, 0.999, 1e-8, 0.05, 1000000, {0, 0.9999}};
+    adam_t plain = {0.01, 0.5, 0.9, 1e-8, 0, 1, {0, 0.97}, 1};
+    adam_t decayed = {0.01, 0.9, 0.95, 1e-8, 0.05, 1, {0, 0.97}, 1};
+    adam_t late = {0.003, 0.9, 0.999, 1e-8, 0.05, 1000000, {0, 0.9999}, 1};
     test_adam(plain, "adam: five steps against the formulas");
     test_adam(decayed, "adam: five steps with decoupled decay");
     test_adam(late, "adam: five steps from step 1,000,000");

@@ -136,6 +136,7 @@ typedef struct {
     float root_scale; // 1 / sqrt(1 - beta2^t)
     float eps;
     float keep;       // 1 - lr decay
+    float grad_scale;
     float ema_beta[2];
 } adam_step_t;
 
@@ -149,6 +150,7 @@ static inline adam_step_t adam_step(adam_t adam) {
     a.root_scale = (float)(1 / sqrt(1 - pow(adam.beta2, (double)adam.t)));
     a.eps = (float)adam.eps;
     a.keep = (float)(1 - adam.lr * adam.decay);
+    a.grad_scale = (float)adam.grad_scale;
     for (int i = 0; i < 2; i++) a.ema_beta[i] = (float)adam.ema_beta[i];
     return a;
 }
@@ -172,8 +174,9 @@ __global__ static void adam_update_kernel(floatX* weight,             // (n) may
     if (ema0) average0 = load_upto(ema0 + i, count);
     if (ema1) average1 = load_upto(ema1 + i, count);
     for (int j = 0; j < pack<floatS>::size; j++) {
-        mi[j] = a.beta1 * mi[j] + a.one_minus_beta1 * g[j];
-        vi[j] = a.beta2 * vi[j] + a.one_minus_beta2 * g[j] * g[j];
+        float gj = a.grad_scale * g[j];
+        mi[j] = a.beta1 * mi[j] + a.one_minus_beta1 * gj;
+        vi[j] = a.beta2 * vi[j] + a.one_minus_beta2 * gj * gj;
         w[j] = a.keep * w[j] - a.step * mi[j] / (sqrtf(vi[j]) * a.root_scale + a.eps);
     }
     store_upto(m + i, mi, count);

@@ -314,7 +314,7 @@ static void run_accumulate_scaled(sizes_t z, stream_t s) {
 static floatX* weights_of(size_t n) { return sizeof(floatX) == sizeof(floatS) ? NULL : once(n); }
 static void run_adam(sizes_t z, stream_t s) {
     size_t n = elements(z);
-    adam_t adam = {0, 0.5, 0, 1e-8, 0, 1, {0.9, 0.9}}; // beta2 0: v is random at first, then a square
+    adam_t adam = {0, 0.5, 0, 1e-8, 0, 1, {0.9, 0.9}, 1}; // beta2 0: v is random at first, then a square
     floatX* weight = weights_of(n);
     floatS *master = sums_twice(n), *m = sums_twice(n), *v = sums_twice(n), *grad = sums_once(n);
     floatS *ema0 = sums_twice(n), *ema1 = sums_twice(n);

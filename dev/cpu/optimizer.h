@@ -99,6 +99,7 @@ typedef struct {
     floatS root_scale; // 1 / sqrt(1 - beta2^t)
     floatS eps;
     floatS keep;       // 1 - lr decay
+    floatS grad_scale;
 } adam_step_t;
 
 static inline adam_step_t adam_step(adam_t adam) {
@@ -111,6 +112,7 @@ static inline adam_step_t adam_step(adam_t adam) {
     a.root_scale = (floatS)(1 / sqrt(1 - pow(adam.beta2, (double)adam.t)));
     a.eps = (floatS)adam.eps;
     a.keep = (floatS)(1 - adam.lr * adam.decay);
+    a.grad_scale = (floatS)adam.grad_scale;
     return a;
 }
 
@@ -119,7 +121,7 @@ static inline void adam_block(floatX* weight, floatS* master, floatS* m, floatS*
                               adam_step_t a) {
     #pragma omp simd
     for (size_t i = 0; i < n; i++) {
-        floatS g = grad[i];
+        floatS g = a.grad_scale * grad[i];
         floatS mi = a.beta1 * m[i] + a.one_minus_beta1 * g;
         floatS vi = a.beta2 * v[i] + a.one_minus_beta2 * g * g;
         floatS w = a.keep * master[i] - a.step * mi / (xsqrt(vi) * a.root_scale + a.eps);
