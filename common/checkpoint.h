@@ -14,8 +14,8 @@
 // that is torn, foreign, of another stage or configuration is refused with a message that names the field.
 // Look next at common/safetensors.h (the format) and train_tokenizer.cu (when it is written and read).
 #pragma once
-// defines: safetensors_t, safetensors_open_or_die, safetensors_find, st_writer_t
-#include "common/safetensors.h"
+// defines: checkpoint_section_t, checkpoint_declare_section, checkpoint_write_section, checkpoint_read_section
+#include "common/state_file.h"
 // defines: tokenizer_t
 #include "common/tokenizer.h"
 
@@ -30,13 +30,6 @@ typedef struct {
     int64_t disc_batches; // batches that the discriminator's running statistics have seen
     const char* config;  // JSON; while reading, points into the open file
 } checkpoint_info_t;
-
-// One kind of value of one table under one prefix: the unit that is written and read.
-typedef struct {
-    params_t* params;
-    param_kind_t kind;
-    const char* prefix;
-} checkpoint_section_t;
 
 enum { CHECKPOINT_SECTIONS = 9 };
 
@@ -59,28 +52,8 @@ static inline size_t checkpoint_longest(const tokenizer_t* t) {
     return longest > longest_disc ? longest : longest_disc;
 }
 
-// Does a section hold this tensor? Moments and averages exist for trained tensors only.
-static inline int checkpoint_holds(const checkpoint_section_t* section, const param_t* t) {
-    return section->kind == PARAM_VALUE || t->offset >= section->params->first;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Writing
-
-static inline void checkpoint_declare(st_writer_t* w, const char* prefix, const char* name, int ndim,
-                                      const int* shape) {
-    char full[200];
-    size_t sizes[4];
-    for (int i = 0; i < ndim; i++) sizes[i] = (size_t)shape[i];
-    snprintf(full, sizeof full, "%s%s", prefix, name);
-    safetensors_writer_tensor(w, full, ST_F32, ndim, sizes);
-}
-
-static inline void checkpoint_number(st_writer_t* w, const char* key, int64_t value) {
-    char text[32];
-    snprintf(text, sizeof text, "%lld", (long long)value);
-    safetensors_writer_metadata(w, key, text);
-}
 
 static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const checkpoint_info_t* info) {
     safetensors_writer_metadata(w, "format", CHECKPOINT_FORMAT);
@@ -93,33 +66,13 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
     safetensors_writer_metadata(w, "config", info->config);
     checkpoint_section_t sections[CHECKPOINT_SECTIONS];
     int n = checkpoint_sections(t, sections);
-    for (int k = 0; k < n; k++) {
-        const param_table_t* table = &sections[k].params->table;
-        for (int i = 0; i < table->n; i++) {
-            const param_t* p = &table->items[i];
-            if (checkpoint_holds(&sections[k], p))
-                checkpoint_declare(w, sections[k].prefix, p->name, p->ndim, p->shape);
-        }
-    }
+    for (int k = 0; k < n; k++) checkpoint_declare_section(w, &sections[k]);
     const param_table_t* running = &t->disc.running_table;
     for (int i = 0; i < running->n; i++) {
         checkpoint_declare(w, "", running->items[i].name, running->items[i].ndim, running->items[i].shape);
     }
     checkpoint_declare(w, "", "latent.mean", 1, &t->z);
     checkpoint_declare(w, "", "latent.std", 1, &t->z);
-}
-
-// The tensors of one section. Every process takes part in collecting them; the first one writes.
-static inline void checkpoint_write_section(st_writer_t* w, tokenizer_t* t, const checkpoint_section_t* section,
-                                            floatS* host, size_t longest, int writes, stream_t s) {
-    params_t* params = section->params;
-    const floatS* state = params_trained(params) ? replicas_collect(params, section->kind, t->comm, s) : NULL;
-    for (int i = 0; writes && i < params->table.n; i++) {
-        const param_t* p = &params->table.items[i];
-        if (!checkpoint_holds(section, p)) continue;
-        params_get(params, state, p, host, host + longest);
-        safetensors_writer_data(w, host, p->count);
-    }
 }
 
 // Writes the whole state; where several processes train, all of them call it, between two steps. On failure the old
@@ -137,7 +90,7 @@ int checkpoint_save(const char* path, tokenizer_t* t, const checkpoint_info_t* i
     int n = checkpoint_sections(t, sections);
     size_t longest = checkpoint_longest(t);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
-    for (int k = 0; k < n; k++) checkpoint_write_section(&w, t, &sections[k], host, longest, writes, s);
+    for (int k = 0; k < n; k++) checkpoint_write_section(&w, t->comm, &sections[k], host, longest, s);
     const param_table_t* running = &t->disc.running_table;
     for (int i = 0; writes && i < running->n; i++) {
         copy_to_host(host, t->disc.running + running->items[i].offset, running->items[i].count * sizeof(floatS), 0);
@@ -164,68 +117,11 @@ checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
     static const char* const keys[6] = {
         "stage", "step", "images", "adam_steps", "disc_adam_steps", "disc_batches_tracked"};
     int64_t numbers[6];
-    for (int i = 0; i < 6; i++) {
-        const char* text = safetensors_metadata(f, keys[i]);
-        char* end = NULL;
-        numbers[i] = text ? strtoll(text, &end, 10) : -1;
-        if (!text || end == text || *end || numbers[i] < 0) {
-            fatal("%s: metadata field \"%s\" is %s, wanted a number; the file is damaged", path, keys[i],
-                  text ? text : "missing");
-        }
-    }
+    for (int i = 0; i < 6; i++) numbers[i] = checkpoint_metadata_number(f, path, keys[i]);
     checkpoint_info_t info = {(int)numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5],
                               safetensors_metadata(f, "config")};
     if (!info.config) fatal("%s: metadata field \"config\" is missing; the file is damaged", path);
     return info;
-}
-
-// Collects what does not fit between a table and a file, so that one message tells all of it.
-typedef struct {
-    int missing, wrong_shape;
-    char first_missing[400], first_wrong[800];
-} checkpoint_mismatch_t;
-
-static inline void checkpoint_list(char* list, size_t size, int number, const char* text) {
-    size_t used = strlen(list);
-    if (number <= 5) snprintf(list + used, size - used, "%s%s", number > 1 ? ", " : "", text);
-}
-
-// Reads one tensor of a file as `kind` of tensor `p`.
-static inline void checkpoint_read_tensor(const safetensors_t* f, const char* name, params_t* params, param_kind_t kind,
-                                          const param_t* p, floatS* host, size_t longest,
-                                          checkpoint_mismatch_t* mismatch) {
-    const st_tensor_t* tensor = safetensors_find(f, name);
-    if (!tensor) {
-        checkpoint_list(mismatch->first_missing, sizeof mismatch->first_missing, ++mismatch->missing, name);
-        return;
-    }
-    int same = tensor->ndim == p->ndim;
-    for (int i = 0; same && i < p->ndim; i++) same = tensor->shape[i] == (size_t)p->shape[i];
-    if (!same || !st_dtype_is_float(tensor->dtype)) {
-        checkpoint_list(mismatch->first_wrong, sizeof mismatch->first_wrong, ++mismatch->wrong_shape, name);
-        return;
-    }
-    safetensors_read(tensor, host);
-    params_set(params, kind, p, host, host + longest);
-}
-
-static inline void checkpoint_report(const char* path, const checkpoint_mismatch_t* m) {
-    if (!m->missing && !m->wrong_shape) return;
-    fatal("%s: the tensors do not fit this configuration: %d missing (%s), %d of another shape or type (%s); "
-          "use the flags that the file was made with, or another file",
-          path, m->missing, m->missing ? m->first_missing : "none", m->wrong_shape,
-          m->wrong_shape ? m->first_wrong : "none");
-}
-
-// One vector of `count` values by name.
-static inline void checkpoint_read_vector(const safetensors_t* f, const char* path, const char* name, floatS* out,
-                                          int count) {
-    const st_tensor_t* tensor = safetensors_find(f, name);
-    if (!tensor || tensor->numel != (size_t)count || !st_dtype_is_float(tensor->dtype)) {
-        fatal("%s: tensor %s is %s; the file is damaged or of another configuration", path, name,
-              tensor ? "of another size" : "missing");
-    }
-    safetensors_read(tensor, out);
 }
 
 // The discriminator's running statistics.
@@ -249,16 +145,7 @@ void checkpoint_resume(const safetensors_t* f, const checkpoint_info_t* info, co
     int n = checkpoint_sections(t, sections);
     size_t longest = checkpoint_longest(t);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
-    for (int k = 0; k < n; k++) {
-        const param_table_t* table = &sections[k].params->table;
-        for (int i = 0; i < table->n; i++) {
-            const param_t* p = &table->items[i];
-            char name[200];
-            if (!checkpoint_holds(&sections[k], p)) continue;
-            snprintf(name, sizeof name, "%s%s", sections[k].prefix, p->name);
-            checkpoint_read_tensor(f, name, sections[k].params, sections[k].kind, p, host, longest, &mismatch);
-        }
-    }
+    for (int k = 0; k < n; k++) checkpoint_read_section(f, &sections[k], host, longest, &mismatch);
     free(host);
     checkpoint_report(path, &mismatch);
     checkpoint_read_running(f, info, path, t);
