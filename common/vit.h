@@ -427,7 +427,7 @@ void vit_embed_forward(vit_t* v, const params_t* p,
         resize_bilinear_forward(v->pixels, image, vit_input_affine(c->normalise), v->B, v->H, v->W, fed_h, fed_w, s);
         image = v->pixels;
     }
-    patchify_forward(v->columns, image, v->B, fed_h, fed_w, v->side, s);
+    patchify_forward(v->columns, image, v->B, fed_h, fed_w, 3, v->side, s);
     const floatX* weight = v->fold ? v->folded_patch : params_at(p, v->patch_weight);
     const floatX* bias = v->fold ? v->folded_patch_bias : params_at(p, v->patch_bias);
     matmul_forward(v->patches, v->columns, weight, bias, (size_t)v->B * N, 3 * v->side * v->side, D, s);

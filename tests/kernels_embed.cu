@@ -75,8 +75,8 @@ static void run_patchify(stream_t s, void* context) {
     int B = v[0], H = v[1], W = v[2], patch = v[3];
     tensor<floatX> x = random_input((size_t)B * H * W * 3);
     tensor<floatX> out = output((size_t)B * (H / patch) * (W / patch) * 3 * patch * patch);
-    patchify_forward(out.dev, x.dev, B, H, W, patch, s);
-    cpu::patchify_forward(out.ref, x.ref, B, H, W, patch, 0);
+    patchify_forward(out.dev, x.dev, B, H, W, 3, patch, s);
+    cpu::patchify_forward(out.ref, x.ref, B, H, W, 3, patch, 0);
     check_same("out is x, rearranged", out);
     free_tensors();
 }

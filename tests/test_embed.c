@@ -78,7 +78,7 @@ static void test_patchify(const char* name, int B, int GH, int GW, int patch) {
     double* x = random_buffer((size_t)B * H * W * 3);
     double* weight = random_buffer(K);
     double* out = poisoned_buffer((size_t)B * GH * GW * K);
-    patchify_forward(out, x, B, H, W, patch, 0);
+    patchify_forward(out, x, B, H, W, 3, patch, 0);
     for (int b = 0; b < B; b++) for (int gy = 0; gy < GH; gy++) for (int gx = 0; gx < GW; gx++) {
         double want = 0;
         for (int ky = 0; ky < patch; ky++) for (int kx = 0; kx < patch; kx++) for (int c = 0; c < 3; c++) {

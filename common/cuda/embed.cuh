@@ -121,25 +121,25 @@ void resize_bilinear_forward(floatX* out,     // (B, OH, OW, 3)
 // ---------------------------------------------------------------------------------------------------------------------
 // Patches
 
-// A block owns a patch: one row of the output. The three channels of a line of pixels lie together, and are read one
-// behind the other by the same block: once from memory, twice from the cache.
-__global__ void patchify_kernel(floatX* out, const floatX* x, int H, int W, int patch) {
-    int GH = H / patch, GW = W / patch, length = 3 * patch * patch;
+// A block owns a patch: one row of the output. The channels of a line of pixels lie together, and are read one behind
+// the other by the same block: once from memory, then from the cache.
+__global__ void patchify_kernel(floatX* out, const floatX* x, int H, int W, int C, int patch) {
+    int GH = H / patch, GW = W / patch, length = C * patch * patch;
     size_t index = blockIdx.x, image = index / ((size_t)GH * GW);
     int place = (int)(index % ((size_t)GH * GW)), top = place / GW * patch, left = place % GW * patch;
     for (int i = threadIdx.x; i < length; i += blockDim.x) {
         int kx = i % patch, line = i / patch, ky = line % patch, c = line / patch;
-        out[index * length + i] = x[((image * H + top + ky) * W + left + kx) * 3 + c];
+        out[index * length + i] = x[((image * H + top + ky) * W + left + kx) * C + c];
     }
 }
 
-void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), 3 patch^2)
-                      const floatX* x, // (B, H, W, 3)
-                      int B, int H, int W, int patch, stream_t s) {
+void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), C patch^2)
+                      const floatX* x, // (B, H, W, C)
+                      int B, int H, int W, int C, int patch, stream_t s) {
     size_t patches = (size_t)B * (H / patch) * (W / patch);
-    int length = 3 * patch * patch;
+    int length = C * patch * patch;
     unsigned threads = length < 192 ? (length + WARP - 1) / WARP * WARP : 192;
-    if (patches > 0) launch<patchify_kernel>((unsigned)patches, threads, 0, s, out, x, H, W, patch);
+    if (patches > 0) launch<patchify_kernel>((unsigned)patches, threads, 0, s, out, x, H, W, C, patch);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ static void run_resize(sizes_t z, stream_t s) {
 }
 static void run_patchify(sizes_t z, stream_t s) {
     floatX *out = once(elements(z)), *x = once(elements(z));
-    if (ready()) patchify_forward(out, x, z.B, z.H, z.W, z.K, s);
+    if (ready()) patchify_forward(out, x, z.B, z.H, z.W, z.C, z.K, s);
 }
 static void run_positions(sizes_t z, stream_t s) {
     floatX *out = once(((size_t)z.H * z.W + 1) * z.C), *pos = once(((size_t)z.K * z.K + 1) * z.C);

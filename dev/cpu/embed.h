@@ -73,23 +73,52 @@ void resize_bilinear_forward(floatX* out,     // (B, OH, OW, 3)
 // ---------------------------------------------------------------------------------------------------------------------
 // Patches
 
-void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), 3 patch^2)
-                      const floatX* x, // (B, H, W, 3)
-                      int B, int H, int W, int patch, stream_t s) {
+void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), C patch^2)
+                      const floatX* x, // (B, H, W, C)
+                      int B, int H, int W, int C, int patch, stream_t s) {
     (void)s;
     int GH = H / patch, GW = W / patch;
     #pragma omp parallel for schedule(static)
     for (size_t grid_row = 0; grid_row < (size_t)B * GH; grid_row++) {
         size_t b = grid_row / GH, gy = grid_row % GH;
         for (int gx = 0; gx < GW; gx++) {
-            floatX* o = out + (grid_row * GW + gx) * 3 * patch * patch;
-            for (int c = 0; c < 3; c++) {
+            floatX* o = out + (grid_row * GW + gx) * C * patch * patch;
+            for (int c = 0; c < C; c++) {
                 for (int ky = 0; ky < patch; ky++) {
-                    const floatX* line = x + ((b * H + gy * patch + ky) * W + (size_t)gx * patch) * 3 + c;
-                    for (int kx = 0; kx < patch; kx++) *o++ = line[3 * kx];
+                    const floatX* line = x + ((b * H + gy * patch + ky) * W + (size_t)gx * patch) * C + c;
+                    for (int kx = 0; kx < patch; kx++) *o++ = line[(size_t)C * kx];
                 }
             }
         }
+    }
+}
+
+// The line ky of a token, patch pixels of C channels, is a piece of line gy patch + ky of the map: where it lies there.
+static inline size_t unpatchify_place(size_t line, int H, int W, int C, int patch) {
+    size_t GW = (size_t)(W / patch), token = line / patch, ky = line % patch, GH = (size_t)(H / patch);
+    size_t b = token / (GH * GW), gy = token / GW % GH, gx = token % GW;
+    return ((b * H + gy * patch + ky) * W + gx * patch) * C;
+}
+
+void unpatchify_forward(floatX* out,     // (B, H, W, C)
+                        const floatX* x, // (B, (H/patch) (W/patch), patch^2 C)
+                        int B, int H, int W, int C, int patch, stream_t s) {
+    (void)s;
+    size_t lines = (size_t)B * (H / patch) * (W / patch) * patch, length = (size_t)patch * C;
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < lines; i++) {
+        memcpy(out + unpatchify_place(i, H, W, C, patch), x + i * length, length * sizeof(floatX));
+    }
+}
+
+void unpatchify_backward(floatX* dx,         // (B, (H/patch) (W/patch), patch^2 C)
+                         const floatX* dout, // (B, H, W, C)
+                         int B, int H, int W, int C, int patch, stream_t s) {
+    (void)s;
+    size_t lines = (size_t)B * (H / patch) * (W / patch) * patch, length = (size_t)patch * C;
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < lines; i++) {
+        memcpy(dx + i * length, dout + unpatchify_place(i, H, W, C, patch), length * sizeof(floatX));
     }
 }
 
