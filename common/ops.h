@@ -621,7 +621,7 @@ void exchange_weights(floatX* weight, // (n) written from the new master; may be
                       size_t n, stream_t s);
 
 // Standard normal numbers; value i of row b is a function of (seed, stream_id, step, first_row + b, i) alone.
-void normal_rows(floatX* out, // (B, n)
+void normal_rows(floatS* out, // (B, n)
                  int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s);
 
 #endif // OPS_H

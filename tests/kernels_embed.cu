@@ -157,14 +157,14 @@ static void run_mean(stream_t s, void* context) {
     free_tensors();
 }
 
-// B, n, first row. The same bits as the CPU's fp32, rounded to floatX.
+// B, n, first row. The same bits as the CPU's fp32.
 static void run_normal(stream_t s, void* context) {
     const int* v = ((sizes_t*)context)->v;
     int B = v[0];
     size_t n = v[1];
     uint64_t seed = 0x123456789abcdefull, step = ((uint64_t)1 << 40) + 17, first = v[2];
     if (v[3]) first += (uint64_t)1 << 33; // elements beyond 2^32
-    tensor<floatX> out = output(B * n);
+    tensor<float> out = output_s(B * n);
     normal_rows(out.dev, B, n, seed, RANDOM_POSTERIOR, step, first, s);
     cpu::normal_rows(out.ref, B, n, seed, RANDOM_POSTERIOR, step, first, 0);
     check_same("out has the bits of the CPU build", out);

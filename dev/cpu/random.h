@@ -10,7 +10,7 @@
 #include "common/rng.h"
 
 // One call of the generator makes four neighbouring numbers. Rows need not begin at a multiple of four.
-void normal_rows(floatX* out, // (B, n)
+void normal_rows(floatS* out, // (B, n)
                  int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s) {
     (void)s;
     uint64_t begin = first_row * n, end = begin + (uint64_t)B * n;
@@ -19,7 +19,7 @@ void normal_rows(floatX* out, // (B, n)
         normal4_t value = normal4_from_bits(philox(seed, stream_id, step, four));
         for (uint64_t word = 0; word < 4; word++) {
             uint64_t element = 4 * four + word;
-            if (element >= begin && element < end) out[element - begin] = (floatX)value.v[word];
+            if (element >= begin && element < end) out[element - begin] = (floatS)value.v[word];
         }
     }
 }
