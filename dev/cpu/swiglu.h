@@ -1,1 +1,63 @@
+// swiglu.h: SiLU, the activation of the small networks around a transformer's condition, and SwiGLU, that of its MLPs.
+//
+//   silu(a) = a s,   s = sigmoid(a) = 1 / (1 + exp(-a))
+//   silu'(a) = s + a s',   s' = s (1 - s),   so  silu'(a) = s (1 + a (1 - s))
+//
+// A gated linear unit multiplies two linear maps of the same input, one of them through an activation. Here the
+// activation is SiLU, and both maps are one matrix product, whose rows are (a, b):               Shazeer 2020
+//   out = silu(a) b,   da = dout b silu'(a),   db = dout silu(a)
+//
+// Look next at dev/cpu/condition.h.
 #pragma once
+// defines: floatX, stream_t
+#include "common/device.h"
+// defines: fast_sigmoid
+#include "dev/cpu/fastmath.h"
+
+static inline floatX silu(floatX a) { return a * fast_sigmoid(a); }
+static inline floatX silu_slope(floatX a) {
+    floatX s = fast_sigmoid(a);
+    return s * (1 + a * (1 - s));
+}
+
+void silu_forward(floatX* out, const floatX* x, size_t n, stream_t s) { // (n)
+    (void)s;
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) out[i] = silu(x[i]);
+}
+
+void silu_backward(floatX* dx, const floatX* dout, const floatX* x, size_t n, stream_t s) { // (n) dx may be dout
+    (void)s;
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) dx[i] = dout[i] * silu_slope(x[i]);
+}
+
+void swiglu_forward(floatX* out,     // (N, F)
+                    const floatX* x, // (N, 2F)
+                    size_t N, int F, stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static)
+    for (size_t row = 0; row < N; row++) {
+        const floatX *a = x + row * 2 * F, *b = a + F;
+        floatX* o = out + row * F;
+        #pragma omp simd
+        for (int f = 0; f < F; f++) o[f] = silu(a[f]) * b[f];
+    }
+}
+
+void swiglu_backward(floatX* dx,         // (N, 2F)
+                     const floatX* dout, // (N, F)
+                     const floatX* x,    // (N, 2F)
+                     size_t N, int F, stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static)
+    for (size_t row = 0; row < N; row++) {
+        const floatX *a = x + row * 2 * F, *b = a + F, *d = dout + row * F;
+        floatX *da = dx + row * 2 * F, *db = da + F;
+        #pragma omp simd
+        for (int f = 0; f < F; f++) {
+            da[f] = d[f] * b[f] * silu_slope(a[f]);
+            db[f] = d[f] * silu(a[f]);
+        }
+    }
+}
