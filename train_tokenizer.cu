@@ -14,8 +14,6 @@
 //
 // This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/tokenizer.h.
 // Reading order here: set-up; hand-over between stages; what is watched; the loop; main.
-#include <errno.h>
-#include <signal.h>
 #include <unistd.h>
 
 // defines: cli_t, cli_flag_t, cli_parse
@@ -34,14 +32,16 @@
 #include "common/tokenizer.h"
 // defines: checkpoint_save, checkpoint_resume, checkpoint_start_from
 #include "common/checkpoint.h"
+// defines: run_catch_signals, run_has_checkpoint, run_check_config, run_way_back, is_due, size_text
+#include "common/run.h"
 // defines: make_folder
 #include "common/folder.h"
 // defines: weights_load_vit, weights_load_table
 #include "common/weights.h"
 // defines: options_t, options_parse, options_read, options_tokenizer
 #include "common/options.h"
-// defines: status_t, status_print
-#include "common/status.h"
+// defines: tokenizer_status_t, tokenizer_status_print, status_open
+#include "common/tokenizer_status.h"
 
 #define DEAD_STEPS 100 // steps with a gradient of exactly zero that end a run
 
@@ -61,21 +61,8 @@ typedef struct {
     int dead_steps[4];         // consecutive steps with a zero gradient: encoder, adapter, decoder, discriminator
 } run_t;
 
-static volatile sig_atomic_t stop_requested = 0;
-static void request_stop(int signal_number) {
-    (void)signal_number;
-    stop_requested = 1;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Set-up
-
-// "1.50 GiB" or "23.1 MiB"
-static const char* size_text(char* text, size_t bytes) { // (32)
-    if (bytes < (size_t)1 << 30) snprintf(text, 32, "%.1f MiB", bytes / 1048576.0);
-    else snprintf(text, 32, "%.2f GiB", bytes / 1073741824.0);
-    return text;
-}
 
 // -dry_run and the start of every run: what is trained and what it costs.
 static void print_plan(const tokenizer_t* t) {
@@ -180,46 +167,21 @@ static void hand_over(run_t* run) {
 
 // Continues a run that was stopped. Returns 0 when there is none in the folder.
 static int resume(run_t* run) {
-    if (run->options.restart || access(run->checkpoint_path, F_OK)) return 0;
+    if (!run_has_checkpoint(run->checkpoint_path, run->options.restart)) return 0;
     safetensors_t file;
-    char damage[1280];
-    if (!safetensors_open(&file, run->checkpoint_path, damage, sizeof damage)) {
-        fatal("%s: %s, or begin the stage again with -restart 1", run->checkpoint_path, damage);
-    }
-    safetensors_close(&file);
     checkpoint_info_t info = checkpoint_open(&file, run->checkpoint_path);
-    json_text_t differences = {NULL, 0, 0};
-    char error[512];
-    int n = cli_differences(&run->cli, info.config, &differences, error, sizeof error);
-    if (n < 0) fatal("%s: metadata field \"config\": %s", run->checkpoint_path, error);
     if (info.stage != run->options.stage) {
         fatal(
             "%s is a checkpoint of stage %d, not %d; give it its own name back (stage%d.safetensors), or name another "
             "folder with -out",
             run->checkpoint_path, info.stage, run->options.stage, info.stage);
     }
-    if (n > 0 && !run->options.change) {
-        fatal(
-            "%s was made with other settings:\n%sgive the same flags to resume it, -change 1 to resume it with these, "
-            "-restart 1 to begin again, or another folder with -out",
-            run->checkpoint_path, differences.text);
-    }
-    if (n > 0) printf("changed since the checkpoint:\n%s", differences.text);
-    json_text_free(&differences);
+    run_check_config(&run->cli, info.config, run->checkpoint_path, run->options.change);
     checkpoint_resume(&file, &info, run->checkpoint_path, &run->tokenizer);
     safetensors_close(&file);
     run->step = info.step;
     printf("resume         %s at step %lld\n", run->checkpoint_path, (long long)run->step);
     return 1;
-}
-
-// Processes that go on from different states would not notice it.
-static void check_same_start(run_t* run) {
-    double values[2] = {(double)run->step, (double)run->step * (double)run->step}, ranks = run->comm.size;
-    comm_sum_host(&run->comm, values, 2);
-    if (values[1] * ranks == values[0] * values[0]) return;
-    fatal("this process begins at step %lld, others elsewhere; -out %s must be one folder that all of them see",
-          (long long)run->step, run->options.out);
 }
 
 static void set_up(run_t* run) {
@@ -237,7 +199,7 @@ static void set_up(run_t* run) {
     load_pretrained(run);
     if (!resumed && o->stage > 1) hand_over(run);
     if (!resumed) params_start_averages(&t->params);
-    check_same_start(run);
+    run_check_same_start(&run->comm, run->step, o->out);
     tokenizer_freeze(t);
 
     int batch = t->config.batch;
@@ -352,24 +314,13 @@ static void measure_latents(run_t* run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // What is watched
 
-// Where a run that had to end goes on, for messages.
-static const char* way_back(const run_t* run, const char* remedy, char* text, size_t size) {
-    if (access(run->checkpoint_path, F_OK)) {
-        snprintf(text, size, "This stage has no checkpoint yet (-save_every): begin it again with %s", remedy);
-    } else {
-        snprintf(text, size, "The last good checkpoint is %s: the same command with -change 1 and %s goes on from it",
-                 run->checkpoint_path, remedy);
-    }
-    return text;
-}
-
 // Ends the run with the first tensor, in the order of the computation, that holds a number that is not finite.
 __attribute__((noreturn)) static void stop_not_finite(run_t* run, int64_t step, const char* consequence) {
     char name[200] = "the measures", way[1400];
     size_t where = 0;
     tokenizer_find_not_finite(&run->tokenizer, name, sizeof name, &where);
     fatal("step %lld: NaN or infinity in %s (element %zu). %s. %s", (long long)step, name, where, consequence,
-          way_back(run, "a lower -lr or -disc_lr", way, sizeof way));
+          run_way_back(run->checkpoint_path, "a lower -lr or -disc_lr", way, sizeof way));
 }
 
 // Looks at the first `count` numbers of a report.
@@ -389,10 +340,10 @@ static void stop_when_dead(run_t* run, const tokenizer_report_t* r, int gan) {
     for (int i = 0; i < 4; i++) {
         run->dead_steps[i] = trained[i] && r->norm[i] == 0 ? run->dead_steps[i] + 1 : 0;
         if (run->dead_steps[i] < DEAD_STEPS) continue;
+        const char* remedy = i == 3 ? "a lower -disc_lr or a later -disc_start" : "a lower -lr or -w_gan";
         fatal("step %lld: the gradient of the %s has been exactly zero for %d steps, so it has stopped learning. %s",
               (long long)run->step + 1, names[i], DEAD_STEPS,
-              way_back(run, i == 3 ? "a lower -disc_lr or a later -disc_start" : "a lower -lr or -w_gan", way,
-                       sizeof way));
+              run_way_back(run->checkpoint_path, remedy, way, sizeof way));
     }
 }
 
@@ -432,16 +383,15 @@ static int share_report(run_t* run, tokenizer_report_t* report, int stop) {
     return values[N] > 0;
 }
 
-static int is_due(int64_t step, int every, int64_t steps) { return (every && step % every == 0) || step == steps; }
-
 static void train(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
     char path[1200];
-    status_t status;
+    tokenizer_status_t status;
+    memset(&status, 0, sizeof status);
     int talks = comm_is_first(&run->comm);
     snprintf(path, sizeof path, "%s/stage%d.jsonl", o->out, o->stage);
-    if (talks) status_open(&status, path);
+    if (talks) status_open(&status.line, path);
     dataloader_t loader;
     dataloader_options_t options = {o->batch,       o->image_size, 1,      o->flip, 1, run->comm.rank,
                                     run->comm.size, o->workers,    o->seed};
@@ -461,10 +411,10 @@ static void train(run_t* run) {
         stop_when_dead(run, &report, gan);
         tokenizer_update(t, run->step, run->stream);
         run->step++;
-        if (talks) status_add(&status, &report);
+        if (talks) tokenizer_status_add(&status, &report);
         if (talks && is_due(run->step, o->log_every, run->steps)) {
-            status_print(&status, run->step, run->steps, run->step * o->batch, o->batch, loader.seconds_waited, gan,
-                         tokenizer_has_semantic_loss(&t->config));
+            tokenizer_status_print(&status, run->step, run->steps, run->step * o->batch, o->batch,
+                                   loader.seconds_waited, gan, tokenizer_has_semantic_loss(&t->config));
         }
         if (is_due(run->step, o->grid_every, run->steps)) write_grid(run);
         if (is_due(run->step, o->save_every, run->steps) || stop) save(run);
@@ -472,7 +422,7 @@ static void train(run_t* run) {
     size_t damaged = dataloader_damaged_files(&loader);
     if (damaged) warn("%zu files could not be read and were replaced by others", damaged);
     dataloader_close(&loader);
-    if (talks) status_close(&status);
+    if (talks) status_close(&status.line);
     printf("%s %s at step %lld\n", run->step < run->steps ? "stopped; saved" : "saved", run->checkpoint_path,
            (long long)run->step);
 }
@@ -501,9 +451,7 @@ int main(int argc, char** argv) {
     make_folder(o->out);
     snprintf(run.checkpoint_path, sizeof run.checkpoint_path, "%s/stage%d.safetensors", o->out, o->stage);
     set_up(&run);
-    signal(SIGINT, request_stop);
-    signal(SIGTERM, request_stop);
-    signal(SIGXFSZ, SIG_IGN); // a limit on the size of files shows as a write that fails, which has a message
+    run_catch_signals();
     if (run.step < run.steps) {
         train(&run);
     } else {
