@@ -13,26 +13,20 @@ Small files store every parameter and every gradient. Larger ones leave paramete
 compute the same hash, and the largest ones keep of a gradient of more than SAMPLE_ABOVE elements (`sampled`) only
 every stride-th element, its norm, and its projection on a hashed vector, which depends on all of its elements.
 
-Look next at tests/fixtures/README.md for the layout. The originals, from the packages in requirements.txt: timm
-models/vision_transformer.py, taming modules/diffusionmodules/model.py and modules/discriminator/model.py, lpips
-lpips.py.
+Look next at fixture_file.py, the file's format, and at tests/fixtures/README.md for the layout. The originals, from the
+packages in requirements.txt: timm models/vision_transformer.py, taming modules/diffusionmodules/model.py and
+modules/discriminator/model.py, lpips lpips.py.
 """
-import argparse
 import contextlib
 import functools
 import importlib.metadata
-import inspect
 import io
-import json
 import math
-import pathlib
 import re
-import struct
 import warnings
 
 import lpips
 import numpy as np
-import safetensors.numpy
 import torch
 import torch.nn.functional as F
 from taming.modules.diffusionmodules.model import Decoder, Encoder
@@ -41,11 +35,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-DTYPE = torch.float64
-SAMPLE_ABOVE = 1024  # elements; larger gradients of `sampled` fixtures are not stored whole
-SAMPLES = 512        # about so many elements are kept of them
-SMALLEST_MARGIN = 2e-5
+from fixture_file import DTYPE, Fixture, backward_from, fill, nhwc, parameter_gradients, run
+
 VERSIONS = {name: importlib.metadata.version(name).split("+")[0]
             for name in ("torch", "torchvision", "timm", "lpips", "taming-transformers")}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,24 +44,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 # ---- Numbers ---------------------------------------------------------------------------------------------------------
-
-def uniform(name, count):
-    """`count` numbers in [-1, 1), multiples of 2^-23: a 32-bit hash of the FNV-1a hash of `name` and the index."""
-    seed = 2166136261
-    for byte in name.encode():
-        seed = (seed ^ byte) * 16777619 & 0xFFFFFFFF
-    u = (seed + np.arange(count, dtype=np.uint64) * 2654435761) & 0xFFFFFFFF
-    for _ in range(2):
-        u = ((u ^ (u >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    u ^= u >> 16
-    return (u >> 8) / 2.0**23 - 1.0
-
-
-def fill(name, shape, base=0.0, amplitude=1.0):
-    """base + amplitude * uniform, rounded to float32. Amplitudes are powers of two, so only the sum rounds."""
-    values = base + amplitude * uniform(name, math.prod(shape))
-    return torch.from_numpy(values.astype(np.float32)).to(DTYPE).reshape(shape)
-
 
 def distribution(path, module, own_name, tensor, gain):
     """(base, amplitude) of the parameter or buffer `own_name` of the module at `path`, from what it is."""
@@ -113,78 +86,6 @@ def keep_double():
         torch.Tensor.float = original
 
 
-# ---- Files -----------------------------------------------------------------------------------------------------------
-
-def nhwc(t):
-    return t.permute(0, 2, 3, 1)
-
-
-class Fixture:
-    """The tensors and the configuration of one file."""
-
-    def __init__(self, **config):
-        self.config = config
-        self.tensors = {}
-        self.margins = []  # from away_from_kinks
-
-    def add(self, name, value):
-        value = torch.as_tensor(value, dtype=torch.float64).detach()
-        assert torch.isfinite(value).all(), f"{name} holds an infinity or a NaN"
-        assert name not in self.tensors, f"{name} was added before"
-        self.tensors[name] = np.ascontiguousarray(value.numpy().astype("<f4"))
-
-    def image(self, name, value):
-        self.add(name, nhwc(value))
-
-    def parameters(self, model, rules, generated=False):
-        """param.<name> as in the public file, or generate.<name> = [base, amplitude, count]."""
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        for name, (base, amplitude) in rules.items():
-            if generated:
-                self.add(f"generate.{name}", [base, amplitude, tensors[name].numel()])
-            else:
-                self.add(f"param.{name}", tensors[name])
-
-    def gradients(self, gradients, sampled=False):
-        """grad.<name>, or for large ones of a `sampled` fixture gradsample.<name> and gradcheck.<name>. Gradients that
-        are zero by the mathematics (rounding noise here) are left out and named in the configuration."""
-        largest = max(float(g.norm()) for g in gradients.values())
-        zero = [name for name, g in gradients.items() if float(g.norm()) < 1e-11 * largest]
-        self.config["zero_gradients"] = self.config.get("zero_gradients", []) + zero
-        for name, gradient in gradients.items():
-            if name in zero:
-                continue
-            if sampled and gradient.numel() > SAMPLE_ABOVE:
-                self.sampled_gradient(name, gradient.detach().flatten())
-            else:
-                self.add(f"grad.{name}", gradient)
-
-    def sampled_gradient(self, name, gradient):
-        count = gradient.numel()
-        stride = math.ceil(count / SAMPLES)
-        while count % stride == 0 or any(stride % d == 0 for d in range(2, math.isqrt(stride) + 1)):
-            stride += 1  # a prime that doesn't divide the count walks through all rows, channels and taps
-        projection = gradient @ torch.from_numpy(uniform(f"grad.{name}", count)).to(DTYPE)
-        self.add(f"gradsample.{name}", gradient[::stride])
-        self.add(f"gradcheck.{name}", [stride, gradient.norm(), projection])
-
-    def write(self, path):
-        """safetensors: length of the header, header, data. Written here because the package's own writer gives the
-        entries of the metadata in a random order."""
-        data = io.BytesIO()
-        assert min(self.margins, default=1.0) > SMALLEST_MARGIN, f"{path.name}: an activation lies at a kink"
-        header = {"__metadata__": {"config": json.dumps(self.config), "versions": json.dumps(VERSIONS)}}
-        for name in sorted(self.tensors):
-            begin = data.tell()
-            data.write(self.tensors[name].tobytes())
-            shape = list(self.tensors[name].shape)
-            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, data.tell()]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        path.write_bytes(struct.pack("<Q", len(text)) + text + data.getvalue())
-        assert safetensors.numpy.load_file(path).keys() == self.tensors.keys()
-
-
 @contextlib.contextmanager
 def away_from_kinks(model, margins):
     """Collects in `margins` how close (Leaky)ReLU inputs come to zero and winners of max-pools to the runners-up,
@@ -207,18 +108,6 @@ def away_from_kinks(model, margins):
     yield
     for hook in hooks:
         hook.remove()
-
-
-def parameter_gradients(model):
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def backward_from(fixture, name, output, shape_of_file=lambda t: t):
-    """Adds output.<name> and a random upstream gradient dout.<name>, and runs the backward of sum(output * dout)."""
-    dout = fill(f"dout.{name}", output.shape)
-    fixture.add(f"output.{name}", shape_of_file(output))
-    fixture.add(f"dout.{name}", shape_of_file(dout))
-    (output * dout).sum().backward()
 
 
 # ---- Vision transformers ---------------------------------------------------------------------------------------------
@@ -723,12 +612,16 @@ and this page were made by
 
     pip install -r dev/reference/requirements.txt
     python dev/reference/make_fixtures.py
+    python dev/reference/make_dit_fixtures.py     # dit_*, sampler
 
-({versions}). The script computes in float64; run twice on one machine it gives the same bytes.
+({versions};
+dit_* and sampler: torch 2.15.0, torchdiffeq 0.2.5). The scripts compute in float64; run twice on one machine they give
+the same bytes.
 
 ## Layout of a file
 safetensors, F32. Metadata: `config`, a JSON object (`model`, sizes, options), and `versions`. Parameters have the
 public checkpoints' names, shapes and order (convolutions OIHW); images and maps are NHWC, token sequences (B, T, C).
+Only the latents of dit_* and sampler are NCHW, as they are in LightningDiT's files.
 
 | tensor | what it is |
 |---|---|
@@ -740,7 +633,8 @@ public checkpoints' names, shapes and order (convolutions OIHW); images and maps
 | `grad.<name>` | gradient of a parameter, complete |
 | `gradsample.<name>` | of a large gradient: elements 0, stride, 2 stride, ... in the public order |
 | `gradcheck.<name>` | of the same gradient: [stride, norm, projection] |
-| `after.<name>` | running mean or variance after the call |
+| `after.<name>` | running mean or variance after the call, or parameter after the last step |
+| `ema.<name>` | moving average of a parameter after the last step |
 
 Names in `zero_gradients` of the configuration have no gradient tensor: theirs is zero by the mathematics (the bias of
 an attention's keys, or a bias in front of a norm with one channel a group), so only its size against the others can be
@@ -765,53 +659,5 @@ uniform("conv_in.weight", 0..2) = {example}. Stored parameters follow the same f
 """
 
 
-def describe(name, case, fixture, size):
-    """The README's paragraph of one file."""
-    shown, counts = [], {}
-    for tensor, value in sorted(fixture.tensors.items()):
-        kind = tensor.split(".")[0]
-        if kind in ("input", "output", "dinput"):
-            shown.append(f"`{tensor}` {list(value.shape)}")
-        elif kind == "dout":
-            shown.append(f"`{tensor}` like its output")
-        else:
-            counts[kind] = counts.get(kind, 0) + 1
-    shown += [f"{count} `{kind}.*`" for kind, count in counts.items()]
-    config = {k: v for k, v in fixture.config.items() if k != "zero_gradients"}
-    zero = len(fixture.config.get("zero_gradients", []))
-    lines = [f"### {name}.safetensors ({size / 1024:.0f} KiB)", " ".join(inspect.getdoc(case).split()), "",
-             f"- config: `{json.dumps(config)}`" + (f" and {zero} `zero_gradients`" if zero else ""),
-             "- " + ", ".join(shown), ""]
-    return "\n".join(lines)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("cases", nargs="*", metavar="case", help="fixtures to make; default: all, and the README")
-    parser.add_argument("-o", "--output", type=pathlib.Path, default=REPOSITORY / "tests" / "fixtures", help="folder")
-    arguments = parser.parse_args()
-    unknown = set(arguments.cases) - {case.__name__ for case in CASES}
-    if unknown:
-        parser.error(f"unknown case {', '.join(sorted(unknown))}; known: {', '.join(case.__name__ for case in CASES)}")
-    torch.set_num_threads(1)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    versions = ", ".join(f"{k} {v}" for k, v in VERSIONS.items())
-    example = ", ".join(f"{x:.8f}" for x in uniform("conv_in.weight", 3))
-    page = README.format(versions=versions, example=example)
-    total = 0
-    for case in CASES:
-        if arguments.cases and case.__name__ not in arguments.cases:
-            continue
-        path = arguments.output / f"{case.__name__}.safetensors"
-        fixture = case()
-        fixture.write(path)
-        total += path.stat().st_size
-        page += describe(case.__name__, case, fixture, path.stat().st_size) + "\n"
-        print(f"{path.name:34} {path.stat().st_size:9,} bytes  {len(fixture.tensors):4} tensors")
-    print(f"{total:,} bytes in all")
-    if not arguments.cases:
-        (arguments.output / "README.md").write_text(page.rstrip() + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, CASES, VERSIONS, README)
