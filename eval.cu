@@ -12,7 +12,7 @@
 
 // defines: json_text_t, json_append, json_append_string
 #include "common/json.h"
-// defines: cli_t, cli_parse, cli_from_json
+// defines: cli_t, cli_parse
 #include "common/cli.h"
 // defines: dataset_t, dataset_open
 #include "common/dataset.h"
@@ -24,12 +24,8 @@
 #include "common/metrics.h"
 // defines: probe_accuracy
 #include "common/probe.h"
-// defines: options_t, options_read, options_tokenizer
-#include "common/options.h"
-// defines: tokenizer_t, tokenizer_reconstruct
-#include "common/tokenizer.h"
-// defines: checkpoint_open, checkpoint_start_from
-#include "common/checkpoint.h"
+// defines: autoencoder_t, autoencoder_open, autoencoder_encode, autoencoder_decode, autoencoder_close
+#include "common/autoencoder.h"
 // defines: clock_seconds
 #include "common/clock.h"
 
@@ -49,44 +45,20 @@ typedef struct {
     double psnr, l1, probe_flat, probe_mean;
 } scores_t;
 
-// A tokenizer as a checkpoint describes it, with the weights to be measured.
-static scores_t open_tokenizer(tokenizer_t* t, options_t* o, const char* path, const eval_options_t* e) {
-    safetensors_t file;
-    checkpoint_info_t info = checkpoint_open(&file, path);
-    options_read(o, info.config, path);
-    o->stage = 1; // no frozen copy is needed to encode
-    o->batch = e->batch;
-    o->chunk = 1;
-    tokenizer_register(t, options_tokenizer(o, 1));
-    tokenizer_plan(t);
-    tokenizer_allocate(t);
-    checkpoint_start_from(&file, &info, path, t, e->raw ? -1 : o->ema);
-    tokenizer_freeze(t);
-    scores_t scores = {info.stage, info.step, 0, 0, 0, 0};
-    safetensors_close(&file);
-    return scores;
-}
-
-static void put_images(tokenizer_t* t, const uint8_t* pixels, stream_t s) {
-    size_t n = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
-    copy_to_device(t->bytes, pixels, n, s);
-    image_from_bytes(t->x, t->bytes, n, s);
-}
-
 // Mean PSNR and L1 over the first images of the held-out set. The first reconstructions go to `cells`.
-static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const dataset_t* set, const eval_options_t* e,
+static void measure_reconstruction(scores_t* scores, autoencoder_t* a, const dataset_t* set, const eval_options_t* e,
                                    uint8_t* cells, stream_t s) {
-    size_t image = tokenizer_pixels(t) * 3, n = e->batch * image;
+    size_t image = autoencoder_image_values(a), n = e->batch * image;
     floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "reconstructions");
     uint8_t* bytes = (uint8_t*)malloc_check(n, "reconstructions");
     dataloader_t loader;
-    dataloader_options_t options = {e->batch, t->config.H, 0, 0, 0, 0, 1, e->workers, e->seed};
+    dataloader_options_t options = {e->batch, a->H, 0, 0, 0, 0, 1, e->workers, e->seed};
     dataloader_open(&loader, set, &options, 0);
     int done = 0;
     while (done < e->images) {
         const batch_t* batch = dataloader_next(&loader);
-        put_images(t, batch->pixels, s);
-        copy_floats_to_host(host, tokenizer_reconstruct(t, s), n);
+        const floatX* latent = autoencoder_encode(a, batch->pixels, e->batch, s);
+        copy_floats_to_host(host, autoencoder_decode(a, latent, e->batch, s), n);
         image_bytes_from_floats(bytes, host, n);
         for (int b = 0; b < e->batch && done < e->images; b++, done++) {
             scores->psnr += psnr_bytes(bytes + b * image, batch->pixels + b * image, image);
@@ -102,26 +74,25 @@ static void measure_reconstruction(scores_t* scores, tokenizer_t* t, const datas
 }
 
 // Latents of the first n images: the whole map into flat, its mean over positions into mean.
-static void collect_latents(probe_set_t* flat, probe_set_t* mean, tokenizer_t* t, const dataset_t* set, int n,
+static void collect_latents(probe_set_t* flat, probe_set_t* mean, autoencoder_t* a, const dataset_t* set, int n,
                             const eval_options_t* e, stream_t s) {
-    size_t latents = tokenizer_latents(t), dim = latents * t->z;
+    size_t dim = autoencoder_latent_values(a), latents = dim / a->z;
     probe_set_t f = {n, (int)dim, set->class_count, (floatS*)calloc_check(n * dim, sizeof(floatS), "latents"),
                      (int*)malloc_check(n * sizeof(int), "labels")};
-    probe_set_t m = {n, t->z, set->class_count, (floatS*)calloc_check((size_t)n * t->z, sizeof(floatS), "latents"),
+    probe_set_t m = {n, a->z, set->class_count, (floatS*)calloc_check((size_t)n * a->z, sizeof(floatS), "latents"),
                      f.labels};
     floatS* host = (floatS*)malloc_check(e->batch * dim * sizeof(floatS), "latents");
     dataloader_t loader;
-    dataloader_options_t options = {e->batch, t->config.H, 0, 0, 0, 0, 1, e->workers, e->seed};
+    dataloader_options_t options = {e->batch, a->H, 0, 0, 0, 0, 1, e->workers, e->seed};
     dataloader_open(&loader, set, &options, 0);
     for (int done = 0; done < n;) {
         const batch_t* batch = dataloader_next(&loader);
-        put_images(t, batch->pixels, s);
-        copy_floats_to_host(host, tokenizer_encode(t, s), e->batch * dim);
+        copy_floats_to_host(host, autoencoder_encode(a, batch->pixels, e->batch, s), e->batch * dim);
         for (int b = 0; b < e->batch && done < n; b++, done++) {
             f.labels[done] = batch->labels[b];
             for (size_t k = 0; k < dim; k++) {
                 f.features[done * dim + k] = host[b * dim + k];
-                m.features[(size_t)done * t->z + k % t->z] += host[b * dim + k] / latents;
+                m.features[(size_t)done * a->z + k % a->z] += host[b * dim + k] / latents;
             }
         }
     }
@@ -151,17 +122,17 @@ static void channel_statistics(const probe_set_t* set, double* mean, double* dev
     for (int c = 0; c < channels; c++) deviation[c] = deviation[c] > 0 ? sqrt(deviation[c]) : 1;
 }
 
-static void measure_probe(scores_t* scores, tokenizer_t* t, const dataset_t* train_set, const dataset_t* val_set,
+static void measure_probe(scores_t* scores, autoencoder_t* a, const dataset_t* train_set, const dataset_t* val_set,
                           const eval_options_t* e, stream_t s) {
     probe_set_t train[2], val[2]; // flat, mean
-    double* statistics = (double*)malloc_check(2 * t->z * sizeof(double), "statistics");
+    double* statistics = (double*)malloc_check(2 * a->z * sizeof(double), "statistics");
     double accuracy[2];
-    collect_latents(&train[0], &train[1], t, train_set, e->probe_images, e, s);
-    collect_latents(&val[0], &val[1], t, val_set, e->images, e, s);
+    collect_latents(&train[0], &train[1], a, train_set, e->probe_images, e, s);
+    collect_latents(&val[0], &val[1], a, val_set, e->images, e, s);
     for (int i = 0; i < 2; i++) {
-        channel_statistics(&train[i], statistics, statistics + t->z, t->z);
-        standardise(&train[i], statistics, statistics + t->z, t->z);
-        standardise(&val[i], statistics, statistics + t->z, t->z);
+        channel_statistics(&train[i], statistics, statistics + a->z, a->z);
+        standardise(&train[i], statistics, statistics + a->z, a->z);
+        standardise(&val[i], statistics, statistics + a->z, a->z);
         probe_options_t o = {e->probe_epochs, e->probe_batch, e->probe_lr, e->seed};
         accuracy[i] = probe_accuracy(&train[i], &val[i], o, s);
         free(train[i].features);
@@ -223,7 +194,7 @@ static eval_options_t parse(int argc, char** argv) {
     static cli_t cli;
     static const cli_flag_t flags[] = {
         {"What to measure", "tokenizers", CLI_STRING, &e.tokenizers, "", NULL,
-         "checkpoints of train_tokenizer, with commas between them", CLI_NOT_SAVED},
+         "checkpoints of train_tokenizer or exported files, with commas between them", CLI_NOT_SAVED},
         {NULL, "data", CLI_STRING, &e.data, "", NULL,
          "data set, as for train_tokenizer; without it, that of the first tokenizer", CLI_NOT_SAVED},
         {NULL, "images", CLI_INT, &e.images, "2048", "[1, inf)", "held-out images, from the first on", CLI_NOT_SAVED},
@@ -287,23 +258,22 @@ int main(int argc, char** argv) {
     dataset_t val_set, train_set;
     stream_t s = device_open(0);
     for (int i = 0; i < n; i++) {
-        static tokenizer_t t;
-        static options_t o;
-        scores_t scores = open_tokenizer(&t, &o, paths[i], &e);
+        static autoencoder_t a;
+        autoencoder_open(&a, paths[i], e.raw ? AUTOENCODER_RAW : AUTOENCODER_AVERAGED, e.batch, 1, 1);
+        scores_t scores = {a.info.stage, a.info.step, 0, 0, 0, 0};
         if (i == 0) {
-            size = o.image_size;
-            open_data(&train_set, &val_set, &e, e.data[0] ? e.data : o.data);
+            size = a.H;
+            open_data(&train_set, &val_set, &e, e.data[0] ? e.data : a.data);
             cells = (uint8_t*)calloc_check((size_t)(1 + n) * e.columns * size * size, 3, "picture");
             print_header(&e);
         }
-        if (o.image_size != size)
-            fatal("%s works at %d pixels, the first one at %d; measure them apart", paths[i], o.image_size, size);
+        if (a.H != size) fatal("%s works at %d pixels, the first one at %d; measure them apart", paths[i], a.H, size);
         double start = clock_seconds();
-        measure_reconstruction(&scores, &t, &val_set, &e, cells + (size_t)(1 + i) * e.columns * size * size * 3, s);
-        if (e.probe_images) measure_probe(&scores, &t, &train_set, &val_set, &e, s);
+        measure_reconstruction(&scores, &a, &val_set, &e, cells + (size_t)(1 + i) * e.columns * size * size * 3, s);
+        if (e.probe_images) measure_probe(&scores, &a, &train_set, &val_set, &e, s);
         print_scores(paths[i], &scores, e.probe_images > 0, clock_seconds() - start);
         print_json(e.json, paths[i], &scores, &e);
-        tokenizer_free(&t);
+        autoencoder_close(&a);
     }
     write_picture(&e, &val_set, cells, 1 + n, size);
     free(cells);

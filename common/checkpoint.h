@@ -106,21 +106,39 @@ int checkpoint_save(const char* path, tokenizer_t* t, const checkpoint_info_t* i
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading
 
-// Opens a checkpoint and reads its metadata; ends with a message when it is not one of ours.
-checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
+// Was the file written by -export? Such a one has weights for use and no state of a training (common/autoencoder.h).
+static inline int checkpoint_is_exported(const safetensors_t* f) { return safetensors_metadata(f, "weights") != NULL; }
+
+// Opens a checkpoint or an exported file and reads the metadata that both have; ends with a message when it is not one
+// of ours. The optimiser's counts are left at zero.
+checkpoint_info_t checkpoint_open_weights(safetensors_t* f, const char* path) {
     safetensors_open_or_die(f, path);
     const char* format = safetensors_metadata(f, "format");
     if (!format || strcmp(format, CHECKPOINT_FORMAT)) {
         fatal("%s: not a tokenizer checkpoint: its metadata field \"format\" is %s, wanted " CHECKPOINT_FORMAT
               "; give a file that train_tokenizer wrote, or move this one away", path, format ? format : "missing");
     }
-    static const char* const keys[6] = {
-        "stage", "step", "images", "adam_steps", "disc_adam_steps", "disc_batches_tracked"};
-    int64_t numbers[6];
-    for (int i = 0; i < 6; i++) numbers[i] = checkpoint_metadata_number(f, path, keys[i]);
-    checkpoint_info_t info = {(int)numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5],
-                              safetensors_metadata(f, "config")};
+    checkpoint_info_t info;
+    memset(&info, 0, sizeof info);
+    info.stage = (int)checkpoint_metadata_number(f, path, "stage");
+    info.step = checkpoint_metadata_number(f, path, "step");
+    info.images = checkpoint_metadata_number(f, path, "images");
+    info.config = safetensors_metadata(f, "config");
     if (!info.config) fatal("%s: metadata field \"config\" is missing; the file is damaged", path);
+    return info;
+}
+
+// Opens a checkpoint that a training can go on from.
+checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
+    checkpoint_info_t info = checkpoint_open_weights(f, path);
+    if (checkpoint_is_exported(f)) {
+        fatal("%s was written by -export: it holds a tokenizer for use, without the state of its training. No training "
+              "can go on from it; give the checkpoint that it was made from (stage%d.safetensors in the -out of its "
+              "run), or move this file away", path, info.stage);
+    }
+    info.t = checkpoint_metadata_number(f, path, "adam_steps");
+    info.disc_t = checkpoint_metadata_number(f, path, "disc_adam_steps");
+    info.disc_batches = checkpoint_metadata_number(f, path, "disc_batches_tracked");
     return info;
 }
 

@@ -89,23 +89,30 @@ static inline void checkpoint_list(char* list, size_t size, int number, const ch
     if (number <= 5) snprintf(list + used, size - used, "%s%s", number > 1 ? ", " : "", text);
 }
 
-// Reads one tensor of a file as `kind` of tensor `p`.
-static inline void checkpoint_read_tensor(const safetensors_t* f, const char* name, params_t* params, param_kind_t kind,
-                                          const param_t* p, floatS* host, size_t longest,
-                                          checkpoint_mismatch_t* mismatch) {
+// host = one tensor of a file, in the shape of `p`. 1, or 0 when it does not fit: then it stands in *mismatch.
+static inline int checkpoint_read_values(const safetensors_t* f, const char* name, const param_t* p,
+                                         floatS* host, // (count)
+                                         checkpoint_mismatch_t* mismatch) {
     const st_tensor_t* tensor = safetensors_find(f, name);
     if (!tensor) {
         checkpoint_list(mismatch->first_missing, sizeof mismatch->first_missing, ++mismatch->missing, name);
-        return;
+        return 0;
     }
     int same = tensor->ndim == p->ndim;
     for (int i = 0; same && i < p->ndim; i++) same = tensor->shape[i] == (size_t)p->shape[i];
     if (!same || !st_dtype_is_float(tensor->dtype)) {
         checkpoint_list(mismatch->first_wrong, sizeof mismatch->first_wrong, ++mismatch->wrong_shape, name);
-        return;
+        return 0;
     }
     safetensors_read(tensor, host);
-    params_set(params, kind, p, host, host + longest);
+    return 1;
+}
+
+// Reads one tensor of a file as `kind` of tensor `p`.
+static inline void checkpoint_read_tensor(const safetensors_t* f, const char* name, params_t* params, param_kind_t kind,
+                                          const param_t* p, floatS* host, size_t longest,
+                                          checkpoint_mismatch_t* mismatch) {
+    if (checkpoint_read_values(f, name, p, host, mismatch)) params_set(params, kind, p, host, host + longest);
 }
 
 static inline void checkpoint_report(const char* path, const checkpoint_mismatch_t* m) {
