@@ -4,8 +4,11 @@
 // values, gradients, Adam moments and moving averages, so that the optimiser, the norms and the files need no
 // per-model code. Several models may share a table: the tokenizer puts encoder, adapter and decoder behind one another.
 //
-// Names and shapes are those of the public checkpoints. One thing differs in memory: convolution weights are
-// (OC, C, K, K) in files and (OC, K, K, C) here (LAYOUT_CONV); params_to_file_order and back transpose them.
+// Names and shapes are those of the public checkpoints. Two things differ in memory (params_to_file_order, and back):
+//   LAYOUT_CONV    convolution weights are (OC, C, K, K) in files and (OC, K, K, C) here
+//   LAYOUT_PADDED  a matrix, or several behind one another, has rows and columns of zeros behind its own, so that rows
+//                  are whole pieces of 16 bytes. What reads the zeros must give them no gradient: then they stay zero.
+// `count` is a tensor's number of values in files, `stored` that in memory.
 //
 // Trained is the part of the buffers from `first` on: what a stage freezes stands before what it trains. Several
 // processes may share the optimiser's state, each keeping a part of it (common/replicas.h).
@@ -18,7 +21,7 @@
 // defines: exchange_weights; floatX, floatS, device_malloc, fatal
 #include "common/ops.h"
 
-typedef enum { LAYOUT_PLAIN, LAYOUT_CONV } layout_t;
+typedef enum { LAYOUT_PLAIN, LAYOUT_CONV, LAYOUT_PADDED } layout_t;
 typedef enum {
     INIT_CONSTANT, // value
     INIT_NORMAL,   // value * N(0, 1) + mean
@@ -35,9 +38,12 @@ typedef struct {
     int ndim;
     int shape[4];          // as in files
     layout_t layout;
+    int parts;             // of LAYOUT_PADDED: so many matrices (rows, columns) in files, (padded_rows, padded_columns)
+    int rows, columns, padded_rows, padded_columns; // in memory
     init_t init;
     int decay;             // weight decay applies
-    size_t offset, count;  // in the flat buffers
+    size_t count;          // values in files
+    size_t offset, stored; // place and length in the flat buffers
 } param_t;
 
 typedef struct {
@@ -54,10 +60,8 @@ static inline init_t init_fan_in(int fan_in) { return init_uniform(1.0 / sqrt((d
 
 enum { PARAM_ALIGNMENT = 8 }; // elements: 16 bytes of bf16
 
-// Registers a tensor and returns its offset. Shape entries behind `ndim` are ignored. Weight decay applies to tensors
-// of two and more dimensions unless the caller changes `decay`.
-size_t param_add(param_table_t* table, const char* name, int ndim, int d0, int d1, int d2, int d3, layout_t layout,
-                 init_t init) {
+// Appends an entry of `ndim` dimensions, stored as it is in files. param_place is to follow.
+static inline param_t* param_append(param_table_t* table, const char* name, int ndim, const int* shape, init_t init) {
     if (table->n == table->capacity) {
         table->capacity = table->capacity ? 2 * table->capacity : 256;
         table->items = (param_t*)realloc(table->items, table->capacity * sizeof(param_t));
@@ -67,19 +71,52 @@ size_t param_add(param_table_t* table, const char* name, int ndim, int d0, int d
     memset(p, 0, sizeof *p);
     if (snprintf(p->name, sizeof p->name, "%s", name) >= (int)sizeof p->name)
         fatal("parameter name too long: %s", name);
-    int shape[4] = {d0, d1, d2, d3};
     p->ndim = ndim;
     p->count = 1;
     for (int i = 0; i < ndim; i++) {
         p->shape[i] = shape[i];
         p->count *= (size_t)shape[i];
     }
-    p->layout = layout;
+    p->stored = p->count;
     p->init = init;
     p->decay = ndim >= 2;
+    return p;
+}
+
+// Gives the entry its place behind all others and returns the offset.
+static inline size_t param_place(param_table_t* table, param_t* p) {
     p->offset = table->total;
-    table->total += (p->count + PARAM_ALIGNMENT - 1) / PARAM_ALIGNMENT * PARAM_ALIGNMENT;
+    table->total += (p->stored + PARAM_ALIGNMENT - 1) / PARAM_ALIGNMENT * PARAM_ALIGNMENT;
     return p->offset;
+}
+
+// Registers a tensor and returns its offset. Shape entries behind `ndim` are ignored. Weight decay applies to tensors
+// of two and more dimensions unless the caller changes `decay`.
+size_t param_add(param_table_t* table, const char* name, int ndim, int d0, int d1, int d2, int d3, layout_t layout,
+                 init_t init) {
+    int shape[4] = {d0, d1, d2, d3};
+    param_t* p = param_append(table, name, ndim, shape, init);
+    p->layout = layout;
+    return param_place(table, p);
+}
+
+// Registers a tensor whose values are, in the order of the file, `parts` matrices (rows, columns), a vector being a
+// matrix of one column, or of one row. In memory each is (padded_rows, padded_columns).
+size_t param_add_padded(param_table_t* table, const char* name, int ndim, const int* shape, int parts, int rows,
+                        int columns, int padded_rows, int padded_columns, init_t init) {
+    param_t* p = param_append(table, name, ndim, shape, init);
+    if ((size_t)parts * rows * columns != p->count || padded_rows < rows || padded_columns < columns) {
+        fatal("parameter %s of %zu values cannot be %d times %d x %d padded to %d x %d", name, p->count, parts, rows,
+              columns, padded_rows, padded_columns);
+    }
+    p->layout = LAYOUT_PADDED;
+    p->parts = parts;
+    p->rows = rows;
+    p->columns = columns;
+    p->padded_rows = padded_rows;
+    p->padded_columns = padded_columns;
+    p->stored = (size_t)parts * padded_rows * padded_columns;
+    return param_place(table, p);
 }
 
 enum { PARAM_NAME = 160 };
@@ -120,6 +157,48 @@ size_t param_count(const param_table_t* table, size_t begin, size_t end) {
         if (table->items[i].offset >= begin && table->items[i].offset < end) count += table->items[i].count;
     }
     return count;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// File order
+
+// Copies one tensor from memory order (stored values) to file order (count values): see LAYOUT_CONV and LAYOUT_PADDED.
+void params_to_file_order(floatS* file, const floatS* memory, const param_t* t) {
+    if (t->layout == LAYOUT_CONV) {
+        int OC = t->shape[0], C = t->shape[1], KK = t->shape[2] * t->shape[3];
+        for (int o = 0; o < OC; o++) {
+            for (int k = 0; k < KK; k++) {
+                for (int c = 0; c < C; c++) file[((size_t)o * C + c) * KK + k] = memory[((size_t)o * KK + k) * C + c];
+            }
+        }
+    } else if (t->layout == LAYOUT_PADDED) {
+        for (int r = 0; r < t->parts * t->rows; r++) {
+            size_t row = (size_t)(r / t->rows) * t->padded_rows + r % t->rows;
+            memcpy(file + (size_t)r * t->columns, memory + row * t->padded_columns, t->columns * sizeof(floatS));
+        }
+    } else {
+        memcpy(file, memory, t->count * sizeof(floatS));
+    }
+}
+
+// And back; padding becomes zero.
+void params_from_file_order(floatS* memory, const floatS* file, const param_t* t) {
+    if (t->layout == LAYOUT_CONV) {
+        int OC = t->shape[0], C = t->shape[1], KK = t->shape[2] * t->shape[3];
+        for (int o = 0; o < OC; o++) {
+            for (int k = 0; k < KK; k++) {
+                for (int c = 0; c < C; c++) memory[((size_t)o * KK + k) * C + c] = file[((size_t)o * C + c) * KK + k];
+            }
+        }
+    } else if (t->layout == LAYOUT_PADDED) {
+        memset(memory, 0, t->stored * sizeof(floatS));
+        for (int r = 0; r < t->parts * t->rows; r++) {
+            size_t row = (size_t)(r / t->rows) * t->padded_rows + r % t->rows;
+            memcpy(memory + row * t->padded_columns, file + (size_t)r * t->columns, t->columns * sizeof(floatS));
+        }
+    } else {
+        memcpy(memory, file, t->count * sizeof(floatS));
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -219,7 +298,7 @@ void params_zero_grads(params_t* p, stream_t s) {
 size_t params_longest(const param_table_t* table) {
     size_t longest = 1;
     for (int i = 0; i < table->n; i++) {
-        if (table->items[i].count > longest) longest = table->items[i].count;
+        if (table->items[i].stored > longest) longest = table->items[i].stored; // never less than count
     }
     return longest;
 }
@@ -248,9 +327,11 @@ void params_read_frozen(const params_t* p, size_t offset, floatS* host, size_t n
 }
 
 // Fills every value by its initialiser. A number depends on (seed, tensor's name, element), so that adding a tensor
-// does not change the others.
+// does not change the others; the element is the one in memory order, of padded tensors that in file order.
 void params_init(params_t* p, uint64_t seed) {
-    floatS* values = (floatS*)malloc_check(params_longest(&p->table) * sizeof(floatS), "initial weights");
+    size_t longest = params_longest(&p->table);
+    floatS* values = (floatS*)malloc_check(2 * longest * sizeof(floatS), "initial weights");
+    floatS* padded = values + longest;
     for (int i = 0; i < p->table.n; i++) {
         const param_t* t = &p->table.items[i];
         uint64_t key = 1469598103934665603ull;
@@ -263,40 +344,10 @@ void params_init(params_t* p, uint64_t seed) {
             if (t->init.kind == INIT_UNIFORM) value *= 2 * random_uniform(seed, RANDOM_INIT, key, j) - 1;
             values[j] = (floatS)value;
         }
-        params_store(p, t->offset, values, t->count);
+        if (t->layout == LAYOUT_PADDED) params_from_file_order(padded, values, t);
+        params_store(p, t->offset, t->layout == LAYOUT_PADDED ? padded : values, t->stored);
     }
     free(values);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// File order
-
-// Copies one tensor between memory order and file order: (OC, K, K, C) <-> (OC, C, K, K) for LAYOUT_CONV, plain
-// otherwise.
-void params_to_file_order(floatS* file, const floatS* memory, const param_t* t) {
-    if (t->layout == LAYOUT_PLAIN) {
-        memcpy(file, memory, t->count * sizeof(floatS));
-        return;
-    }
-    int OC = t->shape[0], C = t->shape[1], KK = t->shape[2] * t->shape[3];
-    for (int o = 0; o < OC; o++) {
-        for (int k = 0; k < KK; k++) {
-            for (int c = 0; c < C; c++) file[((size_t)o * C + c) * KK + k] = memory[((size_t)o * KK + k) * C + c];
-        }
-    }
-}
-
-void params_from_file_order(floatS* memory, const floatS* file, const param_t* t) {
-    if (t->layout == LAYOUT_PLAIN) {
-        memcpy(memory, file, t->count * sizeof(floatS));
-        return;
-    }
-    int OC = t->shape[0], C = t->shape[1], KK = t->shape[2] * t->shape[3];
-    for (int o = 0; o < OC; o++) {
-        for (int k = 0; k < KK; k++) {
-            for (int c = 0; c < C; c++) memory[((size_t)o * KK + k) * C + c] = file[((size_t)o * C + c) * KK + k];
-        }
-    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -312,18 +363,18 @@ static inline floatS* params_state(const params_t* p, param_kind_t kind) {
 
 // Copies one tensor to `host` (count values, file order). `state` is the buffer of the wanted kind, whole: of a process
 // that is alone params_state(), else what replicas_collect() gathered; a frozen tensor has a value only. `memory` is
-// working space of the tensor's size.
+// working space for `stored` values.
 void params_get(const params_t* p, const floatS* state, const param_t* t, floatS* host, floatS* memory) {
-    if (t->offset < p->first) params_read_frozen(p, t->offset, memory, t->count);
-    else copy_to_host(memory, state + (t->offset - p->first), t->count * sizeof(floatS), 0);
+    if (t->offset < p->first) params_read_frozen(p, t->offset, memory, t->stored);
+    else copy_to_host(memory, state + (t->offset - p->first), t->stored * sizeof(floatS), 0);
     params_to_file_order(host, memory, t);
 }
 
-// Sets one tensor from `host`.
+// Sets one tensor from `host`, as above.
 void params_set(params_t* p, param_kind_t kind, const param_t* t, const floatS* host, floatS* memory) {
     params_from_file_order(memory, host, t);
-    if (kind == PARAM_VALUE) params_store(p, t->offset, memory, t->count);
-    else params_store_shard(p, params_state(p, kind), t->offset - p->first, memory, t->count);
+    if (kind == PARAM_VALUE) params_store(p, t->offset, memory, t->stored);
+    else params_store_shard(p, params_state(p, kind), t->offset - p->first, memory, t->stored);
 }
 
 // A moving average starts as a copy of what it averages.

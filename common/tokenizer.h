@@ -575,8 +575,8 @@ int tokenizer_find_not_finite(const tokenizer_t* t, char* name, size_t size, siz
     for (int k = 0; k < 2; k++) { // weights come before what is computed with them
         for (int i = 0; i < tables[k]->table.n; i++) {
             const param_t* p = &tables[k]->table.items[i];
-            *where = device_first_not_finite(params_at(tables[k], p->offset), NULL, p->count);
-            if (*where == p->count) continue;
+            *where = device_first_not_finite(params_at(tables[k], p->offset), NULL, p->stored);
+            if (*where == p->stored) continue;
             snprintf(name, size, "the weight %s", p->name);
             return 1;
         }
@@ -591,8 +591,8 @@ int tokenizer_find_not_finite(const tokenizer_t* t, char* name, size_t size, siz
         for (int i = 0; i < tables[k]->table.n; i++) {
             const param_t* p = &tables[k]->table.items[i];
             const floatS* grad = params_grad(tables[k], p->offset);
-            *where = grad ? device_first_not_finite(NULL, grad, p->count) : p->count;
-            if (*where == p->count) continue;
+            *where = grad ? device_first_not_finite(NULL, grad, p->stored) : p->stored;
+            if (*where == p->stored) continue;
             snprintf(name, size, "the gradient of %s", p->name);
             return 1;
         }

@@ -21,7 +21,7 @@
 // Left out: PyTorch pickles (.pth, .bin), files in several shards. Look next at common/safetensors.h, the file
 // format, and common/vit.h, which registers the names.
 #pragma once
-// defines: params_t, param_t, param_find, params_from_file_order, params_to_file_order
+// defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order, params_to_file_order
 #include "common/params.h"
 // defines: safetensors_*, st_tensor_t, st_shape_text
 #include "common/safetensors.h"
@@ -269,12 +269,13 @@ int weights_same_shape(const param_t* ours, const st_tensor_t* file, weights_par
 void weights_copy(weights_loader_t* l, const param_t* t, const st_tensor_t* source, weights_part_t part) {
     safetensors_read(source, l->values);
     const floatS* values = l->values;
-    if (t->layout == LAYOUT_CONV) {
+    if (t->layout != LAYOUT_PLAIN) {
         params_from_file_order(l->reordered, l->values, t);
         values = l->reordered;
     }
     size_t third = part == PART_WHOLE ? 0 : (size_t)part - PART_FIRST;
-    params_store(l->params, t->offset + third * (t->count / 3), values, source->numel);
+    size_t n = part == PART_WHOLE ? t->stored : source->numel; // thirds are those of tensors in the file's order
+    params_store(l->params, t->offset + third * (t->count / 3), values, n);
 }
 
 // Finds the place of one tensor of the file, checks it and copies it, or notes why not.
@@ -322,7 +323,8 @@ void weights_begin(weights_loader_t* l, params_t* p, const char* our_prefix, con
         if (l->file.tensors[i].numel > largest) largest = l->file.tensors[i].numel;
     }
     l->values = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
-    l->reordered = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
+    size_t longest = params_longest(&p->table);
+    l->reordered = (floatS*)malloc_check((largest > longest ? largest : longest) * sizeof(floatS), "a tensor");
     l->filled = (unsigned char*)calloc_check((size_t)p->table.n, 1, "the list of loaded tensors");
 }
 
@@ -495,7 +497,7 @@ void weights_save(const params_t* p, const char* our_prefix, const char* path, c
         for (int j = 0; j < t->ndim; j++) shape[j] = (size_t)t->shape[j];
         snprintf(name, sizeof name, "%s%s", file_prefix, t->name + strlen(our_prefix));
         safetensors_writer_tensor(&w, name, ST_F32, t->ndim, shape);
-        largest = t->count > largest ? t->count : largest;
+        largest = t->stored > largest ? t->stored : largest;
     }
     safetensors_writer_begin(&w, path);
     floatS* memory = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");

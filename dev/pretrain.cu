@@ -173,7 +173,7 @@ static void classifier_update(classifier_t* c, double lr) {
         const param_t* t = &p->table.items[i];
         adam_t adam = {lr, 0.9, 0.999, 1e-8, t->decay ? WEIGHT_DECAY : 0, p->t, {0, 0}, 1};
         adam_update(p->values + t->offset, p->master + t->offset, p->m + t->offset, p->v + t->offset, NULL, NULL,
-                    p->grads + t->offset, t->count, adam, c->stream);
+                    p->grads + t->offset, t->stored, adam, c->stream);
     }
 }
 
