@@ -7,13 +7,15 @@
 //
 // A run writes into one folder (-out): stageN.safetensors (the whole state, see common/checkpoint.h), stageN.jsonl
 // (every status line), stageN_STEP.png (held-out images above their reconstructions). The same command again resumes
-// where it stopped, bit for bit. Ctrl-C saves and stops.
+// where it stopped, bit for bit. Ctrl-C saves and stops. A trained stage becomes one small file for use with
+//     ./train_tokenizer -stage 3 -export FILE
 //
 // On several GPUs, one process each, which share -batch among them:
 //     torchrun --no-python --nproc_per_node 8 ./train_tokenizer ...      or srun, or mpirun: see common/comm.h
 //
 // This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/tokenizer.h.
 // Reading order here: set-up; hand-over between stages; what is watched; the loop; main.
+#include <sys/stat.h>
 #include <unistd.h>
 
 // defines: cli_t, cli_flag_t, cli_parse
@@ -34,6 +36,8 @@
 #include "common/checkpoint.h"
 // defines: run_catch_signals, run_has_checkpoint, run_check_config, run_way_back, is_due, size_text
 #include "common/run.h"
+// defines: autoencoder_export
+#include "common/autoencoder.h"
 // defines: make_folder
 #include "common/folder.h"
 // defines: weights_load_vit, weights_load_table
@@ -427,6 +431,23 @@ static void train(run_t* run) {
            (long long)run->step);
 }
 
+// -export: the checkpoint in -out as one file for use.
+static void export_tokenizer(const options_t* o) {
+    char checkpoint[1024];
+    snprintf(checkpoint, sizeof checkpoint, "%s/stage%d.safetensors", o->out, o->stage);
+    if (access(checkpoint, R_OK)) {
+        fatal("-export %s: there is no checkpoint of stage %d at %s; give the -out and the -stage of a run that has one",
+              o->export_path, o->stage, checkpoint);
+    }
+    struct stat from, to;
+    if (!stat(checkpoint, &from) && !stat(o->export_path, &to) && from.st_dev == to.st_dev && from.st_ino == to.st_ino) {
+        fatal("-export %s is the checkpoint itself, which would lose the state of its training; give another file",
+              o->export_path);
+    }
+    autoencoder_export(checkpoint, o->export_path, o->export_type == EXPORT_F16 ? ST_F16 : ST_F32);
+    printf("exported       %s to %s\n", checkpoint, o->export_path);
+}
+
 int main(int argc, char** argv) {
     static run_t run; // a run is a megabyte of tables: not for the stack
     options_t* o = &run.options;
@@ -435,6 +456,11 @@ int main(int argc, char** argv) {
     run.comm.bf16 = o->reduce_bf16;
     comm_open(&run.comm);
     if (!comm_is_first(&run.comm) && !freopen("/dev/null", "w", stdout)) warn("this rank's output is not silenced");
+    if (o->export_path[0]) {
+        if (comm_is_first(&run.comm)) export_tokenizer(o);
+        comm_close(&run.comm);
+        return 0;
+    }
     tokenizer_register(&run.tokenizer, options_tokenizer(o, run.comm.size));
     run.tokenizer.comm = &run.comm;
     tokenizer_plan(&run.tokenizer);

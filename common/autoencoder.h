@@ -12,14 +12,14 @@
 // Fingerprint. Latents on a disk, and a model trained on them, belong to the weights that made them. All weights with
 // their names, in the order of the table and as fp32, give a 64-bit number (FNV-1a over 32-bit words):
 //     h <- (h xor word) 1099511628211
-// Each step is a bijection of h, so a change of one value always changes the result. The whole tokenizer is hashed, also
-// where only one half of it is used, so encode and decode tell the same name.
+// Each step is a bijection of h, so a change of one value always changes the result. The whole tokenizer is hashed,
+// also where only one half of it is used, so encode and decode tell the same name.
 //
-// Exported file (-export of train_tokenizer): encoder., adapter., decoder., averaged weights only, latent.mean, latent.std;
-// metadata format, stage, step, images, config as in a checkpoint, "weights": "averaged", "fingerprint". In F16 it is a
-// tenth of a checkpoint or less. Rounding to F16 would give other weights and so another name; yet it is the same
-// latent space as far as anything can tell. So such a file names the fingerprint before rounding, together with that of
-// what it holds ("fingerprint_stored"): the first counts as long as the second is true.
+// Exported file (-export of train_tokenizer): encoder., adapter., decoder., averaged weights only; latent.mean, .std;
+// metadata format, stage, step, images, config as in a checkpoint, "weights": "averaged", "fingerprint". Weights in F16
+// are others and would have another name; yet their latents are the same up to rounding, and a model of latents must
+// find its decoder. So the file names the fingerprint before rounding, together with that of what it holds
+// ("fingerprint_stored"): the first counts as long as the second is true.
 //
 // Look next at common/checkpoint.h, whose files it reads, and at eval.cu, a user.
 #pragma once
@@ -31,7 +31,7 @@
 #include "common/vit.h"
 // defines: adapter_t, adapter_register, adapter_plan, adapter_forward
 #include "common/adapter.h"
-// defines: decoder_t, decoder_register, decoder_plan, decoder_plan_work, decoder_forward
+// defines: decoder_t, decoder_register, decoder_plan_forward, decoder_forward
 #include "common/decoder.h"
 // defines: checkpoint_info_t, checkpoint_open_weights, checkpoint_is_exported, checkpoint_read_values, ...
 #include "common/checkpoint.h"
@@ -150,8 +150,7 @@ static inline void autoencoder_plan(autoencoder_t* a) {
     }
     plan_floatX(plan, &a->latent, a->encode ? 0 : a->batch * autoencoder_latent_values(a), "latents");
     if (a->decode) {
-        decoder_plan(&a->decoder, plan, a->batch, a->GH, a->GW);
-        decoder_plan_work(&a->decoder, work, 0);
+        decoder_plan_forward(&a->decoder, plan, work, a->batch, a->GH, a->GW);
     }
 }
 
@@ -257,8 +256,8 @@ const floatX* autoencoder_encode(autoencoder_t* a,
     return a->latent;
 }
 
-// Latents as autoencoder_encode gives them, on the device -> images: returns (n, H, W, 3), about [-1, 1] and not clamped,
-// which the next call overwrites.
+// Latents as autoencoder_encode gives them, on the device -> images: returns (n, H, W, 3), about [-1, 1] and not
+// clamped, which the next call overwrites.
 const floatX* autoencoder_decode(autoencoder_t* a,
                                  const floatX* latent, // (n, GH, GW, z)
                                  int n, stream_t s) {

@@ -443,6 +443,37 @@ void stack_plan(layer_stack_t* stack, plan_t* keep, int B, int H, int W) {
     }
 }
 
+// Plans a forward that no backward follows: the layers' outputs take turns in two places, and what is inside of a layer
+// shares a third. The last output stays until the memory is used for something else.
+void stack_plan_forward(layer_stack_t* stack, plan_t* work, int B, int H, int W) {
+    plan_t sizes = {NULL, 0, 0, 0, 0, NULL};
+    stack_plan(stack, &sizes, B, H, W); // every layer's H and W
+    plan_free(&sizes);
+    size_t largest = 0;
+    for (int i = 0; i < stack->n; i++) {
+        size_t n = layer_work_size(&stack->layers[i]);
+        if (n > largest) largest = n;
+    }
+    plan_floatX(work, &stack->work.act, B * largest, "layer activation");
+    plan_floatX(work, &stack->work.grad[0], B * largest, "shortcut");
+    size_t place[2], inside, end;
+    for (int k = 0; k < 2; k++) {
+        place[k] = plan_mark(work);
+        plan_floatX(work, &stack->work.grad[1 + k], B * largest, "layer output");
+    }
+    inside = end = plan_mark(work);
+    for (int i = 0; i < stack->n; i++) {
+        layer_t* layer = &stack->layers[i];
+        plan_rewind(work, place[i % 2]);
+        plan_floatX(work, &layer->out, B * largest, "layer output");
+        plan_rewind(work, inside);
+        if (layer->kind == LAYER_RES) resblock_plan(&layer->res, work, B, layer->H, layer->W);
+        if (layer->kind == LAYER_ATTN) attnblock_plan(&layer->attn, work, B, layer->H, layer->W);
+        if (plan_mark(work) > end) end = plan_mark(work);
+    }
+    plan_rewind(work, end);
+}
+
 // Plans what lives only while the stack runs, with up to `extra` images in the extra stream of gradients.
 void stack_plan_work(layer_stack_t* stack, plan_t* work, int extra) {
     size_t largest = 0, images = extra + stack->B;

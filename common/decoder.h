@@ -86,6 +86,20 @@ void decoder_plan_work(decoder_t* d, plan_t* work, int extra) {
     }
 }
 
+// Plans a decoder of which only the forward will run: `out` outlives it, all else shares memory.
+void decoder_plan_forward(decoder_t* d, plan_t* keep, plan_t* work, int B, int h, int w) {
+    d->B = B;
+    d->h = h;
+    d->w = w;
+    size_t latents = (size_t)B * h * w, pixels = (size_t)B * decoder_height(d) * decoder_width(d);
+    plan_floatX(keep, &d->out, pixels * 3, "decoder out");
+    if (d->config.quant_conv) plan_floatX(work, &d->conv_in_x, latents * d->config.z_channels, "post_quant_conv");
+    plan_floatX(work, &d->first, latents * d->conv_in.shape.OC, "decoder conv_in");
+    stack_plan_forward(&d->stack, work, B, h, w);
+    groupnorm_layer_plan(&d->norm_out, work, B);
+    plan_floatX(work, &d->last, pixels * d->norm_out.C, "decoder norm_out");
+}
+
 // d->out = decoder(z). z must stay unchanged until the backward.
 void decoder_forward(decoder_t* d, const params_t* p,
                      const floatX* z, // (B, h, w, z_channels)

@@ -13,8 +13,8 @@
 
 typedef struct {
     // what to train, from what
-    const char *preset, *data, *out, *from, *encoder_weights, *lpips_weights;
-    int stage, dry_run, restart, change;
+    const char *preset, *data, *out, *from, *encoder_weights, *lpips_weights, *export_path;
+    int stage, dry_run, restart, change, export_type;
     // the models
     const char *encoder, *ch_mult, *vgg_channels;
     int image_size, normalise, z_channels, adapter_hidden, ch, res_blocks, groups, ndf;
@@ -31,6 +31,7 @@ typedef struct {
 } options_t;
 
 enum { NORMALISE_OWN = 0, NORMALISE_OFF = 1 }; // -normalise
+enum { EXPORT_F32 = 0, EXPORT_F16 = 1 };       // -export_type
 
 // The flags' own defaults are the paper's f16d32 on ImageNet; a preset lists what differs from them.
 static const cli_setting_t preset_imagenet[] = {
@@ -94,6 +95,10 @@ int options_flags(options_t* o, cli_flag_t* out) {
          CLI_NOT_SAVED},
         {NULL, "change", CLI_BOOL, &o->change, "0", NULL,
          "resume although flags differ from the checkpoint's, such as a lower -lr", CLI_NOT_SAVED},
+        {NULL, "export", CLI_STRING, &o->export_path, "", NULL,
+         "write the tokenizer of this stage's checkpoint in -out to this file, averaged weights alone, then stop",
+         CLI_NOT_SAVED},
+        {NULL, "export_type", CLI_CHOICE, &o->export_type, "f32", "f32|f16", "type of the weights in it", CLI_NOT_SAVED},
 
         {"Models", "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL,
          "dinov2-s|b|l[-reg], mae-b|l, siglip2-b|l, mini", CLI_SAVED},
@@ -215,7 +220,7 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
     if (o->zero && o->reduce_bf16) {
         fatal("-zero 1 sends gradients in fp32; leave -reduce_bf16 out, or -zero");
     }
-    if (!o->data[0] && !o->dry_run) {
+    if (!o->data[0] && !o->dry_run && !o->export_path[0]) {
         fatal("preset %s needs images: -data FOLDER with one folder a class (or -data shapes to try the program)",
               o->preset);
     }
