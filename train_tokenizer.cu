@@ -436,11 +436,12 @@ static void export_tokenizer(const options_t* o) {
     char checkpoint[1024];
     snprintf(checkpoint, sizeof checkpoint, "%s/stage%d.safetensors", o->out, o->stage);
     if (access(checkpoint, R_OK)) {
-        fatal("-export %s: there is no checkpoint of stage %d at %s; give the -out and the -stage of a run that has one",
+        fatal("-export %s: stage %d has no checkpoint at %s; give the -out and the -stage of a run that has one",
               o->export_path, o->stage, checkpoint);
     }
     struct stat from, to;
-    if (!stat(checkpoint, &from) && !stat(o->export_path, &to) && from.st_dev == to.st_dev && from.st_ino == to.st_ino) {
+    int both = !stat(checkpoint, &from) && !stat(o->export_path, &to);
+    if (both && from.st_dev == to.st_dev && from.st_ino == to.st_ino) {
         fatal("-export %s is the checkpoint itself, which would lose the state of its training; give another file",
               o->export_path);
     }

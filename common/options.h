@@ -98,7 +98,7 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "export", CLI_STRING, &o->export_path, "", NULL,
          "write the tokenizer of this stage's checkpoint in -out to this file, averaged weights alone, then stop",
          CLI_NOT_SAVED},
-        {NULL, "export_type", CLI_CHOICE, &o->export_type, "f32", "f32|f16", "type of the weights in it", CLI_NOT_SAVED},
+        {NULL, "export_type", CLI_CHOICE, &o->export_type, "f32", "f32|f16", "type of its weights", CLI_NOT_SAVED},
 
         {"Models", "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL,
          "dinov2-s|b|l[-reg], mae-b|l, siglip2-b|l, mini", CLI_SAVED},
