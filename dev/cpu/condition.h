@@ -2,7 +2,7 @@
 // additions that its fp32 residual stream begins and ends with.
 //
 //   time   t -> features -> linear, SiLU, linear -> `time`; the features are cosines and sines of t at wavelengths from
-//          2 pi to nearly 2 pi 10^4                                             (Vaswani et al. 2017, of a word's place)
+//          2 pi to nearly 2 pi 10^4                                              (Vaswani et al. 2017, of word order)
 //   label  a row of a learned table; its last row stands for "no label", which the guidance of sampling needs
 //   c = time + row,   out = silu(c)                             out is the input of every block's modulation matrix
 //
