@@ -142,6 +142,44 @@ void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), C patch^2)
     if (patches > 0) launch<patchify_kernel>((unsigned)patches, threads, 0, s, out, x, H, W, C, patch);
 }
 
+// A line of a token, patch pixels of C channels, is a piece of a line of the map. A thread owns a pack of one; `back`
+// copies from the map to the tokens.
+template <bool back>
+__global__ void unpatchify_kernel(floatX* to, const floatX* from, size_t lines, int H, int W, int C, int patch) {
+    int length = patch * C, packs = (length + pack<floatX>::size - 1) / pack<floatX>::size;
+    size_t index = (size_t)blockIdx.x * PACK_THREADS + threadIdx.x, line = index / packs;
+    int i = (int)(index % packs) * pack<floatX>::size;
+    if (line >= lines) return;
+    size_t GH = H / patch, GW = W / patch, token = line / patch, ky = line % patch;
+    size_t image = token / (GH * GW), top = token / GW % GH * patch + ky, left = token % GW * patch;
+    size_t in_tokens = line * length + i, in_map = ((image * H + top) * W + left) * C + i;
+    store_upto(to + (back ? in_tokens : in_map), load_upto(from + (back ? in_map : in_tokens), length - i), length - i);
+}
+
+// The lines of all tokens, and the blocks for their packs.
+static inline size_t unpatchify_lines(int B, int H, int W, int patch) {
+    return (size_t)B * (H / patch) * (W / patch) * patch;
+}
+static inline unsigned unpatchify_blocks(size_t lines, int C, int patch) {
+    return blocks_for(lines * blocks_for((size_t)patch * C, pack<floatX>::size), PACK_THREADS);
+}
+
+void unpatchify_forward(floatX* out,     // (B, H, W, C)
+                        const floatX* x, // (B, (H/patch) (W/patch), patch^2 C)
+                        int B, int H, int W, int C, int patch, stream_t s) {
+    size_t lines = unpatchify_lines(B, H, W, patch);
+    launch<unpatchify_kernel<false>>(unpatchify_blocks(lines, C, patch), PACK_THREADS, 0, s, out, x, lines, H, W, C,
+                                     patch);
+}
+
+void unpatchify_backward(floatX* dx,         // (B, (H/patch) (W/patch), patch^2 C)
+                         const floatX* dout, // (B, H, W, C)
+                         int B, int H, int W, int C, int patch, stream_t s) {
+    size_t lines = unpatchify_lines(B, H, W, patch);
+    launch<unpatchify_kernel<true>>(unpatchify_blocks(lines, C, patch), PACK_THREADS, 0, s, dx, dout, lines, H, W, C,
+                                    patch);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Position table
 
