@@ -443,8 +443,8 @@ void stack_plan(layer_stack_t* stack, plan_t* keep, int B, int H, int W) {
     }
 }
 
-// Plans a forward that no backward follows: the layers' outputs take turns in two places, and what is inside of a layer
-// shares a third. The last output stays until the memory is used for something else.
+// Plans a forward that no backward follows: the layers' outputs take turns in two places, and what else they need
+// shares a third. A ResBlock keeps c1 where its output comes: c1's last reader, norm2, is done then.
 void stack_plan_forward(layer_stack_t* stack, plan_t* work, int B, int H, int W) {
     plan_t sizes = {NULL, 0, 0, 0, 0, NULL};
     stack_plan(stack, &sizes, B, H, W); // every layer's H and W
@@ -466,8 +466,11 @@ void stack_plan_forward(layer_stack_t* stack, plan_t* work, int B, int H, int W)
         layer_t* layer = &stack->layers[i];
         plan_rewind(work, place[i % 2]);
         plan_floatX(work, &layer->out, B * largest, "layer output");
+        plan_rewind(work, place[i % 2]);
+        if (layer->kind == LAYER_RES) plan_floatX(work, &layer->res.c1, B * largest, "resblock c1");
         plan_rewind(work, inside);
-        if (layer->kind == LAYER_RES) resblock_plan(&layer->res, work, B, layer->H, layer->W);
+        if (layer->kind == LAYER_RES) groupnorm_layer_plan(&layer->res.norm1, work, B);
+        if (layer->kind == LAYER_RES) groupnorm_layer_plan(&layer->res.norm2, work, B);
         if (layer->kind == LAYER_ATTN) attnblock_plan(&layer->attn, work, B, layer->H, layer->W);
         if (plan_mark(work) > end) end = plan_mark(work);
     }

@@ -95,9 +95,13 @@ void decoder_plan_forward(decoder_t* d, plan_t* keep, plan_t* work, int B, int h
     plan_floatX(keep, &d->out, pixels * 3, "decoder out");
     if (d->config.quant_conv) plan_floatX(work, &d->conv_in_x, latents * d->config.z_channels, "post_quant_conv");
     plan_floatX(work, &d->first, latents * d->conv_in.shape.OC, "decoder conv_in");
+    size_t mark = plan_mark(work);
     stack_plan_forward(&d->stack, work, B, h, w);
     groupnorm_layer_plan(&d->norm_out, work, B);
+    size_t end = plan_mark(work);
+    plan_rewind(work, mark); // where the stack has its activations in passing
     plan_floatX(work, &d->last, pixels * d->norm_out.C, "decoder norm_out");
+    plan_rewind(work, end);
 }
 
 // d->out = decoder(z). z must stay unchanged until the backward.

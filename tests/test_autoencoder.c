@@ -1,0 +1,322 @@
+// test_autoencoder.c: a trained tokenizer in use, against the tokenizer of the training, bit for bit.
+//
+//   use           encode and decode give what tokenizer_encode and _reconstruct give: raw and averaged weights, every
+//                 stage, folded or not; fewer images than the memory is planned for; either half alone
+//   export        the same in F32; within rounding in F16; the file holds nothing of the training
+//   fingerprint   the same for the same weights, another after one bit of one of them
+//   refusals      foreign and exported files, missing tensors
+// defines: bed_make, bed_randomise, bed_random_images, bed_image_values, bed_error, test_normal, ...
+#include "tests/tokenizer_bed.h"
+// defines: temporary_begin, temporary_end, temporary_path, temporary_run_child, temporary_read
+#include "tests/temporary.h"
+// defines: autoencoder_t and its functions
+#include "common/autoencoder.h"
+
+#define ROUNDING_F16 5e-3 // of 11 bits a weight, through the whole network
+#define OTHER_BATCH 1e-5  // matrix products of another size may add in another order
+
+static int same_bits(const void* a, const void* b, size_t n) { return !memcmp(a, b, n * sizeof(floatX)); }
+
+// The tokenizer that flags describe, and its configuration as JSON for the checkpoint. A stand-in of every part: a
+// folded encoder with LayerScale, attention, two widths of ResBlocks.
+static tokenizer_config_t make_config(const char* stage, const char* ema, const char* fold, char** json) {
+    static options_t options;
+    static cli_t cli;
+    const char* words[] = {
+        "train_tokenizer", "-data",  "shapes", "-encoder", "tiny",    "-ch",           "8",  "-ch_mult", "1,2,2,2",
+        "-z_channels",     "5",      "-ndf",   "4",        "-groups", "4",             "-batch", "6",    "-chunk",
+        "2",               "-vgg_channels", "4,6,8", "-adapter_hidden", "10", "-stage", stage, "-ema",   ema,
+        "-fold",           fold};
+    enum { WORDS = sizeof words / sizeof words[0] };
+    char* argv[WORDS];
+    for (int i = 0; i < WORDS; i++) argv[i] = (char*)words[i];
+    options_parse(&options, &cli, WORDS, argv);
+    *json = cli_to_json(&cli);
+    return options_tokenizer(&options, 1);
+}
+
+// Saves a random tokenizer, whose averages are random too, as "checkpoint".
+static void make_checkpoint(tokenizer_t* t, const char* stage, const char* ema, const char* fold,
+                            char path[TEMPORARY_PATH]) {
+    char error[1024], *json;
+    bed_make(t, make_config(stage, ema, fold, &json));
+    bed_randomise(t);
+    params_start_averages(&t->params);
+    for (int i = 0; i < 2; i++) {
+        for (size_t k = 0; k < params_trained(&t->params); k++) t->params.ema[i][k] += (floatS)(0.05 * test_normal());
+    }
+    floatS statistics[10];
+    for (int i = 0; i < 10; i++) statistics[i] = (floatS)(i + 1);
+    checkpoint_info_t info = {t->config.stage, 7, 42, 0, 0, 0, json};
+    int saved = checkpoint_save(temporary_path(path, "checkpoint"), t, &info, statistics, statistics + 5, error,
+                                sizeof error, 0);
+    check(saved, "the checkpoint is written");
+    free(json);
+}
+
+// A tokenizer of stage 1 with the weights of a checkpoint: encoder frozen, and so folded where the flag says so.
+static void open_reference(tokenizer_t* t, const char* path, int ema, const char* fold) {
+    char* json;
+    bed_make(t, make_config("1", "0", fold, &json));
+    free(json);
+    safetensors_t f;
+    checkpoint_info_t info = checkpoint_open(&f, path);
+    checkpoint_start_from(&f, &info, path, t, ema);
+    safetensors_close(&f);
+    tokenizer_freeze(t);
+    bed_random_images(t);
+    image_from_bytes(t->x, t->bytes, bed_image_values(t), 0);
+    tokenizer_reconstruct(t, 0);
+}
+
+// Everything that a call works in is NaN before it.
+static void poison(autoencoder_t* a) { memset(a->work.memory, 0xFF, plan_bytes(&a->work)); }
+
+static void check_use(autoencoder_t* a, const tokenizer_t* t) {
+    size_t latents = 6 * autoencoder_latent_values(a), values = 6 * autoencoder_image_values(a);
+    poison(a);
+    const floatX* z = autoencoder_encode(a, t->bytes, 6, 0);
+    check(z == a->latent && same_bits(z, t->adapter.z, latents), "the latent");
+    poison(a);
+    check(same_bits(autoencoder_decode(a, z, 6, 0), t->decoder.out, values), "the reconstruction");
+    check(same_bits(z, t->adapter.z, latents), "decoding leaves the latent as it is");
+}
+
+// `average`: 0 raw, 1 the average that -ema names.
+static void test_use(const char* stage, const char* ema, const char* fold, int average) {
+    static tokenizer_t t, reference;
+    static autoencoder_t a;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, stage, ema, fold, path);
+    open_reference(&reference, path, average ? atoi(ema) : -1, fold);
+    autoencoder_open(&a, path, average ? AUTOENCODER_AVERAGED : AUTOENCODER_RAW, 6, 1, 1);
+    check(a.encoder.fold == atoi(fold), "folded as the flag says");
+    check(a.info.stage == atoi(stage) && a.info.step == 7 && a.info.images == 42, "what the file tells");
+    check(a.H == 32 && a.W == 32 && a.GH == 4 && a.GW == 4 && a.z == 5 && !strcmp(a.data, "shapes"), "sizes");
+    check(a.mean[0] == 1 && a.mean[4] == 5 && a.std[0] == 6 && a.std[4] == 10, "latent statistics");
+    check(a.params.grads == NULL && a.params.master == NULL && a.params.frozen == NULL, "weights alone");
+    check(plan_bytes(&a.plan) + plan_bytes(&a.work) < (plan_bytes(&t.plan) + plan_bytes(&t.work)) / 2,
+          "less than half of the training's memory");
+    check_use(&a, &reference);
+    autoencoder_close(&a);
+    tokenizer_free(&t);
+    tokenizer_free(&reference);
+    temporary_end();
+}
+
+// Fewer images than planned, as the last ones of a data set are; then all of them again.
+static void test_part(void) {
+    static tokenizer_t t, reference;
+    static autoencoder_t a;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, "3", "0", "1", path);
+    open_reference(&reference, path, 0, "1");
+    autoencoder_open(&a, path, AUTOENCODER_AVERAGED, 6, 1, 1);
+    for (int n = 1; n < 6; n += 3) {
+        size_t values = n * autoencoder_image_values(&a);
+        poison(&a);
+        const floatX* z = autoencoder_encode(&a, reference.bytes, n, 0);
+        check_error("latent", bed_error(z, reference.adapter.z, n * autoencoder_latent_values(&a)), OTHER_BATCH);
+        poison(&a);
+        check_error("image", bed_error(autoencoder_decode(&a, z, n, 0), reference.decoder.out, values), OTHER_BATCH);
+    }
+    check_use(&a, &reference);
+    memcpy(a.bytes, reference.bytes, bed_image_values(&reference));
+    const floatX* z = autoencoder_encode(&a, NULL, 6, 0);
+    check(same_bits(z, reference.adapter.z, 6 * autoencoder_latent_values(&a)), "images that are there already");
+    autoencoder_close(&a);
+    tokenizer_free(&t);
+    tokenizer_free(&reference);
+    temporary_end();
+}
+
+// Either half alone: its own weights only, the same results, the name of the whole.
+static void test_halves(void) {
+    static tokenizer_t t, reference;
+    static autoencoder_t a, encoder, decoder;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, "2", "1", "1", path);
+    open_reference(&reference, path, 1, "1");
+    autoencoder_open(&a, path, AUTOENCODER_AVERAGED, 6, 1, 1);
+    autoencoder_open(&encoder, path, AUTOENCODER_AVERAGED, 6, 1, 0);
+    autoencoder_open(&decoder, path, AUTOENCODER_AVERAGED, 6, 0, 1);
+    check(encoder.params.table.total == t.decoder_begin, "encoder and adapter alone");
+    check(decoder.params.table.total == t.params.table.total - t.decoder_begin, "the decoder alone");
+    check(!strcmp(encoder.fingerprint, a.fingerprint) && !strcmp(decoder.fingerprint, a.fingerprint), "fingerprints");
+    size_t latents = 6 * autoencoder_latent_values(&a), values = 6 * autoencoder_image_values(&a);
+    const floatX* z = autoencoder_encode(&encoder, reference.bytes, 6, 0);
+    check(same_bits(z, reference.adapter.z, latents), "the latent");
+    memcpy(decoder.latent, z, latents * sizeof(floatX));
+    const floatX* image = autoencoder_decode(&decoder, decoder.latent, 6, 0);
+    check(same_bits(image, reference.decoder.out, values), "the reconstruction");
+    autoencoder_close(&a);
+    autoencoder_close(&encoder);
+    autoencoder_close(&decoder);
+    tokenizer_free(&t);
+    tokenizer_free(&reference);
+    temporary_end();
+}
+
+// Copies a file, but for the tensor `skip`, and with the first value of tensor `change` times `factor`.
+static void copy_file(const char* from, const char* to, const char* skip, const char* change, double factor) {
+    safetensors_t f;
+    st_writer_t w;
+    safetensors_open_or_die(&f, from);
+    safetensors_writer_init(&w);
+    for (int i = 0; i < f.n_metadata; i++) safetensors_writer_metadata(&w, f.metadata[i].key, f.metadata[i].value);
+    for (int i = 0; i < f.n; i++) {
+        const st_tensor_t* t = &f.tensors[i];
+        if (strcmp(t->name, skip)) safetensors_writer_tensor(&w, t->name, t->dtype, t->ndim, t->shape);
+    }
+    safetensors_writer_begin(&w, to);
+    for (int i = 0; i < f.n; i++) {
+        const st_tensor_t* t = &f.tensors[i];
+        if (!strcmp(t->name, skip)) continue;
+        floatS* values = (floatS*)malloc_check(t->numel * sizeof(floatS), "a tensor");
+        safetensors_read(t, values);
+        if (!strcmp(t->name, change)) values[0] = (floatS)(values[0] * factor);
+        safetensors_writer_data(&w, values, t->numel);
+        free(values);
+    }
+    safetensors_writer_finish_or_die(&w);
+    safetensors_close(&f);
+}
+
+static void read_fingerprint(char out[17], const char* path, int average) {
+    static autoencoder_t a;
+    autoencoder_open(&a, path, average, 1, 0, 1);
+    memcpy(out, a.fingerprint, 17);
+    autoencoder_close(&a);
+}
+
+static void test_export(const char* stage, st_dtype_t dtype) {
+    static tokenizer_t t, reference;
+    static autoencoder_t a;
+    char path[TEMPORARY_PATH], exported[TEMPORARY_PATH], name[17];
+    temporary_begin();
+    make_checkpoint(&t, stage, "1", "1", path);
+    open_reference(&reference, path, 1, "1");
+    autoencoder_export(path, temporary_path(exported, "exported"), dtype);
+    safetensors_t f;
+    safetensors_open_or_die(&f, exported);
+    check(f.n == t.params.table.n + 2, "the weights and the latent's mean and deviation, no more");
+    check(safetensors_find(&f, "decoder.conv_in.weight")->dtype == dtype, "type of the weights");
+    check(safetensors_find(&f, "latent.mean")->dtype == ST_F32, "type of the statistics");
+    safetensors_close(&f);
+    read_fingerprint(name, path, AUTOENCODER_AVERAGED);
+    autoencoder_open(&a, exported, AUTOENCODER_AVERAGED, 6, 1, 1);
+    check(!strcmp(a.fingerprint, name), "the same fingerprint");
+    check(a.mean[0] == 1 && a.std[4] == 10 && a.info.step == 7 && a.exported, "what the file tells");
+    if (dtype == ST_F32) {
+        check_use(&a, &reference);
+    } else {
+        const floatX* z = autoencoder_encode(&a, reference.bytes, 6, 0);
+        size_t latents = 6 * autoencoder_latent_values(&a), values = 6 * autoencoder_image_values(&a);
+        check_error("latent", bed_error(z, reference.adapter.z, latents), ROUNDING_F16);
+        check(!same_bits(z, reference.adapter.z, latents), "the weights are rounded");
+        const floatX* image = autoencoder_decode(&a, z, 6, 0);
+        check_error("image", bed_error(image, reference.decoder.out, values), ROUNDING_F16);
+    }
+    autoencoder_close(&a);
+    tokenizer_free(&t);
+    tokenizer_free(&reference);
+    temporary_end();
+}
+
+// One bit of one value, wherever it is; raw and averaged weights; values in F16 that are not those that were exported.
+static void test_fingerprint(void) {
+    static tokenizer_t t;
+    static const char* const changed[4] = {"ema.0.encoder.cls_token", "ema.0.encoder.blocks.1.attn.qkv.weight",
+                                           "ema.0.adapter.fc2.bias", "ema.0.decoder.conv_out.bias"};
+    char path[TEMPORARY_PATH], copy[TEMPORARY_PATH], name[17], other[17];
+    temporary_begin();
+    make_checkpoint(&t, "2", "0", "1", path);
+    temporary_path(copy, "copy");
+    read_fingerprint(name, path, AUTOENCODER_AVERAGED);
+    check(strlen(name) == 16 && strspn(name, "0123456789abcdef") == 16, "16 digits");
+    copy_file(path, copy, "", "", 1);
+    read_fingerprint(other, copy, AUTOENCODER_AVERAGED);
+    check(!strcmp(other, name), "the same weights");
+    copy_file(path, copy, "", "encoder.cls_token", 2);
+    read_fingerprint(other, copy, AUTOENCODER_AVERAGED);
+    check(!strcmp(other, name), "the same averages, other raw weights");
+    read_fingerprint(other, path, AUTOENCODER_RAW);
+    check(strcmp(other, name), "raw weights have another name");
+    for (int i = 0; i < 4; i++) {
+        copy_file(path, copy, "", changed[i], 1 + ldexp(1, -22));
+        read_fingerprint(other, copy, AUTOENCODER_AVERAGED);
+        check(strcmp(other, name), changed[i]);
+    }
+    char half[TEMPORARY_PATH];
+    autoencoder_export(path, temporary_path(half, "half"), ST_F16);
+    copy_file(half, copy, "", "decoder.conv_out.bias", 1.01);
+    read_fingerprint(other, copy, AUTOENCODER_AVERAGED);
+    check(strcmp(other, name), "values in F16 that were changed");
+    tokenizer_free(&t);
+    temporary_end();
+}
+
+// In a child: what a user may try with the files of test_refusals.
+static void use_wrong(const char* what) {
+    static autoencoder_t a;
+    char path[TEMPORARY_PATH], out[TEMPORARY_PATH];
+    safetensors_t f;
+    if (!strcmp(what, "resume")) checkpoint_open(&f, temporary_path(path, "exported"));
+    if (!strcmp(what, "raw")) autoencoder_open(&a, temporary_path(path, "exported"), AUTOENCODER_RAW, 1, 1, 1);
+    if (!strcmp(what, "export")) {
+        autoencoder_export(temporary_path(path, "huge"), temporary_path(out, "half"), ST_F16);
+    }
+    autoencoder_open(&a, temporary_path(path, what), AUTOENCODER_AVERAGED, 1, 0, 1);
+}
+
+static void test_refusals(void) {
+    static const char* const asked[][3] = {
+        {"foreign", "foreign: not a tokenizer checkpoint", "give a file that train_tokenizer wrote"},
+        {"no_tensor", "no_tensor: the tensors do not fit", "1 missing (encoder.blocks.1.attn.qkv.weight)"},
+        {"no_mean", "no_mean: tensor latent.mean is missing", "the file is damaged"},
+        {"resume", "exported was written by -export", "stage2.safetensors in the -out of its run"},
+        {"raw", "exported was written by -export", "give the checkpoint that it was made from"},
+        {"export", "huge: a value of decoder.conv_in.weight is beyond F16", "give -export_type f32"}};
+    static tokenizer_t t;
+    char path[TEMPORARY_PATH], exported[TEMPORARY_PATH], other[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, "2", "0", "1", path);
+    autoencoder_export(path, temporary_path(exported, "exported"), ST_F32);
+    copy_file(exported, temporary_path(other, "no_tensor"), "encoder.blocks.1.attn.qkv.weight", "", 1);
+    copy_file(exported, temporary_path(other, "no_mean"), "latent.mean", "", 1);
+    copy_file(path, temporary_path(other, "huge"), "", "ema.0.decoder.conv_in.weight", 1e9);
+    st_writer_t w;
+    safetensors_writer_init(&w);
+    safetensors_writer_begin(&w, temporary_path(other, "foreign"));
+    safetensors_writer_finish_or_die(&w);
+    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
+        check(temporary_run_child(use_wrong, asked[i][0]) == 1, asked[i][0]);
+        char* said = temporary_read("stderr", NULL);
+        for (int k = 1; k < 3; k++) check(said && strstr(said, asked[i][k]) != NULL, asked[i][k]);
+        free(said);
+    }
+    check(access(temporary_path(other, "half"), F_OK) != 0, "a refused export leaves no file");
+    check(temporary_run_child(use_wrong, "exported") == 0, "the right file is taken");
+    tokenizer_free(&t);
+    temporary_end();
+}
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    if (test_case("stage 1, average 0")) { test_use("1", "0", "1", 1); test_end_case(); }
+    if (test_case("stage 2, average 0")) { test_use("2", "0", "1", 1); test_end_case(); }
+    if (test_case("stage 2, average 1, not folded")) { test_use("2", "1", "0", 1); test_end_case(); }
+    if (test_case("stage 2, raw")) { test_use("2", "0", "1", 0); test_end_case(); }
+    if (test_case("stage 3, average 1")) { test_use("3", "1", "1", 1); test_end_case(); }
+    if (test_case("fewer images than planned")) { test_part(); test_end_case(); }
+    if (test_case("either half alone")) { test_halves(); test_end_case(); }
+    if (test_case("exported F32, stage 2")) { test_export("2", ST_F32); test_end_case(); }
+    if (test_case("exported F32, stage 3")) { test_export("3", ST_F32); test_end_case(); }
+    if (test_case("exported F16, stage 2")) { test_export("2", ST_F16); test_end_case(); }
+    if (test_case("fingerprint")) { test_fingerprint(); test_end_case(); }
+    if (test_case("refusals")) { test_refusals(); test_end_case(); }
+    return test_finish();
+}
