@@ -1,0 +1,460 @@
+// sample.cu: draws images with a LightningDiT and the tokenizer whose latents it was trained on.
+//
+//     make sample && ./sample -class 7                 the trained miniature in this repository, at once
+//     ./sample -class 3,7 -n 16 -steps 50 -cfg 2       a PNG with one class a row
+//     ./sample -preset imagenet -dit DIT -tokenizer TOKENIZER -class 207
+//     ./sample -preset imagenet ... -class random -n 50000 -npz samples.npz     for ADM's evaluator
+//
+// Image j of a class is drawn from noise that the seed and j determine: the same whatever else is drawn, in whatever
+// batch and by however many processes. With -class random or balanced, -n images are numbered through.
+// On several GPUs, one process each (torchrun, srun, mpirun), an .npz and single PNGs are shared among all.
+//
+// Reading order here: flags; what is to be drawn; the three kinds of output; main. Look next at common/dit_sampler.h.
+#include <unistd.h>
+
+// defines: cli_t, cli_flag_t, cli_parse
+#include "common/cli.h"
+// defines: clock_seconds, clock_duration
+#include "common/clock.h"
+// defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_any
+#include "common/comm.h"
+// defines: dit_describe, dit_read_weights
+#include "common/dit_checkpoint.h"
+// defines: dit_sampler_t, dit_sampler_open, dit_sampler_draw
+#include "common/dit_sampler.h"
+// defines: make_folder
+#include "common/folder.h"
+// defines: image_grid, image_write_png
+#include "common/image.h"
+// defines: imagenet_classes, fashion_mnist_classes
+#include "common/imagenet_classes.h"
+// defines: npz_writer_t
+#include "common/npz.h"
+
+typedef struct {
+    const char *preset, *dit, *tokenizer, *classes, *out, *images, *npz;
+    int n, solver, steps, cfg_channels, batch, raw, block, time_limit;
+    double cfg, cfg_start, shift;
+    size_t seed;
+} sample_options_t;
+
+typedef struct {
+    sample_options_t options;
+    cli_t cli;
+    comm_t comm;
+    stream_t stream;
+    params_t params;
+    lightningdit_t net;
+    plan_t plan, work;
+    autoencoder_t tokenizer;
+    dit_sampler_t sampler;
+    floatS *mean, *std;   // (C)
+    // what is to be drawn
+    int* rows;            // [row_count] classes with a row each; NULL: classes are drawn for each image
+    int row_count;
+    size_t total;         // images
+    // progress
+    size_t drawn, mine;   // images of this process
+    double start, said;
+} sample_t;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Flags
+
+static const cli_setting_t sample_preset_mini[] = {{"dit", "miniature/dit.safetensors"},
+    {"tokenizer", "miniature/tokenizer.safetensors"}, {"cfg", "2"}, {"shift", "1"}, {NULL, NULL}};
+static const cli_setting_t sample_preset_imagenet[] = {{"dit", "runs/dit_imagenet/dit.safetensors"},
+    {"tokenizer", "runs/imagenet/stage3.safetensors"}, {NULL, NULL}};
+static const cli_setting_t sample_preset_paper[] = {{"dit", "runs/dit_imagenet/dit.safetensors"},
+    {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"steps", "250"}, {"cfg", "10"}, {"cfg_channels", "3"},
+    {"cfg_start", "0.11"}, {"class", "random"}, {"n", "50000"}, {"npz", "samples.npz"}, {NULL, NULL}};
+
+static const cli_preset_t presets[] = {
+    {"mini", "the trained miniature that comes with this repository (Fashion-MNIST, 32 pixels)", sample_preset_mini},
+    {"imagenet", "LightningDiT-XL/1 on ImageNet, as train_dit -preset imagenet leaves it", sample_preset_imagenet},
+    {"paper", "its 50,000 images for FID, as LightningDiT and the paper draw them", sample_preset_paper},
+};
+
+static int make_flags(sample_options_t* o, cli_flag_t* out) {
+    const cli_flag_t flags[] = {
+        {"What to draw", "preset", CLI_PRESET, &o->preset, "mini", NULL,
+         "sets the flags listed at the end, unless they are given", CLI_NOT_SAVED},
+        {NULL, "class", CLI_STRING, &o->classes, "all", NULL,
+         "a class, several with commas, or all: one row each; random or balanced: -n images in all", CLI_SAVED},
+        {NULL, "n", CLI_INT, &o->n, "8", "[1, 100000000]", "images of each class, or in all", CLI_SAVED},
+        {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "seed of the noise", CLI_SAVED},
+        {"Models", "dit", CLI_STRING, &o->dit, "", NULL,
+         "weights: a checkpoint of train_dit, an exported one, or any safetensors file with LightningDiT's names",
+         CLI_SAVED},
+        {NULL, "tokenizer", CLI_STRING, &o->tokenizer, "", NULL, "checkpoint of train_tokenizer, or an exported one",
+         CLI_SAVED},
+        {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "the DiT's raw weights instead of their average", CLI_SAVED},
+        {"How", "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
+         "points of the time grid: one step less, as LightningDiT counts", CLI_SAVED},
+        {NULL, "solver", CLI_CHOICE, &o->solver, "euler", "euler|midpoint|heun|heun3|rk4|dopri5",
+         "dopri5 chooses its own steps", CLI_SAVED},
+        {NULL, "shift", CLI_NUMBER, &o->shift, "0.3", "[0, inf)",
+         "time shift: below 1, more steps near the noise; 0: none", CLI_SAVED},
+        {NULL, "cfg", CLI_NUMBER, &o->cfg, "4", "[0, inf)", "guidance scale; 1 or less: none", CLI_SAVED},
+        {NULL, "cfg_channels", CLI_INT, &o->cfg_channels, "0", "[0, 1024]",
+         "guided channels, the first so many; 0: all; 3: LightningDiT's and the paper's form", CLI_SAVED},
+        {NULL, "cfg_start", CLI_NUMBER, &o->cfg_start, "0", "[0, 1]", "time from which guidance acts (1 is data)",
+         CLI_SAVED},
+        {"Output", "out", CLI_STRING, &o->out, "samples.png", NULL, "the picture, one class a row", CLI_NOT_SAVED},
+        {NULL, "images", CLI_STRING, &o->images, "", NULL, "a folder for single PNGs instead", CLI_NOT_SAVED},
+        {NULL, "npz", CLI_STRING, &o->npz, "", NULL,
+         "an .npz file instead (arr_0, uint8), what ADM's evaluator reads; the same command again goes on",
+         CLI_NOT_SAVED},
+        {NULL, "block", CLI_INT, &o->block, "500", "[1, 100000]", ".npz: images between two savings", CLI_NOT_SAVED},
+        {"Machine", "batch", CLI_INT, &o->batch, "32", "[1, 4096]",
+         "images drawn at once on a GPU; a CPU draws them one by one", CLI_NOT_SAVED},
+        {NULL, "time_limit", CLI_INT, &o->time_limit, "86400", "[1, inf)",
+         "several processes: seconds to wait for one another before giving up", CLI_NOT_SAVED},
+    };
+    memcpy(out, flags, sizeof flags);
+    return (int)(sizeof flags / sizeof flags[0]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What is to be drawn
+
+// The name of a class of a model with `classes` classes, or "".
+static const char* class_name(const sample_t* r, int classes, int label) {
+    if (classes == 1000) return imagenet_classes[label];
+    if (classes == 10 && (!r->tokenizer.data || strcmp(r->tokenizer.data, "shapes"))) return fashion_mnist_classes[label];
+    return "";
+}
+
+// Ends the program: says what the class is elsewhere, what would be needed for it, and what can be drawn.
+__attribute__((noreturn)) static void no_such_class(const sample_t* r, long label) {
+    int classes = r->net.config.classes;
+    char hint[400] = "";
+    if (classes != 1000 && label >= 0 && label < 1000) {
+        snprintf(hint, sizeof hint, " In ImageNet, %ld is \"%s\": for that, give a DiT trained on ImageNet and its tokenizer "
+                 "(-preset imagenet -dit FILE -tokenizer FILE; train_dit makes one).", label, imagenet_classes[label]);
+    }
+    fatal("-class %ld: the model in %s has %d classes.%s It draws 0 to %d%s%s%s%s", label, r->options.dit, classes, hint,
+          classes - 1, class_name(r, classes, 0)[0] ? ", from " : "", class_name(r, classes, 0),
+          class_name(r, classes, 0)[0] ? " to " : "", class_name(r, classes, classes - 1));
+}
+
+// -class. Sets rows, or leaves them NULL where each image has its own class.
+static void choose_classes(sample_t* r) {
+    const sample_options_t* o = &r->options;
+    int classes = r->net.config.classes;
+    int each = !strcmp(o->classes, "random") || !strcmp(o->classes, "balanced");
+    r->total = (size_t)o->n;
+    if (each) return;
+    if (!strcmp(o->classes, "all")) {
+        r->row_count = classes;
+        r->rows = (int*)malloc_check(classes * sizeof(int), "classes");
+        for (int i = 0; i < classes; i++) r->rows[i] = i;
+    } else {
+        r->rows = (int*)malloc_check((strlen(o->classes) + 1) * sizeof(int), "classes");
+        for (const char* at = o->classes;; at++) {
+            char* end;
+            long label = strtol(at, &end, 10);
+            if (end == at || (*end && *end != ',')) {
+                fatal("-class %s: want a number, several with commas, all, random, or balanced", o->classes);
+            }
+            if (label < 0 || label >= classes) no_such_class(r, label);
+            r->rows[r->row_count++] = (int)label;
+            at = end;
+            if (!*at) break;
+        }
+    }
+    r->total *= (size_t)r->row_count;
+}
+
+// Number and class of image k of all.
+static void image_of(const sample_t* r, size_t k, uint64_t* number, int* label) {
+    const sample_options_t* o = &r->options;
+    int classes = r->net.config.classes;
+    *number = r->rows ? k % (size_t)o->n : k;
+    if (r->rows) *label = r->rows[k / (size_t)o->n];
+    else if (!strcmp(o->classes, "balanced")) *label = (int)(k % (size_t)classes);
+    else *label = (int)random_below(o->seed, RANDOM_LABELS, 0, k, (uint32_t)classes);
+}
+
+static void print_classes(const sample_t* r) {
+    for (int i = 0; r->rows && i < r->row_count && i < 20; i++) {
+        printf("%s %d %s\n", i ? "              " : "classes       ", r->rows[i],
+               class_name(r, r->net.config.classes, r->rows[i]));
+    }
+    if (r->row_count > 20) printf("               and %d more\n", r->row_count - 20);
+    if (!r->rows) printf("classes        %s of %d\n", r->options.classes, r->net.config.classes);
+}
+
+static void print_method(const sample_t* r) {
+    const sample_options_t* o = &r->options;
+    const flow_guidance_t* g = &r->sampler.network.guidance;
+    int evaluations = flow_evaluations(&r->sampler.sampler, g);
+    printf("sampler        %s", flow_methods[o->solver].name);
+    if (!evaluations) printf(", each image with its own steps\n");
+    else printf(", %d times, shift %g: %d evaluations of the network an image\n", o->steps, o->shift, evaluations);
+    if (g->w > 1) {
+        printf("guidance       %g on the first %d of %d channels, from t = %g on\n", g->w, g->channels, r->net.config.C,
+               g->start);
+    } else {
+        printf("guidance       none\n");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Drawing
+
+// Called by the solver after each step: a line every few seconds.
+static void progress(void* run, int step, int steps, double t) {
+    sample_t* r = (sample_t*)run;
+    double now = clock_seconds();
+    if (now - r->said < 5) return;
+    r->said = now;
+    double part = (double)r->drawn + (steps > 0 ? (double)step / steps : t) * r->sampler.options.batch;
+    char left[24] = "?";
+    if (part > 0) clock_duration(left, sizeof left, (now - r->start) * ((double)r->mine - part) / part);
+    printf("drawing        %zu of %zu images done, step %d, %s left\n", r->drawn, r->mine, step, left);
+    fflush(stdout);
+}
+
+// Images [first, first + count) of all.
+static void draw(sample_t* r, uint8_t* pixels, size_t first, size_t count) {
+    size_t image = autoencoder_image_values(&r->tokenizer), batch = (size_t)r->sampler.options.batch;
+    uint64_t* numbers = (uint64_t*)malloc_check(batch * sizeof(uint64_t), "images");
+    int* labels = (int*)malloc_check(batch * sizeof(int), "labels");
+    for (size_t k = 0; k < count; k += batch) {
+        size_t n = count - k < batch ? count - k : batch;
+        for (size_t i = 0; i < n; i++) image_of(r, first + k + i, &numbers[i], &labels[i]);
+        dit_sampler_draw(&r->sampler, pixels + k * image, numbers, labels, (int)n, r->stream);
+        r->drawn += n;
+    }
+    free(numbers);
+    free(labels);
+}
+
+static void write_picture(const sample_t* r, const char* path, const image_t* picture, const char* classes) {
+    char error[IMAGE_ERROR_SIZE], *settings = cli_to_json(&r->cli);
+    image_text_t texts[4] = {{"Program", "sample (aligntok.c)"}, {"Classes", classes},
+                             {"Tokenizer", r->tokenizer.fingerprint}, {"Settings", settings}};
+    if (!image_write_png(path, picture, texts, 4, error)) fatal("%s; choose another place", error);
+    free(settings);
+}
+
+// One class a row; where each image has its own class, rows of eight.
+static void draw_grid(sample_t* r) {
+    const sample_options_t* o = &r->options;
+    if (!comm_is_first(&r->comm)) return;
+    size_t image = autoencoder_image_values(&r->tokenizer);
+    int columns = r->rows || o->n < 8 ? o->n : 8, rows = (int)((r->total + columns - 1) / columns);
+    if (r->total > 10000) fatal("%zu images do not go into one picture; give -npz FILE or -images FOLDER", r->total);
+    uint8_t* pixels = (uint8_t*)malloc_check((size_t)rows * columns * image, "images");
+    memset(pixels, 255, (size_t)rows * columns * image);
+    r->mine = r->total;
+    draw(r, pixels, 0, r->total);
+    image_t picture = image_grid(pixels, rows, columns, r->tokenizer.H, r->tokenizer.W, r->tokenizer.H < 100 ? 3 : 1);
+    write_picture(r, o->out, &picture, o->classes);
+    printf("wrote          %s: %zu images of %d x %d\n", o->out, r->total, r->tokenizer.W, r->tokenizer.H);
+    image_free(&picture);
+    free(pixels);
+}
+
+// Images [rank, rank + 1, ...) W apart, one PNG each; those that are there are kept.
+static void draw_single(sample_t* r) {
+    const sample_options_t* o = &r->options;
+    size_t image = autoencoder_image_values(&r->tokenizer), W = (size_t)r->comm.size;
+    r->mine = (r->total + W - 1 - r->comm.rank) / W;
+    make_folder(o->images);
+    image_t picture = image_create(r->tokenizer.H, r->tokenizer.W);
+    for (size_t k = (size_t)r->comm.rank; k < r->total; k += W) {
+        char path[1200], text[32];
+        uint64_t number;
+        int label;
+        image_of(r, k, &number, &label);
+        snprintf(path, sizeof path, "%s/%06zu.png", o->images, k);
+        if (!access(path, F_OK)) {
+            r->mine--;
+            continue;
+        }
+        draw(r, picture.pixels, k, 1);
+        snprintf(text, sizeof text, "%d", label);
+        write_picture(r, path, &picture, text);
+    }
+    (void)image;
+    image_free(&picture);
+    comm_any(&r->comm, 0);
+    printf("wrote          %s: %zu images\n", o->images, r->total);
+}
+
+// Block `b` of the images, in a file of its own until all are there.
+static const char* block_path(const sample_t* r, size_t b, char* path, size_t size) {
+    snprintf(path, size, "%s.parts/%06zu", r->options.npz, b);
+    return path;
+}
+
+static int block_is_there(const sample_t* r, size_t b, size_t bytes) {
+    char path[1200];
+    FILE* f = fopen(block_path(r, b, path, sizeof path), "rb");
+    if (!f) return 0;
+    fseek(f, 0, SEEK_END);
+    long size = ftell(f);
+    fclose(f);
+    return size >= 0 && (size_t)size == bytes;
+}
+
+static void block_write(const sample_t* r, size_t b, const uint8_t* pixels, size_t bytes) {
+    char path[1200], temporary[1300];
+    block_path(r, b, path, sizeof path);
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    FILE* f = fopen(temporary, "wb");
+    if (!f || fwrite(pixels, 1, bytes, f) != bytes || fclose(f) || rename(temporary, path)) {
+        fatal("cannot write %s; make room, and give the same command again: it goes on from here", path);
+    }
+}
+
+static void blocks_join(sample_t* r, size_t blocks) {
+    size_t image = autoencoder_image_values(&r->tokenizer), per = (size_t)r->options.block;
+    uint8_t* pixels = (uint8_t*)malloc_check(image, "an image");
+    npz_writer_t npz;
+    char path[1200];
+    npz_begin(&npz, r->options.npz, r->total, r->tokenizer.H, r->tokenizer.W);
+    for (size_t b = 0; b < blocks; b++) {
+        size_t count = r->total - b * per < per ? r->total - b * per : per;
+        FILE* f = fopen(block_path(r, b, path, sizeof path), "rb");
+        for (size_t i = 0; i < count; i++) {
+            if (!f || fread(pixels, 1, image, f) != image) fatal("cannot read %s; remove it and draw again", path);
+            npz_image(&npz, pixels);
+        }
+        fclose(f);
+    }
+    npz_end(&npz);
+    for (size_t b = 0; b < blocks; b++) remove(block_path(r, b, path, sizeof path));
+    snprintf(path, sizeof path, "%s.parts/settings.json", r->options.npz);
+    remove(path);
+    snprintf(path, sizeof path, "%s.parts", r->options.npz);
+    rmdir(path);
+    free(pixels);
+}
+
+// Blocks left by a command with other settings are of other images.
+static void blocks_check(const sample_t* r) {
+    char path[1200], saved[8192] = "", *settings = cli_to_json(&r->cli);
+    snprintf(path, sizeof path, "%s.parts", r->options.npz);
+    make_folder(path);
+    snprintf(path, sizeof path, "%s.parts/settings.json", r->options.npz);
+    FILE* f = fopen(path, "rb");
+    if (f) {
+        saved[fread(saved, 1, sizeof saved - 1, f)] = 0;
+        fclose(f);
+        if (strcmp(saved, settings)) {
+            fatal("%s.parts holds images drawn with other settings (settings.json in it); give those, or remove the "
+                  "folder", r->options.npz);
+        }
+    } else if (comm_is_first(&r->comm)) {
+        f = fopen(path, "wb");
+        if (!f || fputs(settings, f) < 0 || fclose(f)) fatal("cannot write %s", path);
+    }
+    free(settings);
+}
+
+static void draw_npz(sample_t* r) {
+    size_t image = autoencoder_image_values(&r->tokenizer), per = (size_t)r->options.block;
+    size_t blocks = (r->total + per - 1) / per;
+    blocks_check(r);
+    comm_any(&r->comm, 0);
+    uint8_t* pixels = (uint8_t*)malloc_check(per * image, "a block of images");
+    for (int counting = 1; counting >= 0; counting--) { // first how much there is to do, for the time left
+        for (size_t b = (size_t)r->comm.rank; b < blocks; b += (size_t)r->comm.size) {
+            size_t count = r->total - b * per < per ? r->total - b * per : per;
+            if (block_is_there(r, b, count * image)) continue;
+            if (counting) {
+                r->mine += count;
+                continue;
+            }
+            draw(r, pixels, b * per, count);
+            block_write(r, b, pixels, count * image);
+        }
+    }
+    free(pixels);
+    comm_any(&r->comm, 0);
+    if (comm_is_first(&r->comm)) blocks_join(r, blocks);
+    printf("wrote          %s: arr_0, uint8 (%zu, %d, %d, 3)\n", r->options.npz, r->total, r->tokenizer.H,
+           r->tokenizer.W);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+static void need_file(const sample_t* r, const char* flag, const char* path) {
+    if (path[0] && !access(path, R_OK)) return;
+    fatal("-%s %s: there is no such file. Give one, or leave -preset out: the miniature comes with this repository and "
+          "draws at once (./sample -class 7)%s", flag, path[0] ? path : "(empty)",
+          !strcmp(r->options.preset, "mini") ? ". It is missing here: run in the folder of the repository" : "");
+}
+
+static void open_models(sample_t* r) {
+    const sample_options_t* o = &r->options;
+    need_file(r, "dit", o->dit);
+    need_file(r, "tokenizer", o->tokenizer);
+    safetensors_t file;
+    safetensors_open_or_die(&file, o->dit);
+    r->net.config = dit_describe(&file, o->dit, o->raw);
+    lightningdit_register(&r->net, &r->params.table, "");
+    int C = r->net.config.C, batch = dit_sampler_batch(o->batch);
+    dit_sampler_options_t s = {(flow_solver_t)o->solver, o->steps, o->shift, {o->cfg, o->cfg_start, o->cfg_channels},
+                               o->batch, o->seed};
+    lightningdit_plan(&r->net, &r->plan, dit_sampler_pass(o->batch, &s.guidance), 0);
+    lightningdit_plan_work(&r->net, &r->work);
+    autoencoder_open(&r->tokenizer, o->tokenizer, AUTOENCODER_AVERAGED, batch, 0, 1);
+    choose_classes(r);
+    const char* made_by = safetensors_metadata(&file, "tokenizer");
+    if (made_by && made_by[0] && strcmp(made_by, r->tokenizer.fingerprint)) {
+        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; give the "
+              "tokenizer that made the latents with -tokenizer", o->dit, made_by, o->tokenizer, r->tokenizer.fingerprint);
+    }
+    r->mean = (floatS*)malloc_check(2 * C * sizeof(floatS), "latent statistics");
+    r->std = r->mean + C;
+    if (safetensors_find(&file, "latent.mean")) {
+        checkpoint_read_vector(&file, o->dit, "latent.mean", r->mean, C);
+        checkpoint_read_vector(&file, o->dit, "latent.std", r->std, C);
+    } else {
+        warn("%s has no latent statistics; those of the tokenizer's checkpoint are taken", o->dit);
+        if (r->tokenizer.z == C) memcpy(r->mean, r->tokenizer.mean, 2 * C * sizeof(floatS));
+    }
+    params_allocate(&r->params, r->params.table.total, 0, "LightningDiT's weights");
+    plan_allocate(&r->plan, "activations");
+    plan_allocate(&r->work, "working memory");
+    dit_read_weights(&file, o->dit, &r->params, o->raw);
+    lightningdit_set_tables(&r->net, &r->params);
+    dit_sampler_open(&r->sampler, &r->net, &r->params, &r->tokenizer, r->mean, r->std, s);
+    r->sampler.sampler.progress = progress;
+    r->sampler.sampler.progress_context = r;
+    safetensors_close(&file);
+}
+
+int main(int argc, char** argv) {
+    static sample_t r;
+    static cli_flag_t flags[32];
+    sample_options_t* o = &r.options;
+    int n = make_flags(o, flags);
+    cli_init(&r.cli, "./sample", "Draws images of a class with LightningDiT.", flags, n, presets,
+             sizeof presets / sizeof presets[0]);
+    cli_parse(&r.cli, argc, argv);
+    if (o->npz[0] && o->images[0]) fatal("-npz and -images: give one of them");
+    r.comm.time_limit = o->time_limit;
+    comm_open(&r.comm);
+    if (!comm_is_first(&r.comm) && !freopen("/dev/null", "w", stdout)) warn("this rank's output is not silenced");
+    r.stream = device_open(r.comm.local_rank);
+    comm_attach(&r.comm, r.stream);
+    open_models(&r);
+    printf("model          %s (%s), tokenizer %s (%s)\n", o->dit, r.net.config.id, o->tokenizer, r.tokenizer.fingerprint);
+    print_classes(&r);
+    print_method(&r);
+    r.start = r.said = clock_seconds();
+    if (o->npz[0]) draw_npz(&r);
+    else if (o->images[0]) draw_single(&r);
+    else draw_grid(&r);
+    char took[24];
+    clock_duration(took, sizeof took, clock_seconds() - r.start);
+    printf("took           %s, %.2f images/s\n", took, (double)r.drawn / (clock_seconds() - r.start));
+    comm_close(&r.comm);
+    device_close(r.stream);
+    return 0;
+}
