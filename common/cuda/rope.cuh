@@ -25,7 +25,7 @@
 #include "common/cuda/rows.cuh"
 
 constexpr int ROPE_WARPS = 8;      // of a block
-constexpr int ROPE_BLOCKS = 4;     // a multiprocessor, in the backward with gradients of weights
+constexpr int ROPE_BLOCKS = 4;     // that a multiprocessor holds of the backward: half for queries, half for keys
 constexpr int ROPE_HEAD_MAX = 256; // values: 32 lanes with four pairs each
 
 // A lane owns `units` accesses of N values: one of 16 bytes, or up to four pairs.
@@ -206,6 +206,7 @@ __device__ static inline void rope_write_part(float* part,                      
 
 // A group of lanes takes a head vector and then every (groups of the grid)-th.
 template <int N>
+__launch_bounds__(ROPE_WARPS * WARP, N == PACKED ? ROPE_BLOCKS : 1)
 __global__ static void qknorm_rope_backward_kernel(floatX* dqkv,           // (B, T, 3, NH, HS) in place
                                                    float* parts,           // (gridDim.x, 2, HS) or NULL
                                                    const floatX* raw,      // (B, T, 2, NH, HS) or NULL
@@ -216,7 +217,11 @@ __global__ static void qknorm_rope_backward_kernel(floatX* dqkv,           // (B
                                                    unsigned heads, int T, int NH, int HS) {
     rope_place_t p = rope_place<N>(HS);
     const floatX* weight = blockIdx.y ? k_weight : q_weight;
-    float sum[rope_units<N>][N] = {};
+    float sum[rope_units<N>][N] = {}, w[rope_units<N>][N] = {};
+    UNROLL for (int i = 0; i < rope_units<N>; i++) {
+        int c = rope_column<N>(p, i, HS);
+        if (raw && c < HS) rope_load<N>(w[i], weight + c);
+    }
     unsigned begin = (blockIdx.x * ROPE_WARPS + threadIdx.x / WARP) * p.per_warp;
     unsigned step = gridDim.x * ROPE_WARPS * p.per_warp;
     for (unsigned from = begin; from < heads; from += step) { // the same for all of a warp
@@ -224,15 +229,12 @@ __global__ static void qknorm_rope_backward_kernel(floatX* dqkv,           // (B
         bool mine = head < heads && p.lane < p.lanes;
         unsigned row = mine ? head / NH : 0, at = mine ? head % NH : 0;
         size_t place = (size_t)row * 3 * NH + blockIdx.y * NH + at, kept = (size_t)row * 2 * NH + blockIdx.y * NH + at;
-        float d[rope_units<N>][N], z[rope_units<N>][N], w[rope_units<N>][N], along = 0;
+        float d[rope_units<N>][N], z[rope_units<N>][N], along = 0;
         UNROLL for (int i = 0; i < rope_units<N>; i++) {
             int c = rope_column<N>(p, i, HS);
             if (!mine || c >= HS) continue;
             rope_load<N>(d[i], dqkv + place * HS + c);
-            if (raw) {
-                rope_load<N>(z[i], raw + kept * HS + c);
-                rope_load<N>(w[i], weight + c);
-            }
+            if (raw) rope_load<N>(z[i], raw + kept * HS + c);
             rope_turn<N>(d[i], rope + (size_t)(row % T) * HS + c, -1);
             for (int k = 0; raw && k < N; k++) along += d[i][k] * w[i][k] * z[i][k];
         }
@@ -255,7 +257,7 @@ template <int N>
 static inline void rope_launch_backward(floatX* dqkv, floatS* dq_weight, floatS* dk_weight, const floatX* raw,
                                         const floatS* rstd, const floatX* q_weight, const floatX* k_weight,
                                         const floatS* rope, size_t heads, int T, int NH, int HS, stream_t s) {
-    unsigned blocks = rope_blocks<N>(heads, HS), machine = ROPE_BLOCKS * s->multiprocessors;
+    unsigned blocks = rope_blocks<N>(heads, HS), machine = ROPE_BLOCKS / 2 * s->multiprocessors;
     float* parts = NULL;
     size_t shared_bytes = 0;
     if (raw && (dq_weight || dk_weight)) {
