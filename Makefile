@@ -68,7 +68,7 @@ NVCC_FLAGS = -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,
 NVCC_LIBS = -lcublasLt $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
 
 HEADERS  := $(wildcard common/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
-PROGRAMS := train_tokenizer eval
+PROGRAMS := train_tokenizer train_dit sample eval
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 KERNELS  := $(patsubst tests/kernels_%.cu,%,$(wildcard tests/kernels_*.cu))
 EMU_TESTS := $(foreach k,$(KERNELS),build/emu/kernels_$(k)_bf16 build/emu/kernels_$(k)_fp32) \
@@ -184,7 +184,7 @@ deps:
 test: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) run_tests
 run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain) $(EMU_TESTS) build/emu/train_tokenizer build/emu_fp32/train_tokenizer \
-           build/double/train_tokenizer
+           build/double/train_tokenizer build/double/sample
 	@sh tests/run.sh $(BUILD)
 
 sanitize: deps

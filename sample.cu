@@ -121,7 +121,7 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
 // The name of a class of a model with `classes` classes, or "".
 static const char* class_name(const sample_t* r, int classes, int label) {
     if (classes == 1000) return imagenet_classes[label];
-    if (classes == 10 && (!r->tokenizer.data || strcmp(r->tokenizer.data, "shapes"))) return fashion_mnist_classes[label];
+    if (classes == 10 && strcmp(r->tokenizer.data, "shapes")) return fashion_mnist_classes[label];
     return "";
 }
 
@@ -130,8 +130,9 @@ __attribute__((noreturn)) static void no_such_class(const sample_t* r, long labe
     int classes = r->net.config.classes;
     char hint[400] = "";
     if (classes != 1000 && label >= 0 && label < 1000) {
-        snprintf(hint, sizeof hint, " In ImageNet, %ld is \"%s\": for that, give a DiT trained on ImageNet and its tokenizer "
-                 "(-preset imagenet -dit FILE -tokenizer FILE; train_dit makes one).", label, imagenet_classes[label]);
+        snprintf(hint, sizeof hint,
+                 " In ImageNet, %ld is \"%s\": for that, give a DiT trained on ImageNet and its tokenizer (-preset "
+                 "imagenet -dit FILE -tokenizer FILE; train_dit makes one).", label, imagenet_classes[label]);
     }
     fatal("-class %ld: the model in %s has %d classes.%s It draws 0 to %d%s%s%s%s", label, r->options.dit, classes, hint,
           classes - 1, class_name(r, classes, 0)[0] ? ", from " : "", class_name(r, classes, 0),
@@ -406,8 +407,9 @@ static void open_models(sample_t* r) {
     choose_classes(r);
     const char* made_by = safetensors_metadata(&file, "tokenizer");
     if (made_by && made_by[0] && strcmp(made_by, r->tokenizer.fingerprint)) {
-        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; give the "
-              "tokenizer that made the latents with -tokenizer", o->dit, made_by, o->tokenizer, r->tokenizer.fingerprint);
+        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; give "
+              "the tokenizer that made the latents with -tokenizer",
+              o->dit, made_by, o->tokenizer, r->tokenizer.fingerprint);
     }
     r->mean = (floatS*)malloc_check(2 * C * sizeof(floatS), "latent statistics");
     r->std = r->mean + C;
@@ -444,7 +446,8 @@ int main(int argc, char** argv) {
     r.stream = device_open(r.comm.local_rank);
     comm_attach(&r.comm, r.stream);
     open_models(&r);
-    printf("model          %s (%s), tokenizer %s (%s)\n", o->dit, r.net.config.id, o->tokenizer, r.tokenizer.fingerprint);
+    printf("model          %s (%s), tokenizer %s (%s)\n", o->dit, r.net.config.id, o->tokenizer,
+           r.tokenizer.fingerprint);
     print_classes(&r);
     print_method(&r);
     r.start = r.said = clock_seconds();

@@ -5,10 +5,11 @@
 //     AdamW; an exponential average of the weights, which is what is sampled from
 //
 // The latents, times and labels of a batch come from common/latent_loader.h, which also draws the times and drops
-// labels. The noise is made on the device: a function of (seed, step, place in the global batch), as all that is random.
+// labels. The noise is made on the device: a function of (seed, step, place in the global batch), like all that is
+// random.
 //
-// dit_gradients computes, dit_read brings losses and the gradient's norm to the host, dit_update takes the step or, told
-// to skip, leaves all as it was. Nothing in dit_gradients and dit_update allocates or waits.
+// dit_gradients computes, dit_read brings losses and the gradient's norm to the host, dit_update takes the step; a step
+// that is to be skipped leaves it out. Nothing in dit_gradients and dit_update allocates or waits.
 //
 // The output layer starts at zero, so in the first step v = 0 everywhere, where the cosine's gradient is 1e8 times a
 // unit vector: spec and reference agree, and the published loss curve contains it. Clipping by the norm removes it.

@@ -172,7 +172,7 @@ lightningdit_config_t dit_describe(const safetensors_t* f, const char* path, int
         c.no_shift = ada->shape[0] == 4 * (size_t)D;
         return c;
     }
-    fatal("%s holds %d blocks of width %d with patches of %d: none of the sizes that this program knows (-h lists them)",
+    fatal("%s holds %d blocks of width %d with patches of %d: none of the sizes known here (-h lists them)",
           path, depth, D, P);
 }
 

@@ -68,8 +68,8 @@ void dit_sampler_open(dit_sampler_t* d, lightningdit_t* net, const params_t* par
     memset(d, 0, sizeof *d);
     int C = net->config.C, side = net->config.side;
     if (tokenizer->z != C || tokenizer->GH != side) {
-        fatal("the tokenizer makes latents of %d x %d with %d channels, the DiT was trained on %d x %d with %d; give the "
-              "tokenizer that made its latents", tokenizer->GH, tokenizer->GW, tokenizer->z, side, side, C);
+        fatal("the tokenizer makes latents of %d x %d with %d channels, the DiT was trained on %d x %d with %d; give "
+              "the tokenizer that made its latents", tokenizer->GH, tokenizer->GW, tokenizer->z, side, side, C);
     }
     options.batch = dit_sampler_batch(options.batch);
     if (options.guidance.channels == 0) options.guidance.channels = C;

@@ -1,4 +1,4 @@
-// run.h: what both training programs need around their loop: being asked to stop, resuming, and saying what a run costs.
+// run.h: what both training programs need around their loop: being asked to stop, resuming, saying what a run costs.
 //
 // Look next at train_tokenizer.cu and train_dit.cu.
 #pragma once
@@ -56,8 +56,8 @@ static inline void run_check_config(const cli_t* cli, const char* config, const 
     int n = cli_differences(cli, config, &differences, error, sizeof error);
     if (n < 0) fatal("%s: metadata field \"config\": %s", path, error);
     if (n > 0 && !change) {
-        fatal("%s was made with other settings:\n%sgive the same flags to resume it, -change 1 to resume it with these, "
-              "-restart 1 to begin again, or another folder with -out", path, differences.text);
+        fatal("%s was made with other settings:\n%sgive the same flags to resume it, -change 1 to resume it with "
+              "these, -restart 1 to begin again, or another folder with -out", path, differences.text);
     }
     if (n > 0) printf("changed since the checkpoint:\n%s", differences.text);
     json_text_free(&differences);
