@@ -32,7 +32,9 @@ static tokenizer_config_t make_config(const char* stage, const char* ema, const 
     for (int i = 0; i < WORDS; i++) argv[i] = (char*)words[i];
     options_parse(&options, &cli, WORDS, argv);
     *json = cli_to_json(&cli);
-    return options_tokenizer(&options, 1);
+    tokenizer_config_t config = options_tokenizer(&options, 1);
+    cli_free(&cli);
+    return config;
 }
 
 // Saves a random tokenizer, whose averages are random too, as "checkpoint".
