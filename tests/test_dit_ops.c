@@ -326,7 +326,7 @@ int main(int argc, char** argv) {
     test_rope("QK-norm and rotary embedding", 3, 13, 2, 12, 1, 1e-6);
     test_rope("QK-norm and rotary embedding, heads of 72", 2, 17, 2, 72, 1, 1e-6);
     test_rope("QK-norm and rotary embedding, one pair, large eps", 1, 3, 1, 2, 1, 0.3);
-    test_gate("silu", 1009, 0);
+    test_gate("silu", 20011, 0);
     test_gate("silu, one value", 1, 0);
     test_silu_far();
     test_gate("swiglu", 37, 24);

@@ -27,6 +27,7 @@
 // z <- z rstd weight; returns rstd.
 static inline floatS qknorm_head(floatX* z, const floatX* weight, int HS, double eps) { // (HS), (HS)
     floatS squares = 0;
+    #pragma omp simd reduction(+ : squares)
     for (int c = 0; c < HS; c++) squares += z[c] * z[c];
     floatS rstd = 1 / xsqrt(squares / HS + (floatS)eps);
     for (int c = 0; c < HS; c++) z[c] = z[c] * rstd * weight[c];
@@ -40,6 +41,7 @@ static inline void qknorm_head_backward(floatX* d,            // (HS) in place
                                         const floatX* weight, // (HS)
                                         floatS rstd, int HS) {
     floatS sum = 0;
+    #pragma omp simd reduction(+ : sum)
     for (int c = 0; c < HS; c++) sum += d[c] * weight[c] * z[c];
     floatS along = rstd * rstd * (sum / HS);
     for (int c = 0; c < HS; c++) {

@@ -20,16 +20,28 @@ static inline floatX silu_slope(floatX a) {
     return s * (1 + a * (1 - s));
 }
 
+// Threads share pieces of this many values.
+enum { SILU_PIECE = 8192 };
+static inline size_t silu_piece_end(size_t first, size_t n) { return n - first < SILU_PIECE ? n : first + SILU_PIECE; }
+
 void silu_forward(floatX* out, const floatX* x, size_t n, stream_t s) { // (n)
     (void)s;
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) out[i] = silu(x[i]);
+    #pragma omp parallel for schedule(static)
+    for (size_t first = 0; first < n; first += SILU_PIECE) {
+        size_t end = silu_piece_end(first, n);
+        #pragma omp simd
+        for (size_t i = first; i < end; i++) out[i] = silu(x[i]);
+    }
 }
 
 void silu_backward(floatX* dx, const floatX* dout, const floatX* x, size_t n, stream_t s) { // (n) dx may be dout
     (void)s;
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) dx[i] = dout[i] * silu_slope(x[i]);
+    #pragma omp parallel for schedule(static)
+    for (size_t first = 0; first < n; first += SILU_PIECE) {
+        size_t end = silu_piece_end(first, n);
+        #pragma omp simd
+        for (size_t i = first; i < end; i++) dx[i] = dout[i] * silu_slope(x[i]);
+    }
 }
 
 void swiglu_forward(floatX* out,     // (N, F)
