@@ -245,7 +245,7 @@ void autoencoder_close(autoencoder_t* a) {
 const floatX* autoencoder_encode(autoencoder_t* a,
                                  const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
                                  int n, stream_t s) {
-    assert(a->encode && n >= 0 && n <= a->batch);
+    assert(a->encode && n > 0 && n <= a->batch);
     size_t values = n * autoencoder_image_values(a);
     a->encoder.B = n;
     a->adapter.N = (size_t)n * a->GH * a->GW;
@@ -261,7 +261,7 @@ const floatX* autoencoder_encode(autoencoder_t* a,
 const floatX* autoencoder_decode(autoencoder_t* a,
                                  const floatX* latent, // (n, GH, GW, z)
                                  int n, stream_t s) {
-    assert(a->decode && n >= 0 && n <= a->batch);
+    assert(a->decode && n > 0 && n <= a->batch);
     a->decoder.B = a->decoder.stack.B = n;
     decoder_forward(&a->decoder, &a->params, latent, s);
     return a->decoder.out;

@@ -12,7 +12,8 @@
 //
 // A file is written under a temporary name, flushed, then renamed: whatever happens, the last good one stays. A file
 // that is torn, foreign, of another stage or configuration is refused with a message that names the field.
-// Look next at common/safetensors.h (the format) and train_tokenizer.cu (when it is written and read).
+// Look next at common/safetensors.h (the format), train_tokenizer.cu (when it is written and read) and
+// common/autoencoder.h (the tokenizer in it put to use).
 #pragma once
 // defines: checkpoint_section_t, checkpoint_declare_section, checkpoint_write_section, checkpoint_read_section
 #include "common/state_file.h"

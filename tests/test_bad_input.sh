@@ -113,6 +113,21 @@ expect "-from another configuration" 1 "$good: the tensors do not fit .*adapter.
     train -out run2 -stage 2 -from "$good" -z_channels 16
 check "  none of them wrote a file" test -z "$(ls run2)"
 
+# ---- a tokenizer exported for use
+expect "-export" 0 '' train -out good -export use.safetensors -export_type f16
+check "  eval measures it" "$eval" -tokenizers use.safetensors -images 8 -probe_images 0
+expect "-export without a checkpoint" 1 '-export x: stage 2 has no checkpoint at good/stage2.safetensors; give the -out' \
+    train -out good -stage 2 -export x
+expect "-export onto the checkpoint" 1 'is the checkpoint itself, which would lose the state' train -out good -export "$good"
+check "  byte for byte" cmp kept "$good"
+expect "-from an exported file" 1 'use.safetensors was written by -export: .*give the checkpoint that it was made from' \
+    train -out run2 -stage 2 -from use.safetensors
+mkdir used
+cp use.safetensors used/stage1.safetensors
+expect "resume an exported file" 1 'used/stage1.safetensors was written by -export: ' train -out used -steps 12
+expect "eval: raw weights of an exported file" 1 'was written by -export and holds averaged weights only' \
+    "$eval" -tokenizers use.safetensors -raw 1
+
 # ---- weights
 truncate_at() { head -c "$2" "world/$1.safetensors" >"cut_$1.safetensors"; }
 truncate_at encoder 20000
