@@ -26,7 +26,7 @@
 #include "common/folder.h"
 // defines: image_grid, image_write_png
 #include "common/image.h"
-// defines: imagenet_classes, fashion_mnist_classes
+// defines: imagenet_class, fashion_mnist_class
 #include "common/imagenet_classes.h"
 // defines: npz_writer_t
 #include "common/npz.h"
@@ -120,8 +120,8 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
 
 // The name of a class of a model with `classes` classes, or "".
 static const char* class_name(const sample_t* r, int classes, int label) {
-    if (classes == 1000) return imagenet_classes[label];
-    if (classes == 10 && strcmp(r->tokenizer.data, "shapes")) return fashion_mnist_classes[label];
+    if (classes == 1000) return imagenet_class(label);
+    if (classes == 10 && strcmp(r->tokenizer.data, "shapes")) return fashion_mnist_class(label);
     return "";
 }
 
@@ -132,7 +132,7 @@ __attribute__((noreturn)) static void no_such_class(const sample_t* r, long labe
     if (classes != 1000 && label >= 0 && label < 1000) {
         snprintf(hint, sizeof hint,
                  " In ImageNet, %ld is \"%s\": for that, give a DiT trained on ImageNet and its tokenizer (-preset "
-                 "imagenet -dit FILE -tokenizer FILE; train_dit makes one).", label, imagenet_classes[label]);
+                 "imagenet -dit FILE -tokenizer FILE; train_dit makes one).", label, imagenet_class((int)label));
     }
     fatal("-class %ld: the model in %s has %d classes.%s It draws 0 to %d%s%s%s%s", label, r->options.dit, classes, hint,
           classes - 1, class_name(r, classes, 0)[0] ? ", from " : "", class_name(r, classes, 0),
