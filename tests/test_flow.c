@@ -1,11 +1,17 @@
 // The samplers of flow matching, on fields whose solutions are known, and against torchdiffeq.
 
+#include <omp.h>
+
 // defines: flow_noise, flow_guided_velocity, flow_network_t, flow_sampler_t, flow_sample, flow_grid, flow_evaluations
 #include "common/flow.h"
-// defines: fixture_open, fixture_tensor, fixture_find
+// defines: lightningdit_t, lightningdit_register, lightningdit_plan, lightningdit_set_tables, lightningdit_forward
+#include "common/lightningdit.h"
+// defines: fixture_open, fixture_tensor, fixture_parameters
 #include "tests/fixture.h"
 // defines: random_buffer, poisoned_buffer (this makes floatX double)
 #include "tests/gradient.h"
+// defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
+#include "tests/temporary.h"
 
 enum { N = 6 }; // numbers an image in most cases
 
@@ -32,27 +38,27 @@ static void scalar_velocity(void* model, floatS* v, const floatS* x, const doubl
 typedef struct {
     flow_sampler_t sampler;
     plan_t plan;
-} bed_t;
+} sampler_t;
 
-static void bed_open(bed_t* bed, flow_solver_t solver, int points, double shift, int max_batch, size_t n) {
-    memset(bed, 0, sizeof *bed);
-    flow_sampler_plan(&bed->sampler, &bed->plan, solver, points, shift, max_batch, n);
-    plan_allocate(&bed->plan, "sampler");
-    memset(bed->plan.memory, 0xFF, plan_bytes(&bed->plan)); // NaN everywhere
+static void sampler_open(sampler_t* m, flow_solver_t solver, int points, double shift, int max_batch, size_t n) {
+    memset(m, 0, sizeof *m);
+    flow_sampler_plan(&m->sampler, &m->plan, solver, points, shift, max_batch, n);
+    plan_allocate(&m->plan, "sampler");
+    memset(m->plan.memory, 0xFF, plan_bytes(&m->plan)); // NaN everywhere
 }
-static void bed_close(bed_t* bed) {
-    flow_sampler_free(&bed->sampler);
-    plan_free(&bed->plan);
+static void sampler_close(sampler_t* m) {
+    flow_sampler_free(&m->sampler);
+    plan_free(&m->plan);
 }
 
 // x(1) of B images, in place; returns the field's counts.
 static scalar_field_t draw(flow_solver_t solver, int points, double shift, double rtol, scalar_fn f, double* x, int B) {
-    bed_t bed;
-    bed_open(&bed, solver, points, shift, B, N);
-    if (rtol > 0) bed.sampler.rtol = rtol, bed.sampler.atol = rtol * 1e-3;
+    sampler_t m;
+    sampler_open(&m, solver, points, shift, B, N);
+    if (rtol > 0) m.sampler.rtol = rtol, m.sampler.atol = rtol * 1e-3;
     scalar_field_t field = {f, 0, 0, 1, 0};
-    flow_sample(&bed.sampler, x, B, scalar_velocity, &field, 0);
-    bed_close(&bed);
+    flow_sample(&m.sampler, x, B, scalar_velocity, &field, 0);
+    sampler_close(&m);
     return field;
 }
 
@@ -229,15 +235,16 @@ static void test_dopri5_rejects(void) {
     double x[N], want[N];
     double G = atan(8 * 0.4) + atan(8 * 0.6);
     for (int i = 0; i < N; i++) x[i] = 1 + i, want[i] = x[i] * exp(G);
-    bed_t bed;
-    bed_open(&bed, FLOW_DOPRI5, 2, 0, 1, N);
+    sampler_t m;
+    sampler_open(&m, FLOW_DOPRI5, 2, 0, 1, N);
     scalar_field_t field = {flow_bump, 0, 0, 1, 0};
-    flow_sample(&bed.sampler, x, 1, scalar_velocity, &field, 0);
-    check_error("x(1)", relative_error_double(x, want, N), 5e-3);
-    check(field.calls == 2 + 6 * bed.sampler.steps && field.calls == field.asked, "six evaluations a try");
-    check(bed.sampler.images[0].evaluations == field.calls, "counted");
+    flow_sample(&m.sampler, x, 1, scalar_velocity, &field, 0);
+    check_error("x(1)", relative_error_double(x, want, N), 1e-2); // torchdiffeq errs by 8.63e-3 in 56 evaluations
+    check(field.calls == 56, "as many evaluations");
+    check(field.calls == 2 + 6 * m.sampler.steps && field.calls == field.asked, "six evaluations a try");
+    check(m.sampler.images[0].evaluations == field.calls, "counted");
     check(field.most > 1, "the last step may pass t = 1");
-    bed_close(&bed);
+    sampler_close(&m);
     test_end_case();
 }
 
@@ -288,6 +295,120 @@ static void test_noise(void) {
     flow_noise(x, images, 4, n, 1234, 0);
     check(memcmp(x, rows + 8 * n, n * sizeof(double)) != 0, "another image, another noise");
     test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// torchdiffeq on a small LightningDiT: tests/fixtures/sampler.safetensors
+
+typedef struct {
+    safetensors_t file;
+    lightningdit_t dit;
+    params_t params;
+    plan_t plan;
+    int labels[2];
+} dit_t;
+
+static void dit_network(void* model, floatX* v, const floatX* xt, const floatS* t, const int* labels, int B,
+                        stream_t s) {
+    dit_t* m = (dit_t*)model;
+    const lightningdit_config_t* c = &m->dit.config;
+    lightningdit_forward(&m->dit, &m->params, xt, t, labels, B, s);
+    copy_on_device(v, m->dit.v, (size_t)B * c->side * c->side * c->C * sizeof(floatX), s);
+}
+
+// The model of the file, for passes of up to 3 images.
+static void dit_open(dit_t* m) {
+    memset(m, 0, sizeof *m);
+    fixture_open(&m->file, "sampler");
+    lightningdit_config_t config = {"fixture", 2, 32, 2, 1, 0, 0, 0, 5, 4, 7};
+    m->dit.config = config;
+    lightningdit_register(&m->dit, &m->params.table, "");
+    params_allocate(&m->params, m->params.table.total, 0, "parameters");
+    lightningdit_plan(&m->dit, &m->plan, 3, 0);
+    lightningdit_plan_work(&m->dit, &m->plan);
+    plan_allocate(&m->plan, "activations");
+    fixture_parameters(&m->file, &m->params);
+    lightningdit_set_tables(&m->dit, &m->params);
+    floatS* labels = fixture_tensor(&m->file, "input.labels");
+    for (int b = 0; b < 2; b++) m->labels[b] = (int)labels[b];
+    free(labels);
+}
+static void dit_close(dit_t* m) {
+    safetensors_close(&m->file);
+    params_free(&m->params), plan_free(&m->plan);
+}
+
+// A state (B, C, HW) of the file as (B, HW, C).
+enum { DIT_C = 5, DIT_HW = 16, DIT_IMAGE = DIT_C * DIT_HW };
+static void channels_last(floatS* out, const floatS* file, int B) {
+    for (int i = 0; i < B * DIT_IMAGE; i++) {
+        out[i] = file[i / DIT_IMAGE * DIT_IMAGE + i % DIT_C * DIT_HW + i % DIT_IMAGE / DIT_C];
+    }
+}
+
+// Compares the state after each step with the row of the file.
+typedef struct {
+    const floatS *x, *rows; // (B, HW, C), (points, B, C, HW)
+    int B;
+} trajectory_t;
+
+static void check_state(void* context, int step, int steps, double t) {
+    const trajectory_t* m = (const trajectory_t*)context;
+    floatS want[2 * DIT_IMAGE];
+    (void)t;
+    if (!steps && t < 1) return; // dopri5 stops between the times of the file; the last row is x(1)
+    size_t row = steps ? (size_t)step : 6;
+    channels_last(want, m->rows + row * m->B * DIT_IMAGE, m->B);
+    check_error("state", relative_error_double(m->x, want, (size_t)m->B * DIT_IMAGE), 1e-6);
+}
+
+typedef struct {
+    const char *name, *solver;
+    int B;
+    flow_guidance_t guidance;
+    int evaluations; // of an image, as the file's config has them
+} reference_t;
+
+static void check_trajectory(dit_t* dit, const reference_t* r) {
+    char name[64];
+    floatS x[2 * DIT_IMAGE];
+    sampler_t m;
+    flow_network_t network;
+    plan_t plan = {0};
+    snprintf(name, sizeof name, "output.%s", r->name);
+    floatS *rows = fixture_tensor(&dit->file, name), *noise = fixture_tensor(&dit->file, "input.noise");
+    check(safetensors_find(&dit->file, name)->numel == (size_t)7 * r->B * DIT_IMAGE, name);
+    channels_last(x, noise, r->B);
+    sampler_open(&m, flow_solver_by_name(r->solver), 7, 0.3, r->B, DIT_IMAGE);
+    flow_network_plan(&network, &plan, dit_network, dit, 7, r->guidance, r->B, 3, DIT_HW, DIT_C);
+    plan_allocate(&plan, "network");
+    network.labels = dit->labels;
+    trajectory_t trajectory = {x, rows, r->B};
+    m.sampler.progress = check_state, m.sampler.progress_context = &trajectory;
+    flow_sample(&m.sampler, x, r->B, flow_guided_velocity, &network, 0);
+    for (int b = 0; b < r->B; b++) check(m.sampler.images[b].evaluations == r->evaluations, "as many evaluations");
+    free(rows), free(noise);
+    flow_network_free(&network), plan_free(&plan), sampler_close(&m);
+}
+
+static void test_trajectories(void) {
+    static const reference_t references[] = {
+        {"euler", "euler", 2, {1, 0, 0}, 6},           {"midpoint", "midpoint", 2, {1, 0, 0}, 12},
+        {"heun2", "heun", 2, {1, 0, 0}, 12},           {"heun3", "heun3", 2, {1, 0, 0}, 18},
+        {"rk4", "rk4", 2, {1, 0, 0}, 24},              {"euler_cfg", "euler", 2, {3, 0.3, 3}, 6},
+        {"midpoint_cfg", "midpoint", 2, {3, 0.3, 3}, 12}, {"euler_cfg_all", "euler", 2, {3, 0.3, 5}, 6},
+        {"dopri5", "dopri5", 1, {1, 0, 0}, 20},        {"dopri5_cfg", "dopri5", 1, {3, 0.3, 3}, 62},
+    };
+    dit_t dit;
+    dit_open(&dit);
+    for (size_t i = 0; i < sizeof references / sizeof *references; i++) {
+        char name[80];
+        snprintf(name, sizeof name, "torchdiffeq on a LightningDiT: %s", references[i].name);
+        if (!test_case(name)) continue;
+        check_trajectory(&dit, &references[i]);
+        test_end_case();
+    }
+    dit_close(&dit);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -350,7 +471,7 @@ static void test_guidance(void) {
     double half[8] = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
     double mixed[7] = {0.125, 0.2, FLOW_DONE, 0.1249, 0.9, FLOW_DONE, 0.124};
     flow_guidance_t three = {10, 0, 3}, all = {4, 0, C}, interval = {10, 0.125, 3}, none = {1, 0, 3};
-    flow_guidance_t less = {0.3, 0, 0};
+    flow_guidance_t less = {0.3, 0, 0}, late = {10, 0.51, 3};
     if (test_case("guidance: three channels, all, none")) {
         check_guidance(three, 7, 16, half, 7, 1);
         check_guidance(all, 7, 16, half, 7, 1);
@@ -362,8 +483,7 @@ static void test_guidance(void) {
     if (test_case("guidance: from a time on, each image by its own")) {
         check_guidance(interval, 7, 16, half, 7, 1);
         check_guidance(interval, 7, 16, mixed, 3, 1); // times 0.125, 0.2 and 0.9: the comparison is strict
-        interval.start = 0.51;
-        check_guidance(interval, 8, 16, half, 0, 1);
+        check_guidance(late, 8, 16, half, 0, 1);
         test_end_case();
     }
     if (test_case("guidance: a network that takes fewer images at once")) {
@@ -380,28 +500,28 @@ static void test_evaluations(void) {
     static const int grids[4] = {250, 30, 50, 120}, early[4] = {73, 9, 15, 35}; // of them before 0.11
     flow_guidance_t guidance = {10, 0.11, 3}, off = {1, 0, 3};
     for (int i = 0; i < 4; i++) {
-        bed_t bed;
-        bed_open(&bed, FLOW_EULER, grids[i], 0.3, 1, N);
-        check(flow_evaluations(&bed.sampler, NULL) == grids[i] - 1, "without guidance");
-        check(flow_evaluations(&bed.sampler, &off) == grids[i] - 1, "w = 1");
-        check(flow_evaluations(&bed.sampler, &guidance) == 2 * (grids[i] - 1) - early[i], "with guidance");
-        bed_close(&bed);
+        sampler_t m;
+        sampler_open(&m, FLOW_EULER, grids[i], 0.3, 1, N);
+        check(flow_evaluations(&m.sampler, NULL) == grids[i] - 1, "without guidance");
+        check(flow_evaluations(&m.sampler, &off) == grids[i] - 1, "w = 1");
+        check(flow_evaluations(&m.sampler, &guidance) == 2 * (grids[i] - 1) - early[i], "with guidance");
+        sampler_close(&m);
     }
     for (int solver = 0; solver < FLOW_DOPRI5; solver++) {
-        bed_t bed;
+        sampler_t m;
         plan_t plan = {0};
         flow_network_t network;
         formula_t count = {0};
         int label = 1;
-        bed_open(&bed, (flow_solver_t)solver, 12, 0.3, 1, IMAGE);
+        sampler_open(&m, (flow_solver_t)solver, 12, 0.3, 1, IMAGE);
         flow_network_plan(&network, &plan, formula_network, &count, NULL_LABEL, guidance, 1, 1, HW, C);
         plan_allocate(&plan, "network");
         network.labels = &label;
         double* x = random_buffer(IMAGE);
-        flow_sample(&bed.sampler, x, 1, flow_guided_velocity, &network, 0);
-        check(count.rows == flow_evaluations(&bed.sampler, &guidance), flow_methods[solver].name);
+        flow_sample(&m.sampler, x, 1, flow_guided_velocity, &network, 0);
+        check(count.rows == flow_evaluations(&m.sampler, &guidance), flow_methods[solver].name);
         check(count.rows - count.null_rows == 11 * flow_methods[solver].stages, "one a stage");
-        free(x), flow_network_free(&network), plan_free(&plan), bed_close(&bed);
+        free(x), flow_network_free(&network), plan_free(&plan), sampler_close(&m);
     }
     test_end_case();
 }
@@ -415,17 +535,55 @@ static void remember_progress(void* context, int step, int steps, double t) {
 static void test_progress(void) {
     if (!test_case("progress is told after each step")) return;
     for (int adaptive = 0; adaptive < 2; adaptive++) {
-        bed_t bed;
+        sampler_t m;
         progress_t progress = {0};
         scalar_field_t field = {flow_pendulum, 0, 0, 1, 0};
         double* x = random_buffer(3 * N);
-        bed_open(&bed, adaptive ? FLOW_DOPRI5 : FLOW_HEUN3, 9, 0.3, 3, N);
-        bed.sampler.progress = remember_progress, bed.sampler.progress_context = &progress;
-        flow_sample(&bed.sampler, x, 3, scalar_velocity, &field, 0);
-        check(progress.calls == bed.sampler.steps && progress.t == 1, "it ends at 1");
+        sampler_open(&m, adaptive ? FLOW_DOPRI5 : FLOW_HEUN3, 9, 0.3, 3, N);
+        m.sampler.progress = remember_progress, m.sampler.progress_context = &progress;
+        flow_sample(&m.sampler, x, 3, scalar_velocity, &field, 0);
+        check(progress.calls == m.sampler.steps && progress.t == 1, "it ends at 1");
         check(progress.steps == (adaptive ? 0 : 8), "how many there are");
-        free(x), bed_close(&bed);
+        free(x), sampler_close(&m);
     }
+    test_end_case();
+}
+
+// Each ends the program; which one is chosen by its message.
+static double flow_not_a_number(double x, double t) { return t < 0.5 ? x : NAN; }
+static double flow_explodes(double x, double t) { (void)t; return 30 * x * x; } // infinite at t = 1/30, from 1
+static void refuse(const char* message) {
+    omp_set_num_threads(1); // a child does not have the threads of its parent
+    double x[N] = {1, 1, 1, 1, 1, 1}, t[2];
+    int B = !strcmp(message, "images of 6 numbers") ? 0 : 1, points = !strcmp(message, "-steps 1") ? 1 : 5;
+    plan_t plan = {0};
+    flow_network_t network;
+    flow_guidance_t guidance = {2, 0, !strcmp(message, "guidance on 0 channels") ? 0 : 6};
+    if (!strcmp(message, "time shift")) flow_grid(t, 2, NAN);
+    if (!strcmp(message, "strength and start")) guidance.w = NAN;
+    if (strstr(message, "channels") || strstr(message, "strength")) {
+        flow_network_plan(&network, &plan, formula_network, NULL, NULL_LABEL, guidance, 1, 1, HW, C);
+    }
+    if (!strcmp(message, "solvers are")) flow_sampler_plan(&(flow_sampler_t){0}, &plan, FLOW_SOLVERS, 2, 0, 1, 1);
+    sampler_t m;
+    scalar_field_t field = {!strcmp(message, "not a number") ? flow_not_a_number : flow_explodes, 0, 0, 1, 0};
+    sampler_open(&m, FLOW_DOPRI5, points, 0.3, B, N);
+    flow_sample(&m.sampler, x, strstr(message, "planned for") ? 2 : 1, scalar_velocity, &field, 0);
+}
+
+static void test_refusals(void) {
+    static const char* const messages[] = {
+        "-steps 1", "time shift", "strength and start", "guidance on 0 channels", "guidance on 6 channels",
+        "solvers are", "images of 6 numbers", "2 images where memory was planned for 1", "not a number", "fell to"};
+    if (!test_case("what cannot be drawn is refused")) return;
+    temporary_begin();
+    for (size_t i = 0; i < sizeof messages / sizeof *messages; i++) {
+        check(temporary_run_child(refuse, messages[i]) == 1, messages[i]);
+        char* text = temporary_read("stderr", NULL);
+        check(text && strstr(text, messages[i]), messages[i]);
+        free(text);
+    }
+    temporary_end();
     test_end_case();
 }
 
@@ -447,5 +605,7 @@ int main(int argc, char** argv) {
     test_guidance();
     test_evaluations();
     test_progress();
+    test_refusals();
+    test_trajectories();
     return test_finish();
 }
