@@ -44,7 +44,14 @@ expect "bad multiples" 1 '-ch_mult 1,x: want 1 to 8 whole numbers' "$tokenizer" 
 expect "eval: unknown flag" 1 'unknown flag -tokenisers; did you mean -tokenizers\?' "$eval" -tokenisers x
 expect "eval: nothing to measure" 1 '-tokenizers: give one or more checkpoints' "$eval"
 expect "pretrain: unknown flag" 1 'unknown flag -dat; did you mean -data\?' "$build/pretrain" -dat shapes
-for program in train_tokenizer eval pretrain; do
+expect "train_dit: unknown flag" 1 'unknown flag -latent; did you mean -latents\?' "$build/train_dit" -latent x
+expect "train_dit: unknown size" 1 "no diffusion transformer named 'XL/3'; choose one of: B/1, " "$build/train_dit" -model XL/3 -dry_run 1
+expect "train_dit: two ways of sharing" 1 'leave -reduce_bf16 out, or -zero' "$build/train_dit" -zero 1 -reduce_bf16 1
+expect "train_dit: no latents" 1 '-latents nowhere: there is no such folder; .*-extract 1' "$build/train_dit" -latents nowhere \
+    -out run
+expect "sample: unknown solver" 1 '-solver eule is none of: euler, ' "$build/sample" -solver eule
+expect "sample: no model" 1 '-dit nowhere: there is no such file' "$build/sample" -dit nowhere
+for program in train_tokenizer train_dit sample eval pretrain; do
     expect "$program -h" 0 '' "$build/$program" -h
     check "  fits 100 columns" awk 'length($0) > 100 { exit 1 }' out
 done
@@ -64,6 +71,10 @@ for stage in 1 2 3; do
     check "  trainable $(echo "$trainable" | cut -d ' ' -f $stage)" \
         grep -q "^stage $stage .*trainable $(echo "$trainable" | cut -d ' ' -f $stage)," table
 done
+
+expect "-dry_run of LightningDiT-XL/1" 0 '' "$build/train_dit" -preset imagenet -dry_run 1
+check "  675.26M parameters" grep -Eq '^parameters +XL/1: 675.257M, of which 674.962M are trained' out
+check "  118.63 G multiply-accumulates" grep -Eq '^cost +118.63 G multiply-accumulates an image forward' out
 
 # ---- data
 mkdir -p empty no_images/a no_images/b corrupt/a mixed/a mixed/b kinds/a kinds/b single/a halves/train

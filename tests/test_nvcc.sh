@@ -15,7 +15,7 @@ if ! command -v nvcc >/dev/null 2>&1; then
 fi
 folder=$(dirname "$1")/gpu
 log=$1/nvcc.log
-for program in train_tokenizer eval pretrain; do
+for program in train_tokenizer train_dit sample eval pretrain; do
     rm -f "$folder/$program" # so that the compiler says everything again
     if NVCC_APPEND_FLAGS=-Xptxas=-v make --no-print-directory "$folder/$program" GPU_ARCH="80 90" >"$log.$program" 2>&1; then
         ok "$program compiles for sm_80 and sm_90 without a warning"
