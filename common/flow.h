@@ -238,9 +238,9 @@ static inline void flow_grid(double* t, int points, double shift) {
     t[points - 1] = 1;
 }
 
-// The time of stage j in a step from t to `end`. A stage at the end gets exactly it: t + h may miss it by a rounding.
+// The time of stage j in a step from t to `end`. No stage passes the end of the grid: t + (1 - t) rounds to 1.
 static inline double flow_stage_time(const flow_method_t* method, int j, double t, double end) {
-    return method->c[j] == 1 ? end : t + method->c[j] * (end - t);
+    return t + method->c[j] * (end - t);
 }
 
 // Where an image stands: what it has reached, the step it tries and its end.

@@ -553,7 +553,6 @@ static void test_progress(void) {
 static double flow_not_a_number(double x, double t) { return t < 0.5 ? x : NAN; }
 static double flow_explodes(double x, double t) { (void)t; return 30 * x * x; } // infinite at t = 1/30, from 1
 static void refuse(const char* message) {
-    omp_set_num_threads(1); // a child does not have the threads of its parent
     double x[N] = {1, 1, 1, 1, 1, 1}, t[2];
     int B = !strcmp(message, "images of 6 numbers") ? 0 : 1, points = !strcmp(message, "-steps 1") ? 1 : 5;
     plan_t plan = {0};
@@ -589,6 +588,7 @@ static void test_refusals(void) {
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
+    omp_set_num_threads(1); // images of six numbers; and children of this process would lack its other threads
     test_grid();
     test_names();
     test_tables();
