@@ -54,10 +54,13 @@ static void sampler_close(sampler_t* m) {
 // x(1) of B images, in place; returns the field's counts.
 static scalar_field_t draw(flow_solver_t solver, int points, double shift, double rtol, scalar_fn f, double* x, int B) {
     sampler_t m;
+    int counted = 0;
     sampler_open(&m, solver, points, shift, B, N);
     if (rtol > 0) m.sampler.rtol = rtol, m.sampler.atol = rtol * 1e-3;
     scalar_field_t field = {f, 0, 0, 1, 0};
     flow_sample(&m.sampler, x, B, scalar_velocity, &field, 0);
+    for (int b = 0; b < B; b++) counted += m.sampler.images[b].evaluations;
+    check(counted == field.asked, "evaluations are counted for each image");
     sampler_close(&m);
     return field;
 }
