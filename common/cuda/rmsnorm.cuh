@@ -1,1 +1,212 @@
+// rmsnorm.cuh: RMSNorm with the modulation of a diffusion transformer, alone and behind a gated branch.
+//
+//   sum = x + gate branch,   rstd = 1 / sqrt(sum_c sum_c^2 / C + eps),   out_c = sum_c rstd f_c + shift_c,
+//   f_c = weight_c (1 + scale_c)
+//   dsum_c += rstd (dout_c f_c - xhat_c mean(dout f xhat)),   xhat = sum rstd            derived in dev/cpu/rmsnorm.h
+//   dbranch = gate dsum,   dgate_c = sum_t dsum_c branch_c,   dshift_c = sum_t dout_c,   dscale_c = weight_c q_c,
+//   dweight_c += sum over images of (1 + scale_c) q_c,   q_c = sum_t dout_c xhat_c
+//
+// Here f, gate and shift belong to an image, and so do the sums over t. Hence a block walks along a strip of one image's
+// tokens, NORM_TOKENS at a time. A thread owns the same 8 columns of all of them: the vectors of the image and the three
+// sums (q, dshift, dgate) stay in its registers, and no value is read twice. The row's own sum crosses the warps
+// through shared memory, with one barrier for all tokens of a step. There are about as many blocks as the machine holds
+// at once (norm_strips), several on each multiprocessor, so that some read while others wait at a barrier.
+//
+// The sums of a strip are a part (q, dshift, dgate) in device_scratch. A second kernel adds an image's parts in the
+// order of its strips and rounds once; add_parts then adds the images' shares of dweight.
+//
+// Bytes for one of (128 images of 256 tokens, 1152), in MB of the bf16 build (stream 151 MB, other tensors 75.5 MB), and
+// the time that they take at 3 TB/s:
+//   rmsnorm_modulate_forward          226: x; out                               76 us
+//   gated_rmsnorm_modulate_forward    453: x, branch; sum, out                 151 us
+//   rmsnorm_modulate_backward         528: dout, x, dx; dx                     176 us
+//   gated_rmsnorm_modulate_backward   679: dout, sum, dsum, branch; dsum, dbranch   226 us
+// The parts, written and read once, are 14 MB: 4 strips an image of 13.8 KB.
+//
+// Look next at common/cuda/rope.cuh.
 #pragma once
+// defines: floatX, floatS, launch, shared_array, pack, load16, store16, warp_sum, blocks_for
+#include "common/cuda/launch.cuh"
+// defines: rmsnorm_modulate_forward, rmsnorm_modulate_backward, gated_rmsnorm_modulate_forward, ..._backward
+#include "common/ops.h"
+// defines: PACKED, packable, load_values, store_values, add_parts
+#include "common/cuda/rows.cuh"
+
+constexpr int NORM_COLUMNS = 8;          // of a thread
+constexpr int NORM_TOKENS = 2;           // of a step
+constexpr int NORM_BLOCK = 512;          // most threads of a block
+constexpr int NORM_RESIDENT = 640;       // threads that a multiprocessor holds, at up to 96 registers each
+constexpr int NORM_FINISH_THREADS = 128; // of the kernel that adds the parts
+
+// How the tokens of B images are cut: image b has `strips` strips of `tokens` tokens, the last may be shorter.
+typedef struct {
+    int threads, strips, tokens, T, C;
+    size_t stride;
+} norm_strips_t;
+
+static inline norm_strips_t norm_strips(size_t stride, int B, int T, int C, stream_t s) {
+    if (C > NORM_BLOCK * NORM_COLUMNS) fatal("an RMSNorm over %d values; %d are the most", C, NORM_BLOCK * NORM_COLUMNS);
+    int threads = WARP * (int)blocks_for(C, WARP * NORM_COLUMNS);
+    int steps = (int)blocks_for(T, NORM_TOKENS), strips = s->multiprocessors * (NORM_RESIDENT / threads) / B;
+    if (strips > steps) strips = steps;
+    if (strips < 1) strips = 1;
+    int tokens = NORM_TOKENS * (int)blocks_for(steps, strips);
+    return {threads, (int)blocks_for(T, tokens), tokens, T, C, stride};
+}
+static inline size_t norm_work_bytes(norm_strips_t z) {
+    return 2 * NORM_TOKENS * (size_t)z.threads / WARP * sizeof(float);
+}
+
+// A thread's i-th group of N neighbouring columns begins here. It may lie behind the end of the row.
+template <int N> __device__ static inline int norm_column(int i) { return (i * blockDim.x + threadIdx.x) * N; }
+
+// A thread's values of a row, and zeros where there is no row or behind its end.
+template <int N, typename T> __device__ static inline void norm_load(T value[NORM_COLUMNS], const floatX* row, int C) {
+    UNROLL
+    for (int i = 0; i < NORM_COLUMNS / N; i++) {
+        int c = norm_column<N>(i);
+        for (int k = 0; k < N; k++) value[i * N + k] = (T)0.0f;
+        if (row && c < C) load_values<N>(value + i * N, row + c);
+    }
+}
+
+// The same of the residual stream and of sums, which are floatS: N values are N / 4 accesses.
+template <int N> __device__ static inline void norm_load_stream(float value[NORM_COLUMNS], const floatS* row, int C) {
+    UNROLL
+    for (int i = 0; i < NORM_COLUMNS / N; i++) {
+        int c = norm_column<N>(i);
+        for (int k = 0; k < N; k++) value[i * N + k] = 0;
+        if (!row || c >= C) continue;
+        if constexpr (N == 1) {
+            value[i] = row[c];
+        } else {
+            for (int k = 0; k < N; k += 4) {
+                pack<float> p = load16(row + c + k);
+                for (int j = 0; j < 4; j++) value[i * N + k + j] = p[j];
+            }
+        }
+    }
+}
+template <int N> __device__ static inline void norm_store(floatX* row, const float value[NORM_COLUMNS], int C) {
+    UNROLL
+    for (int i = 0; i < NORM_COLUMNS / N; i++) {
+        int c = norm_column<N>(i);
+        if (c < C) store_values<N>(row + c, value + i * N);
+    }
+}
+template <int N> __device__ static inline void norm_store_stream(floatS* row, const float value[NORM_COLUMNS], int C) {
+    UNROLL
+    for (int i = 0; i < NORM_COLUMNS / N; i++) {
+        int c = norm_column<N>(i);
+        if (c >= C) continue;
+        if constexpr (N == 1) {
+            row[c] = value[i];
+        } else {
+            for (int k = 0; k < N; k += 4) {
+                pack<float> p;
+                for (int j = 0; j < 4; j++) p[j] = value[i * N + k + j];
+                store16(row + c + k, p);
+            }
+        }
+    }
+}
+
+// The sums over the block of one value a token. Steps take turns with two pieces of shared memory: who writes a piece
+// has passed the barrier of the step between, and all threads came there with the piece read.
+__device__ static inline void norm_row_sums(float sum[NORM_TOKENS], int step) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    shared<float> work = shared_array<float>(0, 2 * NORM_TOKENS * warps);
+    int at = step % 2 * NORM_TOKENS * warps;
+    UNROLL
+    for (int r = 0; r < NORM_TOKENS; r++) {
+        float part = warp_sum(sum[r]);
+        if (lane == 0) work[at + r * warps + warp] = part;
+    }
+    __syncthreads();
+    UNROLL
+    for (int r = 0; r < NORM_TOKENS; r++) {
+        sum[r] = 0;
+        for (int i = 0; i < warps; i++) sum[r] += work[at + r * warps + i];
+    }
+}
+
+// Factors of an image's columns: f = weight (1 + scale).
+template <int N>
+__device__ static inline void norm_factors(float f[NORM_COLUMNS],
+                                           const floatX* weight, // (C)
+                                           const floatX* scale,  // (C)
+                                           int C) {
+    float w[NORM_COLUMNS];
+    norm_load<N>(w, weight, C);
+    norm_load<N>(f, scale, C);
+    for (int j = 0; j < NORM_COLUMNS; j++) f[j] = w[j] * (1 + f[j]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Forward
+
+// Block image * strips + i walks along strip i of an image. branch NULL: the norm of x alone.
+template <int N>
+__global__ static void rmsnorm_forward_kernel(floatS* sum,          // (B, T, C), written where there is a branch
+                                              floatX* out,          // (B, T, C)
+                                              floatS* rstd,         // (B, T)
+                                              const floatS* x,      // (B, T, C)
+                                              const floatX* branch, // (B, T, C) or NULL
+                                              const floatX* gate,   // (B, C) or NULL, as branch
+                                              const floatX* weight, // (C)
+                                              const floatX* shift,  // (B, C) or NULL
+                                              const floatX* scale,  // (B, C)
+                                              norm_strips_t z, float eps) {
+    int C = z.C, image = blockIdx.x / z.strips, begin = blockIdx.x % z.strips * z.tokens;
+    int end = begin + z.tokens < z.T ? begin + z.tokens : z.T;
+    size_t vector = image * z.stride, first = (size_t)image * z.T;
+    float f[NORM_COLUMNS], g[NORM_COLUMNS], b[NORM_COLUMNS];
+    norm_factors<N>(f, weight, scale + vector, C);
+    norm_load<N>(g, gate ? gate + vector : nullptr, C);
+    norm_load<N>(b, shift ? shift + vector : nullptr, C);
+    for (int t = begin, step = 0; t < end; t += NORM_TOKENS, step++) {
+        float value[NORM_TOKENS][NORM_COLUMNS], squares[NORM_TOKENS] = {};
+        floatX add[NORM_TOKENS][NORM_COLUMNS];
+        UNROLL
+        for (int r = 0; r < NORM_TOKENS; r++) {
+            size_t at = (first + t + r) * C;
+            norm_load_stream<N>(value[r], t + r < end ? x + at : nullptr, C);
+            norm_load<N>(add[r], branch && t + r < end ? branch + at : nullptr, C);
+        }
+        UNROLL
+        for (int r = 0; r < NORM_TOKENS; r++) {
+            for (int j = 0; j < NORM_COLUMNS; j++) value[r][j] += g[j] * (float)add[r][j];
+            for (int j = 0; j < NORM_COLUMNS; j++) squares[r] += value[r][j] * value[r][j];
+            if (branch && t + r < end) norm_store_stream<N>(sum + (first + t + r) * C, value[r], C);
+        }
+        norm_row_sums(squares, step);
+        UNROLL
+        for (int r = 0; r < NORM_TOKENS; r++) {
+            if (t + r >= end) continue;
+            float scaled = 1 / sqrtf(squares[r] / C + eps);
+            for (int j = 0; j < NORM_COLUMNS; j++) value[r][j] = value[r][j] * scaled * f[j] + b[j];
+            norm_store<N>(out + (first + t + r) * C, value[r], C);
+            if (threadIdx.x == 0) rstd[first + t + r] = scaled;
+        }
+    }
+}
+
+void gated_rmsnorm_modulate_forward(floatS* sum,          // (B, T, C)
+                                    floatX* out,          // (B, T, C)
+                                    floatS* rstd,         // (B, T)
+                                    const floatS* x,      // (B, T, C)
+                                    const floatX* branch, // (B, T, C)
+                                    const floatX* gate,   // (B, C)
+                                    const floatX* weight, // (C)
+                                    const floatX* shift,  // (B, C) or NULL
+                                    const floatX* scale,  // (B, C)
+                                    size_t stride, int B, int T, int C, double eps, stream_t s) {
+    norm_strips_t z = norm_strips(stride, B, T, C, s);
+    int packed = stride % PACKED == 0 && packable(C, sum, x) && packable(C, out, branch, gate, weight, shift, scale);
+    (packed ? launch<rmsnorm_forward_kernel<PACKED>, floatS*, floatX*, floatS*, const floatS*, const floatX*,
+                     const floatX*, const floatX*, const floatX*, const floatX*, norm_strips_t, float>
+            : launch<rmsnorm_forward_kernel<1>, floatS*, floatX*, floatS*, const floatS*, const floatX*,
+                     const floatX*, const floatX*, const floatX*, const floatX*, norm_strips_t, float>)
+        ((unsigned)B * z.strips, z.threads, norm_work_bytes(z), s, sum, out, rstd, x, branch, gate, weight, shift,
+         scale, z, (float)eps);
+}
