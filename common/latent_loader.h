@@ -104,6 +104,10 @@ static inline void* latent_loader_work(void* argument) {
 // The latents must outlive the loader.
 void latent_loader_open(latent_loader_t* loader, const latents_t* latents, const latent_loader_options_t* options,
                         uint64_t first_step) {
+    if (options->batch < 1 || options->world < 1 || options->batch % options->world) {
+        fatal("the batch of %d latents cannot be shared by %d ranks; choose a multiple with -batch", options->batch,
+              options->world);
+    }
     memset(loader, 0, sizeof *loader);
     loader->latents = latents;
     loader->options = *options;

@@ -141,12 +141,12 @@ typedef struct {
 
 typedef struct {
     char* folder;
-    latent_file_t* files; // sorted by name
+    latent_file_t* files;  // sorted by name
     int n_files;
-    size_t count;         // latents in all
+    size_t count;          // latents in all
     int C, side;
-    int* labels;          // [count]
-    char tokenizer[17];   // fingerprint of the tokenizer that made them; "" where the files do not say
+    int* labels;           // [count]
+    const char* tokenizer; // fingerprint of the tokenizer that made them; "" where the files do not say
 } latents_t;
 
 static inline void latents_list(const char* folder, string_list_t* names) {
@@ -193,7 +193,10 @@ static inline void latents_open_labels(latents_t* l, const latent_file_t* f, con
     for (size_t i = 0; i < f->n; i++) {
         int64_t label;
         memcpy(&label, t->data + i * sizeof label, sizeof label);
-        if (label < 0 || label > 1 << 24 || (classes && label >= classes)) {
+        if (label < 0 || label > 1 << 24) {
+            fatal("%s: label %lld of latent %zu is no class; the file is damaged", path, (long long)label, i);
+        }
+        if (classes && label >= classes) {
             fatal("%s: label %lld of latent %zu is not below %d, the number of classes; give the right -classes", path,
                   (long long)label, i, classes);
         }
@@ -213,7 +216,7 @@ static inline void latents_open_file(latents_t* l, latent_file_t* f, const char*
     latents_open_labels(l, f, path, classes);
     const char* tokenizer = safetensors_metadata(&f->file, "tokenizer");
     if (!tokenizer) tokenizer = "";
-    if (f == l->files) snprintf(l->tokenizer, sizeof l->tokenizer, "%s", tokenizer);
+    if (f == l->files) l->tokenizer = tokenizer;
     if (strcmp(tokenizer, l->tokenizer)) {
         fatal("%s was made by tokenizer %s, %s by %s; a folder is for the latents of one", path,
               tokenizer[0] ? tokenizer : "(unknown)", l->files[0].file.path,
