@@ -1,27 +1,27 @@
 // rmsnorm.cuh: RMSNorm with the modulation of a diffusion transformer, alone and behind a gated branch.
 //
-//   sum = x + gate branch,   rstd = 1 / sqrt(sum_c sum_c^2 / C + eps),   out_c = sum_c rstd f_c + shift_c,
+//   sum = x + gate branch,   rstd = 1 / sqrt(mean over c of sum_c^2 + eps),   out_c = sum_c rstd f_c + shift_c,
 //   f_c = weight_c (1 + scale_c)
 //   dsum_c += rstd (dout_c f_c - xhat_c mean(dout f xhat)),   xhat = sum rstd            derived in dev/cpu/rmsnorm.h
 //   dbranch = gate dsum,   dgate_c = sum_t dsum_c branch_c,   dshift_c = sum_t dout_c,   dscale_c = weight_c q_c,
 //   dweight_c += sum over images of (1 + scale_c) q_c,   q_c = sum_t dout_c xhat_c
 //
-// Here f, gate and shift belong to an image, and so do the sums over t. Hence a block walks along a strip of one image's
-// tokens, NORM_TOKENS at a time. A thread owns the same 8 columns of all of them: the vectors of the image and the three
-// sums (q, dshift, dgate) stay in its registers, and no value is read twice. The row's own sum crosses the warps
-// through shared memory, with one barrier for all tokens of a step. There are about as many blocks as the machine holds
-// at once (norm_strips), several on each multiprocessor, so that some read while others wait at a barrier.
+// Vectors (f, gate, shift) and sums over t belong to an image. Hence a block walks along a strip of one image's tokens,
+// NORM_TOKENS at a time. A thread owns the same 8 columns of all of them: the image's vectors and the three sums (q,
+// dshift, dgate) stay in its registers, and no value is read twice. The row's own sum crosses the warps through shared
+// memory, with one barrier for all tokens of a step. There are about as many blocks as the machine holds at once
+// (norm_strips), several on each multiprocessor, so that some read while others wait at a barrier.
 //
 // The sums of a strip are a part (q, dshift, dgate) in device_scratch. A second kernel adds an image's parts in the
 // order of its strips and rounds once; add_parts then adds the images' shares of dweight.
 //
-// Bytes for one of (128 images of 256 tokens, 1152), in MB of the bf16 build (stream 151 MB, other tensors 75.5 MB), and
-// the time that they take at 3 TB/s:
-//   rmsnorm_modulate_forward          226: x; out                               76 us
-//   gated_rmsnorm_modulate_forward    453: x, branch; sum, out                 151 us
-//   rmsnorm_modulate_backward         528: dout, x, dx; dx                     176 us
-//   gated_rmsnorm_modulate_backward   679: dout, sum, dsum, branch; dsum, dbranch   226 us
-// The parts, written and read once, are 14 MB: 4 strips an image of 13.8 KB.
+// Bytes at (128 images of 256 tokens, 1152) in the bf16 build, where a tensor of the stream is 151 MB and any other 75.5
+// MB, and the time that they take at 3 TB/s:
+//   rmsnorm_modulate_forward          226 MB: x; out                                    75 us
+//   gated_rmsnorm_modulate_forward    453 MB: x, branch; sum, out                      151 us
+//   rmsnorm_modulate_backward         528 MB: dout, x, dx; dx                          176 us
+//   gated_rmsnorm_modulate_backward   679 MB: dout, sum, dsum, branch; dsum, dbranch   226 us
+// The parts are 7 MB (4 strips an image of 13.8 KB), written and read once: 2% of the backward.
 //
 // Look next at common/cuda/rope.cuh.
 #pragma once
@@ -45,7 +45,8 @@ typedef struct {
 } norm_strips_t;
 
 static inline norm_strips_t norm_strips(size_t stride, int B, int T, int C, stream_t s) {
-    if (C > NORM_BLOCK * NORM_COLUMNS) fatal("an RMSNorm over %d values; %d are the most", C, NORM_BLOCK * NORM_COLUMNS);
+    int most = NORM_BLOCK * NORM_COLUMNS;
+    if (C > most) fatal("an RMSNorm over %d values; %d are the most", C, most);
     int threads = WARP * (int)blocks_for(C, WARP * NORM_COLUMNS);
     int steps = (int)blocks_for(T, NORM_TOKENS), strips = s->multiprocessors * (NORM_RESIDENT / threads) / B;
     if (strips > steps) strips = steps;
@@ -191,6 +192,17 @@ __global__ static void rmsnorm_forward_kernel(floatS* sum,          // (B, T, C)
     }
 }
 
+// sum, branch and gate NULL: the norm alone.
+template <int N>
+static inline void rmsnorm_launch_forward(floatS* sum, floatX* out, floatS* rstd, const floatS* x, const floatX* branch,
+                                          const floatX* gate, const floatX* weight, const floatX* shift,
+                                          const floatX* scale, size_t stride, int B, int T, int C, double eps,
+                                          stream_t s) {
+    norm_strips_t z = norm_strips(stride, B, T, C, s);
+    launch<rmsnorm_forward_kernel<N>>((unsigned)B * z.strips, z.threads, norm_work_bytes(z), s, sum, out, rstd, x,
+                                      branch, gate, weight, shift, scale, z, (float)eps);
+}
+
 void gated_rmsnorm_modulate_forward(floatS* sum,          // (B, T, C)
                                     floatX* out,          // (B, T, C)
                                     floatS* rstd,         // (B, T)
@@ -201,12 +213,163 @@ void gated_rmsnorm_modulate_forward(floatS* sum,          // (B, T, C)
                                     const floatX* shift,  // (B, C) or NULL
                                     const floatX* scale,  // (B, C)
                                     size_t stride, int B, int T, int C, double eps, stream_t s) {
+    int packed = stride % PACKED == 0 && packable(C, sum, out, x, branch, gate, weight, shift, scale);
+    (packed ? rmsnorm_launch_forward<PACKED> : rmsnorm_launch_forward<1>)
+        (sum, out, rstd, x, branch, gate, weight, shift, scale, stride, B, T, C, eps, s);
+}
+
+void rmsnorm_modulate_forward(floatX* out,          // (B, T, C)
+                              floatS* rstd,         // (B, T)
+                              const floatS* x,      // (B, T, C)
+                              const floatX* weight, // (C)
+                              const floatX* shift,  // (B, C) or NULL
+                              const floatX* scale,  // (B, C)
+                              size_t stride, int B, int T, int C, double eps, stream_t s) {
+    int packed = stride % PACKED == 0 && packable(C, out, x, weight, shift, scale);
+    (packed ? rmsnorm_launch_forward<PACKED> : rmsnorm_launch_forward<1>)
+        (NULL, out, rstd, x, NULL, NULL, weight, shift, scale, stride, B, T, C, eps, s);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Backward
+
+// Block image * strips + i walks along strip i of an image, and leaves its part of the sums over tokens.
+template <int N>
+__global__ static void rmsnorm_backward_kernel(floatS* dsum,         // (B, T, C) +=
+                                               floatX* dbranch,      // (B, T, C) or NULL
+                                               float* parts,         // (B, strips, 3, C): q, dshift, dgate
+                                               const floatX* dout,   // (B, T, C)
+                                               const floatS* sum,    // (B, T, C)
+                                               const floatX* branch, // (B, T, C) or NULL, as dbranch
+                                               const floatX* gate,   // (B, C) or NULL, as dbranch
+                                               const floatX* weight, // (C)
+                                               const floatX* scale,  // (B, C)
+                                               const floatS* rstd,   // (B, T)
+                                               norm_strips_t z) {
+    int C = z.C, image = blockIdx.x / z.strips, begin = blockIdx.x % z.strips * z.tokens;
+    int end = begin + z.tokens < z.T ? begin + z.tokens : z.T;
+    size_t vector = image * z.stride, first = (size_t)image * z.T;
+    float f[NORM_COLUMNS], q[NORM_COLUMNS] = {}, dshift[NORM_COLUMNS] = {}, dgate[NORM_COLUMNS] = {};
+    floatX g[NORM_COLUMNS];
+    norm_factors<N>(f, weight, scale + vector, C);
+    norm_load<N>(g, gate ? gate + vector : nullptr, C);
+    for (int t = begin, step = 0; t < end; t += NORM_TOKENS, step++) {
+        float xhat[NORM_TOKENS][NORM_COLUMNS], d[NORM_TOKENS][NORM_COLUMNS];
+        floatX in[NORM_TOKENS][NORM_COLUMNS], add[NORM_TOKENS][NORM_COLUMNS];
+        float scaled[NORM_TOKENS], mean[NORM_TOKENS] = {};
+        UNROLL
+        for (int r = 0; r < NORM_TOKENS; r++) { // a token behind the end is zeros: it adds nothing to any sum
+            int there = t + r < end;
+            size_t at = (first + t + r) * C;
+            scaled[r] = there ? rstd[first + t + r] : 0;
+            norm_load_stream<N>(xhat[r], there ? sum + at : nullptr, C);
+            norm_load<N>(in[r], there ? dout + at : nullptr, C);
+            norm_load_stream<N>(d[r], there ? dsum + at : nullptr, C);
+            norm_load<N>(add[r], there && branch ? branch + at : nullptr, C);
+        }
+        UNROLL
+        for (int r = 0; r < NORM_TOKENS; r++) {
+            for (int j = 0; j < NORM_COLUMNS; j++) {
+                float o = (float)in[r][j];
+                xhat[r][j] *= scaled[r];
+                q[j] += o * xhat[r][j];
+                dshift[j] += o;
+                mean[r] += o * f[j] * xhat[r][j];
+            }
+        }
+        norm_row_sums(mean, step);
+        UNROLL
+        for (int r = 0; r < NORM_TOKENS; r++) {
+            if (t + r >= end) continue;
+            size_t at = (first + t + r) * C;
+            for (int j = 0; j < NORM_COLUMNS; j++) {
+                d[r][j] += scaled[r] * ((float)in[r][j] * f[j] - xhat[r][j] * (mean[r] / C));
+                dgate[j] += d[r][j] * (float)add[r][j];
+            }
+            norm_store_stream<N>(dsum + at, d[r], C);
+            if (!branch) continue;
+            for (int j = 0; j < NORM_COLUMNS; j++) d[r][j] *= (float)g[j];
+            norm_store<N>(dbranch + at, d[r], C);
+        }
+    }
+    float* part = parts + (size_t)blockIdx.x * 3 * C;
+    norm_store_stream<N>(part, q, C);
+    norm_store_stream<N>(part + C, dshift, C);
+    norm_store_stream<N>(part + 2 * C, dgate, C);
+}
+
+// Adds the parts of an image, a thread a column: its vectors' gradients, and its share of dweight.
+__global__ static void rmsnorm_finish_kernel(floatX* dgate,        // (B, C) or NULL
+                                             floatX* dshift,       // (B, C) or NULL
+                                             floatX* dscale,       // (B, C)
+                                             float* shares,        // (B, C)
+                                             const float* parts,   // (B, strips, 3, C)
+                                             const floatX* weight, // (C)
+                                             const floatX* scale,  // (B, C)
+                                             norm_strips_t z) {
+    int blocks = (z.C + blockDim.x - 1) / blockDim.x, image = blockIdx.x / blocks;
+    int c = blockIdx.x % blocks * blockDim.x + threadIdx.x;
+    if (c >= z.C) return;
+    float sum[3] = {};
+    for (int i = 0; i < z.strips; i++) {
+        for (int k = 0; k < 3; k++) sum[k] += parts[(((size_t)image * z.strips + i) * 3 + k) * z.C + c];
+    }
+    size_t at = image * z.stride + c;
+    dscale[at] = (floatX)((float)weight[c] * sum[0]);
+    if (dshift) dshift[at] = (floatX)sum[1];
+    if (dgate) dgate[at] = (floatX)sum[2];
+    shares[(size_t)image * z.C + c] = (1 + (float)scale[at]) * sum[0];
+}
+
+// dbranch, dgate, branch and gate NULL: the norm alone.
+template <int N>
+static inline void rmsnorm_launch_backward(floatS* dsum, floatX* dbranch, floatX* dgate, floatS* dweight,
+                                           floatX* dshift, floatX* dscale, const floatX* dout, const floatS* sum,
+                                           const floatX* branch, const floatX* gate, const floatX* weight,
+                                           const floatX* scale, const floatS* rstd, size_t stride, int B, int T, int C,
+                                           stream_t s) {
     norm_strips_t z = norm_strips(stride, B, T, C, s);
-    int packed = stride % PACKED == 0 && packable(C, sum, x) && packable(C, out, branch, gate, weight, shift, scale);
-    (packed ? launch<rmsnorm_forward_kernel<PACKED>, floatS*, floatX*, floatS*, const floatS*, const floatX*,
-                     const floatX*, const floatX*, const floatX*, const floatX*, norm_strips_t, float>
-            : launch<rmsnorm_forward_kernel<1>, floatS*, floatX*, floatS*, const floatS*, const floatX*,
-                     const floatX*, const floatX*, const floatX*, const floatX*, norm_strips_t, float>)
-        ((unsigned)B * z.strips, z.threads, norm_work_bytes(z), s, sum, out, rstd, x, branch, gate, weight, shift,
-         scale, z, (float)eps);
+    size_t blocks = (size_t)B * z.strips, values = blocks * 3 * C;
+    float* parts = (float*)device_scratch(s, (values + (size_t)B * C) * sizeof(float));
+    float* shares = parts + values;
+    launch<rmsnorm_backward_kernel<N>>((unsigned)blocks, z.threads, norm_work_bytes(z), s, dsum, dbranch, parts, dout,
+                                       sum, branch, gate, weight, scale, rstd, z);
+    launch<rmsnorm_finish_kernel>((unsigned)B * blocks_for(C, NORM_FINISH_THREADS), NORM_FINISH_THREADS, 0, s, dgate,
+                                  dshift, dscale, shares, parts, weight, scale, z);
+    add_parts(dweight, NULL, NULL, shares, B, 1, C, s);
+}
+
+void gated_rmsnorm_modulate_backward(floatS* dsum,         // (B, T, C) +=
+                                     floatX* dbranch,      // (B, T, C)
+                                     floatX* dgate,        // (B, C)
+                                     floatS* dweight,      // (C) or NULL
+                                     floatX* dshift,       // (B, C) or NULL
+                                     floatX* dscale,       // (B, C)
+                                     const floatX* dout,   // (B, T, C)
+                                     const floatS* sum,    // (B, T, C)
+                                     const floatX* branch, // (B, T, C)
+                                     const floatX* gate,   // (B, C)
+                                     const floatX* weight, // (C)
+                                     const floatX* scale,  // (B, C)
+                                     const floatS* rstd,   // (B, T)
+                                     size_t stride, int B, int T, int C, stream_t s) {
+    int packed = stride % PACKED == 0 && packable(C, dsum, dbranch, dout, sum, branch, gate, weight, scale);
+    (packed ? rmsnorm_launch_backward<PACKED> : rmsnorm_launch_backward<1>)
+        (dsum, dbranch, dgate, dweight, dshift, dscale, dout, sum, branch, gate, weight, scale, rstd, stride, B, T, C,
+         s);
+}
+
+void rmsnorm_modulate_backward(floatS* dx,           // (B, T, C) +=
+                               floatS* dweight,      // (C) or NULL
+                               floatX* dshift,       // (B, C) or NULL
+                               floatX* dscale,       // (B, C)
+                               const floatX* dout,   // (B, T, C)
+                               const floatS* x,      // (B, T, C)
+                               const floatX* weight, // (C)
+                               const floatX* scale,  // (B, C)
+                               const floatS* rstd,   // (B, T)
+                               size_t stride, int B, int T, int C, stream_t s) {
+    int packed = stride % PACKED == 0 && packable(C, dx, dout, x, weight, scale);
+    (packed ? rmsnorm_launch_backward<PACKED> : rmsnorm_launch_backward<1>)
+        (dx, NULL, NULL, dweight, dshift, dscale, dout, x, NULL, NULL, weight, scale, rstd, stride, B, T, C, s);
 }
