@@ -14,6 +14,7 @@ compare_losses() {
         }
         function off(key, floor,   a, b, size, e) {
             a = value(lines[1], key); b = value(lines[2], key)
+            if (a == "none" && b == "none") return
             size = a < 0 ? -a : a
             if (size < floor) size = floor
             e = a - b; if (e < 0) e = -e
@@ -25,8 +26,9 @@ compare_losses() {
             off("l1", 0); off("lpips", 0); off("nll", 0); off("discriminator", 0)
             off("generator", 1); off("real", 1); off("fake", 1)
             off("semantic", 1e-3)
+            off("mse", 0); off("cosine", 0)
             # the gradient: sharp in fp32; of later steps it shows how Adam enlarges rounding, not what a step computes
-            if (!n && tolerance < 1e-3) off("norm_decoder", 0)
+            if (!n && tolerance < 1e-3) { off("norm_decoder", 0); off("norm", 0) }
             n++
         }
         END {

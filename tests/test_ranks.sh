@@ -10,6 +10,7 @@ command -v mpirun >/dev/null 2>&1 || {
     finish
 }
 double=$(dirname "$build")/double/train_tokenizer
+dit=$(dirname "$build")/double/train_dit
 [ -x "$double" ] || { fail "the program in double is there" "make build/double/train_tokenizer"; finish; }
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 steps=6
@@ -70,4 +71,22 @@ fi
 wait $job
 check "with an exit code" test $? -ne 0
 check "and a message that names it" grep -Eiq 'rank [0-9]+.*(kill|signal)|(kill|signal).*rank [0-9]+' said
+
+# LightningDiT: latents extracted by two processes, trained on by one, two and four
+dit_flags="-latents latents -tokenizer one/stage3.safetensors -data shapes -model tiny/1 -z_channels 8 -latent_side 4 -classes 10
+    -batch 8 -lr 1e-3 -clip 1 -steps 5 -log_every 1 -save_every 0 -grid_every 0 -sample_steps 3 -grid_columns 1 -grid_classes 1"
+# shellcheck disable=SC2086
+expect "latents, extracted by two processes" 0 '' mpirun --oversubscribe -n 2 "$dit" $dit_flags -extract 1 -images 41 -shard_images 12 \
+    -extract_batch 4
+check "  four shards" test "$(ls latents/*.safetensors | wc -l)" -eq 4
+# shellcheck disable=SC2086
+expect "LightningDiT, one process" 0 '' "$dit" $dit_flags -out dit1
+for kind in "2 0" "4 1"; do
+    n=${kind% *}
+    zero=${kind#* }
+    # shellcheck disable=SC2086
+    expect "LightningDiT, $n ranks, -zero $zero" 0 '' mpirun --oversubscribe -n "$n" "$dit" $dit_flags -out "dit$n" -zero "$zero"
+    if compare_losses dit1/dit.jsonl "dit$n/dit.jsonl" 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
+    else fail "LightningDiT, $n ranks, -zero $zero: the losses of one" "$(cat difference)"; fi
+done
 finish
