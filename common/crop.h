@@ -5,7 +5,9 @@
 //     resize so that the short side is the target (bicubic), then cut the square out of the middle
 //
 // Resizing is Pillow's (src/libImaging/Resample.c): one axis at a time, columns first, each pass rounded to bytes; a
-// pass that would not change the size is left out. For n -> m samples, with s = n / m and f = max(s, 1):
+// pass that would not change the size is left out. Pillow 13 takes rows first where an image is tall, which moves bytes
+// by some units; ADM's statistics and LightningDiT's latents are older than it.
+// For n -> m samples, with s = n / m and f = max(s, 1):
 //     centre of target k = (k + 1/2) s;   weight of source j = filter((j - centre + 1/2) / f), normalised to 1
 // computed in double, then in integers with 22 fraction bits, so that the bytes do not depend on the compiler.
 // Look next at common/extract.h, its user.

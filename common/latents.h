@@ -355,6 +355,6 @@ void latents_statistics(const latents_t* l, uint64_t seed, int images, floatS* m
         }
     }
     latents_measure(l, seed, n, mean, std);
-    latents_save_statistics(l, path, seed, n, mean, std);
+    if (log_rank == 0) latents_save_statistics(l, path, seed, n, mean, std); // all ranks have the same
     free(path);
 }

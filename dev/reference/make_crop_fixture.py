@@ -2,7 +2,10 @@
 LightningDiT's extract_features.py writes it (Python's safetensors). Sources and latents are integer formulas that the
 test computes itself, so only the answers are stored.
 
-    python dev/reference/make_crop_fixture.py          (needs numpy, pillow, safetensors)
+    python dev/reference/make_crop_fixture.py          (needs numpy, safetensors, pillow==11.3.0)
+
+Pillow 13 resizes tall pictures vertically first (its pull request 9549), which moves bytes by some units. ADM and
+LightningDiT were made with versions that go horizontally first always, so the script refuses one that does not.
 """
 import numpy as np
 from PIL import Image
@@ -10,7 +13,8 @@ from safetensors.numpy import save_file
 
 # height, width, size: halved three times, twice, once, never; enlarged; one side fits already; sides that differ by one
 CASES = [(600, 800, 64), (97, 131, 32), (257, 255, 32), (63, 200, 32), (33, 40, 64), (64, 64, 64), (130, 64, 64),
-         (128, 128, 32), (515, 700, 96), (7, 5, 16), (101, 51, 32)]
+         (128, 128, 32), (515, 700, 96), (7, 5, 16), (101, 51, 32),
+         (624, 218, 64), (501, 102, 48), (800, 90, 64)]  # the last three are tall
 
 
 def picture(height, width):
@@ -33,7 +37,16 @@ def centre_crop(image, size):
     return np.asarray(image)[top:top + size, left:left + size].copy()
 
 
+def check_order():
+    tall = Image.fromarray(picture(624, 109))
+    both = tall.resize((64, 366), resample=Image.BICUBIC)
+    steps = tall.resize((64, 624), resample=Image.BICUBIC).resize((64, 366), resample=Image.BICUBIC)
+    if both.tobytes() != steps.tobytes():
+        raise SystemExit(f"Pillow {Image.__version__} resizes tall pictures vertically first; install pillow==11.3.0")
+
+
 def main():
+    check_order()
     crops = {f"crop.{h}.{w}.{s}": centre_crop(Image.fromarray(picture(h, w)), s) for h, w, s in CASES}
     save_file(crops, "tests/fixtures/crop.safetensors", {"pillow": Image.__version__})
     n, C, S = 5, 3, 4
