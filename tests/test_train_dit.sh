@@ -1,0 +1,148 @@
+#!/bin/sh
+# LightningDiT as a user runs it, on the latents of the nano tokenizer: an extraction that was stopped goes on with the same
+# bytes; so does a training run; exported weights draw; a picture is the same in whatever batch it is drawn, and so is an .npz
+# that was killed halfway. Files that do not belong together are refused.
+# Usage: sh tests/test_train_dit.sh BUILD_FOLDER
+. tests/programs.sh "$1"
+
+# dit FLAGS...: train_dit with the smallest network; a flag given here wins
+dit() {
+    "$build/train_dit" -data shapes -tokenizer world/stage1.safetensors -latents latents -z_channels 8 -batch 8 -workers 0 \
+        -sample_steps 3 -grid_columns 1 -grid_classes 0,9 -log_every 1 -grid_every 0 -save_every 0 "$@"
+}
+
+# draw FLAGS...: sample with the exported weights
+draw() {
+    "$build/sample" -dit exported.safetensors -tokenizer world/stage1.safetensors -steps 3 "$@"
+}
+
+# the lines of a run's log without what the clock says
+losses() { sed 's/, "images_per_second".*//' "$1"; }
+
+# same_pixels A B: two PNGs are equal from their compressed pixels on; what stands before is text about their making
+same_pixels() {
+    pixels "$1" >a.pixels && pixels "$2" >b.pixels && cmp a.pixels b.pixels
+}
+pixels() {
+    at=$(grep -abo IDAT "$1" | head -n 1 | cut -d : -f 1)
+    [ -n "$at" ] && tail -c "+$((at + 1))" "$1"
+}
+
+expect "a tokenizer" 0 '' train -out world -steps 2
+expect "another tokenizer" 0 '' train -out other -steps 2 -seed 2
+
+# --- latents
+shard=latents/latents_rank00_shard001.safetensors
+extract() { dit -extract 1 -images 96 -shard_images 40 "$@"; }
+expect "extraction" 0 '' extract
+check "  three shards" test "$(ls latents | tr '\n' ' ')" = \
+    "latents_rank00_shard000.safetensors latents_rank00_shard001.safetensors latents_rank00_shard002.safetensors "
+check "  of 40, 40 and 16 latents" grep -q '96 of 96 images' out
+cp -r latents whole_latents
+expect "the same again" 0 '' extract
+check "  keeps all shards" test "$(grep -c '^kept' out)" -eq 3
+check "  and encodes nothing" test "$(grep -c 'shard . of 3' out)" -eq 0
+rm $shard
+expect "a shard is missing" 0 '' extract -extract_batch 7
+check "  two are kept" test "$(grep -c '^kept' out)" -eq 2
+check "  and the third comes out alike, in other batches too" cmp $shard whole_latents/latents_rank00_shard001.safetensors
+head -c 20000 whole_latents/latents_rank00_shard001.safetensors >$shard
+expect "a torn shard is made again" 0 'shard001.*truncated.*made again' extract
+check "  with the same bytes" cmp $shard whole_latents/latents_rank00_shard001.safetensors
+expect "latents of another tokenizer are not mixed in" 1 'is of another extraction' extract \
+    -tokenizer other/stage1.safetensors
+expect "nor those of other shards" 1 'is of another extraction' extract -shard_images 50
+expect "extraction without a tokenizer" 1 'nowhere' extract -tokenizer nowhere.safetensors
+
+# --- training
+expect "6 steps in one go" 0 '' dit -out run -steps 6
+check "  a picture" test -s run/dit_000006.png
+check "  every line is JSON" every_line_is_json run/dit.jsonl
+check "  one for each step" test "$(wc -l <run/dit.jsonl)" -eq 6
+expect "3 steps" 0 '' dit -out halves -steps 3
+expect "and 3 more" 0 '' dit -out halves -steps 6
+check "  from where the run was" grep -Eq '^resume +halves/dit.safetensors at step 3$' out
+check "  the same bytes" cmp run/dit.safetensors halves/dit.safetensors
+losses run/dit.jsonl >a
+losses halves/dit.jsonl >b
+check "  the same losses" cmp a b
+check "  the same picture" same_pixels run/dit_000006.png halves/dit_000006.png
+expect "with a worker and two threads" 0 '' env OMP_NUM_THREADS=2 "$build/train_dit" -data shapes -latents latents \
+    -tokenizer world/stage1.safetensors -z_channels 8 -batch 8 -workers 1 -sample_steps 3 -grid_columns 1 \
+    -grid_classes 0,9 -log_every 2 -grid_every 0 -save_every 4 -out threads -steps 6
+check "  the same bytes" cmp run/dit.safetensors threads/dit.safetensors
+expect "with recomputed activations" 0 '' dit -out recomputed -steps 6 -recompute 1
+check "  the same bytes" cmp run/dit.safetensors recomputed/dit.safetensors
+expect "a run that is complete says so" 0 '' dit -out run -steps 6
+check "  and how it goes on" grep -q 'training is complete (6 steps); -restart 1 trains again' out
+expect "unconditional" 0 '' dit -out uncond -steps 2 -uncond 1
+expect "without a tokenizer there are no pictures" 0 'no pictures of samples' dit -out blind -steps 2 -tokenizer ''
+check "  and none is there" test ! -e blind/dit_000002.png
+
+expect "resuming with another -lr is refused" 1 'made with other settings' dit -out halves -steps 8 -lr 0.5
+check "  with both values" grep -Eq -e '^-lr: saved 0.001, given 0.5$' said
+check "  and it stays as it was" cmp run/dit.safetensors halves/dit.safetensors
+expect "-change 1 goes on" 0 '' dit -out halves -steps 7 -lr 0.0005 -change 1
+expect "-restart 1 begins again" 0 '' dit -out halves -steps 6 -restart 1
+check "  with the same bytes" cmp run/dit.safetensors halves/dit.safetensors
+
+mkdir empty torn exported_run
+expect "-latents of an empty folder" 1 'empty' dit -latents empty -out refused -steps 2
+expect "-latents of no folder" 1 'nowhere: there is no such folder' dit -latents nowhere -out refused -steps 2
+expect "too few classes" 1 'is not below 4' dit -classes 4 -out refused -steps 2
+expect "other channels" 1 'wanted 16 channels' dit -z_channels 16 -out refused -steps 2
+expect "the tokenizer of other latents" 1 'give the tokenizer that made them' dit -out refused -steps 2 \
+    -tokenizer other/stage1.safetensors
+head -c 100000 run/dit.safetensors >torn/dit.safetensors
+expect "a torn checkpoint" 1 'torn/dit.safetensors: .*truncated' dit -out torn -steps 8
+expect "-export" 0 '' dit -out run -export exported.safetensors
+cp exported.safetensors exported_run/dit.safetensors
+expect "exported weights are no checkpoint" 1 'written by -export' dit -out exported_run -steps 8
+dit -extract 1 -images 16 -latents other_latents -tokenizer other/stage1.safetensors >out 2>said
+expect "resuming on latents of another tokenizer is refused" 1 'was trained on latents of tokenizer' dit -out run -steps 8 \
+    -latents other_latents -tokenizer other/stage1.safetensors
+
+# --- samples
+expect "a picture of exported weights" 0 '' draw -class 0,1 -n 2 -out one.png
+expect "in other batches" 0 '' draw -class 0,1 -n 2 -batch 3 -out two.png
+check "  the same bytes" cmp one.png two.png
+expect "from the checkpoint" 0 '' draw -class 0,1 -n 2 -out three.png -dit run/dit.safetensors
+check "  the same pixels" same_pixels one.png three.png
+expect "raw weights" 0 '' draw -class 0,1 -n 2 -out raw.png -dit run/dit.safetensors -raw 1
+if same_pixels one.png raw.png >/dev/null 2>&1; then fail "  are others"; else ok "  are others"; fi
+expect "16-bit weights" 0 '' dit -out run -export half.safetensors -export_type f16
+check "  are half as large" test "$(wc -c <half.safetensors)" -lt $(($(wc -c <exported.safetensors) * 6 / 10))
+expect "  and draw" 0 '' draw -dit half.safetensors -class 3 -n 1 -out half.png
+expect "single PNGs" 0 '' draw -class 0,1 -n 2 -images all
+check "  four of them" test "$(ls all | tr '\n' ' ')" = "000000.png 000001.png 000002.png 000003.png "
+expect "single PNGs of one class" 0 '' draw -class 1 -n 2 -images class1
+check "  image 0 of class 1 is the same" same_pixels all/000002.png class1/000000.png
+check "  and image 1" same_pixels all/000003.png class1/000001.png
+rm all/000001.png
+cp all/000002.png kept.png
+expect "single PNGs again" 0 '' draw -class 0,1 -n 2 -images all
+check "  the missing one is back" test -s all/000001.png
+check "  the others stay" cmp all/000002.png kept.png
+npz() { draw -class balanced -n 30 -steps 30 -block 2 -npz "$@"; }
+expect "an .npz" 0 '' npz whole.npz
+check "  is no smaller than its pixels" test "$(wc -c <whole.npz)" -ge $((30 * 32 * 32 * 3))
+{ exec "$build/sample" -dit exported.safetensors -tokenizer world/stage1.safetensors -class balanced -n 30 -steps 30 -block 2 \
+    -npz killed.npz >out 2>said; } &
+process=$!
+while kill -0 $process 2>/dev/null && [ ! -e killed.npz.parts/000001 ]; do sleep 0.02; done
+kill -9 $process 2>/dev/null
+wait $process 2>/dev/null
+check "  killed halfway: its parts are there" test -e killed.npz.parts/000001 -a ! -e killed.npz
+expect "  other settings do not go on with them" 1 'drawn with other settings' npz killed.npz -seed 5
+expect "  the same command does" 0 '' npz killed.npz -batch 5
+check "  the same bytes" cmp whole.npz killed.npz
+check "  no parts are left" test ! -e killed.npz.parts
+
+expect "class 10 of 10" 1 'class 10: the model in exported.safetensors has 10 classes.*It draws 0 to 9' draw -class 10
+expect "a class that is no number" 1 'want a number' draw -class dog
+expect "another tokenizer's decoder" 1 'would draw nonsense' draw -tokenizer other/stage1.safetensors
+expect "a DiT that is not there" 1 'there is no such file' draw -dit nowhere.safetensors
+expect "a tokenizer for a DiT" 1 'holds no LightningDiT' draw -dit world/stage1.safetensors
+expect "a DiT for a tokenizer" 1 'exported.safetensors: not a tokenizer' \
+    draw -tokenizer exported.safetensors
+finish
