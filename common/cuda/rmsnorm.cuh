@@ -15,13 +15,13 @@
 // The sums of a strip are a part (q, dshift, dgate) in device_scratch. A second kernel adds an image's parts in the
 // order of its strips and rounds once; add_parts then adds the images' shares of dweight.
 //
-// Bytes at (128 images of 256 tokens, 1152) in the bf16 build, where a tensor of the stream is 151 MB and any other 75.5
-// MB, and the time that they take at 3 TB/s:
+// Bytes at (128 images of 256 tokens, 1152) in the bf16 build, where a tensor of the stream is 151 MB and any other
+// 75.5 MB, and the time that they take at 3 TB/s:
 //   rmsnorm_modulate_forward          226 MB: x; out                                    75 us
 //   gated_rmsnorm_modulate_forward    453 MB: x, branch; sum, out                      151 us
 //   rmsnorm_modulate_backward         528 MB: dout, x, dx; dx                          176 us
 //   gated_rmsnorm_modulate_backward   679 MB: dout, sum, dsum, branch; dsum, dbranch   226 us
-// The parts are 7 MB (4 strips an image of 13.8 KB), written and read once: 2% of the backward.
+// The parts are 5 MB (3 strips an image of 13.8 KB), written and read once: 2% of the backward.
 //
 // Look next at common/cuda/rope.cuh.
 #pragma once
@@ -35,7 +35,7 @@
 constexpr int NORM_COLUMNS = 8;          // of a thread
 constexpr int NORM_TOKENS = 2;           // of a step
 constexpr int NORM_BLOCK = 512;          // most threads of a block
-constexpr int NORM_RESIDENT = 640;       // threads that a multiprocessor holds, at up to 96 registers each
+constexpr int NORM_RESIDENT = 512;       // threads that a multiprocessor holds, at 128 registers each
 constexpr int NORM_FINISH_THREADS = 128; // of the kernel that adds the parts
 
 // How the tokens of B images are cut: image b has `strips` strips of `tokens` tokens, the last may be shorter.
@@ -148,16 +148,17 @@ __device__ static inline void norm_factors(float f[NORM_COLUMNS],
 
 // Block image * strips + i walks along strip i of an image. branch NULL: the norm of x alone.
 template <int N>
-__global__ static void rmsnorm_forward_kernel(floatS* sum,          // (B, T, C), written where there is a branch
-                                              floatX* out,          // (B, T, C)
-                                              floatS* rstd,         // (B, T)
-                                              const floatS* x,      // (B, T, C)
-                                              const floatX* branch, // (B, T, C) or NULL
-                                              const floatX* gate,   // (B, C) or NULL, as branch
-                                              const floatX* weight, // (C)
-                                              const floatX* shift,  // (B, C) or NULL
-                                              const floatX* scale,  // (B, C)
-                                              norm_strips_t z, float eps) {
+__global__ static void __launch_bounds__(NORM_BLOCK)
+rmsnorm_forward_kernel(floatS* sum,          // (B, T, C), written where there is a branch
+                       floatX* out,          // (B, T, C)
+                       floatS* rstd,         // (B, T)
+                       const floatS* x,      // (B, T, C)
+                       const floatX* branch, // (B, T, C) or NULL
+                       const floatX* gate,   // (B, C) or NULL, as branch
+                       const floatX* weight, // (C)
+                       const floatX* shift,  // (B, C) or NULL
+                       const floatX* scale,  // (B, C)
+                       norm_strips_t z, float eps) {
     int C = z.C, image = blockIdx.x / z.strips, begin = blockIdx.x % z.strips * z.tokens;
     int end = begin + z.tokens < z.T ? begin + z.tokens : z.T;
     size_t vector = image * z.stride, first = (size_t)image * z.T;
@@ -235,17 +236,18 @@ void rmsnorm_modulate_forward(floatX* out,          // (B, T, C)
 
 // Block image * strips + i walks along strip i of an image, and leaves its part of the sums over tokens.
 template <int N>
-__global__ static void rmsnorm_backward_kernel(floatS* dsum,         // (B, T, C) +=
-                                               floatX* dbranch,      // (B, T, C) or NULL
-                                               float* parts,         // (B, strips, 3, C): q, dshift, dgate
-                                               const floatX* dout,   // (B, T, C)
-                                               const floatS* sum,    // (B, T, C)
-                                               const floatX* branch, // (B, T, C) or NULL, as dbranch
-                                               const floatX* gate,   // (B, C) or NULL, as dbranch
-                                               const floatX* weight, // (C)
-                                               const floatX* scale,  // (B, C)
-                                               const floatS* rstd,   // (B, T)
-                                               norm_strips_t z) {
+__global__ static void __launch_bounds__(NORM_BLOCK)
+rmsnorm_backward_kernel(floatS* dsum,         // (B, T, C) +=
+                        floatX* dbranch,      // (B, T, C) or NULL
+                        float* parts,         // (B, strips, 3, C): q, dshift, dgate
+                        const floatX* dout,   // (B, T, C)
+                        const floatS* sum,    // (B, T, C)
+                        const floatX* branch, // (B, T, C) or NULL, as dbranch
+                        const floatX* gate,   // (B, C) or NULL, as dbranch
+                        const floatX* weight, // (C)
+                        const floatX* scale,  // (B, C)
+                        const floatS* rstd,   // (B, T)
+                        norm_strips_t z) {
     int C = z.C, image = blockIdx.x / z.strips, begin = blockIdx.x % z.strips * z.tokens;
     int end = begin + z.tokens < z.T ? begin + z.tokens : z.T;
     size_t vector = image * z.stride, first = (size_t)image * z.T;
