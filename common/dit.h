@@ -101,18 +101,29 @@ static inline size_t dit_measure_count(const dit_t* d) { return 2 * (size_t)d->c
 // ---------------------------------------------------------------------------------------------------------------------
 // A step
 
-// Gradients of the batch in x1, t and labels, averaged over all processes.
-void dit_gradients(dit_t* d, int64_t step, stream_t s) {
+// The path from noise to the latents in x1, at the times in t: xt and u.
+static inline void dit_path(dit_t* d, int64_t step, stream_t s) {
+    uint64_t first_row = d->comm ? (uint64_t)d->comm->rank * d->config.batch : 0;
+    flow_path(d->xt, d->u, d->x1, d->t, d->config.batch, d->n, d->config.seed, RANDOM_NOISE, (uint64_t)step, first_row,
+              s);
+}
+
+// Measures and gradients from xt, u, t and labels, the gradients averaged over all processes.
+void dit_gradients_of_path(dit_t* d, stream_t s) {
     const dit_config_t* c = &d->config;
     int B = c->batch, side = c->net.side, C = c->net.C;
-    uint64_t first_row = d->comm ? (uint64_t)d->comm->rank * B : 0;
-    flow_path(d->xt, d->u, d->x1, d->t, B, d->n, c->seed, RANDOM_NOISE, (uint64_t)step, first_row, s);
     params_zero_grads(&d->params, s);
     lightningdit_forward(&d->net, &d->params, d->xt, d->t, d->labels, B, s);
     flow_loss(d->measures, d->measures + B, d->dv, d->net.v, d->u, 1.0 / B, c->w_cos / B, B, side * side, C, s);
     lightningdit_backward(&d->net, &d->params, d->dv, s);
     replicas_mean_grads(&d->params, d->comm, s);
     replicas_sum_squares(d->measures + 2 * B, &d->params, d->comm, 0, params_trained(&d->params), s);
+}
+
+// The same of the batch in x1, t and labels.
+void dit_gradients(dit_t* d, int64_t step, stream_t s) {
+    dit_path(d, step, s);
+    dit_gradients_of_path(d, s);
 }
 
 // Waits for the step. `host` is working space of dit_measure_count() values.
