@@ -8,6 +8,7 @@
 // of the same tokenizer and size, is kept: so an extraction that was stopped goes on where it was.
 // While the device encodes one batch, the host reads and cuts the next. Look next at common/latents.h.
 #pragma once
+#include <errno.h>
 #include <unistd.h>
 
 // defines: autoencoder_t, autoencoder_open, autoencoder_encode
@@ -107,6 +108,13 @@ static inline void extract_shard(extract_t* e, latent_shard_t* shard, size_t fir
     }
 }
 
+// Statistics of the latents that were in the folder before are not those of the latents that will be.
+static inline void extract_forget_statistics(const char* folder) {
+    char* path = dataset_join(folder, LATENT_STATS);
+    if (unlink(path) && errno != ENOENT) fatal("cannot remove %s: %s; remove it", path, strerror(errno));
+    free(path);
+}
+
 // Writes the shards of this process that are not there yet.
 static inline void extract_shards(extract_t* e) {
     const extract_options_t* o = e->options;
@@ -125,6 +133,7 @@ static inline void extract_shards(extract_t* e) {
         latent_shard_t shard;
         latent_shard_open(&shard, (int)count, t->z, t->GH);
         extract_shard(e, &shard, first, count);
+        extract_forget_statistics(o->latents);
         latent_shard_write(&shard, path, t->fingerprint, e->data.class_count, (int)count, (int)e->comm->size);
         extract_progress(e, k, shards);
     }

@@ -113,9 +113,9 @@ int latent_shard_is_made(const char* path, size_t total, int C, int side, const 
         warn("%s: %s; it is made again", path, error);
         return 0;
     }
-    const char* keys[4] = {"tokenizer", "world", "total", "classes"};
-    const char* values[4];
-    for (int i = 0; i < 4; i++) values[i] = safetensors_metadata(&f, keys[i]);
+    const char* keys[3] = {"tokenizer", "world", "total"};
+    const char* values[3];
+    for (int i = 0; i < 3; i++) values[i] = safetensors_metadata(&f, keys[i]);
     const st_tensor_t* t = safetensors_find(&f, "latents");
     int same = values[0] && !strcmp(values[0], tokenizer) && values[1] && atoi(values[1]) == world && values[2] &&
                (size_t)atoll(values[2]) == total && t && t->ndim == 4 && t->shape[1] == (size_t)C &&
@@ -321,6 +321,7 @@ static inline void latents_save_statistics(const latents_t* l, const char* path,
     safetensors_writer_metadata(&w, "images", text);
     snprintf(text, sizeof text, "%llu", (unsigned long long)seed);
     safetensors_writer_metadata(&w, "seed", text);
+    safetensors_writer_metadata(&w, "tokenizer", l->tokenizer);
     safetensors_writer_tensor(&w, "mean", ST_F32, 4, shape);
     safetensors_writer_tensor(&w, "std", ST_F32, 4, shape);
     safetensors_writer_begin(&w, path);
@@ -330,7 +331,8 @@ static inline void latents_save_statistics(const latents_t* l, const char* path,
 }
 
 // Mean and deviation of each channel over `images` latents, chosen by the seed, or over all where there are fewer. They
-// are kept in the folder and taken from there when they are of as many latents, the same seed and number.
+// are kept in the folder and taken from there when they are of as many latents of the same tokenizer, the same seed and
+// number.
 void latents_statistics(const latents_t* l, uint64_t seed, int images, floatS* mean, floatS* std) { // (C) each
     size_t n = (size_t)images < l->count ? (size_t)images : l->count;
     char* path = dataset_join(l->folder, LATENT_STATS);
@@ -340,10 +342,12 @@ void latents_statistics(const latents_t* l, uint64_t seed, int images, floatS* m
         const char* total = safetensors_metadata(&f, "total");
         const char* used = safetensors_metadata(&f, "images");
         const char* by = safetensors_metadata(&f, "seed");
+        const char* tokenizer = safetensors_metadata(&f, "tokenizer");
         const st_tensor_t *m = safetensors_find(&f, "mean"), *s = safetensors_find(&f, "std");
-        int same = total && used && by && m && s && m->numel == (size_t)l->C && s->numel == (size_t)l->C &&
-                   strtoull(total, NULL, 10) == l->count && strtoull(used, NULL, 10) == n &&
-                   strtoull(by, NULL, 10) == seed;
+        int same = total && used && by && tokenizer && m && s && m->numel == (size_t)l->C &&
+                   s->numel == (size_t)l->C && strtoull(total, NULL, 10) == l->count &&
+                   strtoull(used, NULL, 10) == n && strtoull(by, NULL, 10) == seed &&
+                   !strcmp(tokenizer, l->tokenizer);
         if (same) {
             safetensors_read(m, mean);
             safetensors_read(s, std);

@@ -357,6 +357,12 @@ static inline void test_statistics(void) {
     l.count++;
     latents_statistics(&l, 1, 7, again, again_std);
     check(!memcmp(again, mean, sizeof mean), "but not for another number of latents");
+    const char* made_by = l.tokenizer;
+    l.tokenizer = "another";
+    latents_save_statistics(&l, kept, 1, 7, marked, marked);
+    l.tokenizer = made_by;
+    latents_statistics(&l, 1, 7, again, again_std);
+    check(!memcmp(again, mean, sizeof mean), "nor for latents of another tokenizer");
     temporary_write("stats/latents_stats.st", "damaged", 7);
     latents_statistics(&l, 1, 7, again, again_std);
     check(!memcmp(again, mean, sizeof mean), "nor when it is damaged");
@@ -517,7 +523,7 @@ static inline void test_options(void) {
 
 // The quantiles that the logit-normal distribution has: 10% below 0.217, 90% below 0.783 (z = -1.2816, 1.2816).
 static inline void test_times(void) {
-    enum { MANY = 400 };
+    enum { MANY = 4000 };
     int low = 0, high = 0;
     latents_t l;
     latent_loader_t loader;
@@ -531,8 +537,28 @@ static inline void test_times(void) {
     }
     latent_loader_close(&loader);
     latents_close(&l);
-    double n = MANY * BATCH; // 4 deviations of a count are 0.025 n
-    check(fabs(low / n - 0.1) < 0.025 && fabs(high / n - 0.1) < 0.025, "logit-normal");
+    double n = MANY * BATCH; // 4 deviations of a count are 0.008 n
+    check(fabs(low / n - 0.1) < 0.008 && fabs(high / n - 0.1) < 0.008, "logit-normal");
+}
+
+// 16 latents in batches of 40: an epoch ends within a batch, and leaves none out.
+static inline void test_few(void) {
+    enum { LARGE = 40 };
+    latents_t l;
+    latent_loader_t loader;
+    latent_loader_options_t o = default_options();
+    int seen[16] = {0};
+    o.batch = LARGE, o.flip = 0;
+    open_latents(&l, "stream", CLASSES);
+    latent_loader_open(&loader, &l, &o, 0);
+    const latent_batch_t* b = NULL;
+    for (int g = 0; g < 2 * LARGE; g++) {
+        if (g % LARGE == 0) b = latent_loader_next(&loader);
+        int i = (int)b->x1[(size_t)(g % LARGE) * VALUES] / 1000;
+        check(i >= 0 && i < 16 && seen[i]++ == g / 16, "each latent once in 16 rows");
+    }
+    latent_loader_close(&loader);
+    latents_close(&l);
 }
 
 static inline void child_ranks(const char* folder) {
@@ -576,6 +602,7 @@ int main(int argc, char** argv) {
     if (test_case("batches: rows, epochs, labels, times")) { test_rows(); test_end_case(); }
     if (test_case("batches: options")) { test_options(); test_end_case(); }
     if (test_case("batches: quantiles of the times")) { test_times(); test_end_case(); }
+    if (test_case("batches larger than the folder")) { test_few(); test_end_case(); }
     if (test_case("batches: closing at any moment, ranks that do not fit")) { test_early_close(); test_end_case(); }
     temporary_end();
     return test_finish();

@@ -79,6 +79,13 @@ expect "unconditional" 0 '' dit -out uncond -steps 2 -uncond 1
 expect "without a tokenizer there are no pictures" 0 'no pictures of samples' dit -out blind -steps 2 -tokenizer ''
 check "  and none is there" test ! -e blind/dit_000002.png
 
+rm $shard
+expect "another extraction into the folder" 0 '' extract
+check "  forgets the statistics" test ! -e latents/latents_stats.st
+expect "and the next run" 0 '' dit -out again -steps 6
+check "  computes the same" cmp run/dit.safetensors again/dit.safetensors
+check "  and keeps them" test -s latents/latents_stats.st
+
 expect "resuming with another -lr is refused" 1 'made with other settings' dit -out halves -steps 8 -lr 0.5
 check "  with both values" grep -Eq -e '^-lr: saved 0.001, given 0.5$' said
 check "  and it stays as it was" cmp run/dit.safetensors halves/dit.safetensors
