@@ -84,6 +84,7 @@ static void run_backward(stream_t s, void* context) {
     cpu::rmsnorm_modulate_forward(out.ref, rstd.ref, sum.ref, weight.ref, nullptr, mod.ref + C, stride, B, T, C, 1e-6,
                                   0);
     upload(rstd);
+    if (C > 1) weight.ref[C / 2] = 0, upload(weight); // dscale is 0 there, and dweight is not
     for (int round = 0; round < 3; round++) {
         tensor<float> dx = copy_of(start), dw = dweight;
         tensor<floatX> dmod = copy_of(dmod_start), dbranch = output(n), dshift = dmod;
@@ -124,6 +125,28 @@ static void test_rmsnorm(stream_t s, const char* name, int B, int T, int C, int 
     }
 }
 
+// Strips cover an image's tokens once, whatever the sizes; and at full size the scratch memory suffices.
+static void test_strips(stream_t s) {
+    if (!test_case("rmsnorm, strips of every size")) return;
+    static const int channels[6] = {1, 128, 768, 1152, 1792, 4096};
+    int real = s->multiprocessors;
+    s->multiprocessors = 132;
+    for (int i = 0; i < 6; i++) {
+        for (int T = 1; T <= 5000; T += 1 + T / 3) {
+            for (int B = 1; B <= 1024; B *= 2) {
+                norm_strips_t z = norm_strips(0, B, T, channels[i], s);
+                check((size_t)z.strips * z.tokens >= (size_t)T, "strips reach the last token");
+                check((z.strips - 1) * z.tokens < T, "no strip is empty");
+                check(z.threads <= NORM_BLOCK && z.threads * NORM_COLUMNS >= channels[i], "a block holds a row");
+                size_t values = ((size_t)z.strips * 3 + 1) * B * channels[i];
+                check(values * sizeof(float) <= DEVICE_SCRATCH_BYTES, "parts fit");
+            }
+        }
+    }
+    s->multiprocessors = real;
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     stream_t s = device_open(0);
@@ -138,6 +161,7 @@ int main(int argc, char** argv) {
     test_rmsnorm(s, "XL", 2, 17, 1152, 8, 0);
     test_rmsnorm(s, "prime, several warps", 1, 7, 1031, 1, 0);
     test_rmsnorm(s, "the longest of all builds", 1, 3, 4096, 0, 0);
+    test_strips(s);
     device_close(s);
     return test_finish();
 }
