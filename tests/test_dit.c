@@ -367,7 +367,7 @@ static void use_wrong(const char* name) {
 static void test_refusals(void) {
     static const struct { const char *name, *metadata, *missing; int D, rows; const char *first, *second; } cases[] = {
         {"open0", "", "", 40, 9, "open0: not a checkpoint of train_dit", "is missing, wanted aligntok-dit-1"},
-        {"open1", "format images", "", 40, 9, "open1", "step"},
+        {"open1", "format images", "", 40, 9, "open1", "\"step\""},
         {"open2", "format step images adam_steps losses config", "", 40, 9, "\"tokenizer\" is missing", "open2"},
         {"open3", "format step images adam_steps tokenizer config", "", 40, 9, "\"losses\" is missing", "open3"},
         {"open4", "format step images adam_steps tokenizer losses", "", 40, 9, "\"config\" is missing", "open4"},
