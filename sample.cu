@@ -134,9 +134,10 @@ __attribute__((noreturn)) static void no_such_class(const sample_t* r, long labe
                  " In ImageNet, %ld is \"%s\": for that, give a DiT trained on ImageNet and its tokenizer (-preset "
                  "imagenet -dit FILE -tokenizer FILE; train_dit makes one).", label, imagenet_class((int)label));
     }
-    fatal("-class %ld: the model in %s has %d classes.%s It draws 0 to %d%s%s%s%s", label, r->options.dit, classes, hint,
-          classes - 1, class_name(r, classes, 0)[0] ? ", from " : "", class_name(r, classes, 0),
-          class_name(r, classes, 0)[0] ? " to " : "", class_name(r, classes, classes - 1));
+    const char* first = class_name(r, classes, 0);
+    fatal("-class %ld: the model in %s has %d classes.%s It draws 0 to %d%s%s%s%s", label, r->options.dit, classes,
+          hint, classes - 1, first[0] ? ", from " : "", first, first[0] ? " to " : "",
+          class_name(r, classes, classes - 1));
 }
 
 // -class. Sets rows, or leaves them NULL where each image has its own class.
@@ -407,8 +408,8 @@ static void open_models(sample_t* r) {
     choose_classes(r);
     const char* made_by = safetensors_metadata(&file, "tokenizer");
     if (made_by && made_by[0] && strcmp(made_by, r->tokenizer.fingerprint)) {
-        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; give "
-              "the tokenizer that made the latents with -tokenizer",
+        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; "
+              "give the tokenizer that made the latents with -tokenizer",
               o->dit, made_by, o->tokenizer, r->tokenizer.fingerprint);
     }
     r->mean = (floatS*)malloc_check(2 * C * sizeof(floatS), "latent statistics");

@@ -178,8 +178,9 @@ static void set_up(run_t* run) {
     int C = d->config.net.C;
     latents_open(&run->latents, o->latents, C, d->config.net.side, o->uncond ? 0 : o->classes);
     snprintf(run->tokenizer_name, sizeof run->tokenizer_name, "%s", run->latents.tokenizer);
-    printf("latents        %s: %zu of %d x %d with %d channels%s%s\n", o->latents, run->latents.count, run->latents.side,
-           run->latents.side, C, run->tokenizer_name[0] ? ", of tokenizer " : "", run->tokenizer_name);
+    printf("latents        %s: %zu of %d x %d with %d channels%s%s\n", o->latents, run->latents.count,
+           run->latents.side, run->latents.side, C, run->tokenizer_name[0] ? ", of tokenizer " : "",
+           run->tokenizer_name);
     run->latent_mean = (floatS*)calloc_check(2 * C, sizeof(floatS), "latent statistics");
     run->latent_std = run->latent_mean + C;
     dit_allocate(d);
@@ -296,13 +297,13 @@ static int guard_skips(run_t* run, double loss) {
     if (factor > 0 && g->steps >= GUARD_FROM && loss > factor * g->mean) {
         g->skipped++;
         if (++g->in_a_row < GUARD_GIVES_UP) return 1;
-        fatal("step %lld: %d steps, one behind the other, had a loss of more than %g times the running mean %g and were "
-              "skipped. %s", (long long)run->step + 1, GUARD_GIVES_UP, factor, g->mean,
+        fatal("step %lld: %d steps, one behind the other, had a loss of more than %g times the running mean %g and "
+              "were skipped. %s", (long long)run->step + 1, GUARD_GIVES_UP, factor, g->mean,
               run_way_back(run->checkpoint_path, "a lower -lr, or -guard 0 to take such steps", way, sizeof way));
     }
     g->in_a_row = 0;
     g->steps++;
-    g->mean += (loss - g->mean) / (double)(g->steps < GUARD_WINDOW ? g->steps : GUARD_WINDOW);
+    g->mean += (loss - g->mean) / (double)(g->steps < GUARD_WINDOW ? g->steps : (int64_t)GUARD_WINDOW);
     return 0;
 }
 

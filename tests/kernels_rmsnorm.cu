@@ -128,7 +128,7 @@ static void test_rmsnorm(stream_t s, const char* name, int B, int T, int C, int 
 // Strips cover an image's tokens once, whatever the sizes; and at full size the scratch memory suffices.
 static void test_strips(stream_t s) {
     if (!test_case("rmsnorm, strips of every size")) return;
-    static const int channels[6] = {1, 128, 768, 1152, 1792, 4096};
+    static const int channels[6] = {1, 128, 768, 1152, 1792, 3072};
     int real = s->multiprocessors;
     s->multiprocessors = 132;
     for (int i = 0; i < 6; i++) {
@@ -160,7 +160,7 @@ int main(int argc, char** argv) {
     test_rmsnorm(s, "a warp more", 1, 5, 264, 0, 0);
     test_rmsnorm(s, "XL", 2, 17, 1152, 8, 0);
     test_rmsnorm(s, "prime, several warps", 1, 7, 1031, 1, 0);
-    test_rmsnorm(s, "the longest of all builds", 1, 3, 4096, 0, 0);
+    test_rmsnorm(s, "the longest of all builds", 1, 3, 3072, 0, 0);
     test_strips(s);
     device_close(s);
     return test_finish();

@@ -34,7 +34,7 @@
 
 constexpr int NORM_COLUMNS = 8;          // of a thread
 constexpr int NORM_TOKENS = 2;           // of a step
-constexpr int NORM_BLOCK = 512;          // most threads of a block
+constexpr int NORM_BLOCK = 384;          // most threads of a block: 3072 columns, 168 registers each
 constexpr int NORM_RESIDENT = 512;       // threads that a multiprocessor holds, at 128 registers each
 constexpr int NORM_FINISH_THREADS = 128; // of the kernel that adds the parts
 

@@ -1,0 +1,62 @@
+#!/bin/sh
+# The trained miniature in miniature/ draws what it drew when it was made: tests/fixtures/samples.npz, to the byte. In double, so
+# that the order of a sum, which differs from processor to processor, shows in no byte; the float build may differ by one level in
+# a few of them. How the golden file is made:
+#     build/double/sample -class balanced -n 20 -steps 20 -npz tests/fixtures/samples.npz
+# Usage: sh tests/test_sample.sh BUILD_FOLDER
+set -u
+passed=0
+failed=0
+ok() { printf 'ok   %s\n' "$1"; passed=$((passed + 1)); }
+fail() { printf 'FAIL %s%s\n' "$1" "${2:+ ($2)}"; failed=$((failed + 1)); }
+finish() { echo "$passed passed, $failed failed"; [ "$failed" -eq 0 ]; exit; }
+build=$1
+golden=tests/fixtures/samples.npz
+work=$(mktemp -d "${TMPDIR:-/tmp}/aligntok_test_XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+draw() { "$1" -class balanced -n 20 -steps 20 -npz "$work/$2.npz" >"$work/out" 2>&1; }
+
+if [ ! -s miniature/dit.safetensors ] || [ ! -s "$golden" ]; then
+    echo "skipped: the trained miniature is not there (dev/miniature.sh)"
+    finish
+fi
+double=$(dirname "$build")/double/sample
+if [ ! -x "$double" ]; then
+    echo "skipped: $double is not built"
+elif draw "$double" double && cmp -s "$work/double.npz" "$golden"; then
+    ok "the miniature draws the golden images, byte for byte, in double"
+else
+    fail "the miniature draws the golden images in double" "$(cmp "$work/double.npz" "$golden" 2>&1; tail -n 1 "$work/out")"
+fi
+# bytes that differ, by more than one level, as octal numbers of cmp -l; the last column is the checksum's and the sizes' too
+far() {
+    cmp -l "$1" "$2" | awk 'function value(o) { return int(o / 100) * 64 + int(o / 10) % 10 * 8 + o % 10 }
+        { n++; d = value($2) - value($3); if (d * d > 1) far++ } END { print n + 0, far + 0 }'
+}
+if draw "$build/sample" float; then
+    # shellcheck disable=SC2046
+    set -- $(far "$work/float.npz" "$golden")
+    bytes=$(wc -c <"$golden")
+    if [ "$(wc -c <"$work/float.npz")" -eq "$bytes" ] && [ "$1" -le $((bytes / 100)) ] && [ "$2" -le 8 ]; then
+        ok "in float at most one byte in a hundred differs, by one level ($1 of $bytes; the checksum stands twice in the file)"
+    else
+        fail "in float at most one byte in a hundred differs, by one level" "$1 differ, $2 by more"
+    fi
+else
+    fail "the float build draws" "$(tail -n 1 "$work/out")"
+fi
+if "$build/sample" -class 207 >"$work/out" 2>&1; then
+    fail "class 207 of a model with ten classes is refused"
+elif grep -q 'golden retriever' "$work/out" && grep -q -- '-preset imagenet' "$work/out" && grep -q '0 to 9' "$work/out"; then
+    ok "-class 207 says what it is, what it needs, and what can be drawn"
+else
+    fail "-class 207 says what it is, what it needs, and what can be drawn" "$(tail -n 1 "$work/out")"
+fi
+"$build/sample" -class 7 -n 3 -steps 5 -out "$work/a.png" >/dev/null 2>&1
+"$build/sample" -class 3,7 -n 3 -steps 5 -images "$work/b" >/dev/null 2>&1
+if [ -s "$work/a.png" ] && [ "$(ls "$work/b" 2>/dev/null | wc -l)" -eq 6 ]; then
+    ok "a picture, and single images"
+else
+    fail "a picture, and single images"
+fi
+finish
