@@ -193,6 +193,22 @@ void dit_read_weights(const safetensors_t* f, const char* path, params_t* params
     checkpoint_report(path, &mismatch);
 }
 
+// Values beyond F16 end the program before a file is begun.
+static inline void dit_check_f16(const safetensors_t* f, const char* path, const param_table_t* table, floatS* host) {
+    for (int i = 0; i < table->n; i++) {
+        const st_tensor_t* t = dit_tensor(f, "ema.", table->items[i].name);
+        safetensors_read(t, host);
+        for (size_t k = 0; k < t->numel; k++) {
+            unsigned char half[2];
+            uint16_t bits;
+            st_store(ST_F16, (double)host[k], half);
+            memcpy(&bits, half, 2);
+            if (isfinite((double)st_from_f16(bits))) continue;
+            fatal("%s: a value of %s is beyond F16; give -export_type f32", path, table->items[i].name);
+        }
+    }
+}
+
 // Writes the weights that are to be used, and nothing else: what `from`, a checkpoint of ours, holds as averages.
 void dit_export(const char* from, const char* path, st_dtype_t dtype) {
     safetensors_t f;
@@ -214,6 +230,8 @@ void dit_export(const char* from, const char* path, st_dtype_t dtype) {
     net.config = dit_describe(&f, from, 0);
     lightningdit_register(&net, &table, "");
     size_t longest = params_longest(&table), C = (size_t)net.config.C;
+    floatS* host = (floatS*)malloc_check((longest > C ? longest : C) * sizeof(floatS), "a tensor");
+    if (dtype == ST_F16) dit_check_f16(&f, from, &table, host);
     for (int i = 0; i < table.n; i++) {
         const st_tensor_t* t = dit_tensor(&f, "ema.", table.items[i].name);
         safetensors_writer_tensor(&w, table.items[i].name, dtype, t->ndim, t->shape);
@@ -221,7 +239,6 @@ void dit_export(const char* from, const char* path, st_dtype_t dtype) {
     safetensors_writer_tensor(&w, "latent.mean", ST_F32, 1, &C);
     safetensors_writer_tensor(&w, "latent.std", ST_F32, 1, &C);
     safetensors_writer_begin(&w, path);
-    floatS* host = (floatS*)malloc_check((longest > C ? longest : C) * sizeof(floatS), "a tensor");
     for (int i = 0; i < table.n; i++) {
         const st_tensor_t* t = dit_tensor(&f, "ema.", table.items[i].name);
         safetensors_read(t, host);

@@ -387,6 +387,26 @@ static void test_refusals(void) {
     }
 }
 
+static void export_huge(const char* name) {
+    char from[TEMPORARY_PATH], to[TEMPORARY_PATH];
+    dit_export(temporary_path(from, name), temporary_path(to, "half"), ST_F16);
+}
+
+static void test_huge(void) {
+    static dit_t d;
+    char path[TEMPORARY_PATH];
+    make_dit(&d, small_config("tiny/1", ""));
+    d.params.ema[0][d.net.linear_weight - d.params.first] = 1e9f;
+    save_dit(&d, path, "huge");
+    check(temporary_run_child(export_huge, "huge") == 1, "refused");
+    char* said = temporary_read("stderr", NULL);
+    check(said && strstr(said, "a value of final_layer.linear.weight is beyond F16") != NULL, "which tensor");
+    check(said && strstr(said, "give -export_type f32") != NULL, "what to do");
+    check(access(temporary_path(path, "half"), F_OK) != 0, "a refused export leaves no file");
+    free(said);
+    dit_free(&d);
+}
+
 int main(int argc, char** argv) {
     static const char* const models[4][2] = {{"tiny/1", ""}, {"tiny/2", "Q"}, {"tiny/1", "N"}, {"tiny/2", "GQ"}};
     char name[128];
@@ -405,6 +425,7 @@ int main(int argc, char** argv) {
         if (test_case(name)) { test_weights(models[i][0], models[i][1]); test_end_case(); }
     }
     if (test_case("refusals")) { test_refusals(); test_end_case(); }
+    if (test_case("an average beyond F16 is not exported in it")) { test_huge(); test_end_case(); }
     temporary_end();
     return test_finish();
 }
