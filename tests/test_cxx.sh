@@ -9,7 +9,7 @@ if ! command -v g++ >/dev/null 2>&1; then
     echo "0 passed, 0 failed"
     exit 0
 fi
-for source in train_tokenizer.cu eval.cu dev/pretrain.cu; do
+for source in train_tokenizer.cu train_dit.cu sample.cu eval.cu dev/pretrain.cu; do
     if g++ -x c++ -std=c++20 -fsyntax-only -Wall -Wextra -Werror -fopenmp -I. "$source"; then
         echo "ok   $source as C++20"
         passed=$((passed + 1))
