@@ -75,7 +75,7 @@ static inline void run_check_same_start(comm_t* comm, int64_t step, const char* 
 // Where a run that had to end goes on, for messages.
 static inline const char* run_way_back(const char* checkpoint, const char* remedy, char* text, size_t size) {
     if (access(checkpoint, F_OK)) {
-        snprintf(text, size, "There is no checkpoint yet (-save_every): begin again with %s", remedy);
+        snprintf(text, size, "This run has no checkpoint yet (-save_every): begin again with %s", remedy);
     } else {
         snprintf(text, size, "The last good checkpoint is %s: the same command with -change 1 and %s goes on from it",
                  checkpoint, remedy);
