@@ -262,7 +262,7 @@ static void draw_grid(sample_t* r) {
 // Images [rank, rank + 1, ...) W apart, one PNG each; those that are there are kept.
 static void draw_single(sample_t* r) {
     const sample_options_t* o = &r->options;
-    size_t image = autoencoder_image_values(&r->tokenizer), W = (size_t)r->comm.size;
+    size_t W = (size_t)r->comm.size;
     r->mine = (r->total + W - 1 - r->comm.rank) / W;
     make_folder(o->images);
     image_t picture = image_create(r->tokenizer.H, r->tokenizer.W);
@@ -280,7 +280,6 @@ static void draw_single(sample_t* r) {
         snprintf(text, sizeof text, "%d", label);
         write_picture(r, path, &picture, text);
     }
-    (void)image;
     image_free(&picture);
     comm_any(&r->comm, 0);
     printf("wrote          %s: %zu images\n", o->images, r->total);

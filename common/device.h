@@ -98,3 +98,26 @@ static inline void copy_floats_to_device(floatX* x, const floatS* host, size_t n
     copy_to_device(x, values, n * sizeof(floatX), 0);
     free(values);
 }
+
+// Position of the first of n values that is not finite, or n.
+static inline size_t first_not_finite(const floatS* values, size_t n) {
+    size_t i = 0;
+    while (i < n && isfinite(values[i])) i++;
+    return i;
+}
+
+// The same on the device, piece by piece: weights and activations, or gradients.
+static inline size_t device_first_not_finite(const floatX* x, const floatS* gradient, size_t n) {
+    const size_t piece = 1 << 20;
+    floatS* host = (floatS*)malloc_check(piece * sizeof(floatS), "values to look through");
+    size_t found = n;
+    for (size_t begin = 0; begin < n && found == n; begin += piece) {
+        size_t count = n - begin < piece ? n - begin : piece;
+        if (x) copy_floats_to_host(host, x + begin, count);
+        else copy_to_host(host, gradient + begin, count * sizeof(floatS), 0);
+        size_t at = first_not_finite(host, count);
+        if (at < count) found = begin + at;
+    }
+    free(host);
+    return found;
+}

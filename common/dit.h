@@ -155,48 +155,25 @@ static inline double dit_step_macs(const dit_t* d) {
     return (double)lightningdit_macs(&d->net) * d->config.batch * (d->config.recompute ? 4 : 3);
 }
 
-// The first of n values that is not finite; n when all are.
-static inline size_t dit_first_not_finite(const floatS* host, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite((double)host[i])) return i;
-    }
-    return n;
-}
-
 // The first tensor, in the order of the computation, that holds a number that is not finite. 1, or 0 if there is none.
 int dit_find_not_finite(const dit_t* d, char* name, size_t size, size_t* where) {
-    size_t n = d->config.batch * d->n;
     const params_t* p = &d->params;
-    size_t longest = n > params_longest(&p->table) ? n : params_longest(&p->table);
-    floatS* host = (floatS*)malloc_check(longest * sizeof(floatS), "a tensor");
-    int found = 0;
-    copy_to_host(host, d->x1, n * sizeof(floatS), 0);
-    if ((*where = dit_first_not_finite(host, n)) < n) {
-        snprintf(name, size, "the latents");
-        found = 1;
-    }
-    for (int i = 0; i < p->table.n && !found; i++) {
+    size_t n = d->config.batch * d->n;
+    snprintf(name, size, "the latents");
+    if ((*where = device_first_not_finite(NULL, d->x1, n)) < n) return 1;
+    for (int i = 0; i < p->table.n; i++) {
         const param_t* t = &p->table.items[i];
-        copy_floats_to_host(host, p->values + t->offset, t->stored);
-        *where = dit_first_not_finite(host, t->stored);
-        found = *where < t->stored;
-        if (found) snprintf(name, size, "the weight %s", t->name);
+        snprintf(name, size, "the weight %s", t->name);
+        if ((*where = device_first_not_finite(params_at(p, t->offset), NULL, t->stored)) < t->stored) return 1;
     }
-    if (!found) {
-        copy_floats_to_host(host, d->net.v, n);
-        *where = dit_first_not_finite(host, n);
-        found = *where < n;
-        if (found) snprintf(name, size, "the predicted velocity");
-    }
-    for (int i = 0; i < p->table.n && !found; i++) {
+    snprintf(name, size, "the predicted velocity");
+    if ((*where = device_first_not_finite(d->net.v, NULL, n)) < n) return 1;
+    for (int i = 0; i < p->table.n; i++) {
         const param_t* t = &p->table.items[i];
         const floatS* grad = params_grad(p, t->offset);
-        if (!grad) continue;
-        copy_to_host(host, grad, t->stored * sizeof(floatS), 0);
-        *where = dit_first_not_finite(host, t->stored);
-        found = *where < t->stored;
-        if (found) snprintf(name, size, "the gradient of %s", t->name);
+        snprintf(name, size, "the gradient of %s", t->name);
+        if (grad && (*where = device_first_not_finite(NULL, grad, t->stored)) < t->stored) return 1;
     }
-    free(host);
-    return found;
+    snprintf(name, size, "the measures");
+    return 0;
 }

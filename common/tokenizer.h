@@ -531,29 +531,6 @@ uint64_t tokenizer_step_macs(const tokenizer_t* t) {
     return image * c->batch + decoder * t->extra;
 }
 
-// Position of the first of n values that is not finite, or n.
-static inline size_t first_not_finite(const floatS* values, size_t n) {
-    size_t i = 0;
-    while (i < n && isfinite(values[i])) i++;
-    return i;
-}
-
-// The same on the device, piece by piece: weights and activations, or gradients.
-static inline size_t device_first_not_finite(const floatX* x, const floatS* gradient, size_t n) {
-    const size_t piece = 1 << 20;
-    floatS* host = (floatS*)malloc_check(piece * sizeof(floatS), "values to look through");
-    size_t found = n;
-    for (size_t begin = 0; begin < n && found == n; begin += piece) {
-        size_t count = n - begin < piece ? n - begin : piece;
-        if (x) copy_floats_to_host(host, x + begin, count);
-        else copy_to_host(host, gradient + begin, count * sizeof(floatS), 0);
-        size_t at = first_not_finite(host, count);
-        if (at < count) found = begin + at;
-    }
-    free(host);
-    return found;
-}
-
 // Names the first tensor, in the order of the computation, that holds a number that is not finite, and says where.
 // Leaves `name` alone when all are finite.
 int tokenizer_find_not_finite(const tokenizer_t* t, char* name, size_t size, size_t* where) {
