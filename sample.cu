@@ -9,7 +9,7 @@
 // batch and by however many processes. With -class random or balanced, -n images are numbered through.
 // On several GPUs, one process each (torchrun, srun, mpirun), an .npz and single PNGs are shared among all.
 //
-// Reading order here: flags; what is to be drawn; the three kinds of output; main. Look next at common/dit_sampler.h.
+// Reading order here: flags; what is to be drawn; the three kinds of output; main. Look next at common/generator.h.
 #include <unistd.h>
 
 // defines: cli_t, cli_flag_t, cli_parse
@@ -18,12 +18,10 @@
 #include "common/clock.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_any
 #include "common/comm.h"
-// defines: dit_describe, dit_read_weights
-#include "common/dit_checkpoint.h"
-// defines: dit_sampler_t, dit_sampler_open, dit_sampler_draw
-#include "common/dit_sampler.h"
 // defines: make_folder
 #include "common/folder.h"
+// defines: generator_t, generator_open, generator_load, generator_label, dit_sampler_draw
+#include "common/generator.h"
 // defines: image_grid, image_write_png
 #include "common/image.h"
 // defines: imagenet_class, fashion_mnist_class
@@ -43,12 +41,7 @@ typedef struct {
     cli_t cli;
     comm_t comm;
     stream_t stream;
-    params_t params;
-    lightningdit_t net;
-    plan_t plan, work;
-    autoencoder_t tokenizer;
-    dit_sampler_t sampler;
-    floatS *mean, *std;   // (C)
+    generator_t model;
     // what is to be drawn
     int* rows;            // [row_count] classes with a row each; NULL: classes are drawn for each image
     int row_count;
@@ -121,13 +114,13 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
 // The name of a class of a model with `classes` classes, or "".
 static const char* class_name(const sample_t* r, int classes, int label) {
     if (classes == 1000) return imagenet_class(label);
-    if (classes == 10 && strcmp(r->tokenizer.data, "shapes")) return fashion_mnist_class(label);
+    if (classes == 10 && strcmp(r->model.tokenizer.data, "shapes")) return fashion_mnist_class(label);
     return "";
 }
 
 // Ends the program: says what the class is elsewhere, what would be needed for it, and what can be drawn.
 __attribute__((noreturn)) static void no_such_class(const sample_t* r, long label) {
-    int classes = r->net.config.classes;
+    int classes = r->model.net.config.classes;
     char hint[400] = "";
     if (classes != 1000 && label >= 0 && label < 1000) {
         snprintf(hint, sizeof hint,
@@ -143,7 +136,7 @@ __attribute__((noreturn)) static void no_such_class(const sample_t* r, long labe
 // -class. Sets rows, or leaves them NULL where each image has its own class.
 static void choose_classes(sample_t* r) {
     const sample_options_t* o = &r->options;
-    int classes = r->net.config.classes;
+    int classes = r->model.net.config.classes;
     int each = !strcmp(o->classes, "random") || !strcmp(o->classes, "balanced");
     r->total = (size_t)o->n;
     if (each) return;
@@ -171,7 +164,7 @@ static void choose_classes(sample_t* r) {
 // Number and class of image k of all.
 static void image_of(const sample_t* r, size_t k, uint64_t* number, int* label) {
     const sample_options_t* o = &r->options;
-    int classes = r->net.config.classes;
+    int classes = r->model.net.config.classes;
     *number = r->rows ? k % (size_t)o->n : k;
     if (r->rows) *label = r->rows[k / (size_t)o->n];
     else if (!strcmp(o->classes, "balanced")) *label = (int)(k % (size_t)classes);
@@ -181,22 +174,22 @@ static void image_of(const sample_t* r, size_t k, uint64_t* number, int* label) 
 static void print_classes(const sample_t* r) {
     for (int i = 0; r->rows && i < r->row_count && i < 20; i++) {
         printf("%s %d %s\n", i ? "              " : "classes       ", r->rows[i],
-               class_name(r, r->net.config.classes, r->rows[i]));
+               class_name(r, r->model.net.config.classes, r->rows[i]));
     }
     if (r->row_count > 20) printf("               and %d more\n", r->row_count - 20);
-    if (!r->rows) printf("classes        %s of %d\n", r->options.classes, r->net.config.classes);
+    if (!r->rows) printf("classes        %s of %d\n", r->options.classes, r->model.net.config.classes);
 }
 
 static void print_method(const sample_t* r) {
     const sample_options_t* o = &r->options;
-    const flow_guidance_t* g = &r->sampler.network.guidance;
-    int evaluations = flow_evaluations(&r->sampler.sampler, g);
+    const flow_guidance_t* g = &r->model.sampler.network.guidance;
+    int evaluations = flow_evaluations(&r->model.sampler.sampler, g);
     printf("sampler        %s", flow_methods[o->solver].name);
     if (!evaluations) printf(", each image with its own steps\n");
     else printf(", %d times, shift %g: %d evaluations of the network an image\n", o->steps, o->shift, evaluations);
     if (g->w > 1) {
-        printf("guidance       %g on the first %d of %d channels, from t = %g on\n", g->w, g->channels, r->net.config.C,
-               g->start);
+        printf("guidance       %g on the first %d of %d channels, from t = %g on\n", g->w, g->channels,
+               r->model.net.config.C, g->start);
     } else {
         printf("guidance       none\n");
     }
@@ -211,7 +204,7 @@ static void progress(void* run, int step, int steps, double t) {
     double now = clock_seconds();
     if (now - r->said < 5) return;
     r->said = now;
-    double part = (double)r->drawn + (steps > 0 ? (double)step / steps : t) * r->sampler.options.batch;
+    double part = (double)r->drawn + (steps > 0 ? (double)step / steps : t) * r->model.sampler.options.batch;
     char left[24] = "?";
     if (part > 0) clock_duration(left, sizeof left, (now - r->start) * ((double)r->mine - part) / part);
     printf("drawing        %zu of %zu images done, step %d, %s left\n", r->drawn, r->mine, step, left);
@@ -220,13 +213,13 @@ static void progress(void* run, int step, int steps, double t) {
 
 // Images [first, first + count) of all.
 static void draw(sample_t* r, uint8_t* pixels, size_t first, size_t count) {
-    size_t image = autoencoder_image_values(&r->tokenizer), batch = (size_t)r->sampler.options.batch;
+    size_t image = autoencoder_image_values(&r->model.tokenizer), batch = (size_t)r->model.sampler.options.batch;
     uint64_t* numbers = (uint64_t*)malloc_check(batch * sizeof(uint64_t), "images");
     int* labels = (int*)malloc_check(batch * sizeof(int), "labels");
     for (size_t k = 0; k < count; k += batch) {
         size_t n = count - k < batch ? count - k : batch;
         for (size_t i = 0; i < n; i++) image_of(r, first + k + i, &numbers[i], &labels[i]);
-        dit_sampler_draw(&r->sampler, pixels + k * image, numbers, labels, (int)n, r->stream);
+        dit_sampler_draw(&r->model.sampler, pixels + k * image, numbers, labels, (int)n, r->stream);
         r->drawn += n;
     }
     free(numbers);
@@ -236,7 +229,7 @@ static void draw(sample_t* r, uint8_t* pixels, size_t first, size_t count) {
 static void write_picture(const sample_t* r, const char* path, const image_t* picture, const char* classes) {
     char error[IMAGE_ERROR_SIZE], *settings = cli_to_json(&r->cli);
     image_text_t texts[4] = {{"Program", "sample (aligntok.c)"}, {"Classes", classes},
-                             {"Tokenizer", r->tokenizer.fingerprint}, {"Settings", settings}};
+                             {"Tokenizer", r->model.tokenizer.fingerprint}, {"Settings", settings}};
     if (!image_write_png(path, picture, texts, 4, error)) fatal("%s; choose another place", error);
     free(settings);
 }
@@ -245,16 +238,17 @@ static void write_picture(const sample_t* r, const char* path, const image_t* pi
 static void draw_grid(sample_t* r) {
     const sample_options_t* o = &r->options;
     if (!comm_is_first(&r->comm)) return;
-    size_t image = autoencoder_image_values(&r->tokenizer);
+    size_t image = autoencoder_image_values(&r->model.tokenizer);
     int columns = r->rows || o->n < 8 ? o->n : 8, rows = (int)((r->total + columns - 1) / columns);
     if (r->total > 10000) fatal("%zu images do not go into one picture; give -npz FILE or -images FOLDER", r->total);
     uint8_t* pixels = (uint8_t*)malloc_check((size_t)rows * columns * image, "images");
     memset(pixels, 255, (size_t)rows * columns * image);
     r->mine = r->total;
     draw(r, pixels, 0, r->total);
-    image_t picture = image_grid(pixels, rows, columns, r->tokenizer.H, r->tokenizer.W, r->tokenizer.H < 100 ? 3 : 1);
+    int H = r->model.tokenizer.H, W = r->model.tokenizer.W;
+    image_t picture = image_grid(pixels, rows, columns, H, W, H < 100 ? 3 : 1);
     write_picture(r, o->out, &picture, o->classes);
-    printf("wrote          %s: %zu images of %d x %d\n", o->out, r->total, r->tokenizer.W, r->tokenizer.H);
+    printf("wrote          %s: %zu images of %d x %d\n", o->out, r->total, W, H);
     image_free(&picture);
     free(pixels);
 }
@@ -265,7 +259,7 @@ static void draw_single(sample_t* r) {
     size_t W = (size_t)r->comm.size;
     r->mine = (r->total + W - 1 - r->comm.rank) / W;
     make_folder(o->images);
-    image_t picture = image_create(r->tokenizer.H, r->tokenizer.W);
+    image_t picture = image_create(r->model.tokenizer.H, r->model.tokenizer.W);
     for (size_t k = (size_t)r->comm.rank; k < r->total; k += W) {
         char path[1200], text[32];
         uint64_t number;
@@ -312,11 +306,11 @@ static void block_write(const sample_t* r, size_t b, const uint8_t* pixels, size
 }
 
 static void blocks_join(sample_t* r, size_t blocks) {
-    size_t image = autoencoder_image_values(&r->tokenizer), per = (size_t)r->options.block;
+    size_t image = autoencoder_image_values(&r->model.tokenizer), per = (size_t)r->options.block;
     uint8_t* pixels = (uint8_t*)malloc_check(image, "an image");
     npz_writer_t npz;
     char path[1200];
-    npz_begin(&npz, r->options.npz, r->total, r->tokenizer.H, r->tokenizer.W);
+    npz_begin(&npz, r->options.npz, r->total, r->model.tokenizer.H, r->model.tokenizer.W);
     for (size_t b = 0; b < blocks; b++) {
         size_t count = r->total - b * per < per ? r->total - b * per : per;
         FILE* f = fopen(block_path(r, b, path, sizeof path), "rb");
@@ -357,7 +351,7 @@ static void blocks_check(const sample_t* r) {
 }
 
 static void draw_npz(sample_t* r) {
-    size_t image = autoencoder_image_values(&r->tokenizer), per = (size_t)r->options.block;
+    size_t image = autoencoder_image_values(&r->model.tokenizer), per = (size_t)r->options.block;
     size_t blocks = (r->total + per - 1) / per;
     blocks_check(r);
     comm_any(&r->comm, 0);
@@ -377,8 +371,8 @@ static void draw_npz(sample_t* r) {
     free(pixels);
     comm_any(&r->comm, 0);
     if (comm_is_first(&r->comm)) blocks_join(r, blocks);
-    printf("wrote          %s: arr_0, uint8 (%zu, %d, %d, 3)\n", r->options.npz, r->total, r->tokenizer.H,
-           r->tokenizer.W);
+    printf("wrote          %s: arr_0, uint8 (%zu, %d, %d, 3)\n", r->options.npz, r->total, r->model.tokenizer.H,
+           r->model.tokenizer.W);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -394,41 +388,14 @@ static void open_models(sample_t* r) {
     const sample_options_t* o = &r->options;
     need_file(r, "dit", o->dit);
     need_file(r, "tokenizer", o->tokenizer);
-    safetensors_t file;
-    safetensors_open_or_die(&file, o->dit);
-    r->net.config = dit_describe(&file, o->dit, o->raw);
-    lightningdit_register(&r->net, &r->params.table, "");
-    int C = r->net.config.C, batch = dit_sampler_batch(o->batch);
-    dit_sampler_options_t s = {(flow_solver_t)o->solver, o->steps, o->shift, {o->cfg, o->cfg_start, o->cfg_channels},
-                               o->batch, o->seed};
-    lightningdit_plan(&r->net, &r->plan, dit_sampler_pass(o->batch, &s.guidance), 0);
-    lightningdit_plan_work(&r->net, &r->work);
-    autoencoder_open(&r->tokenizer, o->tokenizer, AUTOENCODER_AVERAGED, batch, 0, 1);
+    generator_t* g = &r->model;
+    dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
+                                     {o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed};
+    generator_open(g, o->dit, o->tokenizer, o->raw, options);
     choose_classes(r);
-    const char* made_by = safetensors_metadata(&file, "tokenizer");
-    if (made_by && made_by[0] && strcmp(made_by, r->tokenizer.fingerprint)) {
-        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; "
-              "give the tokenizer that made the latents with -tokenizer",
-              o->dit, made_by, o->tokenizer, r->tokenizer.fingerprint);
-    }
-    r->mean = (floatS*)malloc_check(2 * C * sizeof(floatS), "latent statistics");
-    r->std = r->mean + C;
-    if (safetensors_find(&file, "latent.mean")) {
-        checkpoint_read_vector(&file, o->dit, "latent.mean", r->mean, C);
-        checkpoint_read_vector(&file, o->dit, "latent.std", r->std, C);
-    } else {
-        warn("%s has no latent statistics; those of the tokenizer's checkpoint are taken", o->dit);
-        if (r->tokenizer.z == C) memcpy(r->mean, r->tokenizer.mean, 2 * C * sizeof(floatS));
-    }
-    params_allocate(&r->params, r->params.table.total, 0, "LightningDiT's weights");
-    plan_allocate(&r->plan, "activations");
-    plan_allocate(&r->work, "working memory");
-    dit_read_weights(&file, o->dit, &r->params, o->raw);
-    lightningdit_set_tables(&r->net, &r->params);
-    dit_sampler_open(&r->sampler, &r->net, &r->params, &r->tokenizer, r->mean, r->std, s);
-    r->sampler.sampler.progress = progress;
-    r->sampler.sampler.progress_context = r;
-    safetensors_close(&file);
+    generator_load(g);
+    g->sampler.sampler.progress = progress;
+    g->sampler.sampler.progress_context = r;
 }
 
 int main(int argc, char** argv) {
@@ -446,8 +413,8 @@ int main(int argc, char** argv) {
     r.stream = device_open(r.comm.local_rank);
     comm_attach(&r.comm, r.stream);
     open_models(&r);
-    printf("model          %s (%s), tokenizer %s (%s)\n", o->dit, r.net.config.id, o->tokenizer,
-           r.tokenizer.fingerprint);
+    printf("model          %s (%s), tokenizer %s (%s)\n", o->dit, r.model.net.config.id, o->tokenizer,
+           r.model.tokenizer.fingerprint);
     print_classes(&r);
     print_method(&r);
     r.start = r.said = clock_seconds();

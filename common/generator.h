@@ -1,0 +1,94 @@
+// generator.h: a trained LightningDiT and the tokenizer whose latents it has learnt, opened as one thing that draws.
+//
+//     generator_open(&g, "dit.safetensors", "tokenizer.safetensors", 0, options);   what it is: shapes, classes
+//     generator_load(&g);                                                           its weights and memory
+//     dit_sampler_draw(&g.sampler, pixels, numbers, labels, n, s);
+//     generator_close(&g);
+//
+// The two must belong together: a DiT names the fingerprint of the tokenizer that made its latents, and another one is
+// refused. The statistics that normalise latents come from the DiT's file; a file without them (LightningDiT's own) uses
+// those of the tokenizer's checkpoint. Opening costs the headers and the tokenizer alone, so that a question that the
+// model cannot answer (class 1000) ends before gigabytes are read.
+// Users: sample.cu and eval.cu. Look next at common/dit_sampler.h.
+#pragma once
+// defines: dit_describe, dit_read_weights
+#include "common/dit_checkpoint.h"
+// defines: dit_sampler_t, dit_sampler_open, dit_sampler_draw, dit_sampler_batch, dit_sampler_pass
+#include "common/dit_sampler.h"
+// defines: random_below, RANDOM_LABELS
+#include "common/rng.h"
+
+// The memory plans hold addresses of this struct's members: it must stay where it is once it is open.
+typedef struct {
+    const char *path, *tokenizer_path;
+    int raw;              // the DiT's raw weights instead of their average
+    dit_sampler_options_t options;
+    safetensors_t file;   // open until the weights are loaded
+    params_t params;
+    lightningdit_t net;
+    plan_t plan, work;
+    autoencoder_t tokenizer;
+    dit_sampler_t sampler;
+    floatS *mean, *std;   // (C) of the latents
+} generator_t;
+
+static inline void generator_read_statistics(generator_t* g) {
+    int C = g->net.config.C;
+    g->mean = (floatS*)calloc_check(2 * (size_t)C, sizeof(floatS), "latent statistics");
+    g->std = g->mean + C;
+    if (safetensors_find(&g->file, "latent.mean")) {
+        checkpoint_read_vector(&g->file, g->path, "latent.mean", g->mean, C);
+        checkpoint_read_vector(&g->file, g->path, "latent.std", g->std, C);
+    } else {
+        warn("%s has no latent statistics; those of the tokenizer's checkpoint are taken", g->path);
+        if (g->tokenizer.z == C) memcpy(g->mean, g->tokenizer.mean, 2 * C * sizeof(floatS));
+    }
+}
+
+// Opens both files, checks that they belong together, and reads all but the DiT's weights.
+void generator_open(generator_t* g, const char* dit, const char* tokenizer, int raw, dit_sampler_options_t options) {
+    memset(g, 0, sizeof *g);
+    g->path = dit;
+    g->tokenizer_path = tokenizer;
+    g->raw = raw;
+    g->options = options;
+    safetensors_open_or_die(&g->file, dit);
+    g->net.config = dit_describe(&g->file, dit, raw);
+    autoencoder_open(&g->tokenizer, tokenizer, AUTOENCODER_AVERAGED, dit_sampler_batch(options.batch), 0, 1);
+    const char* made_by = safetensors_metadata(&g->file, "tokenizer");
+    if (made_by && made_by[0] && strcmp(made_by, g->tokenizer.fingerprint)) {
+        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; "
+              "give the tokenizer that made the latents with -tokenizer",
+              dit, made_by, tokenizer, g->tokenizer.fingerprint);
+    }
+    generator_read_statistics(g);
+}
+
+void generator_load(generator_t* g) {
+    lightningdit_register(&g->net, &g->params.table, "");
+    lightningdit_plan(&g->net, &g->plan, dit_sampler_pass(g->options.batch, &g->options.guidance), 0);
+    lightningdit_plan_work(&g->net, &g->work);
+    params_allocate(&g->params, g->params.table.total, 0, "LightningDiT's weights");
+    plan_allocate(&g->plan, "activations");
+    plan_allocate(&g->work, "working memory");
+    dit_read_weights(&g->file, g->path, &g->params, g->raw);
+    lightningdit_set_tables(&g->net, &g->params);
+    dit_sampler_open(&g->sampler, &g->net, &g->params, &g->tokenizer, g->mean, g->std, g->options);
+    safetensors_close(&g->file);
+}
+
+void generator_close(generator_t* g) {
+    dit_sampler_close(&g->sampler);
+    autoencoder_close(&g->tokenizer);
+    plan_free(&g->plan);
+    plan_free(&g->work);
+    params_free(&g->params);
+    free(g->mean);
+    memset(g, 0, sizeof *g);
+}
+
+// The class of image k where each image has its own: balanced takes them in turn, else each is drawn.
+static inline int generator_label(const generator_t* g, int balanced, uint64_t seed, size_t k) {
+    size_t classes = (size_t)g->net.config.classes;
+    return balanced ? (int)(k % classes) : (int)random_below(seed, RANDOM_LABELS, 0, k, (uint32_t)classes);
+}
