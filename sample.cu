@@ -164,11 +164,9 @@ static void choose_classes(sample_t* r) {
 // Number and class of image k of all.
 static void image_of(const sample_t* r, size_t k, uint64_t* number, int* label) {
     const sample_options_t* o = &r->options;
-    int classes = r->model.net.config.classes;
     *number = r->rows ? k % (size_t)o->n : k;
-    if (r->rows) *label = r->rows[k / (size_t)o->n];
-    else if (!strcmp(o->classes, "balanced")) *label = (int)(k % (size_t)classes);
-    else *label = (int)random_below(o->seed, RANDOM_LABELS, 0, k, (uint32_t)classes);
+    *label = r->rows ? r->rows[k / (size_t)o->n]
+                     : generator_label(&r->model, !strcmp(o->classes, "balanced"), o->seed, k);
 }
 
 static void print_classes(const sample_t* r) {
