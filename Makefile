@@ -46,26 +46,31 @@ BUILD  := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
 
 BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
              $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
+# LAPACK: decomposes the covariances of `eval` in all builds; OpenBLAS has it, unless it was built without
+LAPACK  ?= $(if $(filter 1,$(BLAS)),$(shell printf '\043include <cblas.h>\nvoid dsyevd_(void), dgesdd_(void);\n\
+             int main(void) { dsyevd_(); dgesdd_(); return 0; }\n' | \
+             $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0),0)
+LAPACK_FLAGS := $(if $(filter 1,$(LAPACK)),-DLAPACK=1,)
 MPI     ?= $(shell command -v mpicc >/dev/null 2>&1 && echo 1 || echo 0)
 MPI_FLAGS := $(if $(filter 1,$(MPI)),-DMPI=1 $(patsubst -I%,-isystem %,$(shell mpicc --showme:compile)),)
 MPI_LIBS  := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:link),)
 WARN    := -Wall -Wextra -Werror
 FAST    := -O3 -march=native -fno-math-errno
 CHECKED := -O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
-C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,) $(MPI_FLAGS)
+C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,) $(LAPACK_FLAGS) $(MPI_FLAGS)
 C_FLAGS += $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
 C_LIBS  := $(if $(filter 1,$(BLAS)),-lopenblas,) $(MPI_LIBS) -lz -lpthread -lm
 
-EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DEMU
-EMU_LIBS  := -x none $(MPI_LIBS) -lz -lpthread -lm
+EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DEMU $(LAPACK_FLAGS)
+EMU_LIBS  := -x none -Wl,--as-needed $(if $(LAPACK_FLAGS),-lopenblas,) $(MPI_LIBS) -lz -lpthread -lm
 
 # NCCL is no part of the CUDA Toolkit: without it the build is for one GPU.
 NCCL      ?= $(if $(HAVE_NVCC),$(shell printf '\043include <nccl.h>\n' | $(NVCC) -x cu -E - >/dev/null 2>&1 && echo 1 || echo 0),0)
 # GPU_ARCH: compute capabilities without the dot, such as 90; the GPU's own, or, where there is none, A100's and H100's
 GPU_ARCH  ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),80 90)
-NVCC_FLAGS = -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,-Wextra,-Werror,-fopenmp \
+NVCC_FLAGS = -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA $(LAPACK_FLAGS) -Xcompiler -Wall,-Wextra,-Werror,-fopenmp \
               -Werror all-warnings $(if $(filter 0,$(NCCL)),-DNO_NCCL=1,) $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
-NVCC_LIBS = -lcublasLt $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
+NVCC_LIBS = -Xlinker --as-needed $(if $(LAPACK_FLAGS),-lopenblas,) -lcublasLt $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
 
 HEADERS  := $(wildcard common/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
 PROGRAMS := train_tokenizer train_dit sample eval

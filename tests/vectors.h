@@ -1,4 +1,4 @@
-// vectors.h: numbers made from integers, the same bits on every machine and in every language, for numeric test vectors.
+// vectors.h: numbers made from integers, the same bits on every machine and in every language, for test vectors.
 //
 //   mix(s, i)  32 bits from the number i of stream s (uint32, wraps around)
 //   U(s, i)    mix / 2^32, uniform in [0, 1)
