@@ -13,9 +13,9 @@
 //     cli_init(&cli, "train", "Trains something.", flags, 4, presets, 2);
 //     cli_parse(&cli, argc, argv);
 //
-// and is run as `train -stage 2 -lr 3e-4` (also --stage 2, -stage=2). A preset is a named list of such pairs. It counts
-// as a change of the defaults: a flag on the command line wins over it, wherever -preset stands. Each value remembers
-// where it came from. Given twice, the last one counts.
+// and is run as `train -stage 2 -lr 3e-4` (also --stage 2, -stage=2; a CLI_BOOL without a value is set to 1). A preset
+// is a named list of such pairs. It counts as a change of the defaults: a flag on the command line wins over it,
+// wherever -preset stands. Each value remembers where it came from. Given twice, the last one counts.
 //
 // The configuration is saved as a JSON object of flag names and values and can be read back or compared. There are no
 // configuration files and no environment variables: a command line and a checkpoint say everything about a run.
@@ -431,6 +431,7 @@ void cli_parse(cli_t* cli, int argc, char** argv) {
         int k = cli_match(cli, argv[i], &text);
         const cli_flag_t* flag = &cli->flags[k];
         if (!text && i + 1 < argc && !cli_is_flag(argv[i + 1])) text = argv[++i];
+        if (!text && flag->type == CLI_BOOL) text = "1";
         if (!text) {
             fatal("-%s needs a value; write for example -%s %s (-h explains it)", flag->name, flag->name,
                   flag->default_text[0] ? flag->default_text : "VALUE");
@@ -466,7 +467,7 @@ static inline void cli_print_wrapped(FILE* out, const char* text, int indent, in
 
 // "-vf cos|l2": a flag with the kind of value that it takes.
 static inline void cli_usage(const cli_flag_t* flag, char* text, size_t text_size) {
-    static const char* const kinds[] = {"INTEGER", "SIZE", "NUMBER", "TEXT", "0|1", "CHOICE", "PRESET"};
+    static const char* const kinds[] = {"INTEGER", "SIZE", "NUMBER", "TEXT", "[0|1]", "CHOICE", "PRESET"};
     const char* kind = kinds[flag->type];
     if (flag->type == CLI_CHOICE && strlen(flag->allowed) <= 16) kind = flag->allowed;
     snprintf(text, text_size, "  -%s %s", flag->name, kind);

@@ -138,7 +138,7 @@ void test_all_types(void) {
     if (!test_case("-flag value, --flag value, -flag=value, --flag=value; every type; the last one counts")) return;
     program_t p;
     char line[] = "-stage 2 --lr 2.5e-3 -beta=0 --loss=none -offset -70 -data=-x=y -batch 7 "
-                  "--seed 18446744073709551615 -dry_run 1 -stage 3";
+                  "--seed 18446744073709551615 -dry_run -stage 3";
     program_init(&p);
     program_parse(&p, line);
     const config_t* c = &p.config;
@@ -295,7 +295,7 @@ void test_help(void) {
         check_contains(result.out, "Trains a model.\n\nusage: train [-flag value]...\n\nRecipe\n");
         check_contains(result.out, "\n  -stage INTEGER        training stage (in [1, 3]; default 1)\n");
         check_contains(result.out, "semantic loss (one of cosine, l2, none; default cosine)\n");
-        check_contains(result.out, "\n  -dry_run 0|1          only print what would be done (default 0)\n");
+        check_contains(result.out, "\n  -dry_run [0|1]        only print what would be done (default 0)\n");
         check_contains(result.out, "default none)");
         check_contains(result.out, "\n  mini                  a small world\n"
                                    "                        sets: batch=8 lr=3e-3 loss=l2\n");
