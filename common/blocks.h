@@ -77,24 +77,23 @@ typedef struct {
 } groupnorm_layer_t;
 
 static inline conv_t conv_same(int C, int OC, int K) {
-    conv_t c = {C, OC, K, 1, K / 2, K / 2};
-    return c;
+    return conv_square(C, OC, K, 1, K / 2, K / 2);
 }
 
 // Registers path + name + ".weight" and ".bias", both with PyTorch's default initialiser.
 conv_layer_t conv_layer_register(param_table_t* table, const char* path, const char* name, conv_t shape) {
     char suffix[80];
-    init_t init = init_fan_in(shape.C * shape.K * shape.K);
+    init_t init = init_fan_in(shape.C * shape.KH * shape.KW);
     conv_layer_t layer = {shape, 0, 0};
     snprintf(suffix, sizeof suffix, "%s.weight", name);
-    layer.weight = param_conv(table, path, suffix, shape.OC, shape.C, shape.K, init);
+    layer.weight = param_conv(table, path, suffix, shape.OC, shape.C, shape.KH, init);
     snprintf(suffix, sizeof suffix, "%s.bias", name);
     layer.bias = param_vector(table, path, suffix, shape.OC, init);
     return layer;
 }
 
 static inline uint64_t conv_macs(conv_t c, int H, int W) {
-    return (uint64_t)conv_out_size(H, c) * conv_out_size(W, c) * c.OC * c.K * c.K * c.C;
+    return (uint64_t)conv_out_height(H, c) * conv_out_width(W, c) * c.OC * c.KH * c.KW * c.C;
 }
 
 void conv_layer_forward(floatX* out,            // (B, OH, OW, OC)
@@ -408,13 +407,13 @@ void stack_add_upsample(layer_stack_t* stack, param_table_t* table, const char* 
 }
 
 void stack_add_downsample(layer_stack_t* stack, param_table_t* table, const char* path, int C) {
-    conv_t shape = {C, C, 3, 2, 0, 1};
+    conv_t shape = conv_square(C, C, 3, 2, 0, 1);
     stack_add(stack, LAYER_DOWNSAMPLE, C, C)->conv = conv_layer_register(table, path, "downsample.conv", shape);
 }
 
 static inline int layer_out_size(const layer_t* layer, int size) {
     if (layer->kind == LAYER_UPSAMPLE) return 2 * size;
-    if (layer->kind == LAYER_DOWNSAMPLE) return conv_out_size(size, layer->conv.shape);
+    if (layer->kind == LAYER_DOWNSAMPLE) return conv_out_height(size, layer->conv.shape);
     return size;
 }
 

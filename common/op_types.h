@@ -6,16 +6,35 @@
 typedef enum { ACT_NONE, ACT_RELU, ACT_LEAKY, ACT_SWISH, ACT_GELU, ACT_GELU_TANH } activation_t;
 #define LEAKY_SLOPE 0.2 // of every LeakyReLU here (PatchGAN)
 
-// A convolution's shape. Output size: (H + pad_lo + pad_hi - K) / stride + 1, rounded down; pad_lo is above and left,
-// pad_hi is below and right.
+// A convolution's shape. Output size: (H + pad_top + pad_bottom - KH) / stride + 1, rounded down, and columns alike.
 typedef struct {
-    int C, OC;          // input and output channels
-    int K;              // kernel size, K x K
-    int stride;         // 1 or 2
-    int pad_lo, pad_hi; // rows and columns of zeros before and after
+    int C, OC;                // input and output channels
+    int KH, KW;               // kernel size: rows, columns
+    int stride;               // 1 or 2
+    int pad_top, pad_bottom;  // rows of zeros above and below,
+    int pad_left, pad_right;  // and columns
+    int out_row;              // of the forward: values from pixel to pixel of its output, so that several convolutions
+                              // can write their channels side by side; 0: OC
 } conv_t;
 
-static inline int conv_out_size(int size, conv_t c) { return (size + c.pad_lo + c.pad_hi - c.K) / c.stride + 1; }
+// K x K, with pad_lo zeros above and on the left, pad_hi below and on the right.
+static inline conv_t conv_square(int C, int OC, int K, int stride, int pad_lo, int pad_hi) {
+    conv_t c = {C, OC, K, K, stride, pad_lo, pad_hi, pad_lo, pad_hi, 0};
+    return c;
+}
+
+static inline int conv_out_height(int H, conv_t c) { return (H + c.pad_top + c.pad_bottom - c.KH) / c.stride + 1; }
+static inline int conv_out_width(int W, conv_t c) { return (W + c.pad_left + c.pad_right - c.KW) / c.stride + 1; }
+static inline int conv_out_row(conv_t c) { return c.out_row ? c.out_row : c.OC; }
+// A 1x1 convolution that moves nothing: a matrix product over the pixels.
+static inline int conv_is_matmul(conv_t c) {
+    int pads = c.pad_top | c.pad_bottom | c.pad_left | c.pad_right;
+    return c.KH == 1 && c.KW == 1 && c.stride == 1 && pads == 0;
+}
+// Alike in rows and columns, with its output for itself.
+static inline int conv_is_square(conv_t c) {
+    return c.KH == c.KW && c.pad_top == c.pad_left && c.pad_bottom == c.pad_right && conv_out_row(c) == c.OC;
+}
 
 // An affine map of the three colour channels: y_c = scale_c x_c + shift_c.
 typedef struct { double scale[3], shift[3]; } channel_affine_t;

@@ -248,15 +248,16 @@ void mean_tokens_backward(floatX* dx, const floatX* dout, int B, int T, int C, s
 // ---------------------------------------------------------------------------------------------------------------------
 // Convolution and resolution                                                                            dev/cpu/conv.h
 
-//   out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, stride i + u - pad_lo, stride j + v - pad_lo, c] weight[o,u,v,c])
+//   out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, stride i + u - pad_top, stride j + v - pad_left, c] weight[o,u,v,c])
 //                  + residual[b,i,j,o]
 // `act` is ACT_NONE, ACT_RELU or ACT_LEAKY. An implicit matrix product in tiles: im2col is never stored whole.
-// B OH OW OC K^2 C MAC.
-void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
+// Kernels may be rectangles. Where conv.out_row is larger than OC, out and residual are channels of wider maps: that is
+// how branches are concatenated, at no cost. The backwards' maps have rows of their own.         B OH OW OC KH KW C MAC
+void conv2d_forward(floatX* out,            // (B, OH, OW, out_row)
                     const floatX* x,        // (B, H, W, C)
-                    const floatX* weight,   // (OC, K, K, C)
+                    const floatX* weight,   // (OC, KH, KW, C)
                     const floatX* bias,     // (OC) or NULL
-                    const floatX* residual, // (B, OH, OW, OC) or NULL
+                    const floatX* residual, // like out, or NULL
                     int B, int H, int W, conv_t conv, activation_t act, stream_t s);
 
 // dx = the transposed convolution of dout. Where x itself is the output of a ReLU or LeakyReLU (`act`), `mask` is x and
@@ -265,12 +266,12 @@ void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
 // way.)
 void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
                           const floatX* dout,   // (B, OH, OW, OC)
-                          const floatX* weight, // (OC, K, K, C)
+                          const floatX* weight, // (OC, KH, KW, C)
                           const floatX* mask,   // (B, H, W, C) or NULL
                           int B, int H, int W, conv_t conv, activation_t act, stream_t s);
 
 // dweight += sum over images and positions of dout (x) x;  dbias += sum of dout
-void conv2d_backward_weight(floatS* dweight,    // (OC, K, K, C)
+void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
                             floatS* dbias,      // (OC) or NULL
                             const floatX* dout, // (B, OH, OW, OC)
                             const floatX* x,    // (B, H, W, C)

@@ -68,7 +68,7 @@ void patchgan_register(patchgan_t* d, param_table_t* table, const char* prefix) 
         int last = i == d->n - 1;
         int OC = last ? 1 : d->config.ndf * (i < 3 ? 1 << i : 8);
         int index = i ? 3 * i - 1 : 0; // torch counts norms and activations too
-        conv_t shape = {C, OC, 4, i < layers ? 2 : 1, 1, 1};
+        conv_t shape = conv_square(C, OC, 4, i < layers ? 2 : 1, 1, 1);
         char path[80];
         snprintf(path, sizeof path, "%smain.%d.", prefix, index);
         d->conv[i].shape = shape;
@@ -120,8 +120,8 @@ void patchgan_plan(const patchgan_t* d, patchgan_acts_t* a, plan_t* keep, int B,
     a->W = W;
     a->chunk = chunk;
     for (int i = 0; i < d->n; i++) {
-        H = a->h[i] = conv_out_size(H, d->conv[i].shape);
-        W = a->w[i] = conv_out_size(W, d->conv[i].shape);
+        H = a->h[i] = conv_out_height(H, d->conv[i].shape);
+        W = a->w[i] = conv_out_width(W, d->conv[i].shape);
         int OC = d->conv[i].shape.OC;
         size_t n = (size_t)B * H * W * OC;
         plan_floatX(keep, i == d->n - 1 ? &a->logits : &a->act[i], n, "discriminator activation");
@@ -137,8 +137,8 @@ void patchgan_plan(const patchgan_t* d, patchgan_acts_t* a, plan_t* keep, int B,
 void patchgan_plan_work(patchgan_t* d, plan_t* work, int B, int H, int W) {
     size_t largest = 0;
     for (int i = 0; i < d->n; i++) {
-        H = conv_out_size(H, d->conv[i].shape);
-        W = conv_out_size(W, d->conv[i].shape);
+        H = conv_out_height(H, d->conv[i].shape);
+        W = conv_out_width(W, d->conv[i].shape);
         size_t n = (size_t)B * H * W * d->conv[i].shape.OC;
         if (n > largest) largest = n;
     }
@@ -218,8 +218,8 @@ uint64_t patchgan_macs(const patchgan_t* d, int H, int W) {
     uint64_t macs = 0;
     for (int i = 0; i < d->n; i++) {
         macs += conv_macs(d->conv[i].shape, H, W);
-        H = conv_out_size(H, d->conv[i].shape);
-        W = conv_out_size(W, d->conv[i].shape);
+        H = conv_out_height(H, d->conv[i].shape);
+        W = conv_out_width(W, d->conv[i].shape);
     }
     return macs;
 }

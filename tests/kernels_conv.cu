@@ -22,11 +22,11 @@ static tensor<floatX> behind(tensor<floatX> t, int shift) { return {t.n - shift,
 // Inputs, and the outputs of the reference.
 static conv_tensors_t make_case(conv_case_t t) {
     conv_t c = t.conv;
-    size_t n = (size_t)t.B * t.H * t.W * c.C, n_weight = (size_t)c.OC * c.K * c.K * c.C;
-    size_t n_out = (size_t)t.B * conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
+    size_t n = (size_t)t.B * t.H * t.W * c.C, n_weight = (size_t)c.OC * c.KH * c.KW * c.C;
+    size_t n_out = (size_t)t.B * conv_out_height(t.H, c) * conv_out_width(t.W, c) * c.OC;
     conv_tensors_t v;
     v.x = behind(random_input(n + t.shift), t.shift);
-    v.weight = behind(random_input(n_weight + t.shift, 1 / sqrt((double)c.K * c.K * c.C)), t.shift);
+    v.weight = behind(random_input(n_weight + t.shift, 1 / sqrt((double)c.KH * c.KW * c.C)), t.shift);
     v.bias = behind(random_input(c.OC + t.shift), t.shift);
     v.residual = behind(random_input(n_out + t.shift), t.shift);
     v.dout = behind(random_input(n_out + t.shift), t.shift);
@@ -64,9 +64,9 @@ static void test_shapes(stream_t s) {
     static const int channels[5][2] = {{8, 8}, {24, 40}, {40, 24}, {5, 13}, {16, 7}};
     for (int k = 0; k < 9; k++) {
         char name[80];
-        conv_t conv = {0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]};
-        snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo,
-                 conv.pad_hi);
+        conv_t conv = conv_square(0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]);
+        snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d)", conv.KH, conv.KW, conv.stride, conv.pad_top,
+                 conv.pad_bottom);
         if (!test_case(name)) continue;
         for (int i = 0; i < 5; i++) {
             const int* size = sizes[(i + k) % 4];
@@ -77,10 +77,63 @@ static void test_shapes(stream_t s) {
     }
 }
 
+// Rows and columns that differ in kernel and padding: Inception's, a stride, and a narrow side.
+static void test_rectangles(stream_t s) {
+    static const conv_t shapes[6] = {{40, 24, 1, 7, 1, 0, 0, 3, 3, 0}, {24, 40, 7, 1, 1, 3, 3, 0, 0, 0},
+                                     {16, 24, 1, 3, 1, 0, 0, 1, 1, 0}, {8, 16, 2, 5, 2, 1, 0, 0, 2, 0},
+                                     {3, 16, 3, 4, 2, 0, 2, 1, 0, 0},  {13, 2, 3, 1, 1, 1, 1, 0, 0, 0}};
+    for (int k = 0; k < 6; k++) {
+        char name[80];
+        conv_t c = shapes[k];
+        snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d), (%d,%d)", c.KH, c.KW, c.stride, c.pad_top,
+                 c.pad_bottom, c.pad_left, c.pad_right);
+        if (!test_case(name)) continue;
+        check_conv(s, 2, 5, 9, c, ACT_RELU, BIAS | (k % 2 ? RESIDUAL : MASK), 0);
+        check_conv(s, 1, 17, 18, c, ACT_LEAKY, k % 2 ? MASK : BIAS, 0);
+        test_end_case();
+    }
+}
+
+typedef struct {
+    conv_t conv;
+    int row, first; // where the channels go
+} side_case_t;
+
+// The channels of a wider map hold the bits of a map of their own, and nothing else is touched.
+static void run_side_by_side(stream_t s, void* context) {
+    side_case_t t = *(side_case_t*)context;
+    int B = 2, H = 6, W = 19, OC = t.conv.OC;
+    size_t pixels = (size_t)B * conv_out_height(H, t.conv) * conv_out_width(W, t.conv);
+    tensor<floatX> x = random_input((size_t)B * H * W * t.conv.C), bias = random_input(OC);
+    tensor<floatX> weight = random_input((size_t)OC * t.conv.KH * t.conv.KW * t.conv.C);
+    tensor<floatX> own = output(pixels * OC), wide = random_input(pixels * t.row);
+    conv_t conv = t.conv;
+    conv.out_row = t.row;
+    conv2d_forward(own.dev, x.dev, weight.dev, bias.dev, nullptr, B, H, W, t.conv, ACT_RELU, s);
+    conv2d_forward(wide.dev + t.first, x.dev, weight.dev, bias.dev, nullptr, B, H, W, conv, ACT_RELU, s);
+    floatX* got = (floatX*)malloc_check(pixels * OC * sizeof(floatX), "a map");
+    copy_to_host(got, own.dev, pixels * OC * sizeof(floatX), 0);
+    for (size_t i = 0; i < pixels; i++) {
+        for (int o = 0; o < OC; o++) wide.ref[i * t.row + t.first + o] = (double)(float)got[i * OC + o];
+    }
+    check_tensor("out", wide, 0);
+    free(got);
+    free_tensors();
+}
+
+static void test_side_by_side(stream_t s) {
+    if (!test_case("conv2d into some channels of a wider map")) return;
+    side_case_t cases[4] = {{conv_square(16, 72, 3, 1, 1, 1), 96, 16}, {conv_square(24, 40, 1, 1, 0, 0), 56, 8},
+                            {conv_square(16, 24, 3, 2, 0, 0), 31, 5}, {conv_square(9, 13, 3, 1, 1, 1), 30, 8}};
+    for (int k = 0; k < 4; k++) for_each_shape(s, run_side_by_side, &cases[k]);
+    test_end_case();
+}
+
 static void test_sizes(stream_t s) {
     if (test_case("conv2d several tiles of windows and channels, more channels than a slab")) {
-        conv_t same = {72, 136, 3, 1, 1, 1}, half = {64, 80, 4, 2, 1, 1}, matrix = {48, 200, 1, 1, 0, 0};
-        conv_t wide = {8, 64, 3, 1, 1, 1};
+        conv_t same = conv_square(72, 136, 3, 1, 1, 1), half = conv_square(64, 80, 4, 2, 1, 1);
+        conv_t matrix = conv_square(48, 200, 1, 1, 0, 0);
+        conv_t wide = conv_square(8, 64, 3, 1, 1, 1);
         check_conv(s, 3, 7, 9, same, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0);
         check_conv(s, 2, 18, 15, half, ACT_LEAKY, BIAS | MASK, 0);
         check_conv(s, 2, 11, 13, matrix, ACT_NONE, BIAS | RESIDUAL, 0);
@@ -88,8 +141,8 @@ static void test_sizes(stream_t s) {
         test_end_case();
     }
     if (test_case("conv2d one pixel, one window, one channel; tensors at odd addresses")) {
-        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1};
-        conv_t one = {1, 1, 3, 1, 1, 1}, thin = {9, 1, 4, 1, 1, 1};
+        conv_t same = conv_square(16, 24, 3, 1, 1, 1), half = conv_square(16, 24, 4, 2, 1, 1);
+        conv_t one = conv_square(1, 1, 3, 1, 1, 1), thin = conv_square(9, 1, 4, 1, 1, 1);
         check_conv(s, 1, 1, 1, same, ACT_RELU, BIAS | RESIDUAL | MASK, 0);
         check_conv(s, 1, 2, 2, half, ACT_NONE, 0, 0);
         check_conv(s, 2, 3, 5, one, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0);
@@ -102,8 +155,8 @@ static void test_sizes(stream_t s) {
 // The models' channels with a narrow side.
 static void test_narrow(stream_t s) {
     if (!test_case("conv2d images and logits: 3 -> 64, 128 -> 3, 512 -> 1")) return;
-    conv_t vgg = {3, 64, 3, 1, 1, 1}, first = {3, 64, 4, 2, 1, 1};
-    conv_t out = {128, 3, 3, 1, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
+    conv_t vgg = conv_square(3, 64, 3, 1, 1, 1), first = conv_square(3, 64, 4, 2, 1, 1);
+    conv_t out = conv_square(128, 3, 3, 1, 1, 1), logits = conv_square(512, 1, 4, 1, 1, 1);
     check_conv(s, 2, 5, 6, vgg, ACT_RELU, BIAS | MASK, 0);
     check_conv(s, 2, 6, 8, first, ACT_LEAKY, BIAS, 0);
     check_conv(s, 2, 5, 6, out, ACT_NONE, BIAS, 0);
@@ -141,8 +194,8 @@ static void run_tiles(stream_t s, void* context) {
 
 static void test_tiles(stream_t s) {
     if (!test_case("conv2d every tile size")) return;
-    conv_case_t same = {2, 9, 18, {40, 72, 3, 1, 1, 1}, ACT_LEAKY, BIAS | RESIDUAL | MASK, 0};
-    conv_case_t half = {1, 37, 21, {40, 64, 3, 2, 0, 1}, ACT_RELU, BIAS | MASK, 0};
+    conv_case_t same = {2, 9, 18, conv_square(40, 72, 3, 1, 1, 1), ACT_LEAKY, BIAS | RESIDUAL | MASK, 0};
+    conv_case_t half = {1, 37, 21, conv_square(40, 64, 3, 2, 0, 1), ACT_RELU, BIAS | MASK, 0};
     for_each_shape(s, run_tiles, &same);
     for_each_shape(s, run_tiles, &half);
     test_end_case();
@@ -153,6 +206,8 @@ int main(int argc, char** argv) {
     test_begin(argc, argv);
     stream_t s = device_open(0);
     test_shapes(s);
+    test_rectangles(s);
+    test_side_by_side(s);
     test_sizes(s);
     test_narrow(s);
 #ifndef FP32

@@ -19,8 +19,8 @@ static void run_narrow(stream_t s, void* context) {
     narrow_case_t t = *(narrow_case_t*)context;
     conv_t c = t.conv;
     size_t n = (size_t)t.B * t.H * t.W * c.C;
-    size_t n_out = (size_t)t.B * conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
-    size_t n_weight = (size_t)c.OC * c.K * c.K * c.C;
+    size_t n_out = (size_t)t.B * conv_out_height(t.H, c) * conv_out_width(t.W, c) * c.OC;
+    size_t n_weight = (size_t)c.OC * c.KH * c.KW * c.C;
     tensor<floatX> x = behind(random_input(n + t.shift), t.shift), dx = behind(output(n + t.shift), t.shift);
     tensor<floatX> weight = behind(random_input(n_weight + t.shift), t.shift), bias = random_input(c.OC);
     tensor<floatX> residual = behind(random_input(n_out + t.shift), t.shift);
@@ -54,9 +54,9 @@ static void test_shapes(stream_t s) {
     static const int narrow[4] = {3, 1, 2, 4}, wide[5] = {64, 8, 40, 136, 13};
     for (int k = 0; k < 9; k++) {
         char name[80];
-        conv_t conv = {0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]};
-        snprintf(name, sizeof name, "narrow conv %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo,
-                 conv.pad_hi);
+        conv_t conv = conv_square(0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]);
+        snprintf(name, sizeof name, "narrow conv %dx%d stride %d pad (%d,%d)", conv.KH, conv.KW, conv.stride,
+                 conv.pad_top, conv.pad_bottom);
         if (!test_case(name)) continue;
         for (int i = 0; i < 10; i++) {
             const int* size = sizes[(i + k) % 4];
@@ -70,8 +70,8 @@ static void test_shapes(stream_t s) {
 }
 
 static void test_models(stream_t s) {
-    conv_t vgg = {3, 64, 3, 1, 1, 1}, out = {128, 3, 3, 1, 1, 1};
-    conv_t first = {3, 64, 4, 2, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
+    conv_t vgg = conv_square(3, 64, 3, 1, 1, 1), out = conv_square(128, 3, 3, 1, 1, 1);
+    conv_t first = conv_square(3, 64, 4, 2, 1, 1), logits = conv_square(512, 1, 4, 1, 1, 1);
     if (test_case("narrow conv of the models: several tiles")) {
         check_narrow(s, 1, 35, 70, vgg, ACT_RELU, BIAS);
         check_narrow(s, 1, 19, 41, out, ACT_NONE, BIAS);
@@ -80,13 +80,13 @@ static void test_models(stream_t s) {
         test_end_case();
     }
     if (test_case("narrow conv with a stride: tiles that begin between two outputs")) {
-        conv_t half = {3, 16, 3, 2, 1, 1}, third = {2, 16, 5, 3, 1, 2};
+        conv_t half = conv_square(3, 16, 3, 2, 1, 1), third = conv_square(2, 16, 5, 3, 1, 2);
         check_narrow(s, 1, 19, 71, half, ACT_LEAKY, BIAS | MASK);
         check_narrow(s, 1, 22, 101, third, ACT_NONE, 0);
         test_end_case();
     }
     if (test_case("narrow conv of one pixel; both sides narrow; tensors at odd addresses")) {
-        conv_t both = {3, 4, 3, 1, 1, 1}, one = {1, 1, 4, 2, 1, 1};
+        conv_t both = conv_square(3, 4, 3, 1, 1, 1), one = conv_square(1, 1, 4, 2, 1, 1);
         check_narrow(s, 1, 1, 1, vgg, ACT_RELU, BIAS | RESIDUAL | MASK);
         check_narrow(s, 1, 1, 1, out, ACT_RELU, RESIDUAL | MASK);
         check_narrow(s, 2, 2, 2, first, ACT_LEAKY, 0);

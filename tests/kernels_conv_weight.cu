@@ -14,11 +14,11 @@ typedef struct {
 static void run_weight(stream_t s, void* context) {
     weight_case_t t = *(weight_case_t*)context;
     conv_t c = t.conv;
-    size_t n = (size_t)t.H * t.W * c.C, n_out = (size_t)conv_out_size(t.H, c) * conv_out_size(t.W, c) * c.OC;
+    size_t n = (size_t)t.H * t.W * c.C, n_out = (size_t)conv_out_height(t.H, c) * conv_out_width(t.W, c) * c.OC;
     tensor<floatX> x = random_input((t.first + t.B) * n + t.shift);
     tensor<floatX> dout = random_input((t.first + t.B) * n_out + t.shift);
     size_t at = t.first * n + t.shift, at_out = t.first * n_out + t.shift;
-    tensor<float> dweight = random_gradient((size_t)c.OC * c.K * c.K * c.C), dbias = random_gradient(c.OC);
+    tensor<float> dweight = random_gradient((size_t)c.OC * c.KH * c.KW * c.C), dbias = random_gradient(c.OC);
     double* dbias_ref = t.with_bias ? dbias.ref : nullptr;
     float* dbias_dev = t.with_bias ? dbias.dev : nullptr;
     for (int k = 0; k < 2; k++) {
@@ -53,9 +53,9 @@ static void test_shapes(stream_t s) {
                                          {72, 8}, {3, 64},  {40, 3},  {64, 1}, {3, 5}};
     for (int k = 0; k < 10; k++) {
         char name[80];
-        conv_t conv = {0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]};
-        snprintf(name, sizeof name, "dweight %dx%d stride %d pad (%d,%d)", conv.K, conv.K, conv.stride, conv.pad_lo,
-                 conv.pad_hi);
+        conv_t conv = conv_square(0, 0, kernels[k][0], kernels[k][1], kernels[k][2], kernels[k][3]);
+        snprintf(name, sizeof name, "dweight %dx%d stride %d pad (%d,%d)", conv.KH, conv.KW, conv.stride, conv.pad_top,
+                 conv.pad_bottom);
         if (!test_case(name)) continue;
         for (int i = k % 2; i < 10; i += 2) { // each pair of channels with every second kernel
             const int* size = sizes[(i / 2 + k) % 5];
@@ -66,16 +66,27 @@ static void test_shapes(stream_t s) {
     }
 }
 
+// Rows and columns that differ in kernel and padding.
+static void test_rectangles(stream_t s) {
+    static const conv_t shapes[4] = {{16, 24, 1, 7, 1, 0, 0, 3, 3, 0}, {24, 16, 7, 1, 1, 3, 3, 0, 0, 0},
+                                     {8, 9, 2, 5, 2, 1, 0, 0, 2, 0}, {3, 16, 3, 4, 2, 0, 2, 1, 0, 0}};
+    if (!test_case("dweight of rectangles")) return;
+    for (int k = 0; k < 4; k++) check_weight(s, 2, 5, 9, shapes[k], 1);
+    test_end_case();
+}
+
 static void test_sizes(stream_t s) {
     if (test_case("dweight several tiles of channels")) {
-        conv_t same = {72, 136, 3, 1, 1, 1}, half = {136, 72, 4, 2, 1, 1}, odd = {67, 71, 3, 1, 1, 1};
+        conv_t same = conv_square(72, 136, 3, 1, 1, 1), half = conv_square(136, 72, 4, 2, 1, 1);
+        conv_t odd = conv_square(67, 71, 3, 1, 1, 1);
         check_weight(s, 2, 7, 9, same, 1);
         check_weight(s, 1, 12, 10, half, 1);
         check_weight(s, 1, 5, 6, odd, 1);
         test_end_case();
     }
     if (test_case("dweight rows of 64, 32, 16 and 8 positions, several splits")) {
-        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1}, odd = {7, 9, 3, 1, 1, 1};
+        conv_t same = conv_square(16, 24, 3, 1, 1, 1), half = conv_square(16, 24, 4, 2, 1, 1);
+        conv_t odd = conv_square(7, 9, 3, 1, 1, 1);
         check_splits(s, 1, 5, 130, same, 1);
         check_splits(s, 1, 4, 128, half, 1);
         check_splits(s, 1, 13, 30, same, 0);
@@ -85,12 +96,12 @@ static void test_sizes(stream_t s) {
         test_end_case();
     }
     if (test_case("dweight of a narrow side: several tiles, a part of the batch")) {
-        conv_t vgg = {3, 64, 3, 1, 1, 1}, out = {128, 3, 3, 1, 1, 1};
+        conv_t vgg = conv_square(3, 64, 3, 1, 1, 1), out = conv_square(128, 3, 3, 1, 1, 1);
 #ifdef FP32 // no tiles, and slow here
         check_weight(s, 1, 9, 11, vgg, 1);
         check_weight(s, 1, 5, 7, out, 1, 1);
 #else
-        conv_t first = {3, 64, 4, 2, 1, 1}, logits = {512, 1, 4, 1, 1, 1};
+        conv_t first = conv_square(3, 64, 4, 2, 1, 1), logits = conv_square(512, 1, 4, 1, 1, 1);
         check_weight(s, 2, 35, 41, vgg, 1);
         check_weight(s, 2, 33, 37, out, 1, 3);
         check_weight(s, 2, 36, 70, first, 1);
@@ -99,8 +110,8 @@ static void test_sizes(stream_t s) {
         test_end_case();
     }
     if (test_case("dweight of one pixel, a part of the batch, odd addresses")) {
-        conv_t same = {16, 24, 3, 1, 1, 1}, half = {16, 24, 4, 2, 1, 1};
-        conv_t out = {40, 3, 3, 1, 1, 1}, one = {1, 1, 3, 1, 1, 1};
+        conv_t same = conv_square(16, 24, 3, 1, 1, 1), half = conv_square(16, 24, 4, 2, 1, 1);
+        conv_t out = conv_square(40, 3, 3, 1, 1, 1), one = conv_square(1, 1, 3, 1, 1, 1);
         check_weight(s, 1, 1, 1, same, 1);
         check_weight(s, 1, 2, 2, half, 1);
         check_weight(s, 3, 1, 1, one, 1);
@@ -126,6 +137,7 @@ int main(int argc, char** argv) {
     test_begin(argc, argv);
     stream_t s = device_open(0);
     test_shapes(s);
+    test_rectangles(s);
     test_sizes(s);
     test_splits();
     device_close(s);

@@ -18,9 +18,9 @@ static conv_case_t make_case(int B, int H, int W, conv_t conv, activation_t act,
     conv_case_t t;
     memset(&t, 0, sizeof t);
     t.B = B, t.H = H, t.W = W, t.conv = conv, t.act = act;
-    t.OH = conv_out_size(H, conv), t.OW = conv_out_size(W, conv);
+    t.OH = conv_out_height(H, conv), t.OW = conv_out_width(W, conv);
     t.nx = (size_t)B * H * W * conv.C;
-    t.nw = (size_t)conv.OC * conv.K * conv.K * conv.C;
+    t.nw = (size_t)conv.OC * conv.KH * conv.KW * conv.C;
     t.ny = (size_t)B * t.OH * t.OW * conv.OC;
     t.x = random_buffer(t.nx), t.weight = random_buffer(t.nw);
     t.bias = with_bias ? random_buffer(conv.OC) : NULL;
@@ -41,12 +41,12 @@ static double activate(double v, activation_t act) {
 static double convolve_at(const conv_case_t* t, int b, int i, int j, int o) {
     conv_t c = t->conv;
     double sum = t->bias ? t->bias[o] : 0;
-    for (int u = 0; u < c.K; u++) {
-        for (int v = 0; v < c.K; v++) {
-            int row = i * c.stride + u - c.pad_lo, column = j * c.stride + v - c.pad_lo;
+    for (int u = 0; u < c.KH; u++) {
+        for (int v = 0; v < c.KW; v++) {
+            int row = i * c.stride + u - c.pad_top, column = j * c.stride + v - c.pad_left;
             if (row < 0 || row >= t->H || column < 0 || column >= t->W) continue;
             const double* x = t->x + (((size_t)b * t->H + row) * t->W + column) * c.C;
-            sum += dot(x, t->weight + (((size_t)o * c.K + u) * c.K + v) * c.C, c.C);
+            sum += dot(x, t->weight + (((size_t)o * c.KH + u) * c.KW + v) * c.C, c.C);
         }
     }
     return sum;
@@ -132,7 +132,7 @@ static void test_shapes(void) {
                 if (!test_case(name)) continue;
                 for (int i = 0; i < 36; i++) {
                     const int *size = sizes[i % 6], *channel = channels[i / 6];
-                    conv_t conv = {channel[0], channel[1], K, stride, lo, hi};
+                    conv_t conv = conv_square(channel[0], channel[1], K, stride, lo, hi);
                     if (size[1] + lo + hi < K || size[2] + lo + hi < K) continue;
                     check_conv(size[0], size[1], size[2], conv, (activation_t)(i % 3), i % 2, i / 2 % 2);
                 }
@@ -142,11 +142,55 @@ static void test_shapes(void) {
     }
 }
 
+// Rows and columns that differ in kernel and padding: Inception's 1x7 and 7x1, and others.
+static void test_rectangles(void) {
+    static const conv_t shapes[7] = {{5, 6, 1, 7, 1, 0, 0, 3, 3, 0},   {40, 7, 7, 1, 1, 3, 3, 0, 0, 0},
+                                     {24, 35, 1, 3, 1, 0, 0, 1, 1, 0}, {3, 2, 3, 1, 1, 1, 1, 0, 0, 0},
+                                     {8, 3, 2, 5, 2, 1, 0, 0, 2, 0},   {1, 4, 3, 4, 1, 0, 2, 3, 0, 0},
+                                     {6, 9, 1, 1, 1, 0, 0, 1, 0, 0}};
+    static const int sizes[3][3] = {{2, 5, 7}, {1, 17, 18}, {3, 8, 3}};
+    for (int k = 0; k < 7; k++) {
+        char name[80];
+        conv_t c = shapes[k];
+        snprintf(name, sizeof name, "conv2d %dx%d stride %d pad (%d,%d), (%d,%d)", c.KH, c.KW, c.stride, c.pad_top,
+                 c.pad_bottom, c.pad_left, c.pad_right);
+        if (!test_case(name)) continue;
+        for (int i = 0; i < 3; i++) check_conv(sizes[i][0], sizes[i][1], sizes[i][2], c, (activation_t)i, i % 2, i < 2);
+        test_end_case();
+    }
+}
+
+// Channels of a wider map: the same bits as in a map of their own, and nothing else is touched.
+static void test_side_by_side(void) {
+    if (!test_case("conv2d into some channels of a wider map")) return;
+    enum { ROW = 61, FIRST = 7 };
+    static const conv_t shapes[4] = {{5, 37, 3, 3, 1, 1, 1, 1, 1, 0}, {9, 20, 1, 1, 1, 0, 0, 0, 0, 0},
+                                     {16, 3, 3, 3, 1, 1, 1, 1, 1, 0}, {4, 33, 1, 7, 1, 0, 0, 3, 3, 0}};
+    for (int k = 0; k < 4; k++) {
+        conv_case_t t = make_case(2, 9, 11, shapes[k], ACT_RELU, 1, 0);
+        size_t pixels = t.ny / t.conv.OC;
+        double *wide = random_buffer(pixels * ROW), *before = random_buffer(pixels * ROW);
+        memcpy(before, wide, pixels * ROW * sizeof(double));
+        conv_t conv = t.conv;
+        conv.out_row = ROW;
+        conv2d_forward(t.out, t.x, t.weight, t.bias, NULL, t.B, t.H, t.W, t.conv, t.act, 0);
+        conv2d_forward(wide + FIRST, t.x, t.weight, t.bias, NULL, t.B, t.H, t.W, conv, t.act, 0);
+        for (size_t i = 0; i < pixels; i++) {
+            memcpy(before + i * ROW + FIRST, t.out + i * conv.OC, conv.OC * sizeof(double));
+        }
+        check(!memcmp(before, wide, pixels * ROW * sizeof(double)), "equality of all bits");
+        free(wide), free(before);
+        free_case(&t);
+    }
+    test_end_case();
+}
+
 // Sizes that need several tiles across and down, several slots and several groups of channels.
 static void test_large(void) {
     if (test_case("conv2d several tiles, slots and groups")) {
-        conv_t narrow = {3, 4, 3, 1, 1, 1}, wide = {40, 70, 3, 1, 1, 1}, half = {9, 20, 4, 2, 1, 1};
-        conv_t matrix = {12, 34, 1, 1, 0, 0}, lower = {8, 8, 3, 2, 0, 1};
+        conv_t narrow = conv_square(3, 4, 3, 1, 1, 1), wide = conv_square(40, 70, 3, 1, 1, 1);
+        conv_t half = conv_square(9, 20, 4, 2, 1, 1);
+        conv_t matrix = conv_square(12, 34, 1, 1, 0, 0), lower = conv_square(8, 8, 3, 2, 0, 1);
         check_conv(2, 70, 131, narrow, ACT_LEAKY, 1, 1);
         check_conv(3, 13, 15, wide, ACT_RELU, 1, 0);
         check_conv(9, 31, 30, half, ACT_NONE, 0, 1);
@@ -170,8 +214,8 @@ static double* conv_outputs(conv_case_t* t, int threads, size_t* n) {
 static void test_threads(void) {
     if (!test_case("conv2d: the same bits with 1, 2 and 3 threads")) return;
     int most = omp_get_max_threads();
-    static const conv_t shapes[4] = {
-        {16, 16, 3, 1, 1, 1}, {16, 40, 4, 2, 1, 1}, {16, 3, 3, 1, 1, 1}, {24, 20, 1, 1, 0, 0}};
+    const conv_t shapes[4] = {conv_square(16, 16, 3, 1, 1, 1), conv_square(16, 40, 4, 2, 1, 1),
+                              conv_square(16, 3, 3, 1, 1, 1), conv_square(24, 20, 1, 1, 0, 0)};
     for (int k = 0; k < 4; k++) {
         conv_case_t t = make_case(5, 24, 33, shapes[k], ACT_LEAKY, 1, 1);
         size_t n;
@@ -289,6 +333,8 @@ static void test_maxpool_ties(void) {
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     test_shapes();
+    test_rectangles();
+    test_side_by_side();
     test_large();
     test_threads();
     static const int sizes[5][4] = {{2, 5, 7, 3}, {1, 8, 6, 17}, {3, 2, 2, 1}, {2, 4, 9, 5}, {1, 1, 3, 2}};

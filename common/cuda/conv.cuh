@@ -1,7 +1,7 @@
 // conv.cuh: two-dimensional convolution, forward and gradient of x. The gradient of the weights stands in
 // common/cuda/conv_weight.cuh.
 //
-//   out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, s i + u - p, s j + v - p, c] w[o,u,v,c]) + residual
+//   out[b,i,j,o] = act(bias_o + sum_{u,v,c} x[b, s i + u - p, s j + v - q, c] w[o,u,v,c]) + residual
 //
 // The gradients are derived in dev/cpu/conv.h. Everything is a matrix product of windows with weights, and which kernel
 // forms it depends on the shape:
@@ -11,8 +11,8 @@
 //   conv_gemm.cuh             channels of the windows a      decoder 3x3 (32 -> 512, 512, 256, 128), and 1x1 with a
 //     (tensor cores)          multiple of 8; in the          residual; VGG 3x3 (64 to 512); PatchGAN 4x4 (64 -> 128
 //                             gradient of x both C and OC    -> 256 -> 512)
-//   conv_narrow.cuh           C <= 4 or OC <= 4              decoder conv_out 128 -> 3; VGG and PatchGAN 3 -> 64;
-//                                                            PatchGAN 512 -> 1
+//   conv_narrow.cuh           C <= 4 or OC <= 4, square      decoder conv_out 128 -> 3; VGG and PatchGAN 3 -> 64;
+//                             kernels                        PatchGAN 512 -> 1; Inception 3 -> 32
 //   conv_plain.cuh            any other, and the fp32 build  no shape of these models in bf16
 //
 // The decoder is 126 G MAC an image, nearly all of it in the second row. At 128 channels and 256 x 256 pixels a layer
@@ -32,9 +32,6 @@
 // defines: matmul_forward, matmul_backward
 #include "common/cuda/matmul.cuh"
 
-// A 1x1 convolution that moves nothing is a matrix product over the pixels.
-static inline int conv_is_matmul(conv_t c) { return c.K == 1 && c.stride == 1 && c.pad_lo == 0 && c.pad_hi == 0; }
-
 // Tensor cores read pixels and weights 16 bytes at a time; a batch that begins in the middle of another one need not
 // lie so that this is possible.
 static inline void conv_product(const conv_job_t& job, bool data, stream_t s) {
@@ -49,26 +46,28 @@ static inline void conv_product(const conv_job_t& job, bool data, stream_t s) {
     conv_plain(job, data, s);
 }
 
-void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
+void conv2d_forward(floatX* out,            // (B, OH, OW, out_row)
                     const floatX* x,        // (B, H, W, C)
-                    const floatX* weight,   // (OC, K, K, C)
+                    const floatX* weight,   // (OC, KH, KW, C)
                     const floatX* bias,     // (OC) or NULL
-                    const floatX* residual, // (B, OH, OW, OC) or NULL
+                    const floatX* residual, // like out, or NULL
                     int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
-    if (conv.C <= 4) conv_narrow_in_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
-    else if (conv.OC <= 4) conv_narrow_out_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
-    else if (conv_is_matmul(conv) && !residual && act == ACT_NONE) {
+    int square = conv_is_square(conv), own_rows = conv_out_row(conv) == conv.OC;
+    if (conv.C <= 4 && square) conv_narrow_in_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
+    else if (conv.OC <= 4 && square) conv_narrow_out_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
+    else if (conv_is_matmul(conv) && own_rows && !residual && act == ACT_NONE) {
         matmul_forward(out, x, weight, bias, (size_t)B * H * W, conv.C, conv.OC, s);
     } else conv_product(conv_forward_job(out, x, weight, bias, residual, B, H, W, conv, act), false, s);
 }
 
 void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
                           const floatX* dout,   // (B, OH, OW, OC)
-                          const floatX* weight, // (OC, K, K, C)
+                          const floatX* weight, // (OC, KH, KW, C)
                           const floatX* mask,   // (B, H, W, C) or NULL
                           int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
-    if (conv.C <= 4) conv_narrow_in_backward_data(dx, dout, weight, mask, B, H, W, conv, act, s);
-    else if (conv.OC <= 4) conv_narrow_out_backward_data(dx, dout, weight, mask, B, H, W, conv, act, s);
+    int square = conv_is_square(conv);
+    if (conv.C <= 4 && square) conv_narrow_in_backward_data(dx, dout, weight, mask, B, H, W, conv, act, s);
+    else if (conv.OC <= 4 && square) conv_narrow_out_backward_data(dx, dout, weight, mask, B, H, W, conv, act, s);
     else if (conv_is_matmul(conv) && !mask) {
         matmul_backward(dx, NULL, NULL, dout, NULL, weight, (size_t)B * H * W, conv.C, conv.OC, s);
     } else conv_product(conv_data_job(dx, dout, weight, mask, B, H, W, conv, act), true, s);

@@ -20,7 +20,7 @@
 
 // The pixels of out that see the same taps.
 typedef struct {
-    int KH, KW;             // taps; none where K < stride and nothing reaches the class
+    int KH, KW;             // taps; none where there are fewer than the stride and nothing reaches the class
     int pad_top, pad_left;
     int OH, OW;             // windows of an image
     int row, column;        // where the first window's sums go
@@ -28,7 +28,7 @@ typedef struct {
 } conv_class_t;
 
 typedef struct {
-    floatX* out;               // (B, out_H, out_W, OC)
+    floatX* out;               // (B, out_H, out_W, out_row), of which it writes OC
     const floatX* x;           // (B, H, W, C)
     const floatX* weight;
     const floatX* bias;        // (OC) or NULL
@@ -36,7 +36,7 @@ typedef struct {
     int masked;                // beside is a mask
     int aligned;               // rows of out and beside are multiples of 16 bytes
     float slope;               // factor of negative sums, or where the mask is not positive: 1, 0 or LEAKY_SLOPE
-    int B, H, W, C, OC, out_H, out_W;
+    int B, H, W, C, OC, out_H, out_W, out_row;
     int stride, step;
     int by_row, by_column;     // steps in the weights from tap to tap
     int by_channel, by_output; // and from channel to channel: one of them is 1
@@ -58,50 +58,51 @@ static inline __host__ __device__ int conv_taps(int K, int first, int stride) {
 // A pixel's number in its image and an offset in the weights are ints.
 static inline void conv_check(int H, int W, conv_t conv) {
     assert(conv.stride == 1 || conv.stride == 2);
-    assert((double)(H + conv.K) * (W + conv.K) < 2147483648.0);
-    assert((double)conv.OC * conv.K * conv.K * conv.C < 2147483648.0);
+    assert((double)(H + conv.KH) * (W + conv.KW) < 2147483648.0);
+    assert((double)conv.OC * conv.KH * conv.KW * conv.C < 2147483648.0);
 }
 static inline int conv_is_aligned(const void* p) { return (uintptr_t)p % 16 == 0; }
 
 static inline conv_job_t conv_forward_job(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
                                           const floatX* residual, int B, int H, int W, conv_t conv, activation_t act) {
-    int K = conv.K, OH = conv_out_size(H, conv), OW = conv_out_size(W, conv);
+    int OH = conv_out_height(H, conv), OW = conv_out_width(W, conv);
     conv_check(H, W, conv);
     conv_job_t job = {};
     job.out = out, job.x = x, job.weight = weight, job.bias = bias, job.beside = residual;
     job.slope = conv_slope(act);
-    job.aligned = conv.OC % 8 == 0 && conv_is_aligned(out) && conv_is_aligned(residual);
+    job.out_row = conv_out_row(conv);
+    job.aligned = conv.OC % 8 == 0 && job.out_row % 8 == 0 && conv_is_aligned(out) && conv_is_aligned(residual);
     job.B = B, job.H = H, job.W = W, job.C = conv.C, job.OC = conv.OC, job.out_H = OH, job.out_W = OW;
     job.stride = conv.stride, job.step = 1;
-    job.by_row = K * conv.C, job.by_column = conv.C;
-    job.by_channel = 1, job.by_output = K * K * conv.C;
+    job.by_row = conv.KW * conv.C, job.by_column = conv.C;
+    job.by_channel = 1, job.by_output = conv.KH * conv.KW * conv.C;
     job.classes = 1;
-    job.at[0] = {K, K, conv.pad_lo, conv.pad_lo, OH, OW, 0, 0, 0};
+    job.at[0] = {conv.KH, conv.KW, conv.pad_top, conv.pad_left, OH, OW, 0, 0, 0};
     return job;
 }
 
 static inline conv_job_t conv_data_job(floatX* dx, const floatX* dout, const floatX* weight, const floatX* mask, int B,
                                        int H, int W, conv_t conv, activation_t act) {
-    int K = conv.K, stride = conv.stride, row = K * conv.C, column = conv.C;
+    int stride = conv.stride, row = conv.KW * conv.C, column = conv.C;
     conv_check(H, W, conv);
     conv_job_t job = {};
     job.out = dx, job.x = dout, job.weight = weight, job.beside = mask;
     job.masked = mask != NULL;
     job.slope = mask ? conv_slope(act) : 1;
     job.aligned = conv.C % 8 == 0 && conv_is_aligned(dx) && conv_is_aligned(mask);
-    job.B = B, job.H = conv_out_size(H, conv), job.W = conv_out_size(W, conv), job.C = conv.OC, job.OC = conv.C;
-    job.out_H = H, job.out_W = W;
+    job.B = B, job.H = conv_out_height(H, conv), job.W = conv_out_width(W, conv), job.C = conv.OC, job.OC = conv.C;
+    job.out_H = H, job.out_W = W, job.out_row = conv.C;
     job.stride = 1, job.step = stride;
     job.by_row = -stride * row, job.by_column = -stride * column;
-    job.by_channel = K * row, job.by_output = 1;
+    job.by_channel = conv.KH * row, job.by_output = 1;
     job.classes = stride * stride;
     for (int parity = 0; parity < job.classes; parity++) {
         conv_class_t* at = &job.at[parity];
         at->row = parity / stride, at->column = parity % stride;
-        int u0 = (at->row + conv.pad_lo) % stride, v0 = (at->column + conv.pad_lo) % stride;
-        at->KH = conv_taps(K, u0, stride), at->KW = conv_taps(K, v0, stride);
-        at->pad_top = at->KH - 1 - (at->row + conv.pad_lo - u0) / stride;
-        at->pad_left = at->KW - 1 - (at->column + conv.pad_lo - v0) / stride;
+        int u0 = (at->row + conv.pad_top) % stride, v0 = (at->column + conv.pad_left) % stride;
+        at->KH = conv_taps(conv.KH, u0, stride), at->KW = conv_taps(conv.KW, v0, stride);
+        at->pad_top = at->KH - 1 - (at->row + conv.pad_top - u0) / stride;
+        at->pad_left = at->KW - 1 - (at->column + conv.pad_left - v0) / stride;
         at->OH = conv_taps(H, at->row, stride), at->OW = conv_taps(W, at->column, stride);
         at->weight = (u0 + stride * (at->KH - 1)) * row + (v0 + stride * (at->KW - 1)) * column;
     }
@@ -110,7 +111,7 @@ static inline conv_job_t conv_data_job(floatX* dx, const floatX* dout, const flo
 
 // Where the sums of window (b, i, j) go in out.
 __device__ static inline size_t conv_out_at(const conv_job_t& job, const conv_class_t& at, int b, int i, int j) {
-    return (((size_t)b * job.out_H + i * job.step + at.row) * job.out_W + j * job.step + at.column) * job.OC;
+    return (((size_t)b * job.out_H + i * job.step + at.row) * job.out_W + j * job.step + at.column) * job.out_row;
 }
 
 // The way from a sum, with its bias, to an output; `beside` is the value of the residual or mask, 0 without one.

@@ -28,6 +28,7 @@
 // Sizes that are no multiple of 8 and the fp32 build take the plain kernels at the end. Next:
 // common/cuda/conv_weight.cuh.
 #pragma once
+#include <assert.h>
 // defines: launch, shared_array, pack, load16, store16, mma_m16n8k16, bf16, WARP, blocks_for
 #include "common/cuda/launch.cuh"
 // defines: conv_t, activation_t, LEAKY_SLOPE
@@ -46,13 +47,14 @@ typedef struct {
 } conv_narrow_t;
 
 static inline conv_narrow_t conv_narrow(int B, int H, int W, conv_t conv, int narrow_is_input) {
-    int OH = conv_out_size(H, conv), OW = conv_out_size(W, conv);
-    conv_narrow_t c = {B, conv.C, H, W, conv.OC, OH, OW, conv.K, conv.stride, conv.pad_lo, narrow_is_input, 0};
+    int OH = conv_out_height(H, conv), OW = conv_out_width(W, conv);
+    assert(conv_is_square(conv));
+    conv_narrow_t c = {B, conv.C, H, W, conv.OC, OH, OW, conv.KH, conv.stride, conv.pad_top, narrow_is_input, 0};
     if (narrow_is_input) {
         c.wide = conv.OC, c.wide_H = OH, c.wide_W = OW;
         c.narrow = conv.C, c.narrow_H = H, c.narrow_W = W;
     }
-    c.N = conv.K * conv.K * c.narrow;
+    c.N = c.K * c.K * c.narrow;
     return c;
 }
 

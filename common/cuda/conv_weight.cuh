@@ -91,15 +91,15 @@ static inline int conv_weight_splits(size_t steps, int tiles, int resident, doub
 }
 
 typedef struct {
-    int B, H, W, C, OC, OH, OW, K, stride, pad;
+    int B, H, W, C, OC, OH, OW, KH, KW, stride, pad_top, pad_left;
     int rows, cols, shift;   // a step's piece of an image; cols = 1 << shift
     int down, across;        // pieces of an image
     size_t steps;            // B down across, or pieces of 16 positions
 } conv_weight_t;
 
 static inline conv_weight_t conv_weight_sizes(int B, int H, int W, conv_t conv) {
-    conv_weight_t c = {B, H, W, conv.C, conv.OC, conv_out_size(H, conv), conv_out_size(W, conv), conv.K, conv.stride,
-                       conv.pad_lo, 0, 0, 0, 0, 0, 0};
+    conv_weight_t c = {B, H, W, conv.C, conv.OC, conv_out_height(H, conv), conv_out_width(W, conv), conv.KH, conv.KW,
+                       conv.stride, conv.pad_top, conv.pad_left, 0, 0, 0, 0, 0, 0};
     return c;
 }
 
@@ -159,7 +159,7 @@ __device__ static inline void conv_weight_load(shared<bf16> stage, const bf16* d
         m += WEIGHT_THREADS / (WEIGHT_OC / 8);
     }
     shared<bf16> window = stage + WEIGHT_POSITIONS * WEIGHT_OC;
-    int top = copy.i * STRIDE + u - c.pad, left = copy.j * STRIDE - c.pad;
+    int top = copy.i * STRIDE + u - c.pad_top, left = copy.j * STRIDE - c.pad_left;
     ptrdiff_t corner = (((ptrdiff_t)copy.image * c.H + top) * c.W + left) * c.C + copy.channel; // may be outside
     int pixel = threadIdx.x / (WEIGHT_C / 8);
     for (int k = 0; k < copy.PIXELS; k++) {
@@ -293,10 +293,11 @@ static inline int conv_weight_tensor(conv_sums_t sums, const floatX* dout, const
                                      stream_t s) {
     if (c.C % 8 || c.OC % 8 || !conv_narrow_aligned(dout) || !conv_narrow_aligned(x)) return 0;
     conv_weight_pieces(&c);
-    if (c.K == 3 && c.stride == 1) conv_weight_launch<3, 1>(sums, dout, x, c, s);
-    else if (c.K == 3 && c.stride == 2) conv_weight_launch<3, 2>(sums, dout, x, c, s);
-    else if (c.K == 4 && c.stride == 1) conv_weight_launch<4, 1>(sums, dout, x, c, s);
-    else if (c.K == 4 && c.stride == 2) conv_weight_launch<4, 2>(sums, dout, x, c, s);
+    if (c.KH != c.KW) return 0;
+    if (c.KH == 3 && c.stride == 1) conv_weight_launch<3, 1>(sums, dout, x, c, s);
+    else if (c.KH == 3 && c.stride == 2) conv_weight_launch<3, 2>(sums, dout, x, c, s);
+    else if (c.KH == 4 && c.stride == 1) conv_weight_launch<4, 1>(sums, dout, x, c, s);
+    else if (c.KH == 4 && c.stride == 2) conv_weight_launch<4, 2>(sums, dout, x, c, s);
     else return 0;
     return 1;
 }
@@ -319,10 +320,10 @@ conv_weight_plain(conv_sums_t sums,
     enum { A = PLAIN_POSITIONS * PLAIN_TILE };
     shared<float> a = shared_array<float>(0, A), b = shared_array<float>(A * sizeof(float), A);
     shared<int> where = shared_array<int>(2 * A * sizeof(float), 3 * PLAIN_POSITIONS); // image, row, column
-    int N = c.K * c.K * c.C, columns = N + (sums.dbias != nullptr), tiles_n = (columns + PLAIN_TILE - 1) / PLAIN_TILE;
+    int N = c.KH * c.KW * c.C, columns = N + (sums.dbias != nullptr), tiles_n = (columns + PLAIN_TILE - 1) / PLAIN_TILE;
     int lane = threadIdx.x % PLAIN_TILE, group = threadIdx.x / PLAIN_TILE; // 4 groups copy
     int n = blockIdx.x % tiles_n * PLAIN_TILE + lane, o = blockIdx.x / tiles_n * PLAIN_TILE + lane;
-    int u = n / c.C / c.K, v = n / c.C % c.K, channel = n % c.C;
+    int u = n / c.C / c.KW, v = n / c.C % c.KW, channel = n % c.C;
     int tx = threadIdx.x % 16, ty = threadIdx.x / 16; // columns tx + 16 i, output channels 4 ty + i
     size_t step = c.steps * blockIdx.y / gridDim.y, end = c.steps * (blockIdx.y + 1) / gridDim.y;
     size_t positions = (size_t)c.B * c.OH * c.OW;
@@ -332,8 +333,8 @@ conv_weight_plain(conv_sums_t sums,
         if (threadIdx.x < PLAIN_POSITIONS) {
             size_t m = first + threadIdx.x;
             where[threadIdx.x] = (int)(m / c.OW / c.OH);
-            where[threadIdx.x + PLAIN_POSITIONS] = (int)(m / c.OW % c.OH) * c.stride - c.pad;
-            where[threadIdx.x + 2 * PLAIN_POSITIONS] = (int)(m % c.OW) * c.stride - c.pad;
+            where[threadIdx.x + PLAIN_POSITIONS] = (int)(m / c.OW % c.OH) * c.stride - c.pad_top;
+            where[threadIdx.x + 2 * PLAIN_POSITIONS] = (int)(m % c.OW) * c.stride - c.pad_left;
         }
         __syncthreads();
         for (int m = group; m < PLAIN_POSITIONS; m += PLAIN_THREADS / PLAIN_TILE) {
@@ -372,7 +373,7 @@ conv_weight_plain(conv_sums_t sums,
 }
 
 static inline void conv_weight_any(conv_sums_t sums, const floatX* dout, const floatX* x, conv_weight_t c, stream_t s) {
-    int columns = c.K * c.K * c.C + (sums.dbias != NULL);
+    int columns = c.KH * c.KW * c.C + (sums.dbias != NULL);
     int tiles = (columns + PLAIN_TILE - 1) / PLAIN_TILE * ((c.OC + PLAIN_TILE - 1) / PLAIN_TILE);
     c.steps = ((size_t)c.B * c.OH * c.OW + PLAIN_POSITIONS - 1) / PLAIN_POSITIONS;
     // a step is 64 x 64 x 16 multiply-accumulates in 6 blocks at a time, some 2 us
@@ -389,7 +390,7 @@ static inline void conv_weight_any(conv_sums_t sums, const floatX* dout, const f
 static inline int conv_weight_narrow(conv_sums_t sums, const floatX* dout, const floatX* x, int B, int H, int W,
                                      conv_t conv, stream_t s) {
     int narrow_is_input = conv.C <= NARROW_MOST, most = conv_sums_most(sums);
-    if (!narrow_is_input && conv.OC > NARROW_MOST) return 0;
+    if (!conv_is_square(conv) || (!narrow_is_input && conv.OC > NARROW_MOST)) return 0;
     conv_narrow_t c = conv_narrow(B, H, W, conv, narrow_is_input);
     int splits = 2 * s->multiprocessors < most ? 2 * s->multiprocessors : most;
     sums.partial = (float*)device_scratch(s, splits * sums.stride * sizeof(float));
@@ -402,16 +403,16 @@ static inline int conv_weight_narrow(conv_sums_t sums, const floatX* dout, const
     return 1;
 }
 
-void conv2d_backward_weight(floatS* dweight,    // (OC, K, K, C)
+void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
                             floatS* dbias,      // (OC) or NULL
                             const floatX* dout, // (B, OH, OW, OC)
                             const floatX* x,    // (B, H, W, C)
                             int B, int H, int W, conv_t conv, stream_t s) {
-    if (conv.K == 1 && conv.stride == 1 && conv.pad_lo == 0 && conv.pad_hi == 0) {
+    if (conv_is_matmul(conv)) {
         matmul_backward(nullptr, dweight, dbias, dout, x, nullptr, (size_t)B * H * W, conv.C, conv.OC, s);
         return;
     }
-    size_t weights = (size_t)conv.OC * conv.K * conv.K * conv.C;
+    size_t weights = (size_t)conv.OC * conv.KH * conv.KW * conv.C;
     conv_sums_t sums = {nullptr, dweight, dbias, weights, weights + conv.OC};
     conv_weight_t c = conv_weight_sizes(B, H, W, conv);
     if (B == 0 || c.OH <= 0 || c.OW <= 0) return;

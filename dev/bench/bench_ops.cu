@@ -82,12 +82,11 @@ static int ready(void) { return !arena.dry; }
 
 static conv_t conv_of(sizes_t z) {
     int pad = z.K == 4 ? 1 : z.K / 2; // PatchGAN's kernels are 4 x 4 with a border of 1
-    conv_t c = {z.C, z.OC, z.K, z.stride, pad, pad};
-    return c;
+    return conv_square(z.C, z.OC, z.K, z.stride, pad, pad);
 }
 static size_t elements(sizes_t z) { return (size_t)z.B * z.H * z.W * z.C; }
 static size_t conv_out_elements(sizes_t z) {
-    return (size_t)z.B * conv_out_size(z.H, conv_of(z)) * conv_out_size(z.W, conv_of(z)) * z.OC;
+    return (size_t)z.B * conv_out_height(z.H, conv_of(z)) * conv_out_width(z.W, conv_of(z)) * z.OC;
 }
 static size_t conv_weights(sizes_t z) { return (size_t)z.OC * z.K * z.K * z.C; }
 static void count_conv(sizes_t z) { count_macs((double)conv_out_elements(z) * z.K * z.K * z.C); }

@@ -1,6 +1,7 @@
 // conv.h: two-dimensional convolution, forward and both gradients.
 //
-//   out[b,i,j,o] = sum_{u,v,c} x[b, s i + u - p, s j + v - p, c] w[o,u,v,c]      s = stride, p = pad_lo, x = 0 outside
+//   out[b,i,j,o] = sum_{u,v,c} x[b, s i + u - p, s j + v - q, c] w[o,u,v,c]      s = stride, x = 0 outside,
+//                                                                                p, q = pad_top, pad_left
 //
 // All three are matrix products over windows that are never stored whole. How a tile of them is multiplied stands in
 // dev/cpu/conv_tile.h; here stands what is multiplied. The gradient of x is a convolution of dout and runs through the
@@ -29,66 +30,67 @@ static inline conv_job_t conv_forward_job(const floatX* x, int B, int H, int W, 
     conv_job_t job;
     memset(&job, 0, sizeof job);
     job.B = B, job.H = H, job.W = W, job.C = conv.C;
-    job.OC = conv.OC, job.KH = job.KW = conv.K, job.stride = conv.stride;
-    job.pad_top = job.pad_left = conv.pad_lo;
-    job.OH = job.out_H = conv_out_size(H, conv);
-    job.OW = job.out_W = conv_out_size(W, conv);
+    job.OC = job.out_row = conv.OC, job.KH = conv.KH, job.KW = conv.KW, job.stride = conv.stride;
+    job.pad_top = conv.pad_top, job.pad_left = conv.pad_left;
+    job.OH = job.out_H = conv_out_height(H, conv);
+    job.OW = job.out_W = conv_out_width(W, conv);
     job.step = 1;
     job.x = x;
     return job;
 }
 
-void conv2d_forward(floatX* out,            // (B, OH, OW, OC)
+void conv2d_forward(floatX* out,            // (B, OH, OW, out_row)
                     const floatX* x,        // (B, H, W, C)
-                    const floatX* weight,   // (OC, K, K, C)
+                    const floatX* weight,   // (OC, KH, KW, C)
                     const floatX* bias,     // (OC) or NULL
-                    const floatX* residual, // (B, OH, OW, OC) or NULL
+                    const floatX* residual, // like out, or NULL
                     int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
     (void)s;
     conv_job_t job = conv_forward_job(x, B, H, W, conv);
-    job.out = out, job.residual = residual, job.slope = conv_slope(act);
+    job.out = out, job.out_row = conv_out_row(conv), job.residual = residual, job.slope = conv_slope(act);
     if (conv_is_matmul(conv)) conv_flatten(&job);
-    conv_strides_t strides = {0, (ptrdiff_t)conv.K * conv.K * conv.C, (ptrdiff_t)conv.K * conv.C, conv.C, 1};
+    ptrdiff_t by_row = (ptrdiff_t)conv.KW * conv.C;
+    conv_strides_t strides = {0, conv.KH * by_row, by_row, conv.C, 1};
     conv_pack_panels(&job, weight, strides, bias);
     conv_run(&job);
 }
 
-// Derivation. x[r, q, c] enters out[i, j, o] wherever r = s i + u - p for a tap u (columns alike), with the factor
+// Derivation. x[r, t, c] enters out[i, j, o] wherever r = s i + u - p for a tap u (columns alike), with the factor
 // w[o,u,v,c]:
-//   dx[r,q,c] = sum over taps with s | r + p - u and s | q + p - v, and o, of dout[(r+p-u)/s, (q+p-v)/s, o] w[o,u,v,c]
+//   dx[r,t,c] = sum over taps with s | r + p - u and s | t + q - v, and o, of dout[(r+p-u)/s, (t+q-v)/s, o] w[o,u,v,c]
 //
-// Stride 1. With u' = K-1-u the row of dout that is read is r + u' - (K-1-p): a convolution of dout, padded by K-1-p,
-// with the kernel turned by 180 degrees and its in and out channels exchanged.
+// Stride 1. With u' = KH-1-u the row of dout that is read is r + u' - (KH-1-p): a convolution of dout, padded by
+// KH-1-p, with the kernel turned by 180 degrees and its in and out channels exchanged.
 //
 // Stride 2. The rows r = 2m + a of one parity a see only the taps u = u0 + 2k with u0 = (a + p) mod 2, KH of them, and
 // read i = m + (a + p - u0)/2 - k. With u' = KH-1-k that is again a stride-1 convolution of dout, with every second
-// tap, padded by KH-1 - (a+p-u0)/2. The four parity classes of (r, q) are four such jobs that write every second row
-// and column: no product with a structural zero is formed. A class without taps (K = 1) is written as zeros.
+// tap, padded by KH-1 - (a+p-u0)/2. The four parity classes of (r, t) are four such jobs that write every second row
+// and column: no product with a structural zero is formed. A class without taps (KH = 1) is written as zeros.
 void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
                           const floatX* dout,   // (B, OH, OW, OC)
-                          const floatX* weight, // (OC, K, K, C)
+                          const floatX* weight, // (OC, KH, KW, C)
                           const floatX* mask,   // (B, H, W, C) or NULL
                           int B, int H, int W, conv_t conv, activation_t act, stream_t s) {
     (void)s;
-    int K = conv.K, stride = conv.stride;
+    int stride = conv.stride;
     conv_job_t job;
     memset(&job, 0, sizeof job);
-    job.B = B, job.H = conv_out_size(H, conv), job.W = conv_out_size(W, conv), job.C = conv.OC;
-    job.OC = conv.C, job.stride = 1, job.step = stride;
+    job.B = B, job.H = conv_out_height(H, conv), job.W = conv_out_width(W, conv), job.C = conv.OC;
+    job.OC = job.out_row = conv.C, job.stride = 1, job.step = stride;
     job.out_H = H, job.out_W = W;
     job.x = dout, job.out = dx;
     job.mask = mask, job.slope = mask ? conv_slope(act) : 1;
     for (int parity = 0; parity < stride * stride; parity++) {
         job.row = parity / stride, job.column = parity % stride;
-        int u0 = (job.row + conv.pad_lo) % stride, v0 = (job.column + conv.pad_lo) % stride;
-        job.KH = conv_pieces(K - u0, stride), job.KW = conv_pieces(K - v0, stride);
-        job.pad_top = job.KH - 1 - (job.row + conv.pad_lo - u0) / stride;
-        job.pad_left = job.KW - 1 - (job.column + conv.pad_lo - v0) / stride;
+        int u0 = (job.row + conv.pad_top) % stride, v0 = (job.column + conv.pad_left) % stride;
+        job.KH = conv_pieces(conv.KH - u0, stride), job.KW = conv_pieces(conv.KW - v0, stride);
+        job.pad_top = job.KH - 1 - (job.row + conv.pad_top - u0) / stride;
+        job.pad_left = job.KW - 1 - (job.column + conv.pad_left - v0) / stride;
         job.OH = conv_pieces(H - job.row, stride), job.OW = conv_pieces(W - job.column, stride);
         if (conv_is_matmul(conv)) conv_flatten(&job);
-        ptrdiff_t by_row = (ptrdiff_t)K * conv.C, by_column = conv.C;
+        ptrdiff_t by_row = (ptrdiff_t)conv.KW * conv.C, by_column = conv.C;
         conv_strides_t strides = {(u0 + stride * (job.KH - 1)) * by_row + (v0 + stride * (job.KW - 1)) * by_column, 1,
-                                  -stride * by_row, -stride * by_column, K * by_row};
+                                  -stride * by_row, -stride * by_column, conv.KH * by_row};
         conv_pack_panels(&job, weight, strides, NULL);
         conv_run(&job);
     }
@@ -165,12 +167,12 @@ static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t do
     }
 }
 
-// dweight (OC, K, K, C) += the products of one tile, for output channels [begin, end).
+// dweight (OC, KH, KW, C) += the products of one tile, for output channels [begin, end).
 static inline void conv_tile_weight(floatS* dweight, const conv_job_t* job, const conv_tile_t* tile,
                                     conv_operand_t dout, int begin, int end) {
-    int run = job->KW * job->C, K = job->KH;
+    int run = job->KW * job->C, KH = job->KH;
     floatX sum[CONV_BLOCK * CONV_MAX_VECTORS * CONV_LANES] __attribute__((aligned(64)));
-    for (int u = 0; u < K; u++) {
+    for (int u = 0; u < KH; u++) {
         for (int t = 0; t < run;) {
             int V = conv_min(conv_pieces(run - t, CONV_LANES), CONV_MAX_VECTORS), width = V * CONV_LANES;
             int valid = conv_min(width, run - t);
@@ -180,7 +182,7 @@ static inline void conv_tile_weight(floatS* dweight, const conv_job_t* job, cons
                 conv_operand_t d = {dout.at + o, dout.pitch, dout.step};
                 conv_weight_sums(sum, P, V, d, x, tile->rows, tile->cols);
                 for (int p = 0; p < conv_min(P, end - o); p++) {
-                    floatS* to = dweight + ((size_t)(o + p) * K + u) * run + t;
+                    floatS* to = dweight + ((size_t)(o + p) * KH + u) * run + t;
                     for (int k = 0; k < valid; k++) to[k] += sum[p * width + k];
                 }
                 o += P;
@@ -210,10 +212,10 @@ static inline conv_weight_split_t conv_weight_split(const conv_job_t* job, size_
     return split;
 }
 
-// out[b,i,j,o] holds w[o,u,v,c] once, with the factor x[b, s i + u - p, s j + v - p, c]. With dout = dL/d out therefore
-//   dw[o,u,v,c] = sum over b, i, j of dout[b,i,j,o] x[b, s i + u - p, s j + v - p, c]:
-// for each row u of the kernel a product of dout^T with the windows' runs of K C values, read from the same tiles.
-void conv2d_backward_weight(floatS* dweight,    // (OC, K, K, C)
+// out[b,i,j,o] holds w[o,u,v,c] once, with the factor x[b, s i + u - p, s j + v - q, c]. With dout = dL/d out therefore
+//   dw[o,u,v,c] = sum over b, i, j of dout[b,i,j,o] x[b, s i + u - p, s j + v - q, c]:
+// for each row u of the kernel a product of dout^T with the windows' runs of KW C values, read from the same tiles.
+void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
                             floatS* dbias,      // (OC) or NULL
                             const floatX* dout, // (B, OH, OW, OC)
                             const floatX* x,    // (B, H, W, C)
@@ -225,7 +227,7 @@ void conv2d_backward_weight(floatS* dweight,    // (OC, K, K, C)
     conv_job_t job = conv_forward_job(x, B, H, W, conv);
     conv_grid_t grid = conv_grid(&job);
     if (grid.tiles == 0) return;
-    size_t weights = (size_t)conv.OC * conv.K * conv.K * conv.C, row = weights / conv.OC;
+    size_t weights = (size_t)conv.OC * conv.KH * conv.KW * conv.C, row = weights / conv.OC;
     conv_weight_split_t split = conv_weight_split(&job, grid.tiles, weights);
     floatS* sums = dweight;
     if (split.slots > 1) sums = (floatS*)cpu_scratch(CONV_SCRATCH_SUMS, split.slots * weights * sizeof(floatS));

@@ -96,7 +96,8 @@ typedef struct {
     const floatX* x;           // (B, H, W, C)
     const floatX* panels;      // the weights, see conv_pack_panels
     const floatX* bias;        // (OC) or NULL
-    floatX* out;               // (B, out_H, out_W, OC)
+    int out_row;               // values from pixel to pixel of out: OC, or more
+    floatX* out;               // (B, out_H, out_W, out_row), of which it writes OC
     const floatX* residual;    // like out, added; or NULL
     const floatX* mask;        // like out; or NULL
     floatX slope;              // factor of negative sums, or where the mask is not positive: 1 none, 0 ReLU, else leaky
@@ -107,8 +108,7 @@ static inline floatX conv_slope(activation_t act) {
     return (floatX)(act == ACT_NONE ? 1 : act == ACT_RELU ? 0 : LEAKY_SLOPE);
 }
 
-// A 1x1 convolution that moves nothing is a matrix product: one row of pixels.
-static inline int conv_is_matmul(conv_t c) { return c.K == 1 && c.stride == 1 && c.pad_lo == 0 && c.pad_hi == 0; }
+// A matrix product's pixels are one row (conv_is_matmul).
 static inline void conv_flatten(conv_job_t* job) {
     job->OW = job->out_W = job->W = job->B * job->H * job->W;
     job->OH = job->out_H = job->H = job->B = 1;
@@ -301,7 +301,7 @@ CONV_INLINE void conv_block(floatX* sum, const int P, const int V, const floatX*
 // The activation, the residual and the mask, on the way from a block's sums (count, width) to `valid` channels of out.
 static inline void conv_write(const conv_job_t* job, size_t at, const floatX* sum, int count, int width, int valid) {
     floatX slope = job->slope;
-    for (int p = 0; p < count; p++, sum += width, at += (size_t)job->step * job->OC) {
+    for (int p = 0; p < count; p++, sum += width, at += (size_t)job->step * job->out_row) {
         floatX* out = job->out + at;
         if (job->mask) {
             const floatX* mask = job->mask + at;
@@ -330,7 +330,7 @@ static inline void conv_sums(floatX* sum, int P, int width, const floatX* x, siz
 // Where pixel (i, j) of a tile is written.
 static inline size_t conv_position(const conv_job_t* job, const conv_tile_t* tile, int i, int j) {
     size_t row = (size_t)tile->image * job->out_H + job->row + (size_t)job->step * (tile->i + i);
-    return (row * job->out_W + job->column + (size_t)job->step * (tile->j + j)) * job->OC;
+    return (row * job->out_W + job->column + (size_t)job->step * (tile->j + j)) * job->out_row;
 }
 
 // All pixels of a tile for one panel.
