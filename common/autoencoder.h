@@ -9,6 +9,10 @@
 // It opens a checkpoint of train_tokenizer, of which it takes the averaged weights where the stage averaged a tensor,
 // or an exported file. The latent is what the adapter gives; a model of latents normalises it by (z - mean) / std.
 //
+// And it opens the autoencoders of others as downloaded, VA-VAE and those of LDM (common/ldm_file.h). Their encoder is a
+// CNN that gives mean mu and log-variance of a Gaussian; the latent is mu, or with autoencoder_sample a draw
+// mu + sigma eps, whose eps depends on (seed, draw, number of the image) alone. Their files keep no latent statistics.
+//
 // Fingerprint. Latents on a disk, and a model trained on them, belong to the weights that made them. All weights with
 // their names, in the order of the table and as fp32, give a 64-bit number (FNV-1a over 32-bit words):
 //     h <- (h xor word) 1099511628211
@@ -33,7 +37,11 @@
 #include "common/adapter.h"
 // defines: decoder_t, decoder_register, decoder_plan_forward, decoder_forward
 #include "common/decoder.h"
-// defines: checkpoint_info_t, checkpoint_open_weights, checkpoint_is_exported, checkpoint_read_values, ...
+// defines: encoder_t, encoder_register, encoder_plan_forward, encoder_forward
+#include "common/encoder.h"
+// defines: ldm_file_t, ldm_file_read, ldm_rules
+#include "common/ldm_file.h"
+// defines: checkpoint_info_t, checkpoint_is_ours, checkpoint_read_info, checkpoint_is_exported, ...
 #include "common/checkpoint.h"
 // defines: options_t, options_read, options_tokenizer
 #include "common/options.h"
@@ -43,21 +51,27 @@ enum { AUTOENCODER_RAW = -1, AUTOENCODER_AVERAGED = 0 };
 // The memory plans hold addresses of this struct's members: it must stay where it is once it is open.
 typedef struct {
     checkpoint_info_t info; // stage, step, images of the training; config is NULL
-    char* data;             // -data of the training
+    char* data;             // -data of the training; "" where nobody knows
     int exported;           // the file is an exported one
+    int ldm;                // the file is of LDM's kind: `cnn` encodes; else encoder and adapter do
+    int others;             // ldm: tensors in the file that are not the autoencoder's
     char fingerprint[17];   // 16 hexadecimal digits
-    floatS *mean, *std;     // (z) of each latent channel, from the file
+    int statistics;         // the file tells mean and std
+    floatS *mean, *std;     // (z) of each latent channel, from the file; else 0 and 1
     int batch, H, W;        // the most images a call takes; their size
     int GH, GW, z;          // size of the latent, channels
     int encode, decode;     // which halves are there
     params_t params;        // of those halves
     vit_t encoder;
     adapter_t adapter;
+    encoder_t cnn;
     decoder_t decoder;
     plan_t plan, work;      // what outlives a call; what encode and decode share
     uint8_t* bytes;         // (batch, H, W, 3) images on the device
     floatX* x;              // (batch, H, W, 3) in [-1, 1]
     floatX* latent;         // (batch, GH, GW, z) what encode leaves; where there is no encode, room for the caller's
+    floatX* noise;          // (batch, GH, GW, z) ldm: eps of a draw
+    floatS* kl;             // (batch) ldm: what posterior_forward also computes
 } autoencoder_t;
 
 static inline size_t autoencoder_image_values(const autoencoder_t* a) { return (size_t)a->H * a->W * 3; }
@@ -88,53 +102,80 @@ static inline const char* fingerprint_text(char text[17], uint64_t h) {
     return text;
 }
 
-// host = the weights of `p` that ship: average number `ema` where the file has one of this tensor, else the raw ones;
-// ema = -1: raw.
-static inline int autoencoder_read(const safetensors_t* f, int ema, const param_t* p,
+// host = the weights of `p` that ship, which stand behind `prefix`, or in a file of ours, where it is "", behind the
+// average's number `ema` if the file has one of this tensor; ema = -1: raw.
+static inline int autoencoder_read(const safetensors_t* f, const char* prefix, int ema, const param_t* p,
                                    floatS* host, // (count)
                                    checkpoint_mismatch_t* mismatch) {
-    char average[200];
+    char name[200], average[200];
+    snprintf(name, sizeof name, "%s%s", prefix, p->name);
     snprintf(average, sizeof average, "ema.%d.%s", ema, p->name);
-    return checkpoint_read_values(f, ema >= 0 && safetensors_find(f, average) ? average : p->name, p, host, mismatch);
+    return checkpoint_read_values(f, ema >= 0 && safetensors_find(f, average) ? average : name, p, host, mismatch);
 }
 
 // Registers the tensors of one half or both, in the order of the tokenizer's table. Offsets are those of the last call.
 static inline void autoencoder_register(autoencoder_t* a, param_table_t* table, int encode, int decode) {
-    if (encode) vit_register(&a->encoder, table, "encoder.");
-    if (encode) adapter_register(&a->adapter, table, "");
+    if (encode && a->ldm) encoder_register(&a->cnn, table, "");
+    if (encode && !a->ldm) vit_register(&a->encoder, table, "encoder.");
+    if (encode && !a->ldm) adapter_register(&a->adapter, table, "");
     if (decode) decoder_register(&a->decoder, table, "");
 }
 
-// Takes over the models that a file describes. Returns which average ships.
-static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_t* info, const char* path, int batch) {
+static inline void autoencoder_set_size(autoencoder_t* a, int size, int factor, int batch) {
+    a->batch = batch;
+    a->H = a->W = size;
+    a->GH = a->GW = size / factor;
+    a->z = a->decoder.config.z_channels;
+}
+
+// Takes over the models that a file of ours describes. size 0: that of the training's images. Returns which average
+// ships.
+static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_t* info, const char* path, int size,
+                                        int batch) {
     options_t o;
     memset(&o, 0, sizeof o);
     options_read(&o, info->config, path);
     o.stage = o.chunk = 1;
     o.batch = batch;
+    if (size) o.image_size = size;
     tokenizer_config_t c = options_tokenizer(&o, 1);
-    int factor = tokenizer_factor(&c);
     a->info = *info;
     a->info.config = NULL; // it ends with the open file
     a->data = strdup(o.data);
     if (!a->data) fatal("no memory for the name of a data set");
-    a->batch = batch;
-    a->H = c.H;
-    a->W = c.W;
-    a->GH = c.H / factor;
-    a->GW = c.W / factor;
-    a->z = c.decoder.z_channels;
+    a->decoder.config = c.decoder;
+    autoencoder_set_size(a, c.H, tokenizer_factor(&c), batch);
     a->encoder.config = c.encoder;
     a->encoder.fold = c.fold;
     a->adapter.in = c.encoder.dim;
     a->adapter.hidden = c.adapter_hidden;
     a->adapter.out = a->z;
-    a->decoder.config = c.decoder;
     return o.ema;
+}
+
+// The same for an autoencoder of LDM's kind. size 0: LDM_IMAGE_SIZE.
+static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t* l, int size, int batch) {
+    a->ldm = 1;
+    a->data = strdup("");
+    if (!a->data) fatal("no memory for the name of a data set");
+    a->cnn.config = l->encoder;
+    a->decoder.config = l->decoder;
+    if (!size) size = LDM_IMAGE_SIZE;
+    autoencoder_check_size(&l->encoder, size, size);
+    autoencoder_set_size(a, size, 1 << (l->encoder.levels - 1), batch);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Opening
+
+// Memory of the CNN that encodes. The draw's noise is small and has its own place.
+static inline void autoencoder_plan_cnn(autoencoder_t* a) {
+    size_t mark = plan_mark(&a->work);
+    encoder_plan_forward(&a->cnn, &a->plan, &a->work, a->batch, a->H, a->W);
+    plan_rewind(&a->work, mark);
+    plan_floatX(&a->plan, &a->noise, a->batch * autoencoder_latent_values(a), "noise of the latents");
+    plan_floatS(&a->plan, &a->kl, a->batch, "KL divergence");
+}
 
 static inline void autoencoder_plan(autoencoder_t* a) {
     plan_t *plan = &a->plan, *work = &a->work;
@@ -142,13 +183,17 @@ static inline void autoencoder_plan(autoencoder_t* a) {
     if (a->encode) {
         plan_uint8(plan, &a->bytes, a->batch * image, "images (bytes)");
         plan_floatX(plan, &a->x, a->batch * image, "images");
+    }
+    if (a->encode && a->ldm) autoencoder_plan_cnn(a);
+    if (a->encode && !a->ldm) {
         vit_plan(&a->encoder, plan, a->batch, a->H, a->W, a->H / a->GH, 0);
         adapter_plan(&a->adapter, plan, (size_t)a->batch * a->GH * a->GW);
         size_t mark = plan_mark(work);
         vit_plan_work(&a->encoder, work);
         plan_rewind(work, mark);
     }
-    plan_floatX(plan, &a->latent, a->encode ? 0 : a->batch * autoencoder_latent_values(a), "latents");
+    int own = !a->encode || a->ldm; // else the adapter's output
+    plan_floatX(plan, &a->latent, own ? a->batch * autoencoder_latent_values(a) : 0, "latents");
     if (a->decode) {
         decoder_plan_forward(&a->decoder, plan, work, a->batch, a->GH, a->GW);
     }
@@ -156,19 +201,19 @@ static inline void autoencoder_plan(autoencoder_t* a) {
 
 // The fold reads full-precision weights: where the operations read others, those of the encoder are kept until then.
 static inline int autoencoder_keeps_full_precision(const autoencoder_t* a) {
-    return PARAMS_TWICE && a->encode && a->encoder.fold;
+    return PARAMS_TWICE && a->encode && !a->ldm && a->encoder.fold;
 }
 
 // Sets the weights of the halves that are there, and hashes those of all.
-static inline uint64_t autoencoder_load(autoencoder_t* a, const safetensors_t* f, const char* path, int ema,
-                                        const param_table_t* all) {
+static inline uint64_t autoencoder_load(autoencoder_t* a, const safetensors_t* f, const char* path, const char* prefix,
+                                        int ema, const param_table_t* all) {
     checkpoint_mismatch_t mismatch = {0, 0, "", ""};
     uint64_t h = FINGERPRINT_START;
     size_t longest = params_longest(all);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
     for (int i = 0; i < all->n; i++) {
         const param_t* p = param_find(&a->params.table, all->items[i].name);
-        if (!autoencoder_read(f, ema, &all->items[i], host, &mismatch)) continue;
+        if (!autoencoder_read(f, prefix, ema, &all->items[i], host, &mismatch)) continue;
         h = fingerprint_tensor(h, all->items[i].name, host, all->items[i].count);
         if (!p) continue;
         floatS* memory = host + longest;
@@ -191,42 +236,86 @@ static inline void autoencoder_name(autoencoder_t* a, const safetensors_t* f, ui
     snprintf(a->fingerprint, sizeof a->fingerprint, "%s", original);
 }
 
-// Opens a checkpoint or an exported file for up to `batch` images a call. `average`: AUTOENCODER_RAW, or
-// AUTOENCODER_AVERAGED: the average that the file's -ema names. Ends with a message when the file does not serve.
-void autoencoder_open(autoencoder_t* a, const char* path, int average, int batch, int encode, int decode) {
-    memset(a, 0, sizeof *a);
-    safetensors_t file;
-    checkpoint_info_t info = checkpoint_open_weights(&file, path);
-    a->exported = checkpoint_is_exported(&file);
-    if (a->exported && average < 0) {
-        fatal("%s was written by -export and holds averaged weights only; for the raw ones give the checkpoint that it "
-              "was made from", path);
-    }
-    int ema = autoencoder_configure(a, &info, path, batch);
+// Allocates what the configured models need. `all` receives the tensors of both halves.
+static inline void autoencoder_allocate(autoencoder_t* a, param_table_t* all, int encode, int decode) {
     a->encode = encode;
     a->decode = decode;
-    param_table_t all = {NULL, 0, 0, 0};
-    autoencoder_register(a, &all, 1, 1);
+    autoencoder_register(a, all, 1, 1);
     autoencoder_register(a, &a->params.table, encode, decode);
     autoencoder_plan(a);
     params_allocate(&a->params, a->params.table.total, 0, "the tokenizer's parameters");
     plan_allocate(&a->plan, "activations");
     plan_allocate(&a->work, "working memory");
-    if (encode) a->latent = a->adapter.z;
+    if (encode && !a->ldm) a->latent = a->adapter.z;
     if (autoencoder_keeps_full_precision(a)) {
         size_t bytes = a->adapter.fc1_weight * sizeof(floatS);
         a->params.frozen = (floatS*)device_malloc(bytes, "the encoder's weights in full precision");
     }
-    autoencoder_name(a, &file, autoencoder_load(a, &file, path, average < 0 ? -1 : ema, &all));
+    a->mean = (floatS*)malloc_check(2 * a->z * sizeof(floatS), "latent statistics");
+    a->std = a->mean + a->z;
+    for (int c = 0; c < a->z; c++) a->mean[c] = 0;
+    for (int c = 0; c < a->z; c++) a->std[c] = 1;
+}
+
+// What an open file of ours holds.
+static inline void autoencoder_open_ours(autoencoder_t* a, const safetensors_t* f, const char* path, int average,
+                                         int size, int batch, int encode, int decode) {
+    checkpoint_info_t info = checkpoint_read_info(f, path);
+    a->exported = checkpoint_is_exported(f);
+    if (a->exported && average < 0) {
+        fatal("%s was written by -export and holds averaged weights only; for the raw ones give the checkpoint that it "
+              "was made from", path);
+    }
+    int ema = autoencoder_configure(a, &info, path, size, batch);
+    param_table_t all = {NULL, 0, 0, 0};
+    autoencoder_allocate(a, &all, encode, decode);
+    autoencoder_name(a, f, autoencoder_load(a, f, path, "", average < 0 ? -1 : ema, &all));
     if (encode) vit_fold(&a->encoder, &a->params);
     device_free(a->params.frozen);
     a->params.frozen = NULL;
-    a->mean = (floatS*)malloc_check(2 * a->z * sizeof(floatS), "latent statistics");
-    a->std = a->mean + a->z;
-    checkpoint_read_vector(&file, path, "latent.mean", a->mean, a->z);
-    checkpoint_read_vector(&file, path, "latent.std", a->std, a->z);
+    a->statistics = 1;
+    checkpoint_read_vector(f, path, "latent.mean", a->mean, a->z);
+    checkpoint_read_vector(f, path, "latent.std", a->std, a->z);
     free(all.items);
+}
+
+// What an open file in LDM's layout holds.
+static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f, const char* path, const ldm_file_t* l,
+                                        int size, int batch, int encode, int decode) {
+    autoencoder_configure_ldm(a, l, size, batch);
+    param_table_t all = {NULL, 0, 0, 0};
+    autoencoder_register(a, &all, 1, 1);
+    a->others = weights_check_file(f, &all, l->prefix, NULL, ldm_rules, ": it is an autoencoder in LDM's layout");
+    free(all.items);
+    memset(&all, 0, sizeof all);
+    autoencoder_allocate(a, &all, encode, decode);
+    fingerprint_text(a->fingerprint, autoencoder_load(a, f, path, l->prefix, -1, &all));
+    free(all.items);
+}
+
+// Opens a tokenizer's file for up to `batch` images a call. `average`: AUTOENCODER_RAW, or AUTOENCODER_AVERAGED: the
+// average that the file's -ema names; others' files hold one set of weights. `size`: height and width of the images, 0:
+// those it was trained on. Ends with a message when the file does not serve.
+void autoencoder_open_sized(autoencoder_t* a, const char* path, int average, int size, int batch, int encode,
+                            int decode) {
+    memset(a, 0, sizeof *a);
+    safetensors_t file;
+    ldm_file_t ldm;
+    safetensors_open_or_die(&file, path);
+    if (checkpoint_is_ours(&file)) {
+        autoencoder_open_ours(a, &file, path, average, size, batch, encode, decode);
+    } else if (ldm_file_read(&ldm, &file)) {
+        autoencoder_open_ldm(a, &file, path, &ldm, size, batch, encode, decode);
+    } else {
+        fatal("%s: not a tokenizer checkpoint, and no autoencoder in LDM's layout either (VA-VAE): a tensor "
+              "encoder.down.0.block.0.conv1.weight is missing, also behind state_dict. and model.; give a file that "
+              "train_tokenizer wrote, or one with LDM's names", path);
+    }
     safetensors_close(&file);
+}
+
+void autoencoder_open(autoencoder_t* a, const char* path, int average, int batch, int encode, int decode) {
+    autoencoder_open_sized(a, path, average, 0, batch, encode, decode);
 }
 
 void autoencoder_close(autoencoder_t* a) {
@@ -241,18 +330,59 @@ void autoencoder_close(autoencoder_t* a) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Use
 
-// Images on the host -> latents: returns a->latent (n, GH, GW, z), which the next call overwrites.
+// Images on the host -> a->x. The networks take n images from here on.
+static inline void autoencoder_take(autoencoder_t* a,
+                                    const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
+                                    int n, stream_t s) {
+    assert(a->encode && n > 0 && n <= a->batch);
+    size_t values = n * autoencoder_image_values(a);
+    if (pixels) copy_to_device(a->bytes, pixels, values, s);
+    image_from_bytes(a->x, a->bytes, values, s);
+}
+
+// ldm: a->latent = mu + sigma noise of the n images in a->x.
+static inline void autoencoder_encode_cnn(autoencoder_t* a,
+                                          const floatX* noise, // (n, GH, GW, z) or NULL: mu
+                                          int n, stream_t s) {
+    a->cnn.B = a->cnn.stack.B = n;
+    encoder_forward(&a->cnn, &a->params, a->x, s);
+    posterior_forward(a->latent, a->kl, a->cnn.moments, noise, n, a->GH * a->GW, a->z, s);
+}
+
+// Images on the host -> latents: returns a->latent (n, GH, GW, z), which the next call overwrites. Of a distribution
+// the mean.
 const floatX* autoencoder_encode(autoencoder_t* a,
                                  const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
                                  int n, stream_t s) {
-    assert(a->encode && n > 0 && n <= a->batch);
-    size_t values = n * autoencoder_image_values(a);
+    autoencoder_take(a, pixels, n, s);
+    if (a->ldm) {
+        autoencoder_encode_cnn(a, NULL, n, s);
+        return a->latent;
+    }
     a->encoder.B = n;
     a->adapter.N = (size_t)n * a->GH * a->GW;
-    if (pixels) copy_to_device(a->bytes, pixels, values, s);
-    image_from_bytes(a->x, a->bytes, values, s);
     vit_forward(&a->encoder, &a->params, a->x, s);
     adapter_forward(&a->adapter, &a->params, a->encoder.features, s);
+    return a->latent;
+}
+
+// The same, but of a distribution draw number `draw` for the images numbered first, first + 1, ..., in whatever batches
+// they come. An encoder that has no distribution gives its latent.
+const floatX* autoencoder_sample(autoencoder_t* a,
+                                 const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
+                                 int n, uint64_t seed, uint64_t draw, uint64_t first, stream_t s) {
+    if (!a->ldm) return autoencoder_encode(a, pixels, n, s);
+    autoencoder_take(a, pixels, n, s);
+    size_t latent = autoencoder_latent_values(a), values = n * latent;
+    floatS* noise = (floatS*)malloc_check(values * sizeof(floatS), "noise of the latents");
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < values; i++) {
+        noise[i] = (floatS)random_normal(seed, RANDOM_POSTERIOR, draw, first * latent + i);
+    }
+    stream_wait(s); // the last call's noise has been read
+    copy_floats_to_device(a->noise, noise, values);
+    free(noise);
+    autoencoder_encode_cnn(a, a->noise, n, s);
     return a->latent;
 }
 
@@ -277,7 +407,7 @@ static inline void autoencoder_hash_export(const safetensors_t* f, const char* p
     h[0] = h[1] = FINGERPRINT_START;
     for (int i = 0; i < all->n; i++) {
         const param_t* p = &all->items[i];
-        if (!autoencoder_read(f, ema, p, host, &mismatch)) continue;
+        if (!autoencoder_read(f, "", ema, p, host, &mismatch)) continue;
         h[0] = fingerprint_tensor(h[0], p->name, host, p->count);
         for (size_t j = 0; dtype == ST_F16 && j < p->count; j++) {
             unsigned char half[2];
@@ -319,7 +449,7 @@ void autoencoder_export(const char* checkpoint, const char* path, st_dtype_t dty
     safetensors_t file;
     checkpoint_info_t info = checkpoint_open(&file, checkpoint);
     memset(&a, 0, sizeof a);
-    int ema = autoencoder_configure(&a, &info, checkpoint, 1);
+    int ema = autoencoder_configure(&a, &info, checkpoint, 0, 1);
     param_table_t all = {NULL, 0, 0, 0};
     autoencoder_register(&a, &all, 1, 1);
     floatS* host = (floatS*)malloc_check(params_longest(&all) * sizeof(floatS), "a tensor"); // decoder.conv_in has > z
@@ -332,7 +462,7 @@ void autoencoder_export(const char* checkpoint, const char* path, st_dtype_t dty
     autoencoder_declare(&w, &info, &all, dtype, h, a.z);
     safetensors_writer_begin(&w, path);
     for (int i = 0; i < all.n; i++) {
-        autoencoder_read(&file, ema, &all.items[i], host, &mismatch);
+        autoencoder_read(&file, "", ema, &all.items[i], host, &mismatch);
         safetensors_writer_data(&w, host, all.items[i].count);
     }
     checkpoint_read_vector(&file, checkpoint, "latent.mean", host, a.z);

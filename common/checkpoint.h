@@ -110,12 +110,17 @@ int checkpoint_save(const char* path, tokenizer_t* t, const checkpoint_info_t* i
 // Was the file written by -export? Such a one has weights for use and no state of a training (common/autoencoder.h).
 static inline int checkpoint_is_exported(const safetensors_t* f) { return safetensors_metadata(f, "weights") != NULL; }
 
-// Opens a checkpoint or an exported file and reads the metadata that both have; ends with a message when it is not one
-// of ours. The optimiser's counts are left at zero.
-checkpoint_info_t checkpoint_open_weights(safetensors_t* f, const char* path) {
-    safetensors_open_or_die(f, path);
+// Was an open file written by train_tokenizer?
+static inline int checkpoint_is_ours(const safetensors_t* f) {
     const char* format = safetensors_metadata(f, "format");
-    if (!format || strcmp(format, CHECKPOINT_FORMAT)) {
+    return format && !strcmp(format, CHECKPOINT_FORMAT);
+}
+
+// The metadata that checkpoints and exported files have; ends with a message when the open file is none of ours. The
+// optimiser's counts are left at zero.
+checkpoint_info_t checkpoint_read_info(const safetensors_t* f, const char* path) {
+    if (!checkpoint_is_ours(f)) {
+        const char* format = safetensors_metadata(f, "format");
         fatal("%s: not a tokenizer checkpoint: its metadata field \"format\" is %s, wanted " CHECKPOINT_FORMAT
               "; give a file that train_tokenizer wrote, or move this one away", path, format ? format : "missing");
     }
@@ -131,7 +136,8 @@ checkpoint_info_t checkpoint_open_weights(safetensors_t* f, const char* path) {
 
 // Opens a checkpoint that a training can go on from.
 checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
-    checkpoint_info_t info = checkpoint_open_weights(f, path);
+    safetensors_open_or_die(f, path);
+    checkpoint_info_t info = checkpoint_read_info(f, path);
     if (checkpoint_is_exported(f)) {
         fatal("%s was written by -export: it holds a tokenizer for use, without the state of its training. No training "
               "can go on from it; give the checkpoint that it was made from (stage%d.safetensors in the -out of its "

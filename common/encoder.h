@@ -84,6 +84,25 @@ void encoder_plan_work(encoder_t* e, plan_t* work) {
     }
 }
 
+// Plans an encoder of which only the forward will run: `moments` outlives it, all else shares memory.
+void encoder_plan_forward(encoder_t* e, plan_t* keep, plan_t* work, int B, int H, int W) {
+    autoencoder_check_size(&e->config, H, W);
+    e->B = B;
+    e->H = H;
+    e->W = W;
+    size_t latents = (size_t)B * encoder_latent(e, H) * encoder_latent(e, W);
+    plan_floatX(keep, &e->moments, latents * e->conv_out.shape.OC, "encoder moments");
+    if (e->config.quant_conv) plan_floatX(work, &e->conv_out_y, latents * e->conv_out.shape.OC, "encoder conv_out");
+    plan_floatX(work, &e->first, (size_t)B * H * W * e->config.ch, "encoder conv_in");
+    size_t mark = plan_mark(work);
+    stack_plan_forward(&e->stack, work, B, H, W);
+    groupnorm_layer_plan(&e->norm_out, work, B);
+    size_t end = plan_mark(work);
+    plan_rewind(work, mark); // where the stack has its activations in passing
+    plan_floatX(work, &e->last, latents * e->norm_out.C, "encoder norm_out");
+    plan_rewind(work, end);
+}
+
 // e->moments = encoder(image). The image must stay unchanged until the backward.
 void encoder_forward(encoder_t* e, const params_t* p,
                      const floatX* image, // (B, H, W, 3)

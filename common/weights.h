@@ -278,31 +278,38 @@ void weights_copy(weights_loader_t* l, const param_t* t, const st_tensor_t* sour
     params_store(l->params, t->offset + third * (t->count / 3), values, n);
 }
 
-// Finds the place of one tensor of the file, checks it and copies it, or notes why not.
-void weights_take(weights_loader_t* l, const st_tensor_t* source) {
+// The tensor of the table that a tensor of the file fills, by *rule; NULL where it is not wanted, has been taken
+// otherwise, or does not fit, which is noted.
+const param_t* weights_place(weights_loader_t* l, const st_tensor_t* source, const weights_rule_t** rule) {
     char ours[WEIGHTS_NAME], wanted[128], found[256];
-    if (!weights_has_prefix(source->name, l->file_prefix)) return; // of another model in the same file
-    const weights_rule_t* rule = weights_find_rule(l, source, ours);
-    if (rule && !rule->ours) return;
-    const param_t* t = rule ? param_find(&l->params->table, ours) : NULL;
+    if (!weights_has_prefix(source->name, l->file_prefix)) return NULL; // of another model in the same file
+    *rule = weights_find_rule(l, source, ours);
+    if (*rule && !(*rule)->ours) return NULL;
+    const param_t* t = *rule ? param_find(&l->params->table, ours) : NULL;
     if (!t) {
         weights_note(&l->unexpected, "%s", source->name);
-        return;
+        return NULL;
     }
+    weights_part_t part = (*rule)->part;
     unsigned char* filled = &l->filled[t - l->params->table.items];
-    unsigned char bits = rule->part == PART_WHOLE ? 7 : (unsigned char)(1 << (rule->part - PART_FIRST));
+    unsigned char bits = part == PART_WHOLE ? 7 : (unsigned char)(1 << (part - PART_FIRST));
     if (*filled & bits) {
         weights_note(&l->unexpected, "%s (a second %s)", source->name, ours);
-        return;
+        return NULL;
     }
     *filled |= bits; // also where the shape is wrong: a tensor is named once
-    if (source == l->class_position) return; // weights_fold_class_position takes it
-    if (weights_same_shape(t, source, rule->part)) {
-        weights_copy(l, t, source, rule->part);
-    } else {
-        weights_note(&l->wrong, "%s is %s, wanted %s%s", source->name, st_shape_text(source, found, sizeof found),
-                     rule->part == PART_WHOLE ? "" : "a third of ", weights_shape_text(t, wanted, sizeof wanted));
-    }
+    if (source == l->class_position) return NULL; // weights_fold_class_position takes it
+    if (weights_same_shape(t, source, part)) return t;
+    weights_note(&l->wrong, "%s is %s, wanted %s%s", source->name, st_shape_text(source, found, sizeof found),
+                 part == PART_WHOLE ? "" : "a third of ", weights_shape_text(t, wanted, sizeof wanted));
+    return NULL;
+}
+
+// Copies one tensor of the file to its place, if it has one.
+void weights_take(weights_loader_t* l, const st_tensor_t* source) {
+    const weights_rule_t* rule = NULL;
+    const param_t* t = weights_place(l, source, &rule);
+    if (t) weights_copy(l, t, source, rule->part);
 }
 
 // Opens the file.
@@ -351,6 +358,40 @@ void weights_load_mapped(params_t* p, const char* our_prefix, const char* path, 
 // The same for a file that uses the table's own names behind its prefix.
 void weights_load_table(params_t* p, const char* our_prefix, const char* path, const char* file_prefix) {
     weights_load_mapped(p, our_prefix, path, file_prefix, weights_same_names);
+}
+
+// Ends the program unless the tensors of an open file behind `prefix` fit a table one to one, by `rules`. A tensor that
+// is not there may stand under its own name behind `second` (NULL: nowhere). Copies nothing. Returns how many tensors
+// of the file are not the table's.
+int weights_check_file(const safetensors_t* file, const param_table_t* table, const char* prefix, const char* second,
+                       const weights_rule_t* rules, const char* hint) {
+    weights_loader_t l;
+    params_t params;
+    memset(&l, 0, sizeof l);
+    memset(&params, 0, sizeof params);
+    params.table = *table;
+    l.params = &params;
+    l.our_prefix = "";
+    l.file_prefix = prefix;
+    l.rules = rules;
+    l.file = *file;
+    l.filled = (unsigned char*)calloc_check((size_t)table->n, 1, "the list of found tensors");
+    int others = file->n;
+    for (int i = 0; i < file->n; i++) {
+        const weights_rule_t* rule = NULL;
+        if (weights_place(&l, &file->tensors[i], &rule)) others--;
+    }
+    for (int i = 0; second && i < table->n; i++) {
+        char name[WEIGHTS_NAME];
+        snprintf(name, sizeof name, "%s%s", second, table->items[i].name);
+        const st_tensor_t* t = l.filled[i] ? NULL : safetensors_find(file, name);
+        if (!t || !weights_same_shape(&table->items[i], t, PART_WHOLE)) continue;
+        l.filled[i] = 7;
+        others--;
+    }
+    weights_check(&l, hint);
+    free(l.filled);
+    return others;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
