@@ -22,7 +22,7 @@
 #include "common/image.h"
 // defines: psnr_bytes, l1_bytes
 #include "common/metrics.h"
-// defines: probe_accuracy
+// defines: probe_set_t, probe_run
 #include "common/probe.h"
 // defines: autoencoder_t, autoencoder_open, autoencoder_encode, autoencoder_decode, autoencoder_close
 #include "common/autoencoder.h"
@@ -133,8 +133,8 @@ static void measure_probe(scores_t* scores, autoencoder_t* a, const dataset_t* t
         channel_statistics(&train[i], statistics, statistics + a->z, a->z);
         standardise(&train[i], statistics, statistics + a->z, a->z);
         standardise(&val[i], statistics, statistics + a->z, a->z);
-        probe_options_t o = {e->probe_epochs, e->probe_batch, e->probe_lr, e->seed};
-        accuracy[i] = probe_accuracy(&train[i], &val[i], o, s);
+        probe_options_t o = {e->probe_epochs, e->probe_batch, e->probe_lr, e->seed, NULL};
+        accuracy[i] = probe_run(&train[i], &val[i], &o, s).top1;
         free(train[i].features);
         free(val[i].features);
     }
