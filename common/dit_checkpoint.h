@@ -9,14 +9,19 @@
 //                                the configuration as JSON
 // An exported file (-export) holds the averaged weights under their plain names and the latent statistics.
 //
-// A file by others has the weights alone, perhaps behind "ema.", "model." or "module.": the averages are taken where
-// there are any. What the network is like is read from the shapes. Look next at common/state_file.h, of which this is
-// made, and train_dit.cu and sample.cu.
+// Files by others are read as they are: LightningDiT's own, {"ema": ...} as published, {"model", "ema", "opt", "config"}
+// as its training leaves them, or the weights alone. Before the names may stand "module." or "_orig_mod.", of a model
+// wrapped for several processes or compiled. The averages are taken where there are any. What the network is like is
+// read from the shapes, but for the number of heads, which the published sizes tell. feat_rope.*, the rotation's tables,
+// are computed here. LightningDiT's latent statistics are a file of their own (dit_read_statistics).
+// Look next at common/state_file.h, of which this is made, and train_dit.cu and sample.cu.
 #pragma once
 // defines: checkpoint_section_t, checkpoint_declare_section, checkpoint_write_section, checkpoint_read_section, ...
 #include "common/state_file.h"
 // defines: dit_t
 #include "common/dit.h"
+// defines: weights_rule_t, weights_check_file
+#include "common/weights.h"
 
 #define DIT_FORMAT "aligntok-dit-1"
 
@@ -114,14 +119,37 @@ void dit_resume(const safetensors_t* f, const dit_info_t* info, const char* path
 // ---------------------------------------------------------------------------------------------------------------------
 // Weights for use: ours, exported ones, published ones
 
-// Where a file keeps the weights that are to be used. The first prefix that fits is taken: averages before raw weights.
-static inline const char* dit_prefix(const safetensors_t* f, const char* path, int raw) {
-    static const char* const prefixes[] = {"ema.", "", "model.", "module.", "model.module.", "_orig_mod."};
+// What else may stand in a file with a LightningDiT.
+static const weights_rule_t dit_rules[] = {
+    {"feat_rope.*", NULL, PART_WHOLE}, // tables of the rotation
+    {"ema.*", NULL, PART_WHOLE},       // the other weights: raw or averaged
+    {"model.*", NULL, PART_WHOLE},
+    {"opt.*", NULL, PART_WHOLE},       // moments of an optimiser
+    {"adam.*", NULL, PART_WHOLE},
+    {"latent.*", NULL, PART_WHOLE},
+    {"*", "*", PART_WHOLE},
+    {NULL, NULL, PART_WHOLE}};
+
+enum { DIT_PREFIX = 64 };
+
+// Where a file keeps the weights that are to be used, in `prefix`, which is returned. The first place that fits is
+// taken: averages before raw weights.
+static inline const char* dit_prefix(char prefix[DIT_PREFIX], const safetensors_t* f, const char* path, int raw) {
+    static const char* const places[] = {"ema.", "", "model.", "state_dict."};
+    static const char* const wrappers[] = {"", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."};
+    enum { PLACES = sizeof places / sizeof places[0], WRAPPERS = sizeof wrappers / sizeof wrappers[0] };
     char name[200];
-    for (size_t i = raw ? 1 : 0; i < sizeof prefixes / sizeof prefixes[0]; i++) {
-        snprintf(name, sizeof name, "%sfinal_layer.linear.weight", prefixes[i]);
-        if (safetensors_find(f, name)) return prefixes[i];
+    int averages = 0;
+    for (int i = 0; i < PLACES; i++) {
+        for (int k = 0; k < WRAPPERS; k++) {
+            snprintf(prefix, DIT_PREFIX, "%s%s", places[i], wrappers[k]);
+            snprintf(name, sizeof name, "%sfinal_layer.linear.weight", prefix);
+            if (!safetensors_find(f, name)) continue;
+            if (i || !raw) return prefix;
+            averages = 1;
+        }
     }
+    if (averages) fatal("%s holds averaged weights only, and raw ones are asked for; leave -raw out", path);
     fatal("%s holds no LightningDiT: there is no tensor final_layer.linear.weight in it, also not behind ema., model. "
           "or module.; give a file of train_dit or one with LightningDiT's names", path);
 }
@@ -148,7 +176,8 @@ static inline const st_tensor_t* dit_need(const safetensors_t* f, const char* pa
 
 // The configuration that the shapes tell; the number of heads, which they do not, from the table of sizes.
 lightningdit_config_t dit_describe(const safetensors_t* f, const char* path, int raw) {
-    const char* prefix = dit_prefix(f, path, raw);
+    char place[DIT_PREFIX];
+    const char* prefix = dit_prefix(place, f, path, raw);
     const st_tensor_t* embed = dit_need(f, path, prefix, "x_embedder.proj.weight", 4); // (D, C, P, P)
     const st_tensor_t* pos = dit_need(f, path, prefix, "pos_embed", 3);                // (1, T, D)
     const st_tensor_t* labels = dit_need(f, path, prefix, "y_embedder.embedding_table.weight", 2);
@@ -176,9 +205,12 @@ lightningdit_config_t dit_describe(const safetensors_t* f, const char* path, int
           path, depth, D, P);
 }
 
-// Reads the weights of a network that was registered as dit_describe said.
+// Reads the weights of a network that was registered as dit_describe said. Frozen tensors have no average in ours: they
+// stand under their plain names.
 void dit_read_weights(const safetensors_t* f, const char* path, params_t* params, int raw) {
-    const char* prefix = dit_prefix(f, path, raw);
+    char place[DIT_PREFIX];
+    const char* prefix = dit_prefix(place, f, path, raw);
+    weights_check_file(f, &params->table, prefix, "", dit_rules, ": it is a LightningDiT");
     checkpoint_mismatch_t mismatch = {0, 0, "", ""};
     size_t longest = params_longest(&params->table);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
@@ -191,6 +223,23 @@ void dit_read_weights(const safetensors_t* f, const char* path, params_t* params
     }
     free(host);
     checkpoint_report(path, &mismatch);
+}
+
+// Mean and deviation of each latent channel from a file of their own: LightningDiT's latents_stats.pt, {"mean", "std"} of
+// shape (1, C, 1, 1), or the latent.mean and latent.std of any file of ours.
+void dit_read_statistics(const char* path, int C,
+                         floatS* mean, floatS* std) { // (C)
+    safetensors_t f;
+    safetensors_open_or_die(&f, path);
+    int plain = safetensors_find(&f, "mean") != NULL;
+    checkpoint_read_vector(&f, path, plain ? "mean" : "latent.mean", mean, C);
+    checkpoint_read_vector(&f, path, plain ? "std" : "latent.std", std, C);
+    for (int c = 0; c < C; c++) {
+        if (isfinite((double)mean[c]) && isfinite((double)std[c]) && std[c] > 0) continue;
+        fatal("%s: channel %d has mean %g and deviation %g; want finite numbers and a deviation above 0", path, c,
+              (double)mean[c], (double)std[c]);
+    }
+    safetensors_close(&f);
 }
 
 // Values beyond F16 end the program before a file is begun.

@@ -376,7 +376,7 @@ static void test_refusals(void) {
         {"square", "", "", 40, 8, "pos_embed has 8 rows, no square", "another model"},
         {"width", "", "", 24, 9, "2 blocks of width 24 with patches of 1", "none of the sizes known here"},
         {"depth", "", "blocks.1.norm1.weight", 40, 9, "1 blocks of width 40", "none of the sizes known here"},
-        {"rest", "", "", 40, 9, "rest: the tensors do not fit", "missing"}};
+        {"rest", "", "", 40, 9, "rest does not fit the model: it is a LightningDiT", "missing: "}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         write_stub(cases[i].name, cases[i].metadata, cases[i].missing, cases[i].D, cases[i].rows);
         check(temporary_run_child(use_wrong, cases[i].name) == 1, cases[i].name);
