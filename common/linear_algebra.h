@@ -62,10 +62,12 @@ static inline double dot_product(const double* a, const double* b, int n) { // (
 // ------------------------------------------------------------------------------------------------------------------
 // Products. One thread; callers share blocks of C among theirs.
 
-// Two rows of A with four of B: eight sums for six loads.
-static inline void own_products_2x4(int K, const double* A, int lda, const double* B, int ldb, double* C, int ldc) {
-    const double *a0 = A, *a1 = A + lda;
-    const double *b0 = B, *b1 = B + ldb, *b2 = B + (size_t)2 * ldb, *b3 = B + (size_t)3 * ldb;
+enum { PRODUCT_ROWS = 64, PRODUCT_DEPTH = 256, PRODUCT_STRIDE = PRODUCT_DEPTH + 8 }; // 128 KiB of A stay in a cache
+
+// Two rows of A with four of B, PRODUCT_STRIDE apart: eight sums for six loads.
+static inline void own_products_2x4(int K, const double* A, const double* B, double* C, int ldc) {
+    const double *a0 = A, *a1 = a0 + PRODUCT_STRIDE;
+    const double *b0 = B, *b1 = b0 + PRODUCT_STRIDE, *b2 = b1 + PRODUCT_STRIDE, *b3 = b2 + PRODUCT_STRIDE;
     double s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;
 #pragma omp simd reduction(+ : s00, s01, s02, s03, s10, s11, s12, s13)
     for (int k = 0; k < K; k++) {
@@ -77,25 +79,34 @@ static inline void own_products_2x4(int K, const double* A, int lda, const doubl
     C[0] += s10, C[1] += s11, C[2] += s12, C[3] += s13;
 }
 
+// Rows of A, one after another with a stride that spreads them over the cache, whatever theirs was.
+static inline void own_products_copy(int rows, int K, const double* A, int lda, double* to) {
+    for (int i = 0; i < rows; i++)
+        memcpy(to + (size_t)i * PRODUCT_STRIDE, A + (size_t)i * lda, (size_t)K * sizeof(double));
+}
+
 // C (M, N) += A (M, K) B (N, K)^T; ld* are row strides.
 static inline void own_products(int M, int N, int K, const double* A, int lda, const double* B, int ldb, double* C,
                                 int ldc) {
-    enum { BLOCK_K = 256, BLOCK_M = 64 }; // 128 KiB of A stay in a cache while all of B goes by
-    for (int k = 0; k < K; k += BLOCK_K) {
-        int depth = K - k < BLOCK_K ? K - k : BLOCK_K;
-        for (int m = 0; m < M; m += BLOCK_M) {
-            int end = M - m < BLOCK_M ? M : m + BLOCK_M;
+    double a[PRODUCT_ROWS * PRODUCT_STRIDE], b[4 * PRODUCT_STRIDE];
+    for (int k = 0; k < K; k += PRODUCT_DEPTH) {
+        int depth = K - k < PRODUCT_DEPTH ? K - k : PRODUCT_DEPTH;
+        for (int m = 0; m < M; m += PRODUCT_ROWS) {
+            int rows = M - m < PRODUCT_ROWS ? M - m : PRODUCT_ROWS;
+            own_products_copy(rows, depth, A + (size_t)m * lda + k, lda, a);
             for (int j = 0; j < N; j += 4) {
-                for (int i = m; i < end; i += 2) {
-                    const double *a = A + (size_t)i * lda + k, *b = B + (size_t)j * ldb + k;
-                    double* c = C + (size_t)i * ldc + j;
-                    if (i + 2 <= end && j + 4 <= N) {
-                        own_products_2x4(depth, a, lda, b, ldb, c, ldc);
+                int columns = N - j < 4 ? N - j : 4;
+                own_products_copy(columns, depth, B + (size_t)j * ldb + k, ldb, b);
+                for (int i = 0; i < rows; i += 2) {
+                    double* c = C + (size_t)(m + i) * ldc + j;
+                    if (i + 2 <= rows && columns == 4) {
+                        own_products_2x4(depth, a + i * PRODUCT_STRIDE, b, c, ldc);
                         continue;
                     }
-                    for (int p = 0; p < 2 && i + p < end; p++) {
-                        for (int q = 0; q < 4 && j + q < N; q++)
-                            c[(size_t)p * ldc + q] += dot_product(a + (size_t)p * lda, b + (size_t)q * ldb, depth);
+                    for (int p = 0; p < 2 && i + p < rows; p++) {
+                        for (int q = 0; q < columns; q++)
+                            c[(size_t)p * ldc + q] +=
+                                dot_product(a + (i + p) * PRODUCT_STRIDE, b + q * PRODUCT_STRIDE, depth);
                     }
                 }
             }
@@ -203,8 +214,8 @@ static inline void ql_step(double* d, double* e, int l, int m, rotated_t* vector
 }
 
 // d <- the eigenvalues of the symmetric matrix with diagonal d and off-diagonal e[0..n-2]; e is lost. Not sorted.
-// `vectors` (or NULL) gets the rotations. An e counts as zero when it is so beside the largest number: where many values
-// are nothing but rounding (fewer samples than dimensions) that is as small as it gets.
+// `vectors` (or NULL) gets the rotations. An e counts as zero when it is so beside the largest number: where many
+// values are nothing but rounding (fewer samples than dimensions) that is as small as it gets.
 static inline void ql_iterate(int n, double* d, double* e, rotated_t* vectors) { // (n), (n)
     enum { MOST = 80 }; // steps for one value; three are usual
     double norm = 0;

@@ -40,7 +40,8 @@ enum {
     RANDOM_NOISE = 7,      // flow matching: the noise end of the path; the start of sampling
     RANDOM_LABEL_DROP = 8, // classifier-free guidance: which labels are replaced by the null class
     RANDOM_SHAPES = 9,     // the drawn data set
-    RANDOM_LABELS = 10     // labels drawn for generated images
+    RANDOM_LABELS = 10,    // labels drawn for generated images
+    RANDOM_SUBSETS = 11    // subsets of images that a metric is computed on
 };
 
 typedef struct { uint32_t v[4]; } philox4_t; // four words of 32 random bits
