@@ -41,7 +41,8 @@ enum {
     RANDOM_LABEL_DROP = 8, // classifier-free guidance: which labels are replaced by the null class
     RANDOM_SHAPES = 9,     // the drawn data set
     RANDOM_LABELS = 10,    // labels drawn for generated images
-    RANDOM_SUBSETS = 11    // subsets of images that a metric is computed on
+    RANDOM_SUBSETS = 11,   // subsets of images that a metric is computed on
+    RANDOM_POSITIONS = 12  // the position, and the flip, at which an image's latent is looked at
 };
 
 typedef struct { uint32_t v[4]; } philox4_t; // four words of 32 random bits

@@ -23,6 +23,8 @@
 #include "common/neighbours.h"
 // defines: pca_t, pca_fit, pca_project, pca_close
 #include "common/pca.h"
+// defines: random_normal, RANDOM_INIT
+#include "common/rng.h"
 
 enum { TSNE_LANES = 16 };
 #define TSNE_PERPLEXITY 30
@@ -174,7 +176,8 @@ static inline void tsne_close(tsne_t* t) {
     free(t->repulsion);
 }
 
-// Places the points at their first two principal components.
+// Places the points at their first two principal components; without a second one, at random along the second axis, as
+// no force leads off a line.
 static inline void tsne_start(tsne_t* t, const floatS* data, int d) { // (n, d)
     pca_t pca;
     pca_fit(&pca, data, t->n, d, 2);
@@ -185,6 +188,7 @@ static inline void tsne_start(tsne_t* t, const floatS* data, int d) { // (n, d)
     for (int i = 0; i < t->n; i++) {
         t->x[i] = (floatS)(at[2 * (size_t)i] * scale);
         t->y[i] = (floatS)(at[2 * (size_t)i + 1] * scale);
+        if (!(pca.values[1] > 0)) t->y[i] = (floatS)(TSNE_START * random_normal(0, RANDOM_INIT, 0, (uint64_t)i));
     }
     free(at);
     pca_close(&pca);

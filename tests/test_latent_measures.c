@@ -7,6 +7,8 @@
 #include "common/cknna.h"
 // defines: density_estimate, density_measure
 #include "common/density.h"
+// defines: latent_measures_*, latent_scores_t
+#include "common/eval_latent.h"
 // defines: latent_statistics
 #include "common/latent_statistics.h"
 // defines: pca_fit, pca_colours_fit, pca_colours_values, pca_colours_picture
@@ -372,6 +374,168 @@ static void test_tsne_vector(void) {
     test_end_case();
 }
 
+static void fill_clusters(double* x, int n, int d) {
+    double centres[5 * 8];
+    fill_random(centres, 5 * 8);
+    for (int i = 0; i < n; i++) {
+        for (int f = 0; f < d; f++) x[i * d + f] = 3 * centres[i % 5 * 8 + f] + test_normal();
+    }
+}
+
+// The gradient against differences of the divergence, and a map that is no worse than its start.
+static void test_tsne_gradient(void) {
+    if (!test_case("t-SNE: gradient, descent, few points, a line")) return;
+    enum { N = 37, D = 3 };
+    double X[N * D], map[N * 2], direction[2 * N], slope = 0, value[2];
+    fill_clusters(X, N, D);
+    tsne_t t;
+    tsne_open(&t, X, N, D, 7);
+    for (int i = 0; i < N; i++) t.x[i] = test_normal(), t.y[i] = test_normal();
+    for (int c = 0; c < 2 * N; c++) direction[c] = test_normal();
+    double before = tsne_divergence(&t);
+    tsne_gradient(&t, 1);
+    for (int c = 0; c < 2 * N; c++) slope += t.slope[c] * direction[c];
+    for (int side = 0; side < 2; side++) {
+        for (int c = 0; c < 2 * N; c++) (c % 2 ? t.y : t.x)[c / 2] += (side ? -2e-5 : 1e-5) * direction[c];
+        value[side] = tsne_divergence(&t);
+    }
+    close_to("slope", (value[0] - value[1]) / 2e-5, slope, 1e-6);
+    tsne_close(&t);
+    tsne_options_t o = {300, NULL, NULL};
+    check(tsne_map(map, X, N, D, 7, &o) < 0.5 * before, "the divergence falls");
+    for (int n = 4; n < 9; n++) {
+        check(tsne_map(map, X, n, 1, 1 + 0.2 * (n - 4), &o) >= 0, "few points of one feature");
+        double low = map[1], high = map[1];
+        for (int i = 0; i < n; i++) {
+            check(isfinite(map[2 * i]) && isfinite(map[2 * i + 1]), "finite");
+            low = fmin(low, map[2 * i + 1]), high = fmax(high, map[2 * i + 1]);
+        }
+        check(high > low, "points leave the line");
+    }
+    test_end_case();
+}
+
+static void test_threads(void) {
+    if (!test_case("one, two or three threads: the same bits")) return;
+    enum { N = 131, D = 7 };
+    static double X[N * D], map[3][N * 2], p[3][N];
+    double value[3], divergence[3];
+    fill_clusters(X, N, D);
+    for (int threads = 1; threads <= 3; threads++) {
+        omp_set_num_threads(threads);
+        tsne_options_t o = {300, NULL, NULL};
+        divergence[threads - 1] = tsne_map(map[threads - 1], X, N, D, 30, &o);
+        density_estimate(p[threads - 1], map[threads - 1], N);
+        value[threads - 1] = cknna_measure(X, D, X + 1, 3, N, 10, 0).value;
+    }
+    omp_set_num_threads(1);
+    for (int c = 1; c < 3; c++) {
+        check(!memcmp(map[c], map[0], sizeof map[0]), "map");
+        check(!memcmp(p[c], p[0], sizeof p[0]), "density");
+        check(divergence[c] == divergence[0] && value[c] == value[0], "divergence, CKNNA");
+    }
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// All of it, image by image
+
+enum { IMAGES = 41, GH = 3, GW = 5, Z = 4, D = 6, ROWS = 7, DRAWS = 2, MISSING = 13 };
+
+typedef struct {
+    double latent[IMAGES][GH * GW * Z], flipped[IMAGES][GH * GW * Z], tokens[IMAGES][ROWS * D];
+} images_t;
+
+static latent_scores_t measure_images(const images_t* x, int stride, latent_measures_t* keep) {
+    latent_measures_t m;
+    latent_scores_t scores;
+    latent_measures_open(&m, IMAGES, GH, GW, Z, D, DRAWS, 1, 7);
+    for (int i = 0; i < IMAGES; i++) {
+        int at = i * stride % IMAGES;
+        if (at == MISSING) continue;
+        const double* flipped = latent_measures_needs_flip(&m, at) ? x->flipped[at] : NULL;
+        latent_measures_add(&m, at, x->latent[at], flipped, x->tokens[at], ROWS);
+    }
+    latent_measures_finish(&scores, &m, CKNNA_NEIGHBOURS, 0, NULL, NULL);
+    if (keep) *keep = m;
+    else latent_measures_close(&m);
+    return scores;
+}
+
+static void test_images(void) {
+    if (!test_case("a set image by image: any order, one missing, against whole arrays")) return;
+    enum { N = IMAGES - 1 };
+    static images_t x;
+    fill_random(&x.latent[0][0], sizeof x / sizeof(double));
+    for (int i = 0; i < IMAGES; i++) {
+        for (int v = 0; v < GH * GW * Z; v++) x.latent[i][v] += 2 * sin(i * 0.3 + v % Z) + v % Z;
+        for (int r = 0; r < ROWS * D; r++) x.tokens[i][r] += 2 * sin(i * 0.3 + r % D);
+    }
+    latent_measures_t m;
+    latent_scores_t s = measure_images(&x, 1, &m), other = measure_images(&x, 7, NULL);
+    check(!memcmp(&s, &other, sizeof s), "the same bits in another order");
+    check(s.n == N && s.k == 10 && s.draws == DRAWS, "numbers of images, neighbours, draws");
+    double mean[N * Z], tokens[N * D], drawn[DRAWS][N * Z], map[N * 2], p[N], sv = 0, sums[Z] = {0}, squares[Z] = {0};
+    memset(mean, 0, sizeof mean);
+    memset(tokens, 0, sizeof tokens);
+    int mirrored_count = 0;
+    for (int i = 0, row = 0; i < IMAGES; i++) {
+        if (i == MISSING) continue;
+        for (int v = 0; v < GH * GW * Z; v++) {
+            mean[row * Z + v % Z] += x.latent[i][v] / (GH * GW);
+            sums[v % Z] += x.latent[i][v];
+            squares[v % Z] += x.latent[i][v] * x.latent[i][v];
+        }
+        for (int v = 0; v < ROWS * D; v++) tokens[row * D + v % D] += x.tokens[i][v] / ROWS;
+        sv += latent_statistics(x.latent[i], GH, GW, Z).sv / N;
+        for (int draw = 0; draw < DRAWS; draw++) {
+            int mirrored, at = latent_measures_position(&m, i, draw, &mirrored);
+            check(at >= 0 && at < GH * GW, "a position of the map");
+            mirrored_count += mirrored;
+            memcpy(drawn[draw] + row * Z, (mirrored ? x.flipped[i] : x.latent[i]) + at * Z, Z * sizeof(double));
+        }
+        row++;
+    }
+    check(mirrored_count > DRAWS * N / 4 && mirrored_count < DRAWS * N * 3 / 4, "half of them are mirrored");
+    close_to("SV", s.roughness.sv, sv, 1e-13);
+    close_to("CKNNA", s.cknna.value, cknna_measure(mean, Z, tokens, D, N, 10, 0).value, 1e-11);
+    double scale[Z], centre[Z], count = (double)N * GH * GW, deviation;
+    latent_measures_scale(centre, scale, &m, N);
+    for (int c = 0; c < Z; c++) {
+        deviation = sqrt((squares[c] - sums[c] * sums[c] / count) / (count - 1));
+        close_to("mean of a channel", centre[c], sums[c] / count, 1e-12);
+        close_to("deviation of a channel", 1 / scale[c], deviation, 1e-12);
+    }
+    density_t d[DRAWS];
+    tsne_options_t o = {TSNE_ITERATIONS, NULL, NULL};
+    for (int draw = 0; draw < DRAWS; draw++) {
+        for (int v = 0; v < N * Z; v++) drawn[draw][v] = (drawn[draw][v] - centre[v % Z]) * scale[v % Z];
+        tsne_map(map, drawn[draw], N, Z, (N - 1) / 3.0, &o);
+        density_estimate(p, map, N);
+        d[draw] = density_measure(p, N);
+    }
+    close_to("CV", s.density.cv, (d[0].cv + d[1].cv) / 2, 1e-13);
+    close_to("Gini", s.density.gini, (d[0].gini + d[1].gini) / 2, 1e-13);
+    close_to("entropy", s.density.entropy, (d[0].entropy + d[1].entropy) / 2, 1e-13);
+    close_to("spread of CV", s.spread.cv, fabs(d[0].cv - d[1].cv) / sqrt(2), 1e-12);
+    latent_measures_close(&m);
+    test_end_case();
+}
+
+static void test_images_equal(void) {
+    if (!test_case("a set of equal images")) return;
+    static images_t x;
+    for (int i = 0; i < IMAGES; i++) {
+        for (int v = 0; v < GH * GW * Z; v++) x.latent[i][v] = x.flipped[i][v] = 0.3 * (1 + v % Z);
+        for (int v = 0; v < ROWS * D; v++) x.tokens[i][v] = test_normal();
+    }
+    latent_scores_t s = measure_images(&x, 1, NULL);
+    check(s.density.cv == 0 && s.density.gini == 0 && s.density.entropy == 1, "an even density");
+    check(s.roughness.tv == 0 && s.roughness.sv < 1e-25, "nothing varies");
+    check(isfinite(s.cknna.value) && isfinite(s.cknna.plain), "CKNNA is a number");
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     test_cknna_vector();
@@ -383,5 +547,9 @@ int main(int argc, char** argv) {
     test_pca_definition();
     test_pca_pictures();
     test_tsne_vector();
+    test_tsne_gradient();
+    test_threads();
+    test_images();
+    test_images_equal();
     return test_finish();
 }
