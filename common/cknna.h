@@ -108,7 +108,7 @@ static inline int cknna_compare(const void* a, const void* b) {
 // The size at place floor(quantile * count) of the sorted sizes of all features.
 static inline double cknna_clip_at(const floatS* x, size_t count, double quantile) {
     floatS* sizes = (floatS*)malloc_check(count * sizeof(floatS), "sizes of features");
-    for (size_t i = 0; i < count; i++) sizes[i] = xabs(x[i]);
+    for (size_t i = 0; i < count; i++) sizes[i] = (floatS)fabs((double)x[i]);
     qsort(sizes, count, sizeof(floatS), cknna_compare);
     size_t at = (size_t)(quantile * (double)count);
     double clip = (double)sizes[at < count ? at : count - 1];

@@ -64,7 +64,8 @@ typedef struct {
 } latent_scores_t;
 
 // Called at times by finish, where the maps take most of the time; seconds_left of this draw's map. May be NULL.
-typedef void (*latent_progress_t)(void* context, int draw, int draws, int iteration, int iterations, double seconds_left);
+typedef void (*latent_progress_t)(void* context, int draw, int draws, int iteration, int iterations,
+                                  double seconds_left);
 
 static inline void latent_measures_open(latent_measures_t* m, int images, int GH, int GW, int z, int D, int draws,
                                         int flips, uint64_t seed) {
