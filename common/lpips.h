@@ -22,6 +22,8 @@
 // Full size: 14,714,688 + 1,472 parameters, 20.04 G multiply-accumulates for an image of 256 x 256.
 // Names: net.slice1.0.weight ... with torchvision's index, lin0.model.1.weight. Look next at common/tokenizer.h.
 #pragma once
+// defines: safetensors_t, st_tensor_t
+#include "common/safetensors.h"
 // defines: conv_layer_t, conv_same, conv_layer_forward, conv_layer_backward_weight, conv_layer_backward_data, conv_macs
 #include "common/blocks.h"
 
@@ -36,6 +38,25 @@ typedef vgg_config_t lpips_config_t; // LPIPS adds nothing that could be chosen
 
 static inline vgg_config_t vgg16_config(void) {
     vgg_config_t c = {5, {2, 2, 3, 3, 3}, {64, 128, 256, 512, 512}};
+    return c;
+}
+
+// The configuration of a file with the names of the lpips package ("net.slice1.0.weight"), from its shapes.
+static inline vgg_config_t vgg_config_of_file(const safetensors_t* file) {
+    vgg_config_t c;
+    memset(&c, 0, sizeof c);
+    for (int i = 0; i < VGG_SLICES; i++) {
+        char start[32];
+        snprintf(start, sizeof start, "net.slice%d.", i + 1);
+        for (int k = 0; k < file->n; k++) {
+            const st_tensor_t* t = &file->tensors[k];
+            if (strncmp(t->name, start, strlen(start)) || t->ndim != 4) continue;
+            c.convs[i]++;
+            c.channels[i] = (int)t->shape[0];
+        }
+        if (!c.convs[i]) break;
+        c.slices++;
+    }
     return c;
 }
 
@@ -233,6 +254,13 @@ void lpips_register(lpips_t* m, param_table_t* table, const char* prefix) {
 // Plans all that lies between an lpips_forward and its lpips_backward, for B images of H x W pixels.
 void lpips_plan(lpips_t* m, plan_t* plan, int B, int H, int W) {
     vgg_plan(&m->vgg, &m->xhat, plan, B, H, W, VGG_KEEP_OUTPUTS);
+    vgg_plan(&m->vgg, &m->x, plan, B, H, W, VGG_KEEP_TAPS);
+    vgg_plan_work(&m->vgg, plan, B, H, W);
+}
+
+// Plans an lpips_forward alone, with no backward to follow.
+void lpips_plan_forward(lpips_t* m, plan_t* plan, int B, int H, int W) {
+    vgg_plan(&m->vgg, &m->xhat, plan, B, H, W, VGG_KEEP_TAPS);
     vgg_plan(&m->vgg, &m->x, plan, B, H, W, VGG_KEEP_TAPS);
     vgg_plan_work(&m->vgg, plan, B, H, W);
 }

@@ -1,0 +1,394 @@
+// The metrics of reconstruction: vectors that are formulas (spec V1, V8, V9), what the usual packages answer on
+// photographs (dev/reference/make_metric_fixtures.py), identities, and the sheet of best and worst images.
+
+#include <omp.h>
+
+// defines: mse_bytes, psnr_bytes, psnr_from_mse, l1_bytes, score_mean, psnr_summary
+#include "common/metrics.h"
+// defines: ssim
+#include "common/ssim.h"
+// defines: perceptual_t, perceptual_open, perceptual_distance, perceptual_distance_bytes, perceptual_close
+#include "common/perceptual.h"
+// defines: image_centre_crop_adm, image_centre_crop_tv, image_centre_crop_tv_floats
+#include "common/crop.h"
+// defines: random_buffer, check, check_error (this makes floatX double)
+#include "tests/gradient.h"
+// defines: fixture_open, fixture_find
+#include "tests/fixture.h"
+// defines: vector_u, vector_g
+#include "tests/vectors.h"
+// defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
+#include "tests/temporary.h"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Crops
+
+static void check_adm(int height, int width, const int* sums, const int* pixels) {
+    static const int at[3][2] = {{0, 0}, {100, 200}, {255, 255}};
+    image_t image = image_create(height, width);
+    uint8_t* out = (uint8_t*)malloc(256 * 256 * 3);
+    for (int y = 0; y < height; y++) {
+        for (int x = 0; x < width; x++) {
+            for (int c = 0; c < 3; c++) {
+                image.pixels[((size_t)y * width + x) * 3 + c] = (uint8_t)(3 * x + 5 * y + 40 * c + x * y / 7);
+            }
+        }
+    }
+    image_centre_crop_adm(out, &image, 256);
+    for (int c = 0; c < 3; c++) {
+        int sum = 0;
+        for (int i = 0; i < 256 * 256; i++) sum += out[i * 3 + c];
+        check(sum == sums[c], "sum of a channel");
+        for (int i = 0; i < 3; i++) check(out[(at[i][0] * 256 + at[i][1]) * 3 + c] == pixels[i * 3 + c], "a pixel");
+    }
+    free(out);
+    image_free(&image);
+}
+
+static void test_adm(void) {
+    if (!test_case("ADM's crop: sums and pixels of Pillow's")) return;
+    static const int sums[3][3] = {{8384921, 8404306, 8388423},
+                                   {8355469, 8371885, 8360657},
+                                   {8360237, 8360457, 8354985}};
+    static const int pixels[3][9] = {{57, 97, 137, 170, 151, 125, 130, 153, 108},
+                                     {196, 37, 77, 146, 203, 176, 94, 104, 155},
+                                     {149, 189, 229, 233, 16, 58, 121, 161, 203}};
+    check_adm(603, 801, sums[0], pixels[0]);
+    check_adm(333, 500, sums[1], pixels[1]);
+    check_adm(200, 300, sums[2], pixels[2]);
+    test_end_case();
+}
+
+// The picture of dev/reference/make_crop_fixture.py.
+static image_t make_picture(int height, int width) {
+    image_t image = image_create(height, width);
+    for (int i = 0; i < height * width * 3; i++) {
+        int y = i / 3 / width, x = i / 3 % width, c = i % 3;
+        int smooth = (y * (3 + c) + x * (5 - c)) % 511, edge = (x / 37 + y / 29 + c) % 3 == 0 ? 120 : 0;
+        int noise = (y * 7919 + x * 104729 + c * 1299709) % 65537 * 31 % 97;
+        int value = (smooth > 255 ? 510 - smooth : smooth) + edge + noise - 60;
+        image.pixels[i] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+    }
+    return image;
+}
+
+// PyTorch sums floats in another order: 4e-7 of the range. Of all these bytes one differs, at a tie between two.
+static void test_torchvision(void) {
+    if (!test_case("torchvision's crop of a float tensor")) return;
+    safetensors_t f;
+    int cases = 0;
+    fixture_open(&f, "metrics");
+    for (int i = 0; i < f.n; i++) {
+        int height, width, size;
+        if (sscanf(f.tensors[i].name, "crop.%d.%d.%d", &height, &width, &size) != 3) continue;
+        size_t n = (size_t)size * size * 3;
+        image_t image = make_picture(height, width);
+        double *want = fixture_tensor(&f, f.tensors[i].name), *got = poisoned_buffer(n), worst = 0;
+        uint8_t *bytes = (uint8_t*)malloc(n), theirs;
+        int differ = 0;
+        image_centre_crop_tv_floats(got, &image, size);
+        image_centre_crop_tv(bytes, &image, size);
+        for (size_t k = 0; k < n; k++) {
+            floatS value = want[k % 3 * size * size + k / 3];
+            double exact = 127.5 * got[k] + 127.5, tie = fabs(exact - floor(exact) - 0.5);
+            worst = fmax(worst, fabs(got[k] - value));
+            image_bytes_from_floats(&theirs, &value, 1);
+            differ += theirs != bytes[k] && tie > 1e-4;
+        }
+        check_error(f.tensors[i].name, worst, 4e-7);
+        check(differ == 0, "every byte that is no tie");
+        cases++;
+        free(want), free(got), free(bytes);
+        image_free(&image);
+    }
+    check(cases == 7, "seven sizes");
+    safetensors_close(&f);
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// PSNR and L1
+
+static void test_psnr(void) {
+    if (!test_case("PSNR and L1: a step of one; equal images; means of a set")) return;
+    enum { N = 3 * 17 * 5 };
+    uint8_t a[N], b[N];
+    for (int i = 0; i < N; i++) a[i] = (uint8_t)(i % 255), b[i] = (uint8_t)(a[i] + (i % 2 ? 1 : a[i] > 0 ? -1 : 1));
+    check_error("one off everywhere", fabs(psnr_bytes(a, b, N) - 48.13080360867910), 1e-13);
+    check_error("L1 of it", fabs(l1_bytes(a, b, N) - 1 / 127.5), 1e-16);
+    check(psnr_bytes(a, a, N) == INFINITY && l1_bytes(a, a, N) == 0 && mse_bytes(a, a, N) == 0, "equal images");
+    memset(a, 0, N), memset(b, 255, N);
+    check(psnr_bytes(a, b, N) == 0 && l1_bytes(a, b, N) == 2 && mse_bytes(b, a, N) == 65025, "black and white");
+    double mse[5] = {65.025, 0, 650.25, 0, 6502.5};
+    psnr_summary_t s = psnr_summary(mse, 5);
+    check(s.images == 5 && s.equal == 2, "equal ones are counted");
+    check_error("mean of 30, 20 and 10", fabs(s.psnr - 20), 1e-14);
+    check_error("of the mean error", fabs(s.psnr_of_mean_mse - 10 * log10(65025 / (7217.775 / 5))), 1e-14);
+    s = psnr_summary(mse + 1, 1);
+    check(s.psnr == INFINITY && s.psnr_of_mean_mse == INFINITY && s.equal == 1, "only equal ones");
+    check(isnan(psnr_summary(mse, 0).psnr), "none");
+    test_end_case();
+}
+
+static void test_bytes(void) {
+    if (!test_case("bytes: -1, 0, 1 are 0, 128, 255; every byte comes back")) return;
+    double x[259] = {-1, 0, 1};
+    uint8_t out[259];
+    for (int v = 0; v < 256; v++) x[3 + v] = 2.0 * v / 255 - 1;
+    image_bytes_from_floats(out, x, 259);
+    check(out[0] == 0 && out[1] == 128 && out[2] == 255, "-1, 0, 1");
+    for (int v = 0; v < 256; v++) check(out[3 + v] == v, "a byte");
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The vector of two images, and photographs
+
+enum { SIDE = 64, VALUES = SIDE * SIDE * 3 };
+typedef struct { double a0[VALUES], b0[VALUES], a[VALUES], b[VALUES]; } pair_t; // (SIDE, SIDE, 3); a, b clamped
+
+static double clamp_one(double x) { return x < -1 ? -1 : x > 1 ? 1 : x; }
+
+static void fill_pair(pair_t* p) {
+    for (int i = 0; i < VALUES; i++) {
+        int c = i / (SIDE * SIDE), y = i / SIDE % SIDE, x = i % SIDE, k = (y * SIDE + x) * 3 + c;
+        p->a0[k] = 0.6 * sin(0.20 * x + 0.31 * y + c) + 0.15 * vector_g(12, i);
+        p->b0[k] = 0.9 * p->a0[k] + 0.05 + 0.12 * vector_g(13, i);
+        p->a[k] = clamp_one(p->a0[k]);
+        p->b[k] = clamp_one(p->b0[k]);
+    }
+}
+
+static double sum_of(const double* x, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i];
+    return sum;
+}
+
+static void test_pair(void) {
+    if (!test_case("SSIM and PSNR of two images given by formulas")) return;
+    static pair_t p;
+    uint8_t a[VALUES], b[VALUES];
+    int sums[2] = {0, 0};
+    fill_pair(&p);
+    check_error("sum of a", fabs(sum_of(p.a, VALUES) - 24.0955085651511), 1e-11);
+    check_error("sum of b", fabs(sum_of(p.b, VALUES) - 620.049999123964), 1e-11);
+    check_error("SSIM", fabs(ssim(p.b, p.a, SIDE, SIDE) - 0.792672490189171), 2e-15);
+    check(ssim(p.b0, p.a0, SIDE, SIDE) == ssim(p.b, p.a, SIDE, SIDE), "it clamps");
+    check_error("symmetric", fabs(ssim(p.a, p.b, SIDE, SIDE) - ssim(p.b, p.a, SIDE, SIDE)), 1e-15);
+    image_bytes_from_floats(a, p.a, VALUES);
+    image_bytes_from_floats(b, p.b0, VALUES);
+    for (int i = 0; i < VALUES; i++) sums[0] += a[i], sums[1] += b[i];
+    check(sums[0] == 1569852 && sums[1] == 1645763, "sums of the bytes");
+    check_error("mse", fabs(mse_bytes(a, b, VALUES) - 302.767008463542), 1e-12);
+    check_error("PSNR", fabs(psnr_bytes(a, b, VALUES) - 23.3197181111928), 1e-13);
+    test_end_case();
+}
+
+static double ssim_plainly(const double* a, const double* b, int H, int W) { // every window whole, no shortcut
+    double taps[SSIM_TAPS], total = 0;
+    ssim_window(taps);
+    for (int i = 0; i < H * W * 3; i++) {
+        double m[5] = {0, 0, 0, 0, 0}; // a, b, aa, bb, ab
+        for (int dy = -5; dy <= 5; dy++) {
+            for (int dx = -5; dx <= 5; dx++) {
+                int y = ssim_mirror(i / 3 / W + dy, H), x = ssim_mirror(i / 3 % W + dx, W), k = (y * W + x) * 3 + i % 3;
+                double w = taps[dy + 5] * taps[dx + 5];
+                m[0] += w * a[k], m[1] += w * b[k];
+                m[2] += w * a[k] * a[k], m[3] += w * b[k] * b[k], m[4] += w * a[k] * b[k];
+            }
+        }
+        double aa = fmax(m[2] - m[0] * m[0], 0), bb = fmax(m[3] - m[1] * m[1], 0), ab = m[4] - m[0] * m[1];
+        double below = (m[0] * m[0] + m[1] * m[1] + 4e-4) * (aa + bb + 3.6e-3);
+        total += (2 * m[0] * m[1] + 4e-4) * (2 * ab + 3.6e-3) / below;
+    }
+    return total / (H * W * 3);
+}
+
+static void ask_small(const char* what) {
+    double x[5 * 9 * 3] = {0};
+    (void)what;
+    ssim(x, x, 5, 9);
+}
+
+static void test_ssim(void) {
+    if (!test_case("SSIM: any size, any threads, as written down plainly; equal images are 1")) return;
+    static const double window[6] = {0.26601172, 0.21300554, 0.10936069, 0.03600077, 0.00759876, 0.00102838};
+    static const int sizes[5][2] = {{6, 6}, {7, 31}, {17, 6}, {33, 19}, {50, 40}};
+    double taps[SSIM_TAPS];
+    ssim_window(taps);
+    for (int i = 0; i < 6; i++) check_error("window", fabs(taps[5 + i] - window[i]), 5.1e-9);
+    for (int i = 0; i < 6; i++) check(taps[5 + i] == taps[5 - i], "symmetric");
+    int usual = omp_get_max_threads();
+    for (int i = 0; i < 5; i++) {
+        int H = sizes[i][0], W = sizes[i][1], n = H * W * 3;
+        double *a = random_buffer(n), *b = random_buffer(n), first = 0;
+        for (int k = 0; k < n; k++) a[k] = clamp_one(0.4 * a[k]), b[k] = clamp_one(0.7 * a[k] + 0.2 * b[k]);
+        for (int threads = 1; threads <= 3; threads++) {
+            omp_set_num_threads(threads);
+            double got = ssim(a, b, H, W);
+            if (threads == 1) first = got;
+            check(got == first, "the same bits from any number of threads");
+        }
+        check_error("plainly", fabs(first - ssim_plainly(a, b, H, W)), 1e-14);
+        check_error("equal", fabs(ssim(a, a, H, W) - 1), 1e-15);
+        free(a), free(b);
+    }
+    omp_set_num_threads(usual);
+    check(temporary_run_child(ask_small, "") == 1, "5 x 9 pixels are refused");
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// LPIPS
+
+// VGG16 and heads from hashes; element i of a tensor counts in the order of files.
+static void fill_lpips(perceptual_t* p) {
+    int conv = 0, head = 0;
+    double* file = (double*)malloc(2 * params_longest(&p->params.table) * sizeof(double));
+    double* memory = file + params_longest(&p->params.table);
+    for (int i = 0; i < p->params.table.n; i++) {
+        const param_t* t = &p->params.table.items[i];
+        int lin = !strncmp(t->name, "lin", 3), bias = t->ndim == 1;
+        uint32_t stream = (uint32_t)(lin ? 1240 + head++ : bias ? 1220 + conv++ : 1200 + conv);
+        double bound = lin || bias ? 0.1 : sqrt(6.0 / (9 * t->shape[1]));
+        for (size_t k = 0; k < t->count; k++) {
+            double u = vector_u(stream, (uint32_t)k);
+            file[k] = lin ? bound * u : bias ? 2 * bound * u - bound : (2 * u - 1) * bound;
+        }
+        params_from_file_order(memory, file, t);
+        params_store(&p->params, t->offset, memory, t->stored);
+    }
+    check(conv == 13 && head == 5, "13 convolutions, 5 heads");
+    free(file);
+}
+
+// Mean of a tap over its values.
+static double tap_mean(const vgg_t* v, const vgg_acts_t* a, int slice) {
+    size_t n = a->B * vgg_tap_positions(a, slice) * v->config.channels[slice];
+    return sum_of(vgg_tap(v, a, slice), n) / (double)n;
+}
+
+static void test_lpips_vector(perceptual_t* p) {
+    static const double layers[5] = {0.00421634285952, 0.00246841969928, 0.00130713238252, 0.000843681319225,
+                                     0.00045977354989};
+    static const double means[5] = {0.5297356964, 0.6564127959, 0.8854815699, 0.8488776191, 0.7782112755};
+    static pair_t pair;
+    lpips_t* m = &p->lpips;
+    double total = 0, again = 0;
+    fill_pair(&pair);
+    perceptual_distance(p, &total, pair.b, pair.a, 1, 0);
+    check_error("LPIPS", fabs(total / 0.00929534981044 - 1), 1e-12);
+    for (int l = 0; l < 5; l++) {
+        double layer = 0;
+        lpips_tap_forward(&layer, vgg_tap(&m->vgg, &m->xhat, l), vgg_tap(&m->vgg, &m->x, l),
+                          params_at(&p->params, m->head[l]), 1, (int)vgg_tap_positions(&m->x, l),
+                          m->config.channels[l], 0);
+        check_error("layer", fabs(layer / layers[l] - 1), 1e-11);
+        check_error("mean of a tap", fabs(tap_mean(&m->vgg, &m->x, l) - means[l]), 1e-10);
+    }
+    perceptual_distance(p, &again, pair.a, pair.a, 1, 0);
+    check(again == 0, "equal images");
+}
+
+static void test_lpips(void) {
+    if (!test_case("LPIPS of VGG16 with weights from hashes: layers, taps, equal images")) return;
+    static perceptual_t p;
+    perceptual_open(&p, vgg16_config(), 1, SIDE, SIDE);
+    memset(p.plan.memory, 0xFF, plan_bytes(&p.plan)); // NaN everywhere
+    fill_lpips(&p);
+    test_lpips_vector(&p);
+    perceptual_close(&p);
+    test_end_case();
+}
+
+// Batches of any size give the same; bytes are the colours they stand for. A narrow network, to be quick.
+static void test_lpips_batches(void) {
+    if (!test_case("LPIPS: batches, bytes")) return;
+    static perceptual_t p;
+    lpips_config_t narrow = {3, {2, 2, 3, 0, 0}, {4, 6, 8, 0, 0}};
+    enum { N = 5, H = 11, W = 13, IMAGE = H * W * 3 };
+    double *xhat = random_buffer(N * IMAGE), *x = random_buffer(N * IMAGE), whole[N], parts[N], colours[2 * N * IMAGE];
+    uint8_t bytes[2 * N * IMAGE];
+    perceptual_open(&p, narrow, N, H, W);
+    params_init(&p.params, 7);
+    memset(p.plan.memory, 0xFF, plan_bytes(&p.plan));
+    perceptual_distance(&p, whole, xhat, x, N, 0);
+    memset(p.plan.memory, 0xFF, plan_bytes(&p.plan));
+    for (int at = 0; at < N; at += 2) {
+        perceptual_distance(&p, parts + at, xhat + at * IMAGE, x + at * IMAGE, at + 2 < N ? 2 : N - at, 0);
+    }
+    check_error("two at a time", relative_error_double(parts, whole, N), 1e-14);
+    image_bytes_from_floats(bytes, xhat, N * IMAGE);
+    image_bytes_from_floats(bytes + N * IMAGE, x, N * IMAGE);
+    for (int i = 0; i < 2 * N * IMAGE; i++) colours[i] = bytes[i] / 127.5 - 1;
+    perceptual_distance(&p, whole, colours, colours + N * IMAGE, N, 0);
+    perceptual_distance_bytes(&p, parts, bytes, bytes + N * IMAGE, N, 0);
+    check_error("bytes", relative_error_double(parts, whole, N), 1e-13);
+    perceptual_close(&p);
+    free(xhat), free(x);
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Photographs
+
+static void check_photograph(const safetensors_t* f, const st_tensor_t* score, perceptual_t* p) {
+    char name[80];
+    double want[3], *a, *b, lpips;
+    snprintf(name, sizeof name, "%s", score->name + strlen("score."));
+    safetensors_read(score, want);
+    const st_tensor_t* copy = fixture_find(f, "image.", name);
+    *strchr(name, '.') = 0;
+    const st_tensor_t* image = fixture_find(f, "image.", name);
+    int H = (int)image->shape[0], W = (int)image->shape[1], n = H * W * 3;
+    const uint8_t *original = (const uint8_t*)image->data, *changed = (const uint8_t*)copy->data;
+    a = random_buffer(n), b = random_buffer(n);
+    for (int i = 0; i < n; i++) a[i] = original[i] / 127.5 - 1, b[i] = changed[i] / 127.5 - 1;
+    double psnr = psnr_bytes(original, changed, n);
+    if (want[0] < 0) check(psnr == INFINITY, "equal images");
+    else check_error("PSNR of scikit-image", fabs(psnr - want[0]), 1e-12);
+    check_error("SSIM of torchmetrics", fabs(ssim(b, a, H, W) - want[1]), 1e-12);
+    if (want[2] >= 0) {
+        if (!p->batch) {
+            perceptual_open(p, vgg16_config(), 1, H, W);
+            fill_lpips(p);
+        }
+        perceptual_distance_bytes(p, &lpips, changed, original, 1, 0);
+        check_error("LPIPS of lpips", fabs(lpips / want[2] - 1), 1e-11);
+    }
+    free(a), free(b);
+}
+
+static void test_photographs(void) {
+    if (!test_case("photographs: scikit-image, torchmetrics and lpips")) return;
+    static perceptual_t p;
+    safetensors_t f;
+    int pairs = 0;
+    fixture_open(&f, "metrics");
+    for (int i = 0; i < f.n; i++) {
+        if (strncmp(f.tensors[i].name, "score.", 6)) continue;
+        check_photograph(&f, &f.tensors[i], &p);
+        pairs++;
+    }
+    check(pairs == 24, "24 pairs");
+    if (p.batch) perceptual_close(&p);
+    safetensors_close(&f);
+    test_end_case();
+}
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    temporary_begin();
+    test_adm();
+    test_torchvision();
+    test_psnr();
+    test_bytes();
+    test_pair();
+    test_ssim();
+    test_lpips();
+    test_lpips_batches();
+    test_photographs();
+    temporary_end();
+    return test_finish();
+}
