@@ -425,7 +425,7 @@ static inline int chart_has(const char* text) { return text && text[0]; }
 static inline chart_layout_t chart_layout(const chart_t* chart, int height, int width) {
     chart_layout_t layout;
     memset(&layout, 0, sizeof layout);
-    int s = height / 240 < width / 280 ? height / 240 : width / 280;
+    int s = height / 200 < width / 280 ? height / 200 : width / 280;
     if (s < 1) s = 1;
     layout.scale = s;
     layout.x = chart_x_axis(chart);
@@ -536,7 +536,7 @@ static inline image_t chart_panel(const chart_t* chart, int height, int width) {
 }
 
 // `count` charts side by side in one picture of (height, width), which the caller frees; each has the same share of the
-// width. Below about 240 x 280 a panel the letters become too large for the picture, and what does not fit is cut.
+// width. Below about 200 x 280 a panel the letters become too large for the picture, and what does not fit is cut.
 static inline image_t chart_panels(const chart_t* charts, int count, int height, int width) {
     image_t image = image_create(height, width);
     for (int i = 0; i < count; i++) {

@@ -226,6 +226,10 @@ static void test_places(void) {
             }
             check((ink > 0) == (at < 3 || at > 5), "a line, or a gap");
         }
+        double low_x = chart_x(&layout, layout.x.low), low_y = chart_y(&layout, layout.y.low);
+        double high_x = chart_x(&layout, layout.x.high), high_y = chart_y(&layout, layout.y.high);
+        check_error("the low ends", hypot(low_x - left, low_y - bottom), 1e-9);
+        check_error("the high ends", hypot(high_x - right, high_y - top), 1e-9);
         check(chart_x(&layout, 1) > left + 2 * scale && chart_x(&layout, 6) < right - 2 * scale, "a margin beside");
         check(chart_y(&layout, 6) > top + 2 * scale && chart_y(&layout, 2) < bottom - 2 * scale, "a margin above");
         check(count_colour(&image, blue, 0, top, left - 2 * scale, height) == 0, "no line left of the axis");
