@@ -35,6 +35,8 @@
 
 // defines: floatS
 #include "common/device.h"
+// defines: file_map
+#include "common/file_map.h"
 // defines: json_text_t, json_append, json_reader_t, json_key, json_string, json_number
 #include "common/json.h"
 // defines: fatal, malloc_check
@@ -342,29 +344,10 @@ int safetensors_parse(safetensors_t* f, const unsigned char* bytes, size_t size,
 // Maps and checks a file. 1, or 0 with a message (without the path) that says what to do.
 int safetensors_open(safetensors_t* f, const char* path, char* error, size_t error_size) {
     char reason[1024];
-    struct stat info;
+    size_t size = 0;
     memset(f, 0, sizeof *f);
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0 || fstat(file, &info)) {
-        snprintf(error, error_size, "the file cannot be opened: %s; check the path and permissions", strerror(errno));
-        if (file >= 0) close(file);
-        return 0;
-    }
-    if (!S_ISREG(info.st_mode) || info.st_size == 0) {
-        const char* kind = S_ISDIR(info.st_mode) ? "it is a folder" : "it is no ordinary file";
-        if (S_ISREG(info.st_mode)) kind = "the file is empty";
-        snprintf(error, error_size, "%s; give the path of a .safetensors file", kind);
-        close(file);
-        return 0;
-    }
-    size_t size = (size_t)info.st_size;
-    void* map = mmap(NULL, size, PROT_READ, MAP_PRIVATE, file, 0);
-    int map_errno = errno;
-    close(file);
-    if (map == MAP_FAILED) {
-        snprintf(error, error_size, "the file cannot be mapped: %s; copy it to a local disk", strerror(map_errno));
-        return 0;
-    }
+    void* map = file_map(path, "a .safetensors file", &size, error, error_size);
+    if (!map) return 0;
     if (!safetensors_parse(f, (const unsigned char*)map, size, path, reason, sizeof reason)) {
         munmap(map, size);
         snprintf(error, error_size, "%s; the file is damaged or of another format: copy or make it again", reason);

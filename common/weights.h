@@ -18,13 +18,16 @@
 // One difference between formats is arithmetic: facebook and Hugging Face keep a position for the class token in
 // models with registers, timm adds it to the class token (weights_fold_class_position).
 //
-// Left out: PyTorch pickles (.pth, .bin), files in several shards. Look next at common/safetensors.h, the file
-// format, and common/vit.h, which registers the names.
+// A file may be safetensors or PyTorch's own (.pth, .bin), whose nested dictionaries are prefixes: "model.", "ema.".
+// Left out: files in several shards. Look next at common/tensor_file.h, which opens them, and common/vit.h, which
+// registers the names.
 #pragma once
 // defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order, params_to_file_order
 #include "common/params.h"
 // defines: safetensors_*, st_tensor_t, st_shape_text
 #include "common/safetensors.h"
+// defines: tensor_file_open_or_die
+#include "common/tensor_file.h"
 // defines: vit_config_t, vit_configs, vit_position_rows
 #include "common/vit.h"
 
@@ -315,13 +318,7 @@ void weights_take(weights_loader_t* l, const st_tensor_t* source) {
 // Opens the file.
 void weights_begin(weights_loader_t* l, params_t* p, const char* our_prefix, const char* path) {
     memset(l, 0, sizeof *l);
-    const char* dot = strrchr(path, '.');
-    if (dot && (!strcmp(dot, ".pth") || !strcmp(dot, ".pt") || !strcmp(dot, ".bin") || !strcmp(dot, ".ckpt"))) {
-        fatal("%s is a PyTorch pickle, and only safetensors files are read here; download the model's .safetensors "
-              "file, or convert it: python3 -c \"import torch; from safetensors.torch import save_file; "
-              "d = torch.load('%s', 'cpu'); save_file(d.get('model', d), 'model.safetensors')\"", path, path);
-    }
-    safetensors_open_or_die(&l->file, path);
+    tensor_file_open_or_die(&l->file, path);
     l->params = p;
     l->our_prefix = our_prefix;
     l->file_prefix = "";

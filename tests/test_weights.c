@@ -572,8 +572,8 @@ void test_wrong_file(void) {
     file_write(&file, "integers.safetensors", ST_I32);
     check_refused(load_tiny, "integers.safetensors", "integers.safetensors", "dtype: I32", NULL);
     file_free(&file);
-    temporary_write("dinov2_vitl14_pretrain.pth", "PK", 2);
-    check_refused(load_tiny, "dinov2_vitl14_pretrain.pth", "PyTorch pickle", "save_file", "dinov2_vitl14_pretrain.pth");
+    temporary_write("dinov2_vitl14_pretrain.pth", "PK\3\4", 4);
+    check_refused(load_tiny, "dinov2_vitl14_pretrain.pth", "zip archive", "dinov2_vitl14_pretrain.pth", NULL);
     temporary_write("torn.safetensors", "abcdefghij", 10);
     check_refused(load_tiny, "torn.safetensors", "torn.safetensors: ", NULL, NULL);
     check_refused(load_tiny, "absent.safetensors", "absent.safetensors: ", NULL, NULL);
