@@ -9,9 +9,9 @@
 //     D(u, v) = max(|u|^2 - 2 u.v + |v|^2, 0),  r_i = the (k + 1)-th smallest of D(u_i, u_j), j = i included
 //
 // The measure depends on both counts: ADM's evaluator compares 10,000 real with all 50,000 generated images. It
-// computes D in half precision, which gives values that are larger by about .001 (precision) and .0025 (recall); `half`
-// imitates that: features, sums of squares, products and the two additions are rounded to half precision, and a tile that
-// overflows is computed exactly.
+// computes D in half precision, which gives values that are larger by about .001 (precision) and .0025 (recall);
+// `half` imitates that: features, sums of squares, products and the two additions are rounded to half precision, and a
+// tile that overflows is computed exactly.
 //
 // Products are in double: then no decision D <= r depends on how the matrix is cut, on the number of threads or on the
 // library, but by a tie of 13 digits. That costs twice the time of float32: minutes on two cores at 10,000 x 50,000 x
