@@ -9,8 +9,8 @@
 // It opens a checkpoint of train_tokenizer, of which it takes the averaged weights where the stage averaged a tensor,
 // or an exported file. The latent is what the adapter gives; a model of latents normalises it by (z - mean) / std.
 //
-// And it opens the autoencoders of others as downloaded, VA-VAE and those of LDM (common/ldm_file.h). Their encoder is a
-// CNN that gives mean mu and log-variance of a Gaussian; the latent is mu, or with autoencoder_sample a draw
+// And it opens the autoencoders of others as downloaded, VA-VAE and those of LDM (common/ldm_file.h). Their encoder is
+// a CNN that gives mean mu and log-variance of a Gaussian; the latent is mu, or with autoencoder_sample a draw
 // mu + sigma eps, whose eps depends on (seed, draw, number of the image) alone. Their files keep no latent statistics.
 //
 // Fingerprint. Latents on a disk, and a model trained on them, belong to the weights that made them. All weights with
@@ -45,6 +45,8 @@
 #include "common/checkpoint.h"
 // defines: options_t, options_read, options_tokenizer
 #include "common/options.h"
+// defines: tensor_file_open_or_die
+#include "common/tensor_file.h"
 
 enum { AUTOENCODER_RAW = -1, AUTOENCODER_AVERAGED = 0 };
 
@@ -301,7 +303,7 @@ void autoencoder_open_sized(autoencoder_t* a, const char* path, int average, int
     memset(a, 0, sizeof *a);
     safetensors_t file;
     ldm_file_t ldm;
-    safetensors_open_or_die(&file, path);
+    tensor_file_open_or_die(&file, path);
     if (checkpoint_is_ours(&file)) {
         autoencoder_open_ours(a, &file, path, average, size, batch, encode, decode);
     } else if (ldm_file_read(&ldm, &file)) {

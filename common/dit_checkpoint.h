@@ -9,17 +9,19 @@
 //                                the configuration as JSON
 // An exported file (-export) holds the averaged weights under their plain names and the latent statistics.
 //
-// Files by others are read as they are: LightningDiT's own, {"ema": ...} as published, {"model", "ema", "opt", "config"}
-// as its training leaves them, or the weights alone. Before the names may stand "module." or "_orig_mod.", of a model
-// wrapped for several processes or compiled. The averages are taken where there are any. What the network is like is
-// read from the shapes, but for the number of heads, which the published sizes tell. feat_rope.*, the rotation's tables,
-// are computed here. LightningDiT's latent statistics are a file of their own (dit_read_statistics).
+// Files by others are read as they are: LightningDiT's own, {"ema": ...} as published, {"model", "ema", "opt",
+// "config"} as its training leaves them, or the weights alone. Before the names may stand "module." or "_orig_mod.", of
+// a model wrapped for several processes or compiled. The averages are taken where there are any. What the network is
+// like is read from the shapes, but for the number of heads, which the published sizes tell. The rotation's tables,
+// feat_rope.*, are computed here. LightningDiT's latent statistics are a file of their own (dit_read_statistics).
 // Look next at common/state_file.h, of which this is made, and train_dit.cu and sample.cu.
 #pragma once
 // defines: checkpoint_section_t, checkpoint_declare_section, checkpoint_write_section, checkpoint_read_section, ...
 #include "common/state_file.h"
 // defines: dit_t
 #include "common/dit.h"
+// defines: tensor_file_open_or_die
+#include "common/tensor_file.h"
 // defines: weights_rule_t, weights_check_file
 #include "common/weights.h"
 
@@ -225,12 +227,12 @@ void dit_read_weights(const safetensors_t* f, const char* path, params_t* params
     checkpoint_report(path, &mismatch);
 }
 
-// Mean and deviation of each latent channel from a file of their own: LightningDiT's latents_stats.pt, {"mean", "std"} of
-// shape (1, C, 1, 1), or the latent.mean and latent.std of any file of ours.
+// Mean and deviation of each latent channel from a file of their own: LightningDiT's latents_stats.pt, {"mean", "std"}
+// of shape (1, C, 1, 1), or the latent.mean and latent.std of any file of ours.
 void dit_read_statistics(const char* path, int C,
                          floatS* mean, floatS* std) { // (C)
     safetensors_t f;
-    safetensors_open_or_die(&f, path);
+    tensor_file_open_or_die(&f, path);
     int plain = safetensors_find(&f, "mean") != NULL;
     checkpoint_read_vector(&f, path, plain ? "mean" : "latent.mean", mean, C);
     checkpoint_read_vector(&f, path, plain ? "std" : "latent.std", std, C);

@@ -1,4 +1,4 @@
-// ldm_file.h: autoencoders as others publish them, in the layout of LDM: a CNN encoder and a CNN decoder under the names
+// ldm_file.h: autoencoders as others publish them, in LDM's layout: a CNN encoder and a CNN decoder under the names
 //
 //     encoder.*  quant_conv.*  post_quant_conv.*  decoder.*          (common/encoder.h, common/decoder.h)
 //
@@ -118,8 +118,8 @@ int ldm_file_read(ldm_file_t* l, const safetensors_t* f) {
     d->res_blocks--; // the decoder has one more a level
     if (e->levels != d->levels || d->levels < 1 || e->res_blocks < 1 || d->res_blocks < 0 ||
         e->z_channels != d->z_channels) {
-        fatal("%s: the encoder has %d levels and makes %d channels, the decoder has %d levels and takes %d; the file is "
-              "of another model (wanted: an autoencoder with a Gaussian latent, as LDM and VA-VAE have)", f->path,
+        fatal("%s: the encoder has %d levels and makes %d channels, the decoder has %d levels and takes %d; the file "
+              "is of another model (wanted: an autoencoder with a Gaussian latent, as LDM and VA-VAE have)", f->path,
               e->levels, e->z_channels, d->levels, d->z_channels);
     }
     return 1;
