@@ -42,7 +42,8 @@ enum {
     RANDOM_SHAPES = 9,     // the drawn data set
     RANDOM_LABELS = 10,    // labels drawn for generated images
     RANDOM_SUBSETS = 11,   // subsets of images that a metric is computed on
-    RANDOM_POSITIONS = 12  // the position, and the flip, at which an image's latent is looked at
+    RANDOM_POSITIONS = 12, // the position, and the flip, at which an image's latent is looked at
+    RANDOM_SHEET = 13      // the images that a picture of middling ones is chosen from
 };
 
 typedef struct { uint32_t v[4]; } philox4_t; // four words of 32 random bits

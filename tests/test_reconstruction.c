@@ -11,6 +11,8 @@
 #include "common/perceptual.h"
 // defines: image_centre_crop_adm, image_centre_crop_tv, image_centre_crop_tv_floats
 #include "common/crop.h"
+// defines: eval_sheet_t, eval_sheet_open, eval_sheet_offer, eval_sheet_write, eval_sheet_close
+#include "common/eval_sheet.h"
 // defines: random_buffer, check, check_error (this makes floatX double)
 #include "tests/gradient.h"
 // defines: fixture_open, fixture_find
@@ -377,6 +379,95 @@ static void test_photographs(void) {
     test_end_case();
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// The sheet
+
+enum { SHEET_H = 3, SHEET_W = 4, SHEET_BYTES = SHEET_H * SHEET_W * 3 };
+
+// Image `index` is grey, and its reconstruction differs by as many levels as its score says.
+static void offer_grey(eval_sheet_t* sheet, size_t index, double score) {
+    uint8_t original[SHEET_BYTES], reconstruction[SHEET_BYTES];
+    memset(original, (int)(index % 200), SHEET_BYTES);
+    memset(reconstruction, (int)(index % 200) + (int)fmin(score, 20), SHEET_BYTES);
+    eval_sheet_offer(sheet, index, score, original, reconstruction);
+}
+
+// Offers n images in an order and writes the picture to `name`.
+static void draw_sheet(const char* name, const double* scores, int n, int columns, int higher, int stride) {
+    char path[TEMPORARY_PATH], error[IMAGE_ERROR_SIZE];
+    eval_sheet_t sheet;
+    eval_sheet_open(&sheet, columns, SHEET_H, SHEET_W, higher);
+    for (int i = 0; i < n; i++) offer_grey(&sheet, (size_t)i * stride % n, scores[(size_t)i * stride % n]);
+    check(eval_sheet_write(&sheet, temporary_path(path, name), "score", scores, n, error), "written");
+    eval_sheet_close(&sheet);
+}
+
+static const char* find_text(const char* bytes, size_t size, const char* key) { // of a PNG's tEXt chunk
+    const char* at = (const char*)memmem(bytes, size, key, strlen(key) + 1);
+    return at ? at + strlen(key) + 1 : "";
+}
+
+static void check_same_files(const char* one, const char* other) {
+    size_t n = 0, m = 0;
+    char *a = temporary_read(one, &n), *b = temporary_read(other, &m);
+    check(a && b && n == m && !memcmp(a, b, n), "the order of the images does not show");
+    free(a), free(b);
+}
+
+static void check_cells(const char* name) { // of columns: two worst, two middling, two best
+    char path[TEMPORARY_PATH], error[IMAGE_ERROR_SIZE];
+    image_t image;
+    check(image_load(&image, temporary_path(path, name), error), "a PNG");
+    check(image.height == 3 * (3 * SHEET_H + 2) + 2 && image.width == 6 * (3 * SHEET_W + 2) + 2, "its size");
+    static const int index[2] = {700, 5}, change[2] = {1, 20}; // the worst; the best, whose change is clamped to 20
+    for (int i = 0; i < 2; i++) {
+        const uint8_t* cell = image.pixels + (2 * image.width + 2 + i * 5 * (3 * SHEET_W + 2)) * 3;
+        int row = (3 * SHEET_H + 2) * image.width * 3;
+        check(cell[0] == index[i] % 200 && cell[row] == index[i] % 200 + change[i], "original and reconstruction");
+        check(cell[2 * row] == 128 + 4 * change[i], "difference, four times");
+    }
+    image_free(&image);
+}
+
+static void test_sheet(void) {
+    if (!test_case("sheet of worst, middling and best images")) return;
+    enum { N = 1001 };
+    double scores[N];
+    size_t size = 0, index;
+    double score, quantile;
+    for (int i = 0; i < N; i++) scores[i] = 10 + (i * 37 % N) * 1e-3; // all different
+    scores[700] = 1, scores[701] = 2, scores[6] = 25, scores[5] = INFINITY;
+    draw_sheet("one.png", scores, N, 2, 1, 1);
+    draw_sheet("other.png", scores, N, 2, 1, 123);
+    check_same_files("one.png", "other.png");
+    check_cells("one.png");
+    char* png = temporary_read("one.png", &size);
+    const char* text = find_text(png, size, "Images");
+    check(!strncmp(text, "700: 1 (0.0%), 701: 2 (0.1%), ", 30), "the worst");
+    check(strstr(text, ", 6: 25 (99.9%), 5: inf (100.0%)") != NULL, "the best, equal to its original");
+    for (int i = 0; i < 4; i++) {
+        check(sscanf(text, "%zu: %lf (%lf", &index, &score, &quantile) == 3, "three numbers");
+        if (i >= 2) check(fabs(quantile - 50) < 4 && fabs(score - scores[index]) < 1e-4, "near the median");
+        text = strchr(text, ',') + 2;
+    }
+    text = find_text(png, size, "Columns");
+    check(!strncmp(text, "2 worst, 2 near the median, 2 best of 1001 images", 49), "title");
+    free(png);
+    draw_sheet("low.png", scores, N, 1, 0, 1);
+    png = temporary_read("low.png", &size);
+    text = find_text(png, size, "Images");
+    check(!strncmp(text, "5: inf (0.0%)", 13) && strstr(text, ", 700: 1 (100.0%)"), "where lower is better");
+    free(png);
+    for (int n = 1; n < 9; n++) { // few images: all of them are in the sample
+        draw_sheet("few.png", scores, n, 4, 1, 1);
+        png = temporary_read("few.png", &size);
+        text = find_text(png, size, "Columns");
+        check(atoi(text) == (n < 3 ? 1 : n / 3), "columns");
+        free(png);
+    }
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     temporary_begin();
@@ -389,6 +480,7 @@ int main(int argc, char** argv) {
     test_lpips();
     test_lpips_batches();
     test_photographs();
+    test_sheet();
     temporary_end();
     return test_finish();
 }
