@@ -1,23 +1,32 @@
 // bench_models.cu: how fast whole models and training steps run on this machine.
 //
-//     make build/cpu/bench_models && build/cpu/bench_models [-only encode,decode,step1,step2,step3] [-json FILE]
+//     make build/cpu/bench_models && build/cpu/bench_models [-only encode,decode,step1,...] [-json FILE]
 //     make GPU=1 build/gpu/bench_models && build/gpu/bench_models -preset imagenet -images 64,8 -json FILE
 //
 //   encode  DINOv2-L: the tokens of -batch 256x256 images, resize and normalisation included, no gradients
 //   decode  the f16d32 decoder: -batch 16x16 latents into 256x256 images, no gradients
 //   stepN   one training step of stage N with the configuration of `train_tokenizer -preset` mini or imagenet, GAN on:
 //           both networks' gradients, both optimiser steps, two moving averages, and the losses brought to the host
+//   dit     one training step of LightningDiT -model on -dit_images latents: noise, gradients, the norm brought to the
+//           host, AdamW and a moving average
+//   draw    -draw_images images by Euler over -steps points of time with guidance 4 from t = 0.125 on, from noise to a
+//           normalised latent. What it counts as an image's work are all evaluations, those without the class included
 //
 // Weights and images are random; the time does not depend on them. With -json each line is an object of its own, and
-// the one of a step carries its configuration, with which dev/reference/bench_torch.py takes PyTorch's time for the
-// same work. FLOP are two for each multiply-accumulate of convolutions, matrix products and attention. The share is
-// that of a large matrix product's speed, measured in the same run: what is not arithmetic counts as lost.
-// Memory is what the plan and the parameters need. What does not fit is left out, and said so; stage 2 is tried with
-// -recompute 1 first.
+// the one of a step carries its configuration, with which dev/reference/bench_torch.py, and for LightningDiT
+// bench_dit.py, take PyTorch's time for the same work. FLOP are two for each multiply-accumulate of convolutions,
+// matrix products and attention. The share is that of a large matrix product's speed, measured in the same run: what is
+// not arithmetic counts as lost.
+// Memory is what the plan and the parameters need. What does not fit is left out, and said so; stage 2 and
+// LightningDiT's step are tried with -recompute 1 first.
 // Look next at dev/bench/compare.sh and dev/bench/gpu_speed.sh, which set both sides side by side.
 
 // defines: options_t, options_parse, options_tokenizer, cli_*
 #include "common/options.h"
+// defines: dit_t, dit_register, dit_plan, dit_gradients, dit_read, dit_update, dit_step_macs
+#include "common/dit.h"
+// defines: flow_network_t, flow_sampler_t, flow_noise, flow_sample, flow_guided_velocity, flow_evaluations
+#include "common/flow.h"
 // defines: bench_measure, bench_measure_limits, bench_memory, bench_fill
 #include "dev/bench/bench.h"
 
@@ -27,8 +36,9 @@ static const double gib = 1073741824.0;
 typedef struct {
     FILE* json; // or NULL
     int runs, batch, recompute;
-    const char* preset;
+    const char *preset, *model;    // of the tokenizer; size of LightningDiT
     int images[MAX_IMAGES], sizes; // batches of the steps
+    int dit_images[MAX_IMAGES], dit_sizes, draw_images[MAX_IMAGES], draw_sizes, points;
     bench_limits_t limits;
     stream_t stream;
 } bench_t;
@@ -259,6 +269,183 @@ static void bench_step(const bench_t* bench, int stage) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// LightningDiT
+
+// The mini one takes the miniature's latents, all others those of ImageNet at 256 pixels.
+static lightningdit_config_t dit_network(const bench_t* bench) {
+    lightningdit_config_t c = *lightningdit_config_find(bench->model);
+    int mini = !strcmp(bench->model, "mini");
+    c.C = mini ? 16 : 32;
+    c.side = mini ? 4 : 16;
+    c.classes = mini ? 10 : 1000;
+    return c;
+}
+
+// What bench_dit.py takes as arguments.
+static void print_dit_config(char* text, size_t size, const bench_t* bench, int images, int recompute) {
+    snprintf(text, size, "{\"size\": \"%s\", \"batch\": %d, \"recompute\": %d, \"steps\": %d, \"cfg\": 4, "
+             "\"cfg_start\": 0.125, \"shift\": 0.3}", bench->model, images, recompute, bench->points);
+}
+
+// Random weights everywhere: at the start of a training gates and output are zero.
+static void fill_dit(lightningdit_t* net, params_t* params) {
+    size_t longest = params_longest(&params->table);
+    floatS* values = (floatS*)malloc_check(longest * sizeof(floatS), "random weights");
+    for (size_t i = 0; i < longest; i++) values[i] = (floatS)(0.04 * (random_uniform(1, RANDOM_INIT, 0, i) - 0.5));
+    for (int i = 0; i < params->table.n; i++) {
+        const param_t* p = &params->table.items[i];
+        params_store(params, p->offset, values, p->stored);
+    }
+    free(values);
+    lightningdit_set_tables(net, params);
+}
+
+// Labels and times on the device, latents beside them.
+static void fill_batch(dit_t* d, stream_t s) {
+    int B = d->config.batch, *labels = (int*)malloc_check(B * sizeof(int), "labels");
+    floatS* t = (floatS*)malloc_check(B * sizeof(floatS), "times");
+    for (int b = 0; b < B; b++) {
+        labels[b] = b * 37 % d->config.net.classes;
+        t[b] = (floatS)((b + 0.5) / B);
+    }
+    copy_to_device(d->labels, labels, B * sizeof(int), 0);
+    copy_to_device(d->t, t, B * sizeof(floatS), 0);
+    bench_fill((floatX*)d->x1, B * d->n * sizeof(floatS) / sizeof(floatX), 1, s);
+    free(labels);
+    free(t);
+}
+
+typedef struct {
+    dit_t dit;
+    floatS* measures; // page-locked, as in train_dit.cu
+    int64_t step;
+} dit_training_t;
+
+// As in train_dit.cu's loop.
+static void dit_step(void* state, stream_t s) {
+    dit_training_t* training = (dit_training_t*)state;
+    dit_gradients(&training->dit, training->step++, s);
+    dit_report_t report = dit_read(&training->dit, training->measures, s);
+    if (!isfinite(report.norm)) fatal("the gradient of step %lld is not finite", (long long)training->step);
+    dit_update(&training->dit, report.norm, s);
+}
+
+static size_t plan_dit(dit_t* d, dit_config_t config, int recompute) {
+    free(d->params.table.items);
+    free(d->plan.items);
+    free(d->work.items);
+    config.recompute = recompute;
+    dit_register(d, config);
+    dit_plan(d);
+    size_t weights = params_bytes(&d->params.table, lightningdit_first_trained(&d->net), 1, 1);
+    return plan_bytes(&d->plan) + plan_bytes(&d->work) + weights;
+}
+
+static void bench_dit_at(const bench_t* bench, int images) {
+    static dit_training_t training;
+    dit_t* d = &training.dit;
+    dit_config_t config;
+    char text[300];
+    int recompute = bench->recompute;
+    memset(&config, 0, sizeof config);
+    memset(&training, 0, sizeof training);
+    config.net = dit_network(bench);
+    config.batch = images;
+    config.w_cos = 1, config.lr = 2e-4, config.beta1 = 0.9, config.beta2 = 0.95, config.eps = 1e-8, config.ema = 0.9999;
+    size_t bytes = plan_dit(d, config, recompute);
+    if (!recompute && !fits("dit", images, bytes, 0)) {
+        printf("%-8s %6d wants %.2f GiB: tried with -recompute 1\n", "dit", images, bytes / gib);
+        bytes = plan_dit(d, config, recompute = 1);
+    }
+    if (!fits("dit", images, bytes, 1)) return;
+    dit_allocate(d);
+    fill_dit(&d->net, &d->params);
+    params_start_averages(&d->params);
+    fill_batch(d, bench->stream);
+    training.measures = (floatS*)host_malloc(dit_measure_count(d) * sizeof(floatS), "measures");
+    print_dit_config(text, sizeof text, bench, images, recompute);
+    bench_time_t time = bench_measure(dit_step, &training, bench->runs, 1, bench->stream);
+    d->config.recompute = 0; // what is computed twice counts once
+    report(bench, "dit", time, dit_step_macs(d), images, bytes, text);
+    host_free(training.measures);
+    dit_free(d);
+}
+
+typedef struct {
+    params_t params;
+    lightningdit_t net;
+    plan_t plan, work;
+    flow_network_t network;
+    flow_sampler_t sampler;
+    size_t n;
+    int images;
+    uint64_t* numbers; // (images)
+    int* labels;       // (images) on the host
+    floatS* x;         // (images, S, S, C)
+} drawing_t;
+
+static void drawing_evaluate(void* drawing, floatX* v, const floatX* xt, const floatS* t, const int* labels, int B,
+                             stream_t s) {
+    drawing_t* d = (drawing_t*)drawing;
+    lightningdit_forward(&d->net, &d->params, xt, t, labels, B, s);
+    copy_on_device(v, d->net.v, (size_t)B * d->n * sizeof(floatX), s);
+}
+
+static void draw(void* state, stream_t s) {
+    drawing_t* d = (drawing_t*)state;
+    d->network.labels = d->labels;
+    flow_noise(d->x, d->numbers, d->images, d->n, 1, s);
+    flow_sample(&d->sampler, d->x, d->images, flow_guided_velocity, &d->network, s);
+}
+
+static void plan_drawing(drawing_t* d, const bench_t* bench, int images, flow_guidance_t guidance) {
+    const lightningdit_config_t* c = &d->net.config;
+    int pass = BENCH_IS_GPU ? 2 * images : 1; // as common/dit_sampler.h has it: a CPU draws one by one
+    d->images = images;
+    d->n = (size_t)c->side * c->side * c->C;
+    lightningdit_register(&d->net, &d->params.table, "");
+    lightningdit_plan(&d->net, &d->plan, pass, 0);
+    lightningdit_plan_work(&d->net, &d->work);
+    flow_network_plan(&d->network, &d->plan, drawing_evaluate, d, c->classes, guidance, images, pass,
+                      c->side * c->side, c->C);
+    flow_sampler_plan(&d->sampler, &d->plan, FLOW_EULER, bench->points, 0.3, images, d->n);
+    plan_floatS(&d->plan, &d->x, images * d->n, "noise");
+}
+
+static void bench_draw_at(const bench_t* bench, int images) {
+    static drawing_t d;
+    flow_guidance_t guidance = {4, 0.125, dit_network(bench).C};
+    char text[300];
+    memset(&d, 0, sizeof d);
+    d.net.config = dit_network(bench);
+    plan_drawing(&d, bench, images, guidance);
+    size_t weights = params_bytes(&d.params.table, d.params.table.total, 0, 1);
+    size_t bytes = plan_bytes(&d.plan) + plan_bytes(&d.work) + weights;
+    if (!fits("draw", images, bytes, 1)) return;
+    params_allocate(&d.params, d.params.table.total, 0, "LightningDiT's weights");
+    plan_allocate(&d.plan, "activations");
+    plan_allocate(&d.work, "working memory");
+    fill_dit(&d.net, &d.params);
+    d.numbers = (uint64_t*)malloc_check(images * sizeof(uint64_t), "images");
+    d.labels = (int*)malloc_check(images * sizeof(int), "labels");
+    for (int b = 0; b < images; b++) {
+        d.numbers[b] = (uint64_t)b;
+        d.labels[b] = b * 37 % d.net.config.classes;
+    }
+    print_dit_config(text, sizeof text, bench, images, 0);
+    bench_time_t time = bench_measure(draw, &d, bench->runs < 3 ? bench->runs : 3, 1, bench->stream);
+    double macs = (double)lightningdit_macs(&d.net) * flow_evaluations(&d.sampler, &guidance) * images;
+    report(bench, "draw", time, macs, images, bytes, text);
+    flow_network_free(&d.network);
+    flow_sampler_free(&d.sampler);
+    params_free(&d.params);
+    plan_free(&d.plan);
+    plan_free(&d.work);
+    free(d.numbers);
+    free(d.labels);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 
 // Whether `name` is in the list "a,b,c"; an empty list holds everything.
 static int is_chosen(const char* list, const char* name) {
@@ -271,19 +458,27 @@ static int is_chosen(const char* list, const char* name) {
 
 int main(int argc, char** argv) {
     static cli_t cli;
-    static const char *only, *path, *images;
+    static const char *only, *path, *images, *dit_images, *draw_images;
     static int preset;
     static bench_t bench;
     const cli_flag_t flags[] = {
-        {"What to time", "only", CLI_STRING, &only, "", NULL, "of encode,decode,step1,step2,step3; default all",
-         CLI_SAVED},
+        {"What to time", "only", CLI_STRING, &only, "", NULL,
+         "of encode,decode,step1,step2,step3,dit,draw; default all", CLI_SAVED},
         {NULL, "batch", CLI_INT, &bench.batch, BENCH_IS_GPU ? "32" : "1", "[1, 1024]", "images of encode and decode",
          CLI_SAVED},
         {NULL, "preset", CLI_CHOICE, &preset, BENCH_IS_GPU ? "imagenet" : "mini", "mini|imagenet",
          "configuration of the steps", CLI_SAVED},
         {NULL, "images", CLI_STRING, &images, "", NULL, "batches of the steps; default 32, for imagenet 8,32,64",
          CLI_SAVED},
-        {NULL, "recompute", CLI_BOOL, &bench.recompute, "0", NULL, "steps of stage 2 with -recompute 1", CLI_SAVED},
+        {NULL, "model", CLI_STRING, &bench.model, BENCH_IS_GPU ? "XL/1" : "mini", NULL, "size of LightningDiT",
+         CLI_SAVED},
+        {NULL, "dit_images", CLI_STRING, &dit_images, BENCH_IS_GPU ? "64,32,128" : "32", NULL, "batches of its steps",
+         CLI_SAVED},
+        {NULL, "draw_images", CLI_STRING, &draw_images, BENCH_IS_GPU ? "64" : "2", NULL, "batches that it draws",
+         CLI_SAVED},
+        {NULL, "steps", CLI_INT, &bench.points, "50", "[2, 10000]", "points of time from noise to image", CLI_SAVED},
+        {NULL, "recompute", CLI_BOOL, &bench.recompute, "0", NULL, "steps of stage 2 and dit with -recompute 1",
+         CLI_SAVED},
         {NULL, "runs", CLI_INT, &bench.runs, "5", "[1, 1000]", "how many, after one to warm up", CLI_SAVED},
         {NULL, "json", CLI_STRING, &path, "", NULL, "file for the numbers, one JSON object a line", CLI_SAVED},
     };
@@ -292,6 +487,8 @@ int main(int argc, char** argv) {
     cli_parse(&cli, argc, argv);
     bench.preset = preset ? "imagenet" : "mini";
     bench.sizes = cli_integers("images", images[0] ? images : preset ? "8,32,64" : "32", bench.images, MAX_IMAGES);
+    bench.dit_sizes = cli_integers("dit_images", dit_images, bench.dit_images, MAX_IMAGES);
+    bench.draw_sizes = cli_integers("draw_images", draw_images, bench.draw_images, MAX_IMAGES);
     bench.json = path[0] ? fopen(path, "w") : NULL;
     if (path[0] && !bench.json) fatal("cannot write %s; choose another file with -json", path);
     bench.stream = device_open(0);
@@ -304,6 +501,8 @@ int main(int argc, char** argv) {
         snprintf(name, sizeof name, "step%d", stage);
         if (is_chosen(only, name)) bench_step(&bench, stage);
     }
+    for (int i = 0; i < bench.dit_sizes && is_chosen(only, "dit"); i++) bench_dit_at(&bench, bench.dit_images[i]);
+    for (int i = 0; i < bench.draw_sizes && is_chosen(only, "draw"); i++) bench_draw_at(&bench, bench.draw_images[i]);
     if (is_chosen(only, "encode")) bench_encode(&bench);
     if (is_chosen(only, "decode")) bench_decode(&bench);
     if (bench.json) fclose(bench.json);

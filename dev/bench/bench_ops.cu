@@ -20,6 +20,7 @@
 #include "dev/bench/bench.h"
 
 enum { CHUNK = 8 }; // images of a group
+enum { MOST_IMAGES = 1024, CLASSES = 1000, TIME_FREQUENCIES = 128 };
 static const size_t cache_bytes = (size_t)256 << 20; // five times the level-2 cache of an H100
 
 // The sizes of a case. What each means stands at the operation's wrapper.
@@ -46,6 +47,7 @@ typedef struct {
     size_t sets, next;    // how often they fit; the next one
     int dry;              // only count: the operation is not to be run
     double macs, bytes;   // of a call
+    int* labels;          // (MOST_IMAGES) classes below 1000: numbers that are an index cannot be random bits
 } arena_t;
 static arena_t arena;
 
@@ -299,6 +301,134 @@ static void run_add_scaled(sizes_t z, stream_t s) {
     if (ready()) add_scaled_groups(out, a, b, omega, groups, elements(z) / groups, s);
 }
 
+// The diffusion transformer: B images of H tokens and C channels. The modulation of an image is a row of six vectors.
+enum { MODULATIONS = 6 };
+static floatX* modulation(sizes_t z, int used) { // the rows, of which `used` vectors are read or written
+    arena.bytes += (double)z.B * used * z.C * sizeof(floatX);
+    return (floatX*)take((size_t)z.B * MODULATIONS * z.C * sizeof(floatX));
+}
+static void run_rmsnorm(sizes_t z, stream_t s) {
+    size_t N = (size_t)z.B * z.H;
+    floatX *out = once(N * z.C), *weight = once(z.C), *mod = modulation(z, 2);
+    floatS *rstd = sums_once(N), *x = sums_once(N * z.C);
+    if (!ready()) return;
+    rmsnorm_modulate_forward(out, rstd, x, weight, mod, mod + z.C, (size_t)MODULATIONS * z.C, z.B, z.H, z.C, 1e-6, s);
+}
+static void run_rmsnorm_backward(sizes_t z, stream_t s) {
+    size_t N = (size_t)z.B * z.H;
+    floatX *dout = once(N * z.C), *weight = once(z.C), *mod = modulation(z, 1), *dmod = modulation(z, 2);
+    floatS *dx = sums_twice(N * z.C), *x = sums_once(N * z.C), *rstd = sums_once(N), *dweight = sums_twice(z.C);
+    if (!ready()) return;
+    rmsnorm_modulate_backward(dx, dweight, dmod, dmod + z.C, dout, x, weight, mod, rstd, (size_t)MODULATIONS * z.C,
+                              z.B, z.H, z.C, s);
+}
+static void run_gated(sizes_t z, stream_t s) {
+    size_t N = (size_t)z.B * z.H;
+    floatX *out = once(N * z.C), *branch = once(N * z.C), *weight = once(z.C), *mod = modulation(z, 3);
+    floatS *sum = sums_once(N * z.C), *x = sums_once(N * z.C), *rstd = sums_once(N);
+    if (!ready()) return;
+    gated_rmsnorm_modulate_forward(sum, out, rstd, x, branch, mod, weight, mod + z.C, mod + 2 * z.C,
+                                   (size_t)MODULATIONS * z.C, z.B, z.H, z.C, 1e-6, s);
+}
+static void run_gated_backward(sizes_t z, stream_t s) {
+    size_t N = (size_t)z.B * z.H;
+    floatX *dbranch = once(N * z.C), *dout = once(N * z.C), *branch = once(N * z.C), *weight = once(z.C);
+    floatX *mod = modulation(z, 2), *dmod = modulation(z, 3);
+    floatS *dsum = sums_twice(N * z.C), *sum = sums_once(N * z.C), *rstd = sums_once(N), *dweight = sums_twice(z.C);
+    if (!ready()) return;
+    gated_rmsnorm_modulate_backward(dsum, dbranch, dmod, dweight, dmod + z.C, dmod + 2 * z.C, dout, sum, branch, mod,
+                                    weight, mod + z.C, rstd, (size_t)MODULATIONS * z.C, z.B, z.H, z.C, s);
+}
+// W heads of C channels: queries and keys, two thirds of what is there, turn in place. K: 1 with QK-norm.
+static floatX* queries_and_keys(sizes_t z) {
+    arena.bytes += 4.0 * elements(z) * sizeof(floatX);
+    return (floatX*)take(3 * elements(z) * sizeof(floatX));
+}
+static void run_rope(sizes_t z, stream_t s) {
+    floatX *qkv = queries_and_keys(z), *raw = z.K ? once(2 * elements(z)) : NULL, *weight = z.K ? once(z.C) : NULL;
+    floatS *rstd = z.K ? sums_once((size_t)z.B * z.H * 2 * z.W) : NULL, *rope = sums_once((size_t)z.H * z.C);
+    if (ready()) qknorm_rope_forward(qkv, raw, rstd, weight, weight, rope, z.B, z.H, z.W, z.C, 1e-6, s);
+}
+static void run_rope_backward(sizes_t z, stream_t s) {
+    floatX *dqkv = queries_and_keys(z), *raw = z.K ? once(2 * elements(z)) : NULL, *weight = z.K ? once(z.C) : NULL;
+    floatS *rstd = z.K ? sums_once((size_t)z.B * z.H * 2 * z.W) : NULL, *rope = sums_once((size_t)z.H * z.C);
+    floatS *dq = z.K ? sums_twice(z.C) : NULL, *dk = z.K ? sums_twice(z.C) : NULL;
+    if (ready()) qknorm_rope_backward(dqkv, dq, dk, raw, rstd, weight, weight, rope, z.B, z.H, z.W, z.C, s);
+}
+static void run_swiglu(sizes_t z, stream_t s) {
+    size_t N = (size_t)z.B * z.H;
+    floatX *out = once(N * z.C), *x = once(2 * N * z.C);
+    if (ready()) swiglu_forward(out, x, N, z.C, s);
+}
+static void run_swiglu_backward(sizes_t z, stream_t s) {
+    size_t N = (size_t)z.B * z.H;
+    floatX *dx = once(2 * N * z.C), *dout = once(N * z.C), *x = once(2 * N * z.C);
+    if (ready()) swiglu_backward(dx, dout, x, N, z.C, s);
+}
+static void run_time_features(sizes_t z, stream_t s) {
+    floatX* out = once((size_t)z.B * 2 * TIME_FREQUENCIES);
+    floatS* t = sums_once(z.B);
+    if (ready()) timestep_features(out, t, z.B, TIME_FREQUENCIES, s);
+}
+static void run_condition(sizes_t z, stream_t s) { // of the class table a row an image counts
+    size_t n = (size_t)z.B * z.C;
+    floatX *out = once(n), *time = twice(n), *table = (floatX*)take((size_t)CLASSES * z.C * sizeof(floatX));
+    floatS* c = sums_once(n);
+    if (ready()) condition_forward(out, c, time, table, arena.labels, CLASSES, z.B, z.C, s);
+}
+static void run_condition_backward(sizes_t z, stream_t s) {
+    size_t n = (size_t)z.B * z.C;
+    floatX *dtime = once(n), *dout = once(n);
+    floatS *c = sums_once(n), *dtable = (floatS*)take((size_t)CLASSES * z.C * sizeof(floatS));
+    arena.bytes += 2.0 * n * sizeof(floatS);
+    if (ready()) condition_backward(dtime, dtable, dout, c, arena.labels, CLASSES, z.B, z.C, s);
+}
+static void run_position_add(sizes_t z, stream_t s) {
+    floatS *out = sums_once((size_t)z.B * z.H * z.C), *pos = sums_once((size_t)z.H * z.C);
+    floatX* x = once((size_t)z.B * z.H * z.C);
+    if (ready()) position_add_forward(out, x, pos, z.B, z.H, z.C, s);
+}
+static void run_to_floatX(sizes_t z, stream_t s) {
+    floatX* out = once(elements(z));
+    floatS* x = sums_once(elements(z));
+    if (ready()) to_floatX(out, x, elements(z), s);
+}
+static void run_unpatchify(sizes_t z, stream_t s) {
+    floatX *out = once(elements(z)), *x = once(elements(z));
+    if (ready()) unpatchify_forward(out, x, z.B, z.H, z.W, z.C, z.K, s);
+}
+static void run_unpatchify_backward(sizes_t z, stream_t s) {
+    floatX *dx = once(elements(z)), *dout = once(elements(z));
+    if (ready()) unpatchify_backward(dx, dout, z.B, z.H, z.W, z.C, z.K, s);
+}
+
+// Flow matching on latents (B, H, W, C).
+static void run_flow_path(sizes_t z, stream_t s) {
+    floatX* xt = once(elements(z));
+    floatS *u = sums_once(elements(z)), *x1 = sums_once(elements(z)), *t = sums_once(z.B);
+    if (ready()) flow_path(xt, u, x1, t, z.B, elements(z) / z.B, 1, RANDOM_NOISE, 0, 0, s);
+}
+static void run_flow_loss(sizes_t z, stream_t s) { // with its gradient
+    floatS *mse = sums_once(z.B), *cosine = sums_once(z.B), *u = sums_once(elements(z));
+    floatX *dv = once(elements(z)), *v = once(elements(z));
+    if (ready()) flow_loss(mse, cosine, dv, v, u, 1.0 / z.B, 1.0 / z.B, z.B, z.H * z.W, z.C, s);
+}
+static void run_flow_guide(sizes_t z, stream_t s) {
+    floatS *out = sums_once(elements(z)), *w = sums_once(z.B);
+    floatX *cond = once(elements(z)), *null = once(elements(z));
+    if (ready()) flow_guide(out, cond, null, w, z.C, z.B, z.H * z.W, z.C, s);
+}
+static void run_flow_combine(sizes_t z, stream_t s) { // a step of Euler's
+    static const double one[1] = {1};
+    floatS *out = sums_once(elements(z)), *x = sums_once(elements(z)), *k = sums_once(elements(z)), *h = sums_once(z.B);
+    if (ready()) flow_combine(out, x, k, h, one, 1, z.B, elements(z) / z.B, s);
+}
+static void run_denormalise(sizes_t z, stream_t s) {
+    floatX* out = once(elements(z));
+    floatS *x = sums_once(elements(z)), *mean = sums_once(z.C), *std = sums_once(z.C);
+    if (ready()) latent_denormalise(out, x, mean, std, elements(z) / z.C, z.C, s);
+}
+
 // The optimiser: B groups of H W C values; of a whole network as one.
 static void run_sum_squares(sizes_t z, stream_t s) {
     floatS *out = sums_once(z.B), *x = sums_once(elements(z));
@@ -318,6 +448,14 @@ static void run_adam(sizes_t z, stream_t s) {
     floatS *master = sums_twice(n), *m = sums_twice(n), *v = sums_twice(n), *grad = sums_once(n);
     floatS *ema0 = sums_twice(n), *ema1 = sums_twice(n);
     if (ready()) adam_update(weight ? weight : (floatX*)master, master, m, v, ema0, ema1, grad, n, adam, s);
+}
+// With one average: that of the diffusion transformer.
+static void run_adamw(sizes_t z, stream_t s) {
+    size_t n = elements(z);
+    adam_t adam = {0, 0.9, 0, 1e-8, 0, 1, {0.9, 0}, 1};
+    floatX* weight = weights_of(n);
+    floatS *master = sums_twice(n), *m = sums_twice(n), *v = sums_twice(n), *grad = sums_once(n), *ema = sums_twice(n);
+    if (ready()) adam_update(weight ? weight : (floatX*)master, master, m, v, ema, NULL, grad, n, adam, s);
 }
 static void run_exchange(sizes_t z, stream_t s) {
     size_t n = elements(z);
@@ -358,6 +496,17 @@ static void run_exchange(sizes_t z, stream_t s) {
 #define TAPS(WHERE, SCALING, ...)                                               \
     {"lpips_tap_forward", WHERE, run_lpips_tap, SCALING, __VA_ARGS__},          \
     {"lpips_tap_backward", WHERE, run_lpips_tap_backward, SCALING, __VA_ARGS__}
+#define RMSNORMS(WHERE, SCALING, ...)                                           \
+    {"rmsnorm_modulate_forward", WHERE, run_rmsnorm, SCALING, __VA_ARGS__},     \
+    {"rmsnorm_modulate_backward", WHERE, run_rmsnorm_backward, SCALING, __VA_ARGS__}, \
+    {"gated_rmsnorm_modulate_forward", WHERE, run_gated, SCALING, __VA_ARGS__}, \
+    {"gated_rmsnorm_modulate_backward", WHERE, run_gated_backward, SCALING, __VA_ARGS__}
+#define ROPES(WHERE, SCALING, ...)                                              \
+    {"qknorm_rope_forward", WHERE, run_rope, SCALING, __VA_ARGS__},             \
+    {"qknorm_rope_backward", WHERE, run_rope_backward, SCALING, __VA_ARGS__}
+#define SWIGLUS(WHERE, SCALING, ...)                                            \
+    {"swiglu_forward", WHERE, run_swiglu, SCALING, __VA_ARGS__},                \
+    {"swiglu_backward", WHERE, run_swiglu_backward, SCALING, __VA_ARGS__}
 
 static const case_t cases[] = {
     // decoder, from the latent up
@@ -431,6 +580,35 @@ static const case_t cases[] = {
     {"adam_update", "stage 2 348.62M", run_adam, AT_ONCE, {1, 1, 1, 348620000, 0, 0, 0}},
     {"exchange_weights", "decoder 41.42M", run_exchange, AT_ONCE, {1, 1, 1, 41417600, 0, 0, 0}},
     {"exchange_weights", "stage 2 348.62M", run_exchange, AT_ONCE, {1, 1, 1, 348620000, 0, 0, 0}},
+    // LightningDiT-XL/1 on 16x16 latents with 32 channels: 28 blocks, the modulation of all of them in one product
+    MATMULS("XL/1 qkv", PER_IMAGE, {1, 256, 1, 1152, 3456, 0, 0}),
+    MATMULS("XL/1 proj", PER_IMAGE, {1, 256, 1, 1152, 1152, 0, 0}),
+    MATMULS("XL/1 w12", PER_IMAGE, {1, 256, 1, 1152, 6144, 0, 0}),
+    MATMULS("XL/1 w3", PER_IMAGE, {1, 256, 1, 3072, 1152, 0, 0}),
+    MATMULS("XL/1 patches", PER_IMAGE, {1, 256, 1, 32, 1152, 0, 0}),
+    MATMULS("XL/1 output", PER_IMAGE, {1, 256, 1, 1152, 32, 0, 0}),
+    MATMULS("XL/1 modulation", PER_IMAGE, {1, 1, 1, 1152, 195840, 0, 0}),
+    ATTENTIONS("XL/1", PER_IMAGE, {1, 256, 16, 72, 0, 0, 0}),
+    ATTENTIONS("B/1", PER_IMAGE, {1, 256, 12, 64, 0, 0, 0}),
+    RMSNORMS("XL/1", PER_IMAGE, {1, 256, 1, 1152, 0, 0, 0}),
+    ROPES("XL/1", PER_IMAGE, {1, 256, 16, 72, 0, 0, 0}),
+    ROPES("XL/1, QK-norm", PER_IMAGE, {1, 256, 16, 72, 0, 1, 0}),
+    SWIGLUS("XL/1", PER_IMAGE, {1, 256, 1, 3072, 0, 0, 0}),
+    {"timestep_features", "XL/1", run_time_features, PER_IMAGE, {1, 1, 1, 256, 0, 0, 0}},
+    {"condition_forward", "XL/1", run_condition, PER_IMAGE, {1, 1, 1, 1152, 0, 0, 0}},
+    {"condition_backward", "XL/1", run_condition_backward, PER_IMAGE, {1, 1, 1, 1152, 0, 0, 0}},
+    {"position_add_forward", "XL/1", run_position_add, PER_IMAGE, {1, 256, 1, 1152, 0, 0, 0}},
+    {"to_floatX", "XL/1", run_to_floatX, PER_IMAGE, {1, 256, 1, 1152, 0, 0, 0}},
+    {"patchify_forward", "XL/2", run_patchify, PER_IMAGE, {1, 16, 16, 32, 0, 2, 0}},
+    {"unpatchify_forward", "XL/2", run_unpatchify, PER_IMAGE, {1, 16, 16, 32, 0, 2, 0}},
+    {"unpatchify_backward", "XL/2", run_unpatchify_backward, PER_IMAGE, {1, 16, 16, 32, 0, 2, 0}},
+    {"flow_path", "latents", run_flow_path, PER_IMAGE, {1, 16, 16, 32, 0, 0, 0}},
+    {"flow_loss", "latents", run_flow_loss, PER_IMAGE, {1, 16, 16, 32, 0, 0, 0}},
+    {"flow_guide", "latents", run_flow_guide, PER_IMAGE, {1, 16, 16, 32, 0, 0, 0}},
+    {"flow_combine", "latents", run_flow_combine, PER_IMAGE, {1, 16, 16, 32, 0, 0, 0}},
+    {"latent_denormalise", "latents", run_denormalise, PER_IMAGE, {1, 16, 16, 32, 0, 0, 0}},
+    {"sum_squares", "XL/1 674.96M", run_sum_squares, AT_ONCE, {1, 1, 1, 674961696, 0, 0, 0}},
+    {"adam_update", "XL/1 674.96M", run_adamw, AT_ONCE, {1, 1, 1, 674961696, 0, 1, 0}},
     // the miniature, its batch of 32
     CONVS("mini decoder 4x4", AT_ONCE, {32, 4, 4, 64, 64, 3, 1}),
     CONVS("mini decoder 16x16", AT_ONCE, {32, 16, 16, 32, 32, 3, 1}),
@@ -454,6 +632,20 @@ static const case_t cases[] = {
     UPSAMPLES("mini 16x16", AT_ONCE, {32, 16, 16, 32, 0, 0, 0}),
     TAPS("mini VGG 1", AT_ONCE, {32, 32, 32, 16, 0, 0, 0}),
     {"adam_update", "mini 1M values", run_adam, AT_ONCE, {1, 1, 1 << 10, 1 << 10, 0, 0, 0}},
+    // LightningDiT mini, its batch of 128
+    MATMULS("mini DiT qkv", AT_ONCE, {128, 16, 1, 128, 384, 0, 0}),
+    MATMULS("mini DiT w12", AT_ONCE, {128, 16, 1, 128, 688, 0, 0}),
+    MATMULS("mini DiT w3", AT_ONCE, {128, 16, 1, 344, 128, 0, 0}),
+    MATMULS("mini DiT modulation", AT_ONCE, {128, 1, 1, 128, 4864, 0, 0}),
+    ATTENTIONS("mini DiT", AT_ONCE, {128, 16, 4, 32, 0, 0, 0}),
+    RMSNORMS("mini DiT", AT_ONCE, {128, 16, 1, 128, 0, 0, 0}),
+    ROPES("mini DiT", AT_ONCE, {128, 16, 4, 32, 0, 0, 0}),
+    ROPES("mini DiT, QK-norm", AT_ONCE, {128, 16, 4, 32, 0, 1, 0}),
+    SWIGLUS("mini DiT", AT_ONCE, {128, 16, 1, 344, 0, 0, 0}),
+    {"condition_forward", "mini DiT", run_condition, AT_ONCE, {128, 1, 1, 128, 0, 0, 0}},
+    {"condition_backward", "mini DiT", run_condition_backward, AT_ONCE, {128, 1, 1, 128, 0, 0, 0}},
+    {"flow_path", "mini DiT", run_flow_path, AT_ONCE, {128, 4, 4, 16, 0, 0, 0}},
+    {"flow_loss", "mini DiT", run_flow_loss, AT_ONCE, {128, 4, 4, 16, 0, 0, 0}},
 };
 enum { CASES = sizeof cases / sizeof cases[0] };
 
@@ -492,7 +684,7 @@ typedef struct {
 static void bench_case(const bench_t* bench, const case_t* c) {
     const sizes_t* z = &c->z;
     if (!prepare(c, bench->stream)) {
-        printf("%-28s%-20s  left out: wants %.2f GiB, -memory is %.2f\n", c->name, c->where, arena.set / 1073741824.0,
+        printf("%-32s%-20s  left out: wants %.2f GiB, -memory is %.2f\n", c->name, c->where, arena.set / 1073741824.0,
                arena.size / 1073741824.0);
         return;
     }
@@ -500,7 +692,7 @@ static void bench_case(const bench_t* bench, const case_t* c) {
     bench_time_t t = bench_measure_short(run_case, (void*)c, bench->runs, bench->stream);
     double flops = 2 * macs / t.seconds, rate = bytes / t.seconds;
     double compute = flops / bench->limits.flops, memory = rate / bench->limits.bytes;
-    printf("%-28s%-20s%11.1f", c->name, c->where, t.seconds * 1e6);
+    printf("%-32s%-20s%11.1f", c->name, c->where, t.seconds * 1e6);
     if (macs > 0) printf("%10.4g", flops * 1e-12);
     else printf("%10s", "");
     printf("%9.1f", rate * 1e-9);
@@ -546,7 +738,11 @@ int main(int argc, char** argv) {
     arena.size = memory * 1073741824.0 < (double)most ? (size_t)(memory * 1073741824.0) : most;
     arena.memory = (char*)device_malloc(arena.size, "the benchmark's tensors");
     bench_fill((floatX*)arena.memory, arena.size / sizeof(floatX), 1, bench.stream);
-    printf("%-28s%-20s%11s%10s%9s%9s%8s\n", "operation", "where", "us", "TFLOP/s", "GB/s", "compute", "memory");
+    int labels[MOST_IMAGES];
+    for (int i = 0; i < MOST_IMAGES; i++) labels[i] = i * 37 % CLASSES;
+    arena.labels = (int*)device_malloc(sizeof labels, "labels");
+    copy_to_device(arena.labels, labels, sizeof labels, 0);
+    printf("%-32s%-20s%11s%10s%9s%9s%8s\n", "operation", "where", "us", "TFLOP/s", "GB/s", "compute", "memory");
     for (int i = 0; i < CASES; i++) {
         case_t c = cases[i];
         if (!strstr(c.name, only) && !strstr(c.where, only)) continue;
@@ -555,6 +751,7 @@ int main(int argc, char** argv) {
     }
     if (bench.json) fclose(bench.json);
     device_free(arena.memory);
+    device_free(arena.labels);
     device_close(bench.stream);
     cli_free(&cli);
     return 0;

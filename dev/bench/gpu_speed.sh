@@ -63,7 +63,7 @@ tables() {
     sort -n "$scratch/ratios.all" | cut -f 2- >"$scratch/ratios"
     heads="$(cat "$scratch"/*.out 2>/dev/null | grep -h 'limits: ' | head -n 1)"
     torch=$(sed -n 's/.*"torch": "\([^"]*\)".*/PyTorch \1/p' "$out/speed_torch.json" | head -n 1)
-    operation=$(printf '%-28s%-20s%10s %9s %8s %7s %-7s %10s %8s' operation where us TFLOP/s GB/s share of PyTorch faster)
+    operation=$(printf '%-32s%-20s%10s %9s %8s %7s %-7s %10s %8s' operation where us TFLOP/s GB/s share of PyTorch faster)
     {
         echo "$heads"
         echo "beside ${torch:-nothing: no Python with torch was given}"

@@ -58,7 +58,7 @@ END {
         }
         compute = field("compute_share")
         memory = field("memory_share")
-        text = sprintf("%-28s%-20s%10.1f %9s %8.0f %6.0f%% %-7s %10s %s", field("name"), field("where"), time,
+        text = sprintf("%-32s%-20s%10.1f %9s %8.0f %6.0f%% %-7s %10s %s", field("name"), field("where"), time,
             compute > 0 ? sprintf("%.1f", field("tflops")) : "", field("gbs"), 100 * field("share"),
             compute > memory ? "compute" : "memory", theirs == "" ? "-" : sprintf("%.1f", theirs), ratio(theirs, time))
         if (part == "shares") printf "%s\t%s\n", field("share"), text
