@@ -14,7 +14,8 @@
 //
 // Images come one at a time and are not kept. The size of the file is known from the start and is reserved; the
 // CRC is known at the end, and is written back into the local header. Arrays of statistics lie in memory and are
-// written one after another, with a local header each. The file is PATH.tmp until it is complete. Errors end the program.
+// written one after another, with a local header each. The file is PATH.tmp until it is complete. Errors end the
+// program.
 // (PKWARE's APPNOTE 6.3, sections 4.3 and 4.5.3; numpy.lib.format.) Look next at common/npz_reader.h, which reads them.
 #pragma once
 #include <errno.h>

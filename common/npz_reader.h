@@ -20,13 +20,11 @@
 // texts. CRC-32: compared by npz_read_doubles, and by npz_read_rows when all rows are read in order.
 // Not for several threads at once. (numpy/lib/format.py.) Look next at common/npz.h, the writer.
 #pragma once
-#include <math.h>
-
 // defines: file_map, file_fail, file_number
 #include "common/file_map.h"
 // defines: fatal, malloc_check, calloc_check
 #include "common/log.h"
-// defines: st_dtype_t, st_dtype_info, st_from_f16, ST_MAX_DIMENSIONS
+// defines: st_dtype_t, st_dtype_info, st_value, ST_MAX_DIMENSIONS
 #include "common/safetensors.h"
 // defines: zip_t, zip_entry_t, zip_stream_t, zip_open, zip_stream_*
 #include "common/zip.h"
@@ -419,21 +417,6 @@ static inline void npz_read_rows(const npz_array_t* a, void* out, size_t first, 
     if (!npz_try_rows(a, out, first, count, error, sizeof error)) fatal("%s: %s", a->file, error);
 }
 
-// One value of the file as a double. 64-bit integers beyond 2^53 are rounded.
-static inline double npz_value(st_dtype_t dtype, const unsigned char* at) {
-    double real;
-    float single;
-    switch (dtype) {
-    case ST_U8: return at[0];
-    case ST_F16: return st_from_f16((uint16_t)file_number(at, 2));
-    case ST_I32: return (int32_t)file_number(at, 4);
-    case ST_I64: return (double)(int64_t)file_number(at, 8);
-    case ST_F32: memcpy(&single, at, 4); return single;
-    case ST_F64: memcpy(&real, at, 8); return real;
-    default: return NAN;
-    }
-}
-
 // Row `row` of a one-dimensional array, such as a label.
 static inline double npz_read_number(const npz_array_t* a, size_t row) {
     unsigned char value[8];
@@ -441,7 +424,7 @@ static inline double npz_read_number(const npz_array_t* a, size_t row) {
         fatal("%s: array \"%s\" is no list of numbers; give a file where it is one", a->file, a->name);
     }
     npz_read_rows(a, value, row, 1);
-    return npz_value(a->dtype, value);
+    return st_value(a->dtype, value);
 }
 
 // out = the whole array
@@ -455,7 +438,7 @@ static inline void npz_read_doubles(const npz_array_t* a, double* out) { // (num
     unsigned char* row = (unsigned char*)malloc_check(values * a->bytes, "a row of an array");
     for (size_t i = 0; i < npz_rows(a); i++) {
         npz_read_rows(a, row, i, 1);
-        for (size_t j = 0; j < values; j++) out[i * values + j] = npz_value(a->dtype, row + j * a->bytes);
+        for (size_t j = 0; j < values; j++) out[i * values + j] = st_value(a->dtype, row + j * a->bytes);
     }
     free(row);
 }

@@ -35,7 +35,7 @@
 
 // defines: floatS
 #include "common/device.h"
-// defines: file_map
+// defines: file_map, file_number
 #include "common/file_map.h"
 // defines: json_text_t, json_append, json_reader_t, json_key, json_string, json_number
 #include "common/json.h"
@@ -431,6 +431,30 @@ static inline void st_store(st_dtype_t dtype, double value, unsigned char* out) 
     } else {
         uint16_t half = dtype == ST_F16 ? st_to_16_bits(value, 10, 15) : st_to_16_bits(value, 7, 127);
         memcpy(out, &half, 2);
+    }
+}
+
+// Is it a type of numbers that st_value knows?
+static inline int st_dtype_is_number(st_dtype_t dtype) { return dtype <= ST_U16; }
+
+// One value of a file as a double; NaN for types of no or unknown arithmetic. 64-bit integers beyond 2^53 are rounded.
+static inline double st_value(st_dtype_t dtype, const unsigned char* at) {
+    double real;
+    float single;
+    switch (dtype) {
+    case ST_F64: memcpy(&real, at, 8); return real;
+    case ST_F32: memcpy(&single, at, 4); return single;
+    case ST_F16: return st_from_f16((uint16_t)file_number(at, 2));
+    case ST_BF16: return st_from_bf16((uint16_t)file_number(at, 2));
+    case ST_I64: return (double)(int64_t)file_number(at, 8);
+    case ST_I32: return (int32_t)file_number(at, 4);
+    case ST_I16: return (int16_t)file_number(at, 2);
+    case ST_I8: return (int8_t)*at;
+    case ST_U8: case ST_BOOL: return *at;
+    case ST_U64: return (double)file_number(at, 8);
+    case ST_U32: return (double)file_number(at, 4);
+    case ST_U16: return (double)file_number(at, 2);
+    default: return NAN;
     }
 }
 
