@@ -20,7 +20,7 @@
 #include "common/comm.h"
 // defines: make_folder
 #include "common/folder.h"
-// defines: generator_t, generator_open, generator_load, generator_label, dit_sampler_draw
+// defines: generator_t, generator_open, generator_use_statistics, generator_load, generator_label, dit_sampler_draw
 #include "common/generator.h"
 // defines: image_grid, image_write_png
 #include "common/image.h"
@@ -30,7 +30,7 @@
 #include "common/npz.h"
 
 typedef struct {
-    const char *preset, *dit, *tokenizer, *classes, *out, *images, *npz;
+    const char *preset, *dit, *tokenizer, *latent_stats, *classes, *out, *images, *npz;
     int n, solver, steps, cfg_channels, batch, raw, block, time_limit;
     double cfg, cfg_start, shift;
     size_t seed;
@@ -77,10 +77,12 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
         {NULL, "n", CLI_INT, &o->n, "8", "[1, 100000000]", "images of each class, or in all", CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "seed of the noise", CLI_SAVED},
         {"Models", "dit", CLI_STRING, &o->dit, "", NULL,
-         "weights: a checkpoint of train_dit, an exported one, or any safetensors file with LightningDiT's names",
+         "weights: a checkpoint of train_dit, an exported one, or LightningDiT's as published (.pt, .safetensors)",
          CLI_SAVED},
-        {NULL, "tokenizer", CLI_STRING, &o->tokenizer, "", NULL, "checkpoint of train_tokenizer, or an exported one",
-         CLI_SAVED},
+        {NULL, "tokenizer", CLI_STRING, &o->tokenizer, "", NULL,
+         "checkpoint of train_tokenizer, an exported one, or VA-VAE's file as published", CLI_SAVED},
+        {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
+         "mean and deviation of the latents where the DiT's file has none: LightningDiT's latents_stats.pt", CLI_SAVED},
         {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "the DiT's raw weights instead of their average", CLI_SAVED},
         {"How", "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
          "points of the time grid: one step less, as LightningDiT counts", CLI_SAVED},
@@ -390,6 +392,7 @@ static void open_models(sample_t* r) {
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
                                      {o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed};
     generator_open(g, o->dit, o->tokenizer, o->raw, options);
+    if (o->latent_stats[0]) generator_use_statistics(g, o->latent_stats);
     choose_classes(r);
     generator_load(g);
     g->sampler.sampler.progress = progress;

@@ -139,7 +139,7 @@ static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_
     options_read(&o, info->config, path);
     o.stage = o.chunk = 1;
     o.batch = batch;
-    if (size) o.image_size = size;
+    if (size > 0) o.image_size = size;
     tokenizer_config_t c = options_tokenizer(&o, 1);
     a->info = *info;
     a->info.config = NULL; // it ends with the open file
@@ -155,16 +155,18 @@ static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_
     return o.ema;
 }
 
-// The same for an autoencoder of LDM's kind. size 0: LDM_IMAGE_SIZE.
+// The same for an autoencoder of LDM's kind. size 0: LDM_IMAGE_SIZE; -n: that of n x n latents.
 static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t* l, int size, int batch) {
     a->ldm = 1;
     a->data = strdup("");
     if (!a->data) fatal("no memory for the name of a data set");
     a->cnn.config = l->encoder;
     a->decoder.config = l->decoder;
+    int factor = 1 << (l->encoder.levels - 1);
     if (!size) size = LDM_IMAGE_SIZE;
+    if (size < 0) size = -size * factor;
     autoencoder_check_size(&l->encoder, size, size);
-    autoencoder_set_size(a, size, 1 << (l->encoder.levels - 1), batch);
+    autoencoder_set_size(a, size, factor, batch);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -297,7 +299,8 @@ static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f
 
 // Opens a tokenizer's file for up to `batch` images a call. `average`: AUTOENCODER_RAW, or AUTOENCODER_AVERAGED: the
 // average that the file's -ema names; others' files hold one set of weights. `size`: height and width of the images, 0:
-// those it was trained on. Ends with a message when the file does not serve.
+// those it was trained on; -n: those that make latents of n x n, for an autoencoder of LDM's kind, which takes any. Ends
+// with a message when the file does not serve.
 void autoencoder_open_sized(autoencoder_t* a, const char* path, int average, int size, int batch, int encode,
                             int decode) {
     memset(a, 0, sizeof *a);

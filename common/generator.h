@@ -1,17 +1,19 @@
 // generator.h: a trained LightningDiT and the tokenizer whose latents it has learnt, opened as one thing that draws.
 //
 //     generator_open(&g, "dit.safetensors", "tokenizer.safetensors", 0, options);   what it is: shapes, classes
+//     generator_use_statistics(&g, "latents_stats.pt");                             where neither file has them
 //     generator_load(&g);                                                           its weights and memory
 //     dit_sampler_draw(&g.sampler, pixels, numbers, labels, n, s);
 //     generator_close(&g);
 //
 // The two must belong together: a DiT names the fingerprint of the tokenizer that made its latents, and another one is
-// refused. The statistics that normalise latents come from the DiT's file; a file without them (LightningDiT's own) uses
-// those of the tokenizer's checkpoint. Opening costs the headers and the tokenizer alone, so that a question that the
+// refused. The statistics that normalise latents come from the DiT's file; a file without them (LightningDiT's own)
+// uses those of the tokenizer's checkpoint; where that has none either (VA-VAE's own), a file of them must be named.
+// Opening costs the headers and the tokenizer alone, so that a question that the
 // model cannot answer (class 1000) ends before gigabytes are read.
 // Users: sample.cu and eval.cu. Look next at common/dit_sampler.h.
 #pragma once
-// defines: dit_describe, dit_read_weights
+// defines: dit_describe, dit_read_weights, dit_read_statistics
 #include "common/dit_checkpoint.h"
 // defines: dit_sampler_t, dit_sampler_open, dit_sampler_draw, dit_sampler_batch, dit_sampler_pass
 #include "common/dit_sampler.h"
@@ -30,6 +32,7 @@ typedef struct {
     autoencoder_t tokenizer;
     dit_sampler_t sampler;
     floatS *mean, *std;   // (C) of the latents
+    int statistics;       // they are known
 } generator_t;
 
 static inline void generator_read_statistics(generator_t* g) {
@@ -39,10 +42,18 @@ static inline void generator_read_statistics(generator_t* g) {
     if (safetensors_find(&g->file, "latent.mean")) {
         checkpoint_read_vector(&g->file, g->path, "latent.mean", g->mean, C);
         checkpoint_read_vector(&g->file, g->path, "latent.std", g->std, C);
-    } else {
+        g->statistics = 1;
+    } else if (g->tokenizer.statistics) {
         warn("%s has no latent statistics; those of the tokenizer's checkpoint are taken", g->path);
         if (g->tokenizer.z == C) memcpy(g->mean, g->tokenizer.mean, 2 * C * sizeof(floatS));
+        g->statistics = 1;
     }
+}
+
+// Takes the statistics from a file of their own: LightningDiT's latents_stats.pt, or latents_stats.st of train_dit.
+void generator_use_statistics(generator_t* g, const char* path) {
+    dit_read_statistics(path, g->net.config.C, g->mean, g->std);
+    g->statistics = 1;
 }
 
 // Opens both files, checks that they belong together, and reads all but the DiT's weights.
@@ -52,9 +63,10 @@ void generator_open(generator_t* g, const char* dit, const char* tokenizer, int 
     g->tokenizer_path = tokenizer;
     g->raw = raw;
     g->options = options;
-    safetensors_open_or_die(&g->file, dit);
+    tensor_file_open_or_die(&g->file, dit);
     g->net.config = dit_describe(&g->file, dit, raw);
-    autoencoder_open(&g->tokenizer, tokenizer, AUTOENCODER_AVERAGED, dit_sampler_batch(options.batch), 0, 1);
+    int side = g->net.config.side, batch = dit_sampler_batch(options.batch);
+    autoencoder_open_sized(&g->tokenizer, tokenizer, AUTOENCODER_AVERAGED, -side, batch, 0, 1);
     const char* made_by = safetensors_metadata(&g->file, "tokenizer");
     if (made_by && made_by[0] && strcmp(made_by, g->tokenizer.fingerprint)) {
         fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; "
@@ -65,6 +77,10 @@ void generator_open(generator_t* g, const char* dit, const char* tokenizer, int 
 }
 
 void generator_load(generator_t* g) {
+    if (!g->statistics) {
+        fatal("neither %s nor %s tells mean and deviation of the latents; give LightningDiT's latents_stats.pt with "
+              "-latent_stats", g->path, g->tokenizer_path);
+    }
     lightningdit_register(&g->net, &g->params.table, "");
     lightningdit_plan(&g->net, &g->plan, dit_sampler_pass(g->options.batch, &g->options.guidance), 0);
     lightningdit_plan_work(&g->net, &g->work);
@@ -77,6 +93,13 @@ void generator_load(generator_t* g) {
     safetensors_close(&g->file);
 }
 
+// Draws in another way from here on. Guidance needs that generator_load has planned for it, with a scale above 1.
+void generator_use(generator_t* g, dit_sampler_options_t options) {
+    dit_sampler_close(&g->sampler);
+    g->options = options;
+    dit_sampler_open(&g->sampler, &g->net, &g->params, &g->tokenizer, g->mean, g->std, options);
+}
+
 void generator_close(generator_t* g) {
     dit_sampler_close(&g->sampler);
     autoencoder_close(&g->tokenizer);
@@ -85,6 +108,11 @@ void generator_close(generator_t* g) {
     params_free(&g->params);
     free(g->mean);
     memset(g, 0, sizeof *g);
+}
+
+// A hash of the latents' mean and deviation.
+static inline uint64_t generator_statistics_hash(const generator_t* g) {
+    return fingerprint_tensor(FINGERPRINT_START, "latent", g->mean, 2 * (size_t)g->net.config.C);
 }
 
 // The class of image k where each image has its own: balanced takes them in turn, else each is drawn.

@@ -8,6 +8,9 @@
 //   refusals       what is missing, unexpected and of another shape, by name
 //
 // The files are tests/fixtures/published*, made by dev/reference/make_published_formats.py.
+
+// defines: generator_t, generator_open, generator_use_statistics, generator_load, generator_close
+#include "common/generator.h"
 // defines: published_vavae, published_lightningdit, published_vit
 #include "tests/published.h"
 // defines: temporary_begin, temporary_path, temporary_run_child, temporary_read, temporary_end
@@ -16,6 +19,7 @@
 #define FOLDER "tests/fixtures/"
 #define VAVAE FOLDER "published_vavae.pt"
 #define LIGHTNINGDIT FOLDER "published_lightningdit.pt"
+#define STATISTICS FOLDER "published_latents_stats.pt"
 
 // The originals' answers were computed in double and stored as float32; ours are float32 throughout. LightningDiT's are
 // float32 on both sides, because the original makes its tables of rotation and its norms in it.
@@ -191,6 +195,15 @@ static void open_lightningdit(const char* name) {
     published_lightningdit(temporary_path(path, name), &answers, !strcmp(name, "raw"), &c);
 }
 
+// In a child.
+static void draw_without_statistics(const char* unused) {
+    (void)unused;
+    static generator_t g;
+    dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0}, 1, 7};
+    generator_open(&g, LIGHTNINGDIT, VAVAE, 0, options);
+    generator_load(&g);
+}
+
 static void check_refused(void (*function)(const char*), const char* name, const char* first, const char* second) {
     check(temporary_run_child(function, name) == 1, name);
     char* said = temporary_read("stderr", NULL);
@@ -223,6 +236,7 @@ static void test_refusals(void) {
     rewrite(LIGHTNINGDIT, temporary_path(path, "block"), "ema.", "ema.", "blocks.1.mlp.w3.bias", "", "ema.blocks.2.x");
     check_refused(open_lightningdit, "block", "missing: 1\n      blocks.1.mlp.w3.bias",
                   "unexpected: 1\n      ema.blocks.2.x");
+    check_refused(draw_without_statistics, "no statistics", "tells mean and deviation of the latents", "-latent_stats");
     temporary_end();
 }
 
@@ -232,14 +246,35 @@ static void test_refusals(void) {
 static void test_lightningdit(void) {
     lightningdit_config_t c;
     check_error("velocity", published_lightningdit(LIGHTNINGDIT, &answers, 0, &c), BOUND_DIT);
-    check(!strcmp(c.id, "tiny/1") && c.heads == 2 && c.depth == 2 && c.C == 5 && c.side == 4 && c.classes == 7, "size");
+    check(!strcmp(c.id, "tiny/1") && c.heads == 2 && c.depth == 2 && c.C == 2 && c.side == 3 && c.classes == 7, "size");
     check(c.qk_norm && !c.mlp_gelu && !c.no_shift, "variant");
-    floatS mean[5], std[5];
-    dit_read_statistics(FOLDER "published_latents_stats.pt", 5, mean, std);
-    for (int i = 0; i < 5; i++) {
+    floatS mean[2], std[2];
+    dit_read_statistics(STATISTICS, 2, mean, std);
+    for (int i = 0; i < 2; i++) {
         check(mean[i] == (floatS)(float)fixture_uniform("dit.mean", (size_t)i), "mean of the latents");
         check(std[i] == (floatS)(float)(2 + fixture_uniform("dit.std", (size_t)i)), "their deviation");
     }
+}
+
+// The three files together draw an image: the latent of the noise, in the statistics' units, decoded.
+static void test_generator(void) {
+    static generator_t g;
+    dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0}, 1, 7};
+    uint8_t pixels[48 * 48 * 3], again[48 * 48 * 3];
+    uint64_t number = 3;
+    int label = 2;
+    generator_open(&g, LIGHTNINGDIT, VAVAE, 0, options);
+    check(!g.statistics && g.tokenizer.H == 48, "images of the DiT's size");
+    generator_use_statistics(&g, STATISTICS);
+    generator_load(&g);
+    dit_sampler_draw(&g.sampler, pixels, &number, &label, 1, 0);
+    const floatX* z = g.sampler.z; // (3, 3, 2) what the decoder was given
+    for (int i = 0; i < 18; i++) {
+        check_error("the statistics", fabs((double)g.sampler.x[i] * g.std[i % 2] + g.mean[i % 2] - z[i]), 1e-5);
+    }
+    image_bytes_from_floats(again, autoencoder_decode(&g.tokenizer, z, 1, 0), sizeof again);
+    check(!memcmp(pixels, again, sizeof again), "the picture is the decoded latent");
+    generator_close(&g);
 }
 
 static void test_vits(void) {
@@ -259,6 +294,7 @@ int main(int argc, char** argv) {
     if (test_case("either half alone")) { test_halves(); test_end_case(); }
     if (test_case("LightningDiT against the original; latent statistics")) { test_lightningdit(); test_end_case(); }
     if (test_case("DINOv2 and MAE as facebook publishes them, against timm")) { test_vits(); test_end_case(); }
+    if (test_case("LightningDiT draws with VA-VAE")) { test_generator(); test_end_case(); }
     if (test_case("layouts: prefixes, training checkpoints")) { test_layouts(); test_end_case(); }
     if (test_case("refusals")) { test_refusals(); test_end_case(); }
     safetensors_close(&answers);

@@ -162,7 +162,7 @@ def vavae(checkout, folder, narrow):
 def lightningdit(checkout, folder, narrow):
     """{"ema": ...}, as the published ones; the narrow one has QK-norm."""
     original, _ = import_original(checkout)
-    config = dict(side=4, patch=1, z=5, dim=40, depth=2, heads=2, classes=7) if narrow else \
+    config = dict(side=3, patch=1, z=2, dim=40, depth=2, heads=2, classes=7) if narrow else \
         dict(side=16, patch=1, z=32, dim=1152, depth=28, heads=16, classes=1000)
     model = original.LightningDiT(
         input_size=config["side"], patch_size=config["patch"], in_channels=config["z"], hidden_size=config["dim"],
