@@ -36,6 +36,11 @@ static inline int conv_is_square(conv_t c) {
     return c.KH == c.KW && c.pad_top == c.pad_left && c.pad_bottom == c.pad_right && conv_out_row(c) == c.OC;
 }
 
+// What the FID Inception network sees of an image of bytes v, at 299 x 299 (bytes_resize_forward):
+//   INCEPTION_PT   pytorch-fid: pixels are areas, 2 (v / 255) - 1
+//   INCEPTION_TF   TensorFlow's graph (ADM, TTUR): pixels are points from the corner on, (v - 128) / 128
+typedef enum { INCEPTION_PT, INCEPTION_TF } inception_input_t;
+
 // An affine map of the three colour channels: y_c = scale_c x_c + shift_c.
 typedef struct { double scale[3], shift[3]; } channel_affine_t;
 

@@ -295,6 +295,34 @@ void upsample_forward(floatX* out, const floatX* x, int B, int H, int W, int C, 
 void upsample_backward(floatX* dx, const floatX* dout, int B, int H, int W, int C,
                        stream_t s); // (B,H,W,C) <- (B,2H,2W,C)
 
+// The pools of Inception-v3, forward only.                                                              dev/cpu/pool.h
+// 3x3 maximum with `pad` cells of -infinity around x, 0 or 1; OH = (H + 2 pad - 3) / stride + 1, rounded down. A NaN is
+// the maximum. `row`: values from pixel to pixel of out, C or more, as conv_t's out_row.                  1 + 1 passes
+void maxpool3_forward(floatX* out,     // (B, OH, OW, row), C of them
+                      const floatX* x, // (B, H, W, C)
+                      int B, int H, int W, int C, int stride, int pad, int row, stream_t s);
+// 3x3 mean of the cells that are there, stride 1: of 4 in corners, 6 at edges, 9 inside.
+void avgpool3_forward(floatX* out,     // (B, H, W, C)
+                      const floatX* x, // (B, H, W, C)
+                      int B, int H, int W, int C, stream_t s);
+// Features of an image, in full precision: the mean over its positions; and the first n channels of each position.
+void mean_positions_forward(floatS* out,     // (B, C)
+                            const floatX* x, // (B, HW, C)
+                            int B, int HW, int C, stream_t s);
+void first_channels_forward(floatS* out,     // (N, n)
+                            const floatX* x, // (N, C)
+                            size_t N, int C, int n, stream_t s);
+// out = x weight^T in full precision, each row by itself: the same bits whatever N is.                       N C OC MAC
+void features_matmul_forward(floatS* out,          // (N, OC)
+                             const floatS* x,      // (N, C)
+                             const floatX* weight, // (OC, C)
+                             size_t N, int C, int OC, stream_t s);
+// Bytes to the input of the Inception network: two taps an axis, no antialiasing. With the sizes' ratio r = H / OH in
+// fp32, row i lies between lo = floor(i r) and lo + 1 (TF), or floor(max((i + 1/2) r - 1/2, 0)) (PT), cut at H - 1.
+void bytes_resize_forward(floatX* out,          // (B, OH, OW, 3)
+                          const uint8_t* bytes, // (B, H, W, 3)
+                          inception_input_t input, int B, int H, int W, int OH, int OW, stream_t s);
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Losses                                                                                                dev/cpu/loss.h
 // Forwards write one value an image (B) or one a chunk (B / chunk); backwards take `scale`, the derivative of the
@@ -641,6 +669,7 @@ void normal_rows(floatS* out, // (B, n)
 #include "common/cuda/embed.cuh"
 #include "common/cuda/conv.cuh"
 #include "common/cuda/resample.cuh"
+#include "common/cuda/pool.cuh"
 #include "common/cuda/loss.cuh"
 #include "common/cuda/rmsnorm.cuh"
 #include "common/cuda/rope.cuh"
@@ -656,6 +685,7 @@ void normal_rows(floatS* out, // (B, n)
 #include "dev/cpu/attention.h"
 #include "dev/cpu/embed.h"
 #include "dev/cpu/conv.h"
+#include "dev/cpu/pool.h"
 #include "dev/cpu/loss.h"
 #include "dev/cpu/rmsnorm.h"
 #include "dev/cpu/rope.h"

@@ -213,7 +213,7 @@ typedef struct {
     floatX* values;     // (first + ranks shard) what the operations read; behind `total` padding
     floatS* frozen;     // (first) full-precision weights of what is frozen, so that a file gets back the numbers that
                         //         came from one; NULL where values are full-precision themselves, and in a table
-                        //         that is frozen whole, which nobody saves
+                        //         that is frozen whole, which nobody saves, unless it calls params_keep_frozen
     floatS* grads;      // (ranks shard) of all trained values
     floatS* master;     // (shard)  full-precision weights; where floatX is floatS, the memory of values
     floatS* m;          // (shard)  Adam's first moment
@@ -277,6 +277,12 @@ void params_allocate(params_t* p, size_t first, int n_ema, const char* what) {
     for (int i = 0; i < n_ema; i++) p->ema[i] = (floatS*)params_buffer(bytes, what);
 }
 
+// Full-precision copies for a table that is frozen whole, before its values are set: for weights that are to be
+// computed with, once, before they are rounded (params_read_frozen).
+void params_keep_frozen(params_t* p, const char* what) {
+    if (PARAMS_TWICE && !p->frozen) p->frozen = (floatS*)params_buffer(p->first * sizeof(floatS), what);
+}
+
 void params_free(params_t* p) {
     if (PARAMS_TWICE) device_free(p->master);
     device_free(p->frozen);
@@ -315,9 +321,9 @@ static inline void params_store_shard(const params_t* p, floatS* shard, size_t b
 // Sets n weights of one tensor from the host, in memory order: what the operations read, and the full-precision copy.
 void params_store(params_t* p, size_t offset, const floatS* host, size_t n) {
     copy_floats_to_device(p->values + offset, host, n);
-    if (!PARAMS_TWICE || !p->master) return;
+    if (!PARAMS_TWICE) return;
     if (offset >= p->first) params_store_shard(p, p->master, offset - p->first, host, n);
-    else copy_to_device(p->frozen + offset, host, n * sizeof(floatS), 0);
+    else if (p->frozen) copy_to_device(p->frozen + offset, host, n * sizeof(floatS), 0);
 }
 
 // Reads n weights of a frozen tensor, in memory order.
