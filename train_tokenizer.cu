@@ -40,7 +40,7 @@
 #include "common/autoencoder.h"
 // defines: make_folder
 #include "common/folder.h"
-// defines: weights_load_vit, weights_load_table
+// defines: weights_load_vit, weights_load_lpips
 #include "common/weights.h"
 // defines: options_t, options_parse, options_read, options_tokenizer
 #include "common/options.h"
@@ -102,7 +102,7 @@ static void need_weights(const options_t* o, const char* flag, const char* path)
     if (!access(path, F_OK)) return;
     fatal("-%s %s: there is no such file; %s", flag, path,
           !strcmp(o->preset, "mini") ? "`make demo` makes those of the miniature world first (with build/cpu/pretrain)"
-                                     : "give the path of the published weights, a safetensors file");
+                                     : "give the path of the published weights (.safetensors, .pt, .pth)");
 }
 
 // The frozen networks and, at the start of stage 1, the encoder.
@@ -110,8 +110,8 @@ static void load_pretrained(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
     if (o->lpips_weights[0]) {
-        need_weights(o, "lpips_weights", o->lpips_weights);
-        weights_load_table(&t->lpips_params, "", o->lpips_weights, "");
+        if (!strchr(o->lpips_weights, ',')) need_weights(o, "lpips_weights", o->lpips_weights);
+        weights_load_lpips(&t->lpips_params, o->lpips_weights);
         printf("LPIPS          %s\n", o->lpips_weights);
     } else {
         warn("no -lpips_weights: LPIPS compares random features. Good for a test of speed, not for training");

@@ -88,7 +88,7 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "stage 1: pretrained encoder, safetensors (timm, facebook or Hugging Face names); without it, random",
          CLI_NOT_SAVED},
         {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL,
-         "VGG16 and LPIPS heads, safetensors; without it, random", CLI_NOT_SAVED},
+         "VGG16 and LPIPS heads, one file or two (VGG16.pth,HEADS.pth); without it, random", CLI_NOT_SAVED},
         {NULL, "dry_run", CLI_BOOL, &o->dry_run, "0", NULL, "print parameters, memory and cost, then stop",
          CLI_NOT_SAVED},
         {NULL, "restart", CLI_BOOL, &o->restart, "0", NULL, "begin the stage again although it has a checkpoint",

@@ -6,7 +6,7 @@
 // (score_mean), which LightningDiT's mean of batch means only is where all batches are full.
 //
 //     perceptual_open(&p, vgg16_config(), batch, H, W);
-//     weights_load_table(&p.params, "", path, "");     // p.params has the names of the lpips package
+//     weights_load_lpips(&p.params, path);             // p.params has the names of the lpips package
 //     perceptual_distance(&p, distances, xhat, x, n, stream);
 //
 // In the GPU build in bf16 activations have 8 bits: report from PRECISION=FP32, which agrees with PyTorch to 1e-6.

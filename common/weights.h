@@ -112,15 +112,18 @@ static const weights_rule_t weights_hf_siglip[] = {
     {"logit_bias", NULL, PART_WHOLE},
     {NULL, NULL, PART_WHOLE}};
 
-// torchvision's VGG16 -> the five slices of LPIPS, behind "net."
-static const weights_rule_t weights_torchvision_vgg16[] = {
-    {"features.0.*", "slice1.0.*", PART_WHOLE},   {"features.2.*", "slice1.2.*", PART_WHOLE},
-    {"features.5.*", "slice2.5.*", PART_WHOLE},   {"features.7.*", "slice2.7.*", PART_WHOLE},
-    {"features.10.*", "slice3.10.*", PART_WHOLE}, {"features.12.*", "slice3.12.*", PART_WHOLE},
-    {"features.14.*", "slice3.14.*", PART_WHOLE}, {"features.17.*", "slice4.17.*", PART_WHOLE},
-    {"features.19.*", "slice4.19.*", PART_WHOLE}, {"features.21.*", "slice4.21.*", PART_WHOLE},
-    {"features.24.*", "slice5.24.*", PART_WHOLE}, {"features.26.*", "slice5.26.*", PART_WHOLE},
-    {"features.28.*", "slice5.28.*", PART_WHOLE}, {"classifier.*", NULL, PART_WHOLE},
+// LPIPS: torchvision's VGG16 (vgg16-397923af.pth) and the heads of the lpips package (v0.1/vgg.pth), which come in two
+// files, or its whole module in one, which holds the heads twice
+static const weights_rule_t weights_lpips[] = {
+    {"features.0.*", "net.slice1.0.*", PART_WHOLE},   {"features.2.*", "net.slice1.2.*", PART_WHOLE},
+    {"features.5.*", "net.slice2.5.*", PART_WHOLE},   {"features.7.*", "net.slice2.7.*", PART_WHOLE},
+    {"features.10.*", "net.slice3.10.*", PART_WHOLE}, {"features.12.*", "net.slice3.12.*", PART_WHOLE},
+    {"features.14.*", "net.slice3.14.*", PART_WHOLE}, {"features.17.*", "net.slice4.17.*", PART_WHOLE},
+    {"features.19.*", "net.slice4.19.*", PART_WHOLE}, {"features.21.*", "net.slice4.21.*", PART_WHOLE},
+    {"features.24.*", "net.slice5.24.*", PART_WHOLE}, {"features.26.*", "net.slice5.26.*", PART_WHOLE},
+    {"features.28.*", "net.slice5.28.*", PART_WHOLE}, {"classifier.*", NULL, PART_WHOLE},
+    {"net.*", "net.*", PART_WHOLE},                   {"lin{i}.*", "lin{i}.*", PART_WHOLE},
+    {"lins.*", NULL, PART_WHOLE},                     {"scaling_layer.*", NULL, PART_WHOLE},
     {NULL, NULL, PART_WHOLE}};
 
 typedef struct {
@@ -205,6 +208,7 @@ typedef struct {
     const char* our_prefix;
     const char* file_prefix;
     const weights_rule_t* rules;
+    const char* path; // as it was given, for messages
     safetensors_t file;
     unsigned char* filled;  // (tensors of the table) a bit for each third that has been filled
     floatS* values;         // room for one tensor, in the file's order
@@ -246,7 +250,7 @@ void weights_check(weights_loader_t* l, const char* hint) {
     if (l->missing.count + l->unexpected.count + l->wrong.count == 0) return;
     fatal("%s does not fit the model%s; give the file of the model that is configured, or configure that of the file.\n"
           "  missing: %d%s\n  unexpected: %d%s\n  wrong shape: %d%s",
-          l->file.path, hint, l->missing.count, l->missing.text, l->unexpected.count, l->unexpected.text,
+          l->path, hint, l->missing.count, l->missing.text, l->unexpected.count, l->unexpected.text,
           l->wrong.count, l->wrong.text);
 }
 
@@ -315,20 +319,28 @@ void weights_take(weights_loader_t* l, const st_tensor_t* source) {
     if (t) weights_copy(l, t, source, rule->part);
 }
 
-// Opens the file.
-void weights_begin(weights_loader_t* l, params_t* p, const char* our_prefix, const char* path) {
-    memset(l, 0, sizeof *l);
+// Opens the first file, or the next.
+void weights_open(weights_loader_t* l, const char* path) {
+    safetensors_close(&l->file);
+    free(l->values);
+    free(l->reordered);
     tensor_file_open_or_die(&l->file, path);
-    l->params = p;
-    l->our_prefix = our_prefix;
-    l->file_prefix = "";
-    size_t largest = 0; // nothing of a wrong shape is read, but a position table may have a row too many
+    // Nothing of a wrong shape is read, but a position table may have a row too many.
+    size_t largest = params_longest(&l->params->table);
     for (int i = 0; i < l->file.n; i++) {
         if (l->file.tensors[i].numel > largest) largest = l->file.tensors[i].numel;
     }
     l->values = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
-    size_t longest = params_longest(&p->table);
-    l->reordered = (floatS*)malloc_check((largest > longest ? largest : longest) * sizeof(floatS), "a tensor");
+    l->reordered = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
+}
+
+void weights_begin(weights_loader_t* l, params_t* p, const char* our_prefix, const char* path) {
+    memset(l, 0, sizeof *l);
+    l->path = path;
+    l->params = p;
+    l->our_prefix = our_prefix;
+    l->file_prefix = "";
+    weights_open(l, path);
     l->filled = (unsigned char*)calloc_check((size_t)p->table.n, 1, "the list of loaded tensors");
 }
 
@@ -389,6 +401,23 @@ int weights_check_file(const safetensors_t* file, const param_table_t* table, co
     weights_check(&l, hint);
     free(l.filled);
     return others;
+}
+
+// LPIPS, from one file or from two with a comma between: "vgg16-397923af.pth,vgg.pth".
+void weights_load_lpips(params_t* p, const char* paths) {
+    weights_loader_t l;
+    const char* comma = strchr(paths, ',');
+    char* first = strdup(paths);
+    if (comma) first[comma - paths] = 0;
+    weights_begin(&l, p, "", first);
+    l.path = paths;
+    l.rules = weights_lpips;
+    for (int i = 0; i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
+    if (comma) weights_open(&l, comma + 1);
+    for (int i = 0; comma && i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
+    weights_check(&l, comma ? "" : " (the heads may come in a second file: -lpips_weights VGG16.pth,HEADS.pth)");
+    weights_end(&l);
+    free(first);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -443,13 +443,26 @@ void test_vgg(void) {
         file_add(&file, name, 1, 4, 0, 0, 0);
     }
     param_vector(&p.table, "lin0.", "model.1.weight", 7, init_constant(0)); // the heads have a file of their own
+    param_vector(&p.table, "lin1.", "model.1.weight", 3, init_constant(0));
     file_add(&file, "classifier.6.weight", 2, 3, 5, 0, 0);
     params_allocate(&p, p.table.total, 0, "parameters");
     file_write(&file, "vgg.safetensors", ST_F32);
-    weights_load_mapped(&p, "net.", temporary_path(path, "vgg.safetensors"), "", weights_torchvision_vgg16);
+    char both[2 * TEMPORARY_PATH];
+    file_t heads;
+    memset(&heads, 0, sizeof heads);
+    file_add(&heads, "lin0.model.1.weight", 4, 1, 7, 1, 1);
+    file_add(&heads, "lin1.model.1.weight", 4, 1, 3, 1, 1);
+    file_write(&heads, "heads.safetensors", ST_F32);
+    int length = snprintf(both, sizeof both, "%s,", temporary_path(path, "vgg.safetensors"));
+    snprintf(both + length, sizeof both - (size_t)length, "%s", temporary_path(path, "heads.safetensors"));
+    weights_load_lpips(&p, both);
     for (int i = 0; i < 13; i++) {
         check_error(file.items[i].name, relative_error(p.values + p.table.items[i].offset, file.items[i].values, 4), 0);
     }
+    for (int i = 0; i < 2; i++) {
+        check_error("heads", relative_error(p.values + p.table.items[13 + i].offset, heads.items[i].values, 3), 0);
+    }
+    file_free(&heads);
     file_free(&file);
     params_free(&p);
 }
@@ -590,7 +603,7 @@ int main(int argc, char** argv) {
     if (test_case("F64, F32, F16 and BF16")) { test_types(); test_end_case(); }
     if (test_case("a plain table, saved and loaded under other names")) { test_save(); test_end_case(); }
     if (test_case("a 1x1 convolution that comes as a matrix")) { test_squeezed(); test_end_case(); }
-    if (test_case("torchvision's VGG16")) { test_vgg(); test_end_case(); }
+    if (test_case("LPIPS from torchvision's VGG16 and a file of heads")) { test_vgg(); test_end_case(); }
     if (test_case("refused: missing tensors")) { test_missing(); test_end_case(); }
     if (test_case("refused: unexpected and doubled tensors")) { test_unexpected(); test_end_case(); }
     if (test_case("refused: another configuration")) { test_wrong_shape(); test_end_case(); }
