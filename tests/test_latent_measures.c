@@ -415,6 +415,31 @@ static void test_tsne_gradient(void) {
     test_end_case();
 }
 
+// 250 steps with e = 12 and momentum 0.5; then velocities of 0, gains of 1, e = 1, momentum 0.8.
+static void test_tsne_schedule(void) {
+    if (!test_case("t-SNE: start and schedule")) return;
+    enum { N = 33, D = 3, STEPS = 257 };
+    double X[N * D], map[N * 2];
+    fill_clusters(X, N, D);
+    tsne_options_t o = {STEPS, NULL, NULL};
+    double divergence = tsne_map(map, X, N, D, 6, &o), spread = 0, centre = 0;
+    tsne_t t;
+    tsne_open(&t, X, N, D, 6);
+    tsne_start(&t, X, D);
+    for (int i = 0; i < N; i++) centre += t.x[i] / N, spread += t.x[i] * t.x[i] / N;
+    close_to("deviation of the start", sqrt(spread), 1e-4, 1e-10);
+    check(fabs(centre) < 1e-12 && fabs(dot(t.x, t.y, N)) < 1e-15, "components are centred and unrelated");
+    for (int step = 1; step <= STEPS; step++) {
+        for (int c = 0; step == 251 && c < 2 * N; c++) t.velocity[c] = 0, t.gain[c] = 1;
+        tsne_gradient(&t, step <= 250 ? 12 : 1);
+        tsne_step(&t, 50, step <= 250 ? 0.5 : 0.8);
+    }
+    for (int i = 0; i < N; i++) check(t.x[i] == map[2 * i] && t.y[i] == map[2 * i + 1], "the same map");
+    check(tsne_divergence(&t) == divergence, "its divergence");
+    tsne_close(&t);
+    test_end_case();
+}
+
 static void test_threads(void) {
     if (!test_case("one, two or three threads: the same bits")) return;
     enum { N = 131, D = 7 };
@@ -423,7 +448,7 @@ static void test_threads(void) {
     fill_clusters(X, N, D);
     for (int threads = 1; threads <= 3; threads++) {
         omp_set_num_threads(threads);
-        tsne_options_t o = {300, NULL, NULL};
+        tsne_options_t o = {40, NULL, NULL};
         divergence[threads - 1] = tsne_map(map[threads - 1], X, N, D, 30, &o);
         density_estimate(p[threads - 1], map[threads - 1], N);
         value[threads - 1] = cknna_measure(X, D, X + 1, 3, N, 10, 0).value;
@@ -538,6 +563,7 @@ static void test_images_equal(void) {
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
+    omp_set_num_threads(1); // sets are small here
     test_cknna_vector();
     test_cknna_dense();
     test_cknna_identities();
@@ -548,6 +574,7 @@ int main(int argc, char** argv) {
     test_pca_pictures();
     test_tsne_vector();
     test_tsne_gradient();
+    test_tsne_schedule();
     test_threads();
     test_images();
     test_images_equal();

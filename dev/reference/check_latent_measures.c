@@ -1,9 +1,10 @@
 // check_latent_measures.c: the latent-space measures of files of numbers, to compare with other programs'.
 //
-//     build/cpu/check_latent_measures density N D FILE [PERPLEXITY]     t-SNE of N points of D floats, and its density
+//     build/cpu/check_latent_measures density N D FILE MAP              t-SNE of N points of D floats, and its density
 //     build/cpu/check_latent_measures cknna N DA FILE_A DB FILE_B K CLIP
 //
-// FILE holds N rows of D little-endian floats and nothing else. One JSON object on the last line.
+// A FILE holds N rows of D little-endian floats and nothing else; MAP is written, N rows of 2 doubles. The last line is a
+// JSON object.
 // See check_latent_measures.py, which makes such files and runs this. Not part of `make test`.
 // defines: cknna_measure
 #include "common/cknna.h"
@@ -34,18 +35,21 @@ static void progress(void* context, int iteration, int iterations, double second
             iteration == iterations ? "\n" : "");
 }
 
-static void density(int n, int d, const char* path, double perplexity) {
+static void density(int n, int d, const char* path, const char* map_path) {
     floatS* x = read_rows(path, n, d);
     double* map = (double*)malloc_check((size_t)n * 2 * sizeof(double), "a map");
     double* p = (double*)malloc_check((size_t)n * sizeof(double), "densities");
     tsne_options_t options = {TSNE_ITERATIONS, progress, NULL};
     double start = clock_seconds();
-    double divergence = tsne_map(map, x, n, d, perplexity, &options);
+    double divergence = tsne_map(map, x, n, d, TSNE_PERPLEXITY, &options);
     double seconds = clock_seconds() - start;
     density_estimate(p, map, n);
     density_t m = density_measure(p, n);
     printf("{\"cv\": %.6f, \"gini\": %.6f, \"entropy\": %.7f, \"kl\": %.6f, \"tsne_s\": %.1f, \"kde_s\": %.1f}\n", m.cv,
            m.gini, m.entropy, divergence, seconds, clock_seconds() - start - seconds);
+    FILE* file = fopen(map_path, "wb");
+    if (!file || fwrite(map, 2 * sizeof(double), (size_t)n, file) != (size_t)n || fclose(file))
+        fatal("%s cannot be written", map_path);
     free(p);
     free(map);
     free(x);
@@ -62,11 +66,11 @@ static void cknna(int n, int da, const char* path_a, int db, const char* path_b,
 }
 
 int main(int argc, char** argv) {
-    if (argc >= 5 && !strcmp(argv[1], "density"))
-        density(atoi(argv[2]), atoi(argv[3]), argv[4], argc > 5 ? atof(argv[5]) : TSNE_PERPLEXITY);
+    if (argc == 6 && !strcmp(argv[1], "density"))
+        density(atoi(argv[2]), atoi(argv[3]), argv[4], argv[5]);
     else if (argc == 9 && !strcmp(argv[1], "cknna"))
         cknna(atoi(argv[2]), atoi(argv[3]), argv[4], atoi(argv[5]), argv[6], atoi(argv[7]), atof(argv[8]));
     else
-        fatal("usage: density N D FILE [PERPLEXITY] | cknna N DA FILE_A DB FILE_B K CLIP (see the source)");
+        fatal("usage: density N D FILE MAP | cknna N DA FILE_A DB FILE_B K CLIP (see the source)");
     return 0;
 }
