@@ -16,7 +16,7 @@
 //
 // The 1e-6 is not small beside H (about k mean(K^2) / n), so CKNNA(A, A) is 0.998 at n = 10,000, k = 10: the value
 // without it is given too. Both fall as n grows at one k, so n and k belong to the number.
-// Look next at common/eval_latent.h, which gives it the spatial means of latents and of encoder tokens.
+// Look next at common/latent_measures.h, which gives it the spatial means of latents and of encoder tokens.
 #pragma once
 // defines: neighbours_find, NEAREST_BY_PRODUCT
 #include "common/neighbours.h"

@@ -1,302 +1,301 @@
-// eval_latent.h: all of AlignTok's Table 16 for one representation of a set of images: CKNNA with the encoder's tokens,
-// spatial variance, total variation, and the evenness (density) of its vectors on a t-SNE map.
+// eval_latent.h: `./eval -latent`: the latent space itself (AlignTok, Table 16 and Figure 7).
 //
-//     latent_measures_t m;
-//     latent_measures_open(&m, images, GH, GW, z, D, draws, flips, seed);
-//     for each image i of the set, in any order, each once:
-//         latent_measures_add(&m, i, latent, flipped, tokens, rows);
-//     latent_measures_combine(&m, &comm);             several processes: each has added its own images
-//     latent_scores_t scores;
-//     latent_measures_finish(&scores, &m, CKNNA_NEIGHBOURS, 0, progress, context);
-//     latent_measures_close(&m);
+//     CKNNA with the tokens of the pretrained encoder, spatial variance, total variation, density CV, Gini, normalised
+//     entropy of the val split's first images, for each tokenizer;
+//     a picture of principal components: the images, a row for each tokenizer, and the encoder's tokens at the bottom.
 //
-// The reference's own row of the table (DINOv2) is the same with its tokens as latent: z = D, latent = tokens.
-//
-// Latents are raw, as the encoder gives them. What is kept of an image: spatial means of the latent and of the tokens,
-// the latent's variances by channel, SV, TV, TV_sq, and for each draw the vector at one position: 20 MB for 10,000
-// images of z = 32, D = 1024, and 240 MB for z = 1024. No map is kept.
-//
-// Density, for each draw: one vector an image, at a random position of the latent of the image or, each as likely, of
-// its mirror image; normalised by channel with mean and (unbiased) deviation of the latents of the whole set; t-SNE;
-// density. Position and mirroring depend on (seed, draw, i) alone, and everything is summed in the order of the images,
-// so a score does not depend on batches, processes or threads, to the last bit (t-SNE would make a digit of less).
-// An image that could not be read is left out by never adding it.
-// Look next at common/cknna.h, common/latent_statistics.h, common/tsne.h and common/density.h for the definitions.
+// The encoder is -encoder with -encoder_weights, such as the original DINOv2, which the paper compares with. Without
+// it, the tokenizer's own encoder is taken: the same as long as that is frozen. A CNN has none, and gets no CKNNA then.
+// Latents are raw; an autoencoder with a posterior gives its mean. Look next at common/latent_measures.h and pca.h.
 #pragma once
-#include <assert.h>
+// defines: eval_t
+#include "common/eval_options.h"
+// defines: image_source_t, image_source_read
+#include "common/image_source.h"
+// defines: latent_measures_t, latent_measures_*, latent_scores_t
+#include "common/latent_measures.h"
+// defines: pca_colours_t, pca_colours_fit, pca_colours_picture
+#include "common/pca.h"
+// defines: progress_t
+#include "common/progress.h"
+// defines: text_draw, text_width
+#include "common/text.h"
+// defines: weights_load_vit
+#include "common/weights.h"
 
-// defines: cknna_t, cknna_measure
-#include "common/cknna.h"
-// defines: comm_t, comm_sum_host
-#include "common/comm.h"
-// defines: density_t, density_estimate, density_measure
-#include "common/density.h"
-// defines: latent_statistics
-#include "common/latent_statistics.h"
-// defines: philox, below_from_bits, RANDOM_POSITIONS
-#include "common/rng.h"
-// defines: tsne_map, tsne_options_t, TSNE_PERPLEXITY
-#include "common/tsne.h"
+enum { SPACE_ROWS = 24, SPACE_IMAGES = 16 };
 
-enum { LATENT_DRAWS = 3, LATENT_IMAGES = 10000 }; // usual numbers
+// The pretrained encoder; of no file: not there.
+typedef struct {
+    vit_t vit;
+    params_t params;
+    plan_t plan, work;
+    uint8_t* bytes; // (batch, H, W, 3)
+    floatX* x;
+} space_encoder_t;
+
+// The picture, which grows by a row for each tokenizer.
+typedef struct {
+    int rows, columns, H, W;
+    int images[SPACE_IMAGES];
+    char names[SPACE_ROWS][80];
+    uint8_t* cells; // (SPACE_ROWS, columns, H, W, 3)
+} space_picture_t;
 
 typedef struct {
-    int images, GH, GW, z, D; // D = 0: no tokens, no CKNNA
-    int draws, flips;         // flips = 0: mirror images are never looked at
-    uint64_t seed;
-    uint8_t* added;    // (images)
-    floatS* mean;      // (images, z) over positions
-    floatS* variance;  // (images, z) over positions, population
-    floatS* tokens;    // (images, D) mean over the encoder's tokens
-    floatS* drawn;     // (draws, images, z)
-    double* roughness; // (images, 3) SV, TV, TV_sq
-} latent_measures_t;
+    eval_t* e;
+    autoencoder_t* tokenizer;
+    space_encoder_t encoder;
+    int has_encoder, D;           // of the tokens
+    image_source_t set;
+    latent_measures_t measures;
+    floatS *latents, *flipped, *tokens; // of a batch, on the host
+    uint8_t* mirrored;
+    floatS *shown, *shown_tokens; // (columns, ...) of the picture's images
+} space_t;
 
-typedef struct {
-    int n;                     // images
-    cknna_t cknna;             // of means over positions; cknna.value is the table's
-    int k;                     // its neighbours; 0: not measured
-    latent_statistics_t roughness;
-    density_t density, spread; // mean and (unbiased) deviation over the draws
-    double divergence;         // KL of the t-SNE maps, mean
-    double perplexity;         // TSNE_PERPLEXITY, or less for fewer than 91 images
-    int draws;
-} latent_scores_t;
-
-// Called at times by finish, where the maps take most of the time; seconds_left of this draw's map. May be NULL.
-typedef void (*latent_progress_t)(void* context, int draw, int draws, int iteration, int iterations,
-                                  double seconds_left);
-
-static inline void latent_measures_open(latent_measures_t* m, int images, int GH, int GW, int z, int D, int draws,
-                                        int flips, uint64_t seed) {
-    if (images < 4) fatal("latent measures of %d images: at least 4 are needed", images);
-    memset(m, 0, sizeof *m);
-    m->images = images;
-    m->GH = GH;
-    m->GW = GW;
-    m->z = z;
-    m->D = D;
-    m->draws = draws;
-    m->flips = flips;
-    m->seed = seed;
-    size_t n = (size_t)images;
-    m->added = (uint8_t*)calloc_check(n, 1, "images that were added");
-    m->mean = (floatS*)calloc_check(n * z, sizeof(floatS), "means of latents");
-    m->variance = (floatS*)calloc_check(n * z, sizeof(floatS), "variances of latents");
-    m->tokens = (floatS*)calloc_check(n * D, sizeof(floatS), "means of tokens");
-    m->drawn = (floatS*)calloc_check(n * z * draws, sizeof(floatS), "vectors of latents");
-    m->roughness = (double*)calloc_check(n * 3, sizeof(double), "statistics of latents");
+static inline void space_encoder_open(space_encoder_t* n, const eval_options_t* o, const autoencoder_t* a) {
+    memset(n, 0, sizeof *n);
+    n->vit.config = *vit_config_find(o->encoder);
+    vit_register(&n->vit, &n->params.table, "");
+    params_allocate(&n->params, n->params.table.total, 0, "the encoder");
+    weights_load_vit(&n->params, &n->vit.config, "", o->encoder_weights);
+    vit_plan(&n->vit, &n->plan, o->batch, a->H, a->W, a->H / a->GH, 0);
+    vit_plan_work(&n->vit, &n->work);
+    plan_uint8(&n->plan, &n->bytes, (size_t)o->batch * a->H * a->W * 3, "images (bytes)");
+    plan_floatX(&n->plan, &n->x, (size_t)o->batch * a->H * a->W * 3, "images");
+    plan_allocate(&n->plan, "the encoder");
+    plan_allocate(&n->work, "the encoder");
 }
 
-static inline void latent_measures_close(latent_measures_t* m) {
-    free(m->added);
-    free(m->mean);
-    free(m->variance);
-    free(m->tokens);
-    free(m->drawn);
-    free(m->roughness);
-    memset(m, 0, sizeof *m);
+static inline void space_encoder_close(space_encoder_t* n) {
+    params_free(&n->params);
+    plan_free(&n->plan);
+    plan_free(&n->work);
 }
 
-// Where draw `draw` looks at image `index`: returns the position, and whether it is one of the mirror image.
-static inline int latent_measures_position(const latent_measures_t* m, int index, int draw, int* mirrored) {
-    philox4_t bits = philox(m->seed, RANDOM_POSITIONS, (uint64_t)draw, (uint64_t)index);
-    *mirrored = m->flips && bits.v[2] >> 31;
-    return (int)below_from_bits(bits.v[0], bits.v[1], (uint32_t)(m->GH * m->GW));
+// Tokens of n images, on the host.
+static inline void space_encoder_run(space_encoder_t* n, floatS* tokens, const uint8_t* pixels, int count, stream_t s) {
+    const vit_t* v = &n->vit;
+    size_t values = (size_t)count * v->H * v->W * 3;
+    copy_to_device(n->bytes, pixels, values, s);
+    image_from_bytes(n->x, n->bytes, values, s);
+    n->vit.B = count;
+    vit_forward(&n->vit, &n->params, n->x, s);
+    stream_wait(s);
+    copy_floats_to_host(tokens, v->features, (size_t)count * v->GH * v->GW * v->config.dim);
 }
 
-// Does any draw look at the mirror image?
-static inline int latent_measures_needs_flip(const latent_measures_t* m, int index) {
-    int needed = 0;
-    for (int draw = 0; draw < m->draws; draw++) {
-        int mirrored;
-        latent_measures_position(m, index, draw, &mirrored);
-        needed |= mirrored;
-    }
-    return needed;
+static inline void space_open(space_t* p, eval_t* e, autoencoder_t* a) {
+    const eval_options_t* o = &e->options;
+    memset(p, 0, sizeof *p);
+    p->e = e;
+    p->tokenizer = a;
+    p->has_encoder = o->encoder_weights[0] != 0;
+    if (p->has_encoder) space_encoder_open(&p->encoder, o, a);
+    p->D = p->has_encoder ? p->encoder.vit.config.dim : a->ldm ? 0 : a->encoder.config.dim;
+    image_source_dataset(&p->set, o->data[0] ? o->data : a->data, SPLIT_VAL, (crop_t)o->crop, a->H);
+    size_t n = (size_t)o->latent_images < p->set.count ? (size_t)o->latent_images : p->set.count;
+    size_t B = (size_t)o->batch, latent = autoencoder_latent_values(a), tokens = (size_t)a->GH * a->GW * p->D;
+    p->set.count = n;
+    latent_measures_open(&p->measures, (int)n, a->GH, a->GW, a->z, p->D, o->draws, 1, o->seed);
+    p->latents = (floatS*)malloc_check(B * latent * sizeof(floatS), "latents");
+    p->flipped = (floatS*)malloc_check(B * latent * sizeof(floatS), "latents");
+    p->tokens = (floatS*)malloc_check(B * tokens * sizeof(floatS), "tokens");
+    p->mirrored = (uint8_t*)malloc_check(B * a->H * a->W * 3, "mirrored images");
+    p->shown = (floatS*)calloc_check(SPACE_IMAGES * latent, sizeof(floatS), "latents");
+    p->shown_tokens = (floatS*)calloc_check(SPACE_IMAGES * tokens, sizeof(floatS), "tokens");
 }
 
-static inline void latent_measures_add(latent_measures_t* m, int index,
-                                       const floatS* latent,  // (GH, GW, z)
-                                       const floatS* flipped, // (GH, GW, z) of the mirror image, where it is needed
-                                       const floatS* tokens,  // (rows, D); not read if D = 0
-                                       int rows) {
-    int positions = m->GH * m->GW, z = m->z;
-    size_t bad = first_not_finite(latent, (size_t)positions * z);
-    if (bad < (size_t)positions * z) fatal("latent of image %d: a value of channel %zu is not finite", index, bad % z);
-    if (index < 0 || index >= m->images || m->added[index]) fatal("latent of image %d: not asked for, or twice", index);
-    m->added[index] = 1;
-    for (int c = 0; c < z; c++) {
-        double mean = 0, variance = 0;
-        for (int p = 0; p < positions; p++) mean += (double)latent[(size_t)p * z + c];
-        mean /= positions;
-        for (int p = 0; p < positions; p++) {
-            double v = (double)latent[(size_t)p * z + c] - mean;
-            variance += v * v;
+static inline void space_close(space_t* p) {
+    latent_measures_close(&p->measures);
+    image_source_close(&p->set);
+    if (p->has_encoder) space_encoder_close(&p->encoder);
+    free(p->latents), free(p->flipped), free(p->tokens), free(p->mirrored), free(p->shown), free(p->shown_tokens);
+}
+
+// Latents of a batch, of its mirror images, and the encoder's tokens.
+static inline void space_encode(space_t* p, const image_batch_t* b) {
+    autoencoder_t* a = p->tokenizer;
+    stream_t s = p->e->stream;
+    size_t image = autoencoder_image_values(a), n = b->count * autoencoder_latent_values(a);
+    for (int i = 0; i < b->count; i++) image_mirror(p->mirrored + i * image, b->pixels + i * image, a->H, a->W);
+    const floatX* z = autoencoder_encode(a, p->mirrored, b->count, s);
+    stream_wait(s);
+    copy_floats_to_host(p->flipped, z, n);
+    z = autoencoder_encode(a, b->pixels, b->count, s);
+    stream_wait(s);
+    copy_floats_to_host(p->latents, z, n);
+    if (p->has_encoder) space_encoder_run(&p->encoder, p->tokens, b->pixels, b->count, s);
+    else if (p->D) copy_floats_to_host(p->tokens, a->encoder.features, (size_t)b->count * a->GH * a->GW * p->D);
+}
+
+static inline void space_measure(space_t* p, const space_picture_t* picture) {
+    const eval_options_t* o = &p->e->options;
+    comm_t* c = &p->e->comm;
+    autoencoder_t* a = p->tokenizer;
+    int positions = a->GH * a->GW;
+    size_t latent = autoencoder_latent_values(a), tokens = (size_t)positions * p->D;
+    image_batch_t b = image_batch_create(&p->set, o->batch);
+    progress_t progress = progress_begin("latent", (double)p->set.count, comm_is_first(c));
+    for (size_t first = c->rank; first < p->set.count; first += (size_t)o->batch * c->size) {
+        if (!image_source_read(&p->set, &b, first, o->batch, c->size)) continue;
+        space_encode(p, &b);
+        for (int i = 0; i < b.count; i++) {
+            latent_measures_add(&p->measures, (int)b.numbers[i], p->latents + i * latent, p->flipped + i * latent,
+                                p->tokens + i * tokens, positions);
+            for (int k = 0; k < picture->columns; k++) {
+                if ((size_t)picture->images[k] != b.numbers[i]) continue;
+                memcpy(p->shown + k * latent, p->latents + i * latent, latent * sizeof(floatS));
+                memcpy(p->shown_tokens + k * tokens, p->tokens + i * tokens, tokens * sizeof(floatS));
+            }
         }
-        m->mean[(size_t)index * z + c] = (floatS)mean;
-        m->variance[(size_t)index * z + c] = (floatS)(variance / positions);
+        progress_say(&progress, (double)(first + (size_t)o->batch * c->size));
     }
-    for (int c = 0; c < m->D; c++) {
-        double sum = 0;
-        for (int r = 0; r < rows; r++) sum += (double)tokens[(size_t)r * m->D + c];
-        m->tokens[(size_t)index * m->D + c] = (floatS)(sum / rows);
-    }
-    latent_statistics_t s = latent_statistics(latent, m->GH, m->GW, z);
-    double* roughness = m->roughness + 3 * (size_t)index;
-    roughness[0] = s.sv;
-    roughness[1] = s.tv;
-    roughness[2] = s.tv_sq;
-    for (int draw = 0; draw < m->draws; draw++) {
-        int mirrored, at = latent_measures_position(m, index, draw, &mirrored);
-        assert(!mirrored || flipped);
-        const floatS* from = (mirrored ? flipped : latent) + (size_t)at * z;
-        memcpy(m->drawn + ((size_t)draw * m->images + index) * z, from, (size_t)z * sizeof(floatS));
-    }
+    latent_measures_combine(&p->measures, c);
+    comm_sum_floats_host(c, p->shown, SPACE_IMAGES * latent);
+    comm_sum_floats_host(c, p->shown_tokens, SPACE_IMAGES * tokens);
+    image_batch_free(&b);
 }
 
-// Sums over processes: each image is one process's, and zero elsewhere.
-static inline void latent_measures_sum(comm_t* comm, floatS* values, size_t n) {
-    enum { PIECE = 1 << 16 };
-    double* piece = (double*)malloc_check(PIECE * sizeof(double), "values to sum");
-    for (size_t first = 0; first < n; first += PIECE) {
-        int count = n - first < PIECE ? (int)(n - first) : PIECE;
-        for (int i = 0; i < count; i++) piece[i] = (double)values[first + i];
-        comm_sum_host(comm, piece, count);
-        for (int i = 0; i < count; i++) values[first + i] = (floatS)piece[i];
+// t-SNE takes minutes at 10,000 vectors: a line every few seconds.
+static inline void space_tsne_progress(void* said, int draw, int draws, int iteration, int iterations,
+                                       double seconds_left) {
+    double now = clock_seconds();
+    char left[24];
+    if (now - *(double*)said < PROGRESS_EVERY) return;
+    clock_duration(left, sizeof left, seconds_left);
+    printf("  %-12s draw %d of %d, iteration %d of %d   %s left\n", "t-SNE", draw + 1, draws, iteration, iterations, left);
+    fflush(stdout);
+    *(double*)said = now;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The picture
+
+static inline void space_picture_row(space_picture_t* t, const char* name, const floatS* maps, // (columns, GH, GW, d)
+                                     int GH, int GW, int d, int joint) {
+    size_t map = (size_t)GH * GW * d, cell = (size_t)t->H * t->W * 3;
+    pca_colours_t colours;
+    if (t->rows == SPACE_ROWS) return;
+    if (joint) pca_colours_fit(&colours, maps, t->columns * GH * GW, d, PCA_PERCENT);
+    for (int k = 0; k < t->columns; k++) {
+        if (!joint) pca_colours_fit(&colours, maps + k * map, GH * GW, d, PCA_PERCENT);
+        pca_colours_picture(t->cells + ((size_t)t->rows * t->columns + k) * cell, &colours, maps + k * map, GH, GW,
+                            t->H / GH);
+        if (!joint) pca_colours_close(&colours);
     }
-    free(piece);
+    if (joint) pca_colours_close(&colours);
+    snprintf(t->names[t->rows++], sizeof t->names[0], "%s", name);
 }
 
-static inline void latent_measures_combine(latent_measures_t* m, comm_t* comm) {
-    size_t n = (size_t)m->images;
-    if (comm->size == 1) return;
-    double* added = (double*)malloc_check(n * sizeof(double), "images that were added");
-    for (size_t i = 0; i < n; i++) added[i] = m->added[i];
-    comm_sum_host(comm, added, m->images);
-    for (size_t i = 0; i < n; i++) m->added[i] = added[i] > 0;
-    free(added);
-    latent_measures_sum(comm, m->mean, n * m->z);
-    latent_measures_sum(comm, m->variance, n * m->z);
-    latent_measures_sum(comm, m->tokens, n * m->D);
-    latent_measures_sum(comm, m->drawn, n * m->z * m->draws);
-    for (size_t c = 0; c < 3; c++) comm_sum_host(comm, m->roughness + c * n, m->images);
-}
-
-// Rows of the images that were added, one behind the other.
-static inline void latent_measures_compact(const latent_measures_t* m, floatS* rows, int width) { // (images, width)
-    size_t to = 0;
-    for (size_t i = 0; i < (size_t)m->images; i++) {
-        if (m->added[i]) memmove(rows + to++ * width, rows + i * width, (size_t)width * sizeof(floatS));
-    }
-}
-
-// Mean and 1 / deviation of each channel over all positions of all images; 0 for a channel that does not vary.
-static inline void latent_measures_scale(double* mean, double* scale, const latent_measures_t* m, int n) { // (z)
-    double positions = (double)m->GH * m->GW;
-    for (int c = 0; c < m->z; c++) {
-        double sum = 0, squares = 0;
-        for (size_t i = 0; i < (size_t)n; i++) sum += (double)m->mean[i * m->z + c];
-        mean[c] = sum / n;
-        for (size_t i = 0; i < (size_t)n; i++) {
-            double difference = (double)m->mean[i * m->z + c] - mean[c];
-            squares += positions * ((double)m->variance[i * m->z + c] + difference * difference);
+// The first row: the images themselves.
+static inline void space_picture_open(space_picture_t* t, const eval_options_t* o, image_source_t* set) {
+    double numbers[SPACE_IMAGES];
+    size_t cell = (size_t)set->H * set->W * 3;
+    memset(t, 0, sizeof *t);
+    if (!o->pca[0] || !o->out[0]) return;
+    t->columns = cli_numbers("pca", o->pca, numbers, SPACE_IMAGES);
+    t->H = set->H;
+    t->W = set->W;
+    t->cells = (uint8_t*)calloc_check((size_t)SPACE_ROWS * t->columns, cell, "the picture of principal components");
+    image_batch_t b = image_batch_create(set, 1);
+    for (int k = 0; k < t->columns; k++) {
+        if (numbers[k] < 0 || numbers[k] >= (double)set->count) {
+            fatal("-pca %s: image %g is not among the %zu that are measured", o->pca, numbers[k], set->count);
         }
-        scale[c] = squares > 0 ? 1 / sqrt(squares / (n * positions - 1)) : 0;
+        t->images[k] = (int)numbers[k];
+        if (image_source_read(set, &b, (size_t)t->images[k], 1, 1)) memcpy(t->cells + k * cell, b.pixels, cell);
     }
+    image_batch_free(&b);
+    snprintf(t->names[t->rows++], sizeof t->names[0], "image");
 }
 
-typedef struct {
-    latent_progress_t call;
-    void* context;
-    int draw, draws;
-} latent_forward_t;
-
-static inline void latent_measures_progress(void* context, int iteration, int iterations, double seconds_left) {
-    const latent_forward_t* f = (const latent_forward_t*)context;
-    f->call(f->context, f->draw, f->draws, iteration, iterations, seconds_left);
+// Writes OUT/pca.png: the rows, with their names at the left.
+static inline void space_picture_close(space_picture_t* t, const eval_t* e) {
+    char path[1200], error[IMAGE_ERROR_SIZE];
+    if (t->columns && comm_is_first(&e->comm)) {
+        int zoom = t->H < 100 ? 3 : 1, margin = 0, scale = t->H * zoom < 80 ? 1 : 2;
+        image_t grid = image_grid(t->cells, t->rows, t->columns, t->H, t->W, zoom);
+        for (int r = 0; r < t->rows; r++) {
+            if (text_width(scale, t->names[r]) > margin) margin = text_width(scale, t->names[r]);
+        }
+        margin += 16;
+        image_t page = image_create(grid.height, grid.width + margin);
+        memset(page.pixels, 255, (size_t)page.height * page.width * 3);
+        for (int y = 0; y < grid.height; y++) {
+            memcpy(page.pixels + ((size_t)y * page.width + margin) * 3, grid.pixels + (size_t)y * grid.width * 3,
+                   (size_t)grid.width * 3);
+        }
+        for (int r = 0; r < t->rows; r++) {
+            text_draw(&page, 8, (int)((r + 0.5) * grid.height / t->rows) - 4 * scale, scale, 0x222222, t->names[r]);
+        }
+        image_text_t texts[2] = {{"Rows", "principal components of each map in red, green and blue"},
+                                 {"Images", e->options.pca}};
+        make_folder(e->options.out);
+        snprintf(path, sizeof path, "%s/pca.png", e->options.out);
+        if (!image_write_png(path, &page, texts, 2, error)) fatal("%s; choose another folder with -out", error);
+        printf("picture: %s (rows: images, tokenizers, encoder)\n", path);
+        image_free(&grid);
+        image_free(&page);
+    }
+    free(t->cells);
+    memset(t, 0, sizeof *t);
 }
 
-// Evenness of one draw's vectors on a t-SNE map. Equal vectors have an even density.
-static inline density_t latent_measures_density(double* divergence, const latent_measures_t* m, int draw, int n,
-                                                double perplexity, const tsne_options_t* o) {
-    density_t even = {0, 0, 1};
-    int z = m->z, varies = 0;
-    double *mean = matrix_doubles((size_t)z, "means"), *scale = matrix_doubles((size_t)z, "deviations");
-    floatS* data = (floatS*)malloc_check((size_t)n * z * sizeof(floatS), "normalised vectors");
-    const floatS* drawn = m->drawn + (size_t)draw * m->images * z;
-    latent_measures_scale(mean, scale, m, n);
-    for (size_t v = 0; v < (size_t)n * z; v++) {
-        data[v] = (floatS)(((double)drawn[v] - mean[v % z]) * scale[v % z]);
-        varies |= data[v] != data[v % z];
-    }
-    *divergence = 0;
-    if (varies) {
-        double *map = matrix_doubles((size_t)n * 2, "a map"), *p = matrix_doubles((size_t)n, "densities");
-        *divergence = tsne_map(map, data, n, z, perplexity, o);
-        density_estimate(p, map, n);
-        even = density_measure(p, n);
-        free(p);
-        free(map);
-    }
-    free(data);
-    free(scale);
-    free(mean);
-    return even;
+// ---------------------------------------------------------------------------------------------------------------------
+
+static inline void space_scores(result_t* result, const latent_scores_t* m) {
+    if (m->k) report_score(result, "CKNNA", "%.3f", m->cknna.value);
+    report_score(result, "spatial var", "%.3f", m->roughness.sv);
+    report_score(result, "total var", "%.1f", m->roughness.tv);
+    report_score(result, "density CV", "%.3f", m->density.cv);
+    report_score(result, "Gini", "%.3f", m->density.gini);
+    report_score(result, "entropy", "%.4f", m->density.entropy);
+    if (m->k) report_detail(result, "CKNNA without 1e-6", "%.3f", m->cknna.plain);
+    report_detail(result, "total var squared", "%.1f", m->roughness.tv_sq);
+    report_detail(result, "CV spread", "%.3f", m->spread.cv);
+    report_detail(result, "Gini spread", "%.3f", m->spread.gini);
+    report_detail(result, "entropy spread", "%.4f", m->spread.entropy);
 }
 
-// Mean and deviation of `count` values.
-static inline void latent_measures_spread(double* mean, double* spread, const double* values, int count) {
-    double sum = 0, squares = 0;
-    for (int i = 0; i < count; i++) sum += values[3 * i];
-    *mean = sum / count;
-    for (int i = 0; i < count; i++) squares += (values[3 * i] - *mean) * (values[3 * i] - *mean);
-    *spread = count > 1 ? sqrt(squares / (count - 1)) : 0;
+static inline void space_protocol(const space_t* p, result_t* result, const latent_scores_t* m) {
+    const eval_options_t* o = &p->e->options;
+    const autoencoder_t* a = p->tokenizer;
+    report_protocol(result, "images", "%d of %s", m->n, p->set.name);
+    report_protocol(result, "latents", "raw, %d x %d x %d", a->GH, a->GW, a->z);
+    report_protocol(result, "encoder", "%s", p->has_encoder ? o->encoder_weights
+                                             : p->D ? "the tokenizer's own" : "none: no CKNNA");
+    if (m->k) report_protocol(result, "CKNNA", "k = %d, %s", m->k, o->cknna_clip ? "clipped at .95" : "not clipped");
+    report_protocol(result, "density", "%d draws of one vector an image, t-SNE of perplexity %g, seed %zu", m->draws,
+                    m->perplexity, o->seed);
+    report_protocol(result, "tokenizer", "%s, stage %d, step %lld", a->fingerprint, a->info.stage,
+                    (long long)a->info.step);
+    report_protocol(result, "precision", "%s", PRECISION_NAME);
 }
 
-// `clip`: see cknna_measure. k is made smaller than the number of images. May be called once.
-static inline void latent_measures_finish(latent_scores_t* out, latent_measures_t* m, int k, double clip,
-                                          latent_progress_t progress, void* context) {
-    memset(out, 0, sizeof *out);
-    for (int i = 0; i < m->images; i++) {
-        if (!m->added[i]) continue;
-        out->roughness.sv += m->roughness[3 * (size_t)i];
-        out->roughness.tv += m->roughness[3 * (size_t)i + 1];
-        out->roughness.tv_sq += m->roughness[3 * (size_t)i + 2];
-        out->n++;
+// Measures one tokenizer and adds its row to the picture; `last` adds the encoder's.
+static inline void eval_latent(eval_t* e, const char* path, autoencoder_t* tokenizer, space_picture_t* picture, int last) {
+    static space_t p;
+    const eval_options_t* o = &e->options;
+    result_t* result = report_begin(&e->report, "latent", "tokenizer", path);
+    space_open(&p, e, tokenizer);
+    if (!picture->rows) space_picture_open(picture, o, &p.set);
+    space_measure(&p, picture);
+    latent_scores_t scores;
+    double said = clock_seconds();
+    latent_measures_finish(&scores, &p.measures, o->cknna_k, o->cknna_clip ? CKNNA_CLIP : 0,
+                           comm_is_first(&e->comm) ? space_tsne_progress : NULL, &said);
+    space_scores(result, &scores);
+    space_protocol(&p, result, &scores);
+    report_end(&e->report, result);
+    if (picture->columns) {
+        const char* slash = strrchr(path, '/');
+        space_picture_row(picture, slash ? slash + 1 : path, p.shown, tokenizer->GH, tokenizer->GW, tokenizer->z,
+                          o->pca_joint);
+        if (last && p.D) {
+            space_picture_row(picture, "encoder", p.shown_tokens, tokenizer->GH, tokenizer->GW, p.D, o->pca_joint);
+        }
     }
-    int n = out->n;
-    if (n < 4) fatal("latent measures: of %d images %d could be read; at least 4 are needed", m->images, n);
-    out->roughness.sv /= n;
-    out->roughness.tv /= n;
-    out->roughness.tv_sq /= n;
-    latent_measures_compact(m, m->mean, m->z);
-    latent_measures_compact(m, m->variance, m->z);
-    latent_measures_compact(m, m->tokens, m->D);
-    for (int draw = 0; draw < m->draws; draw++) {
-        latent_measures_compact(m, m->drawn + (size_t)draw * m->images * m->z, m->z);
-    }
-    if (m->D) {
-        out->k = k < n ? k : n - 1;
-        out->cknna = cknna_measure(m->mean, m->z, m->tokens, m->D, n, out->k, clip);
-    }
-    out->perplexity = n > 3 * TSNE_PERPLEXITY ? TSNE_PERPLEXITY : (n - 1) / 3.0;
-    out->draws = m->draws;
-    double* values = matrix_doubles((size_t)m->draws * 3, "densities of draws");
-    for (int draw = 0; draw < m->draws; draw++) {
-        latent_forward_t forward = {progress, context, draw, m->draws};
-        tsne_options_t options = {TSNE_ITERATIONS, progress ? latent_measures_progress : NULL, &forward};
-        double divergence;
-        density_t d = latent_measures_density(&divergence, m, draw, n, out->perplexity, &options);
-        values[3 * draw] = d.cv;
-        values[3 * draw + 1] = d.gini;
-        values[3 * draw + 2] = d.entropy;
-        out->divergence += divergence / m->draws;
-    }
-    if (m->draws) {
-        latent_measures_spread(&out->density.cv, &out->spread.cv, values, m->draws);
-        latent_measures_spread(&out->density.gini, &out->spread.gini, values + 1, m->draws);
-        latent_measures_spread(&out->density.entropy, &out->spread.entropy, values + 2, m->draws);
-    }
-    free(values);
+    space_close(&p);
 }

@@ -7,7 +7,7 @@
 // AlignTok's Table 16 gives the first two without formulas. Sums over positions and means over channels are what its
 // magnitudes fit (11.41 and 957.6 for a VAE, 2.141 and 487.9 for the 1024 channels of DINOv2, 16 x 16 positions); the
 // text fits |.| or squares, so both are computed. Latents are raw: a normalised one has a variance near 1.
-// Look next at common/eval_latent.h.
+// Look next at common/latent_measures.h.
 #pragma once
 // defines: floatS
 #include "common/device.h"

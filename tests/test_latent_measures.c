@@ -8,7 +8,7 @@
 // defines: density_estimate, density_measure
 #include "common/density.h"
 // defines: latent_measures_*, latent_scores_t
-#include "common/eval_latent.h"
+#include "common/latent_measures.h"
 // defines: latent_statistics
 #include "common/latent_statistics.h"
 // defines: pca_fit, pca_colours_fit, pca_colours_values, pca_colours_picture
