@@ -16,8 +16,8 @@ The demo caches, by build/cpu/check_latent_measures (exact repulsion, PCA start)
     f16d32            .2705 (.2405)     .1514 (.1304)     .99566 (.99643)      3.2222 (3.2056)
     f16d32_vfdinov2   .1707 (.1737)     .0883 (.0903)     .99825 (.99819)      2.1891 (2.1920)
 
-Random starts of the exact descent give CV .252 to .270 for the first and .172 to .173 for the second. Time of a map:
-27 s on one core, 16 s on two (Xeon with AVX-512).
+Random starts of the exact descent give CV .252 to .270 for the first and .172 to .173 for the second. A map takes 27 s
+of one core (Xeon with AVX-512), and threads share that.
 Needs scikit-learn, scipy, numpy; torch for the caches.
 """
 import json
