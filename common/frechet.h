@@ -22,16 +22,17 @@
 // Are these the mean and covariance of something? `what` names them for the message.
 static inline void frechet_check(int dim, const double* mean, const double* covariance, const char* what) {
     double largest = 0;
+    for (int i = 0; i < dim; i++) largest = fmax(largest, covariance[(size_t)i * dim + i]);
     for (int i = 0; i < dim; i++) {
         if (!isfinite(mean[i])) fatal("%s: mean %d is %g", what, i, mean[i]);
         double variance = covariance[(size_t)i * dim + i];
-        if (!(variance >= 0)) fatal("%s: variance %d is %g, where it should be 0 or more", what, i, variance);
-        largest = fmax(largest, variance);
+        if (!(variance >= -1e-6 * largest)) // statistics files may be float32, and have rounded zeros
+            fatal("%s: variance %d is %g, where it should be 0 or more", what, i, variance);
     }
     for (int i = 0; i < dim; i++) {
         for (int j = 0; j < i; j++) {
             double a = covariance[(size_t)i * dim + j], b = covariance[(size_t)j * dim + i];
-            if (!(fabs(a - b) <= 1e-6 * largest)) // statistics files may be float32
+            if (!(fabs(a - b) <= 1e-6 * largest))
                 fatal("%s: the covariance is not symmetric: %g in row %d, column %d, but %g across", what, a, i, j, b);
         }
     }

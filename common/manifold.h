@@ -85,15 +85,11 @@ static inline int manifold_tile_compute(manifold_tile_t* t, const manifold_set_t
     matrix_products(t->rows, t->columns, dim, t->u, dim, t->v, dim, t->distance, t->columns);
     for (int i = 0; i < t->rows; i++) {
         for (int j = 0; j < t->columns; j++) {
-            double *d = &t->distance[(size_t)i * t->columns + j], squares = t->square_u[i] + t->square_v[j];
-            if (half) {
-                *d = manifold_half(t->square_u[i] - 2 * manifold_half(*d));
-                *d = fmax(manifold_half(*d + t->square_v[j]), 0);
-            } else {
-                *d = squares - 2 * *d;
-                if (*d < 1e-13 * squares) *d = 0;
-            }
-            finite &= isfinite(*d) != 0;
+            double *to = &t->distance[(size_t)i * t->columns + j], squares = t->square_u[i] + t->square_v[j];
+            double d = half ? manifold_half(manifold_half(t->square_u[i] - 2 * manifold_half(*to)) + t->square_v[j])
+                            : squares - 2 * *to;
+            finite &= isfinite(d) != 0;
+            *to = d > (half ? 0 : 1e-13 * squares) ? d : 0;
         }
     }
     return finite;

@@ -282,6 +282,11 @@ static void test_moments_blocks(void) {
     check(once.covariance[(size_t)i * dim + j] == once.covariance[(size_t)j * dim + i], "symmetry");
     moments_free(&m);
     statistics_free(half), statistics_free(full), statistics_free(once);
+    double still[600 * 2]; // a feature that never varies, beside one that does
+    for (int r = 0; r < 600; r++) still[2 * r] = .1, still[2 * r + 1] = test_normal();
+    once = statistics_of(still, 600, 2);
+    check(once.covariance[0] >= 0 && once.covariance[0] < 1e-30, "a variance of 0");
+    statistics_free(once);
     double line[3] = {1, 2, 4};
     statistics_t s = statistics_of(line, 3, 1);
     check_error("variance of 1, 2, 4", off(s.covariance[0], 7.0 / 3), 1e-15);
@@ -405,6 +410,8 @@ static void test_kid_subsets(void) {
     kid_t threads = kid_distance(x, N3, y, N3, D3, 60, 50, KID_SEED);
     omp_set_num_threads(1);
     check(threads.mean == some.mean && threads.deviation == some.deviation, "threads do not matter");
+    check(kid_distance(x, 50, y, N3, D3, 20, 50, 1).deviation > .01, "each subset has other rows of the second set");
+    check(kid_distance(x, N3, y, 50, D3, 20, 50, 1).deviation > .01, "each subset has other rows of the first set");
     kid_t halves = kid_distance(x, N3 / 2, x + N3 / 2 * D3, N3 / 2, D3, 100, 50, 1);
     check(fabs(halves.mean) < 2 * halves.deviation + .4, "halves of a set are alike");
     double same = 0;
@@ -462,12 +469,14 @@ static double score_of(const float* logits, int n, int classes, int batch) {
 static void test_inception_score_limits(void) {
     if (!test_case("inception score: rows all equal, certain classes, batches")) return;
     enum { n = 60, C = 12 };
-    float equal[n * C], certain[n * C], some[n * C];
+    float equal[n * C], certain[n * C], third[n * C], some[n * C];
     for (int i = 0; i < n * C; i++) {
         equal[i] = (float)vector_g(1, i % C);
         certain[i] = i % C == i / C % C ? 1e4f : -1e4f;
+        third[i] = i % C == i / C % (C / 3) ? 1e4f : -1e4f;
         some[i] = (float)test_normal();
     }
+    check_error("classes that never come", off(score_of(third, n, C, 60), C / 3), 1e-14);
     check_error("equal rows", off(score_of(equal, n, C, 7), 1), 1e-14);
     check_error("one class each", off(score_of(certain, n, C, 60), C), 1e-14);
     double score = score_of(some, n, C, 60);
@@ -556,7 +565,7 @@ static void test_manifold_tiles(void) {
 
 static void test_manifold_limits(void) {
     if (!test_case("precision and recall: one set twice, far sets, copies, half precision")) return;
-    enum { n = 300, dim = 11 };
+    enum { n = 301, dim = 11 };
     double* a = normals(n * dim);
     float *x = to_float(a, n * dim), *far = to_float(a, n * dim), copies[n * dim];
     for (int i = 0; i < n * dim; i++) far[i] += 100, copies[i] = x[i % (7 * dim)] * 50;
@@ -576,10 +585,11 @@ static void test_manifold_limits(void) {
         {0x1.ff8p-15, 0x1.ff8p-15}, {0x1.ffcp-15, 0x1p-14}, {0x1.fffp-15, 0x1p-14}, {0x1p-14, 0x1p-14}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         check(manifold_half(table[i][0]) == table[i][1], "rounding to half precision");
-    for (int i = 0; i < n * dim; i++) far[i] = x[i] * 200 + 10 * (float)test_normal(), copies[i] = x[i] * 200;
+    for (int i = 0; i < n * dim; i++) far[i] = x[i] * 200 + 150 * (float)test_normal(), copies[i] = x[i] * 200;
     manifold_t overflow = manifold_precision_recall(copies, n, far, n, dim, 3, 1);
     manifold_t exact = manifold_precision_recall(copies, n, far, n, dim, 3, 0);
     check(overflow.precision == exact.precision && overflow.recall == exact.recall, "overflow is computed exactly");
+    check(exact.precision > 0 && exact.precision < 1 && exact.recall > 0, "the case says something");
     free(a), free(x), free(far);
     test_end_case();
 }
