@@ -96,6 +96,7 @@ static void print_plan(const dit_t* d) {
     printf("%s a step of %d images\n", macs_text(size[1], dit_step_macs(d) / c->batch * images), images);
     if (c->clip > 0) printf("clipping       the gradient's norm is kept at or below %g\n", c->clip);
     else printf("clipping       none (by default: beyond %d steps without -qk_norm 1)\n", CLIP_FROM_STEPS);
+    fflush(stdout); // what follows takes its time where the network is large
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

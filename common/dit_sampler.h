@@ -27,7 +27,7 @@ typedef struct {
 
 typedef struct {
     dit_sampler_options_t options;
-    lightningdit_t* net; // planned for dit_sampler_pass() images
+    lightningdit_t* net; // planned for dit_sampler_pass() images; for fewer, it is called more often
     const params_t* params;
     autoencoder_t* tokenizer;
     flow_network_t network;
@@ -78,8 +78,10 @@ void dit_sampler_open(dit_sampler_t* d, lightningdit_t* net, const params_t* par
     d->params = params;
     d->tokenizer = tokenizer;
     d->n = (size_t)side * side * C;
+    int pass = dit_sampler_pass(options.batch, &options.guidance);
+    if (pass > net->capacity) pass = net->capacity; // in training, by the batch
     flow_network_plan(&d->network, &d->plan, dit_sampler_evaluate, d, net->config.classes, options.guidance,
-                      options.batch, dit_sampler_pass(options.batch, &options.guidance), side * side, C);
+                      options.batch, pass, side * side, C);
     flow_sampler_plan(&d->sampler, &d->plan, options.solver, options.points, options.shift, options.batch, d->n);
     plan_floatS(&d->plan, &d->x, options.batch * d->n, "sampler.x");
     plan_floatX(&d->plan, &d->z, options.batch * d->n, "sampler.z");

@@ -5,7 +5,7 @@
 // normalises them. The file format is LightningDiT's (common/latents.h).
 //
 // Process r of W takes the images r, r + W, r + 2W, ...; a shard is so many of them. A shard that is there already,
-// of the same tokenizer and size, is kept: so an extraction that was stopped goes on where it was.
+// of the same tokenizer, image set and size, is kept: so an extraction that was stopped goes on where it was.
 // While the device encodes one batch, the host reads and cuts the next. Look next at common/latents.h.
 #pragma once
 #include <errno.h>
@@ -83,8 +83,8 @@ static inline void extract_progress(extract_t* e, int shard, int shards) {
     char left[24];
     double seconds = clock_seconds() - e->start, speed = (double)e->done / (seconds > 0 ? seconds : 1);
     clock_duration(left, sizeof left, speed > 0 ? (double)(e->mine - e->kept - e->done) / speed : 0);
-    printf("extract        shard %d of %d   %zu of %zu images   %.0f img/s   %s left\n", shard + 1, shards,
-           e->kept + e->done, e->mine, speed, left);
+    printf("extract        shard %d of %d   %zu of %zu images   %.*f img/s   %s left\n", shard + 1, shards,
+           e->kept + e->done, e->mine, speed < 10 ? 2 : 0, speed, left);
     fflush(stdout);
 }
 
@@ -119,13 +119,14 @@ static inline void extract_forget_statistics(const char* folder) {
 static inline void extract_shards(extract_t* e) {
     const extract_options_t* o = e->options;
     const autoencoder_t* t = &e->tokenizer;
+    latent_origin_t origin = {t->fingerprint, e->data.folder, e->data.count, e->data.class_count, (int)e->comm->size};
     size_t per_shard = (size_t)o->shard_images;
     int shards = (int)((e->mine + per_shard - 1) / per_shard);
     for (int k = 0; k < shards; k++) {
         size_t first = k * per_shard, count = e->mine - first < per_shard ? e->mine - first : per_shard;
         char path[1200];
         latent_shard_path(path, sizeof path, o->latents, e->comm->rank, k);
-        if (latent_shard_is_made(path, count, t->z, t->GH, t->fingerprint, (int)e->comm->size)) {
+        if (latent_shard_is_made(path, count, t->z, t->GH, &origin)) {
             e->kept += count;
             printf("kept           %s\n", path);
             continue;
@@ -134,7 +135,7 @@ static inline void extract_shards(extract_t* e) {
         latent_shard_open(&shard, (int)count, t->z, t->GH);
         extract_shard(e, &shard, first, count);
         extract_forget_statistics(o->latents);
-        latent_shard_write(&shard, path, t->fingerprint, e->data.class_count, (int)count, (int)e->comm->size);
+        latent_shard_write(&shard, path, &origin, count);
         extract_progress(e, k, shards);
     }
 }

@@ -5,7 +5,8 @@
 //     latents_flip  F32 (n, C, S, S)      of the mirrored images
 //     labels        I64 (n)
 //     metadata      total_size, dtype, device as LightningDiT writes them; and ours: tokenizer, the fingerprint of the
-//                   one that made them, classes, world (processes), total (images that were to be in the shard)
+//                   one that made them, data (name of the image set) and data_images (how many it has), classes, world
+//                   (processes), total (images that were to be in the shard)
 //
 // Files are (C, S, S), the device wants (S, S, C): readers transpose one latent at a time. Files are mapped, so that
 // opening costs their headers alone and the system's page cache holds what is used.
@@ -29,6 +30,14 @@
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Writing a shard
+
+// Which images, encoded by what: the same for all shards of a folder.
+typedef struct {
+    const char* tokenizer; // its fingerprint
+    const char* data;      // the image set
+    size_t data_images;    // images in it
+    int classes, world;    // its classes; processes that share the work
+} latent_origin_t;
 
 typedef struct {
     int capacity, n, C, side;
@@ -70,25 +79,26 @@ void latent_shard_add(latent_shard_t* shard,
     shard->labels[shard->n++] = label;
 }
 
-static inline void latent_number(st_writer_t* w, const char* key, int value) {
-    char text[16];
-    snprintf(text, sizeof text, "%d", value);
+static inline void latent_number(st_writer_t* w, const char* key, size_t value) {
+    char text[24];
+    snprintf(text, sizeof text, "%zu", value);
     safetensors_writer_metadata(w, key, text);
 }
 
 // Writes the file and frees the shard. `total`: images that were to be in it, the unreadable ones included.
-void latent_shard_write(latent_shard_t* shard, const char* path, const char* tokenizer, int classes, int total,
-                        int world) {
+void latent_shard_write(latent_shard_t* shard, const char* path, const latent_origin_t* origin, size_t total) {
     size_t n = (size_t)shard->n, values = n * shard->C * shard->side * shard->side;
     size_t shape[4] = {n, (size_t)shard->C, (size_t)shard->side, (size_t)shard->side};
     st_writer_t w;
     safetensors_writer_init(&w);
-    latent_number(&w, "total_size", shard->n);
+    latent_number(&w, "total_size", n);
     safetensors_writer_metadata(&w, "dtype", "torch.float32");
     safetensors_writer_metadata(&w, "device", "cpu");
-    safetensors_writer_metadata(&w, "tokenizer", tokenizer);
-    latent_number(&w, "classes", classes);
-    latent_number(&w, "world", world);
+    safetensors_writer_metadata(&w, "tokenizer", origin->tokenizer);
+    safetensors_writer_metadata(&w, "data", origin->data);
+    latent_number(&w, "data_images", origin->data_images);
+    latent_number(&w, "classes", (size_t)origin->classes);
+    latent_number(&w, "world", (size_t)origin->world);
     latent_number(&w, "total", total);
     safetensors_writer_tensor(&w, "latents", ST_F32, 4, shape);
     safetensors_writer_tensor(&w, "latents_flip", ST_F32, 4, shape);
@@ -103,9 +113,23 @@ void latent_shard_write(latent_shard_t* shard, const char* path, const char* tok
     free(shard->labels);
 }
 
-// Is this shard there, whole, and what this extraction would write? Another tokenizer's or another split's ends the
-// program: a folder is for one extraction.
-int latent_shard_is_made(const char* path, size_t total, int C, int side, const char* tokenizer, int world) {
+// Does the file's metadata have this value?
+static inline int latent_text_is(const safetensors_t* f, const char* key, const char* wanted) {
+    const char* value = safetensors_metadata(f, key);
+    return value && !strcmp(value, wanted);
+}
+static inline int latent_number_is(const safetensors_t* f, const char* key, size_t wanted) {
+    const char* value = safetensors_metadata(f, key);
+    return value && strtoull(value, NULL, 10) == wanted;
+}
+static inline const char* latent_metadata(const safetensors_t* f, const char* key) {
+    const char* value = safetensors_metadata(f, key);
+    return value ? value : "?";
+}
+
+// Is this shard there, whole, and what this extraction would write? Another tokenizer's, image set's or split's ends
+// the program: a folder is for one extraction.
+int latent_shard_is_made(const char* path, size_t total, int C, int side, const latent_origin_t* origin) {
     if (access(path, F_OK)) return 0;
     safetensors_t f;
     char error[1280];
@@ -113,18 +137,17 @@ int latent_shard_is_made(const char* path, size_t total, int C, int side, const 
         warn("%s: %s; it is made again", path, error);
         return 0;
     }
-    const char* keys[3] = {"tokenizer", "world", "total"};
-    const char* values[3];
-    for (int i = 0; i < 3; i++) values[i] = safetensors_metadata(&f, keys[i]);
     const st_tensor_t* t = safetensors_find(&f, "latents");
-    int same = values[0] && !strcmp(values[0], tokenizer) && values[1] && atoi(values[1]) == world && values[2] &&
-               (size_t)atoll(values[2]) == total && t && t->ndim == 4 && t->shape[1] == (size_t)C &&
-               t->shape[2] == (size_t)side;
+    int same = latent_text_is(&f, "tokenizer", origin->tokenizer) && latent_text_is(&f, "data", origin->data) &&
+               latent_number_is(&f, "data_images", origin->data_images) &&
+               latent_number_is(&f, "world", (size_t)origin->world) && latent_number_is(&f, "total", total) && t &&
+               t->ndim == 4 && t->shape[1] == (size_t)C && t->shape[2] == (size_t)side;
     if (!same) {
-        fatal("%s is of another extraction (tokenizer %s, %s processes, %s images); this one is of tokenizer %s, %d "
-              "processes, %zu images: give another -latents folder, or empty this one",
-              path, values[0] ? values[0] : "?", values[1] ? values[1] : "?", values[2] ? values[2] : "?", tokenizer,
-              world, total);
+        fatal("%s is of another extraction (tokenizer %s, %s images of %s, %s processes, %s images a shard); this one "
+              "is of tokenizer %s, %zu images of %s, %d processes, %zu images a shard: give another -latents folder, "
+              "or empty this one", path, latent_metadata(&f, "tokenizer"), latent_metadata(&f, "data_images"),
+              latent_metadata(&f, "data"), latent_metadata(&f, "world"), latent_metadata(&f, "total"),
+              origin->tokenizer, origin->data_images, origin->data, origin->world, total);
     }
     safetensors_close(&f);
     return 1;

@@ -103,7 +103,7 @@ void status_line(status_t* status, int64_t step, int64_t steps, int64_t images, 
         if (c->header) printf(" %s", status_cell(cell, c->width, c->format, c->value, !c->absent));
         if (c->json) json_append(&json, ", \"%s\": %.6g", c->json, c->value);
     }
-    printf(" %7.1f %3.0f%% %7s\n", speed, 100 * wait, time_left);
+    printf(" %7.*f %3.0f%% %7s\n", speed < 1 ? 3 : 1, speed, 100 * wait, time_left);
     fflush(stdout);
     json_append(&json, ", \"images_per_second\": %.6g, \"wait\": %.4f, \"seconds_left\": %.1f}\n", speed, wait, left);
     status_append(status, json.text);

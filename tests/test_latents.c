@@ -78,7 +78,8 @@ static inline void make_shard(const char* folder, int rank, int number, size_t f
         latent_shard_add(&shard, z, flipped, label_of(i));
     }
     latent_shard_path(path, sizeof path, temporary_path(full, folder), rank, number);
-    latent_shard_write(&shard, path, tokenizer, CLASSES, n, 2);
+    latent_origin_t origin = {tokenizer, "pictures", 100, CLASSES, 2};
+    latent_shard_write(&shard, path, &origin, n);
 }
 
 // Three shards of 5, 4 and 7 latents, written in another order than that of their names.
@@ -286,12 +287,18 @@ static inline void test_strange_folders(void) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Going on with an extraction
 
-static inline int is_made(const char* name, size_t total, const char* tokenizer) {
+static inline int is_made_from(const char* name, size_t total, const char* tokenizer, const char* data, size_t images) {
     char path[TEMPORARY_PATH];
-    return latent_shard_is_made(temporary_path(path, name), total, CHANNELS, SIDE, tokenizer, 2);
+    latent_origin_t origin = {tokenizer, data, images, CLASSES, 2};
+    return latent_shard_is_made(temporary_path(path, name), total, CHANNELS, SIDE, &origin);
+}
+static inline int is_made(const char* name, size_t total, const char* tokenizer) {
+    return is_made_from(name, total, tokenizer, "pictures", 100);
 }
 
 static inline void child_of_another(const char* name) { is_made(name, 5, "fedcba9876543210"); }
+static inline void child_of_other_images(const char* name) { is_made_from(name, 5, "0123456789abcdef", "photos", 100); }
+static inline void child_of_more(const char* name) { is_made_from(name, 5, "0123456789abcdef", "pictures", 101); }
 static inline void child_of_another_split(const char* name) { is_made(name, 6, "0123456789abcdef"); }
 
 static inline void test_is_made(void) {
@@ -302,6 +309,8 @@ static inline void test_is_made(void) {
     check(!is_made("made/latents_rank00_shard002.safetensors", 5, "0123456789abcdef"), "it is not there");
     check_fatal(child_of_another, name, "0123456789abcdef", "tokenizer fedcba9876543210");
     check_fatal(child_of_another_split, name, "shard000", "6 images");
+    check_fatal(child_of_other_images, name, "100 images of pictures", "100 images of photos");
+    check_fatal(child_of_more, name, "100 images of pictures", "101 images of pictures");
     if (truncate(temporary_path(path, name), 1500)) perror(path);
     int saved = temporary_catch_stderr();
     int made = is_made(name, 5, "0123456789abcdef");
@@ -328,7 +337,8 @@ static inline void test_statistics(void) {
         latent_shard_add(&shard, z[i], flipped, 0);
     }
     latent_shard_path(path, sizeof path, temporary_path(folder, "stats"), 0, 0);
-    latent_shard_write(&shard, path, "", 1, N, 1);
+    latent_origin_t origin = {"", "pictures", N, 1, 1};
+    latent_shard_write(&shard, path, &origin, N);
     open_latents(&l, "stats", 1);
     latents_statistics(&l, 1, 10000, mean, std);
     for (int c = 0; c < CHANNELS; c++) {

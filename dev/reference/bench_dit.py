@@ -2,6 +2,7 @@
 
     python dev/reference/bench_dit.py train sample --size XL/1 --batch 64 --compile     on a GPU
     python dev/reference/bench_dit.py --size mini --batch 8 --steps 10                  anywhere
+    python dev/reference/bench_dit.py --from models.json      what `bench_models -only dit,draw -json models.json` timed
 
 train   `--runs` steps of random latents: flow matching (mean squared error + cosine), label drop, AdamW (fused on a
         GPU), moving average of the weights, one after the other without waiting for the loss. --recompute keeps no
@@ -13,6 +14,7 @@ On a GPU: bf16 autocast, scaled_dot_product_attention's fused kernels, TF32 for 
 without autocast. On a CPU: float32. --compile: torch.compile of the blocks, of which equal ones are compiled once,
 after the eager figures (--no-eager leaves those out). tflops counts 6 FLOP per multiply-accumulate of the forward pass
 for a training step, whether it recomputes or not, and 2 for an evaluation.
+A time is the median of --repeats, after --warmup calls; cpu_seconds is that of all threads of the process.
 Modulation and output get random weights, so that no branch is multiplied by zero. Needs torch, nothing else.
 """
 import argparse
@@ -30,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from lightningdit_twin import (SIZES, Block, FinalLayer, LightningDiT, TimeEmbedding, flow_loss, flow_pair,
                                guided_velocity, make_size, time_grid)
 
+NAMES = dict(train="dit", sample="draw")  # as bench_models calls them
 MINI = dict(side=4, patch=1, channels=16, dim=128, depth=6, heads=4, classes=10)
 
 
@@ -133,19 +136,20 @@ def wait(device):
         torch.cuda.synchronize()
 
 
-def measure(work, runs, device):
-    """Seconds of a call: those of `runs` calls in a row, three times, after two for warming up; median and shortest."""
-    for _ in range(2):
+def measure(work, runs, arguments):
+    """Seconds of a call: those of `runs` calls in a row, --repeats times; median and shortest, and median CPU time."""
+    for _ in range(arguments.warmup):
         work()
-    seconds = []
-    for _ in range(3):
-        wait(device)
-        start = time.perf_counter()
+    seconds, cpu = [], []
+    for _ in range(arguments.repeats):
+        wait(arguments.device)
+        start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(runs):
             work()
-        wait(device)
+        wait(arguments.device)
         seconds.append((time.perf_counter() - start) / runs)
-    return statistics.median(seconds), min(seconds)
+        cpu.append((time.process_time() - cpu_start) / runs)
+    return statistics.median(seconds), min(seconds), statistics.median(cpu)
 
 
 def compile_parts(model):
@@ -162,12 +166,13 @@ def time_work(kind, compiled, arguments):
     work = dict(train=Train, sample=Sample)[kind](arguments)
     if compiled:
         compile_parts(work.model)
-    seconds, best = measure(work.run, arguments.runs if kind == "train" else 1, arguments.device)
+    seconds, best, cpu = measure(work.run, arguments.runs if kind == "train" else 1, arguments)
     rate = arguments.batch / seconds
-    line = dict(kind="dit", work=kind, size=arguments.size, batch=arguments.batch,
+    line = dict(kind="model", name=NAMES[kind], size=arguments.size, images=arguments.batch,
                 mode="compiled" if compiled else "eager", precision="bf16" if arguments.bf16 else "fp32",
                 images_per_second=float(f"{rate:.4g}"), tflops=float(f"{rate * work.work / 1e12:.4g}"),
-                seconds=round(seconds, 6), best_seconds=round(best, 6), forwards=work.forwards,
+                seconds=round(seconds, 6), best_seconds=round(best, 6), cpu_seconds=round(cpu, 6),
+                forwards=work.forwards,
                 gmacs=round(work.model.macs() / 1e9, 4), qk_norm=arguments.qk_norm,
                 parameters=sum(p.numel() for p in work.model.parameters()))
     if kind == "sample":
@@ -196,27 +201,46 @@ def parse():
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--no-eager", action="store_true", help="leave the eager mode out")
     parser.add_argument("--runs", type=int, default=5, help="training steps in a row; three times as many are made")
+    parser.add_argument("--warmup", type=int, default=2, help="calls before those that count")
+    parser.add_argument("--repeats", type=int, default=3, help="times of which the median counts")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: PyTorch's choice")
+    parser.add_argument("--from", dest="source", default="", help="JSON lines of bench_models: the same sizes")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     arguments = parser.parse_args()
     if set(arguments.what) - {"train", "sample"}:
         parser.error("what is timed: train, sample")
-    if arguments.batch < 1 or arguments.steps < 2 or arguments.runs < 1:
-        parser.error("--batch and --runs are at least 1, --steps at least 2")
+    if min(arguments.batch, arguments.runs, arguments.repeats) < 1 or arguments.steps < 2:
+        parser.error("--batch, --runs and --repeats are at least 1, --steps at least 2")
     arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     arguments.bf16 = arguments.device == "cuda" and not arguments.fp32
     return arguments
 
 
+def jobs(arguments):
+    """What is to be timed: pairs of train or sample, and arguments."""
+    if not arguments.source:
+        return [(kind, arguments) for kind in arguments.what or NAMES]
+    found = []
+    with open(arguments.source) as file:
+        for line in map(json.loads, file):
+            for kind, name in NAMES.items():
+                if line["kind"] == "model" and line["name"] == name and kind in (arguments.what or NAMES):
+                    found.append((kind, argparse.Namespace(**vars(arguments) | line["config"])))
+    return found
+
+
 def main():
     arguments = parse()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     torch.manual_seed(1)
     torch.set_float32_matmul_precision("high")
     modes = ([False] if not arguments.no_eager else []) + ([True] if arguments.compile else [])
     failed = 0
     for compiled in modes:
-        for kind in arguments.what or ("train", "sample"):
+        for kind, job in jobs(arguments):
             try:
-                time_work(kind, compiled, arguments)
+                time_work(kind, compiled, job)
             except Exception as error:  # memory, or a compiler that fails: the others are timed
                 text = str(error).strip().splitlines()[:1]
                 print(f"failed: {kind}, compiled {compiled}: {type(error).__name__}: {text}", file=sys.stderr)
