@@ -162,6 +162,36 @@ static void test_halves(void) {
     temporary_end();
 }
 
+// Images of another size than the training's: more positions, the same name and the same weights.
+static void test_other_size(void) {
+    static tokenizer_t t;
+    static autoencoder_t a, wide;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, "3", "0", "1", path);
+    autoencoder_open(&a, path, AUTOENCODER_AVERAGED, 1, 1, 1);
+    autoencoder_open_sized(&wide, path, AUTOENCODER_AVERAGED, 48, 1, 1, 1);
+    check(wide.H == 48 && wide.GH == 6 && wide.GW == 6 && !strcmp(wide.fingerprint, a.fingerprint), "sizes and name");
+    size_t values = autoencoder_image_values(&wide);
+    uint8_t* grey = (uint8_t*)malloc_check(values, "pixels");
+    memset(grey, 100, values);
+    poison(&wide);
+    const floatX* image = autoencoder_decode(&wide, autoencoder_encode(&wide, grey, 1, 0), 1, 0);
+    int finite = 1;
+    for (size_t i = 0; i < values; i++) finite &= isfinite(image[i]);
+    check(finite, "every pixel is written");
+    autoencoder_close(&wide);
+    autoencoder_open_sized(&wide, path, AUTOENCODER_AVERAGED, -9, 1, 1, 1);
+    check(wide.H == 32, "a side of the latents counts for autoencoders of LDM's kind alone");
+    const floatX* z = autoencoder_encode(&wide, grey, 1, 0);
+    check(same_bits(autoencoder_encode(&a, grey, 1, 0), z, autoencoder_latent_values(&a)), "the same latent");
+    autoencoder_close(&wide);
+    autoencoder_close(&a);
+    tokenizer_free(&t);
+    free(grey);
+    temporary_end();
+}
+
 // Copies a file, but for the tensor `skip`, and with the first value of tensor `change` times `factor`.
 static void copy_file(const char* from, const char* to, const char* skip, const char* change, double factor) {
     safetensors_t f;
@@ -315,6 +345,7 @@ int main(int argc, char** argv) {
     if (test_case("stage 3, average 1")) { test_use("3", "1", "1", 1); test_end_case(); }
     if (test_case("fewer images than planned")) { test_part(); test_end_case(); }
     if (test_case("either half alone")) { test_halves(); test_end_case(); }
+    if (test_case("another size of images")) { test_other_size(); test_end_case(); }
     if (test_case("exported F32, stage 2")) { test_export("2", ST_F32); test_end_case(); }
     if (test_case("exported F32, stage 3")) { test_export("3", ST_F32); test_end_case(); }
     if (test_case("exported F16, stage 2")) { test_export("2", ST_F16); test_end_case(); }
