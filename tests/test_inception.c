@@ -2,15 +2,20 @@
 //
 // The operations against their definitions, cell by cell. The network against numbers that were computed from
 // integer-made weights in double (evaluation vectors V2), for both ways of its input, and against pytorch-fid's own
-// module on photographs (tests/fixtures/inception.safetensors, from dev/reference/make_inception_fixture.py).
+// module on photographs (tests/fixtures/inception.safetensors, from dev/reference/make_inception_fixture.py). That
+// script also writes the module's weights to a folder; INCEPTION_WEIGHTS=<file> build/cpu/test_inception loads them.
 #include <omp.h>
 
 // defines: inception_*, INCEPTION_PT, INCEPTION_TF
 #include "common/inception.h"
 // defines: fixture_open, fixture_tensor, safetensors_find
 #include "tests/fixture.h"
-// defines: random_buffer, poisoned_buffer (this makes floatX double)
+// defines: temporary_begin, temporary_path, temporary_end
+#include "tests/temporary.h"
+// defines: random_buffer, poisoned_buffer (tests/gradient.h makes floatX double)
 #include "tests/gradient.h"
+// defines: copy_of
+#include "tests/operation.h"
 // defines: vector_u
 #include "tests/vectors.h"
 
@@ -185,6 +190,7 @@ static void hash_weights(const inception_t* m, params_t* file) {
 }
 
 typedef struct {
+    params_t file; // the weights as a file has them
     inception_t net;
     plan_t plan;
     inception_features_t out;
@@ -193,13 +199,10 @@ typedef struct {
 enum { BED_IMAGES = 3 };
 
 static void bed_open(bed_t* b) {
-    params_t file;
     memset(b, 0, sizeof *b);
-    memset(&file, 0, sizeof file);
     inception_register(&b->net);
-    hash_weights(&b->net, &file);
-    inception_fold(&b->net, &file);
-    params_free(&file);
+    hash_weights(&b->net, &b->file);
+    inception_fold(&b->net, &b->file);
     inception_plan(&b->net, &b->plan, BED_IMAGES);
     plan_floatS(&b->plan, &b->out.pool, BED_IMAGES * INCEPTION_POOL, "pool");
     plan_floatS(&b->plan, &b->out.spatial, BED_IMAGES * INCEPTION_SPATIAL, "spatial");
@@ -211,6 +214,7 @@ static void bed_open(bed_t* b) {
 }
 static void bed_close(bed_t* b) {
     plan_free(&b->plan);
+    params_free(&b->file);
     inception_free(&b->net);
 }
 static void bed_poison(bed_t* b) { memset(b->plan.memory, 0xff, plan_bytes(&b->plan)); }
@@ -237,7 +241,8 @@ static uint8_t* vector_image(void) {
     return bytes;
 }
 
-#define V2_BOUND 5e-9 // the table has nine digits, fewer behind zeros
+#define V2_BOUND 5e-9      // the table has nine digits, fewer behind zeros
+#define FIXTURE_BOUND 1e-6 // the originals' input is a float map
 
 static void test_vectors(bed_t* b) {
     uint8_t* image = vector_image();
@@ -276,6 +281,86 @@ static void test_vectors(bed_t* b) {
         test_end_case();
     }
     free(image);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Photographs
+
+static uint8_t* fixture_pictures(const safetensors_t* f, int* B, int* size) {
+    const st_tensor_t* t = safetensors_find(f, "bytes"); // (B, size, size, 3)
+    if (!t || t->ndim != 4 || t->dtype != ST_U8) fatal("%s holds no pictures; make the fixture again", f->path);
+    *B = (int)t->shape[0], *size = (int)t->shape[1];
+    uint8_t* bytes = (uint8_t*)malloc_check(t->numel, "pictures");
+    memcpy(bytes, t->data, t->numel);
+    return bytes;
+}
+
+// Rows of `got` against the first values of each row that the file has.
+static void check_features(const safetensors_t* f, const char* name, const floatS* got, int B, int n) {
+    const st_tensor_t* t = safetensors_find(f, name);
+    floatS* want = fixture_tensor(f, name);
+    size_t shown = t->numel / t->shape[0];
+    for (int b = 0; b < B; b++) {
+        check_error(name, relative_error_double(got + (size_t)b * n, want + b * shown, shown), FIXTURE_BOUND);
+    }
+    free(want);
+}
+
+// Both pictures, and the first in the other mode; then the second alone, with one thread: the same bits.
+static void check_pictures(bed_t* b) {
+    safetensors_t f;
+    int B, size;
+    fixture_open(&f, "inception");
+    uint8_t* pictures = fixture_pictures(&f, &B, &size);
+    check(B <= BED_IMAGES, "room for the pictures");
+    bed_poison(b);
+    inception_forward(&b->net, b->out, pictures, INCEPTION_TF, 1, size, size, 0);
+    check_features(&f, "tf.pool", b->out.pool, 1, INCEPTION_POOL);
+    check_features(&f, "tf.spatial", b->out.spatial, 1, INCEPTION_SPATIAL);
+    check_features(&f, "tf.logits", b->out.logits, 1, INCEPTION_CLASSES);
+    bed_poison(b);
+    inception_forward(&b->net, b->out, pictures, INCEPTION_PT, B, size, size, 0);
+    check_features(&f, "pt.pool", b->out.pool, B, INCEPTION_POOL);
+    check_features(&f, "pt.spatial", b->out.spatial, B, INCEPTION_SPATIAL);
+    check_features(&f, "pt.logits", b->out.logits, B, INCEPTION_CLASSES);
+    double* pool = copy_of(b->out.pool + INCEPTION_POOL, INCEPTION_POOL);
+    double* logits = copy_of(b->out.logits + INCEPTION_CLASSES, INCEPTION_CLASSES);
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    bed_poison(b);
+    inception_forward(&b->net, b->out, pictures + (size_t)size * size * 3, INCEPTION_PT, 1, size, size, 0);
+    omp_set_num_threads(threads);
+    check(!memcmp(pool, b->out.pool, INCEPTION_POOL * sizeof(floatS)), "the same features alone");
+    check(!memcmp(logits, b->out.logits, INCEPTION_CLASSES * sizeof(floatS)), "the same logits alone");
+    free(pool), free(logits), free(pictures);
+    safetensors_close(&f);
+}
+
+// Weights from a file give those that were folded from memory, up to the file's float32; the file may hold
+// num_batches_tracked or not.
+static void check_file(const inception_t* net, const char* path) {
+    inception_t loaded;
+    inception_register(&loaded);
+    inception_load(&loaded, path);
+    check_error("weights", relative_error_double(loaded.params.values, net->params.values, net->params.table.total),
+                1e-7);
+    inception_free(&loaded);
+}
+
+static void test_file(const bed_t* b) {
+    const char* given = getenv("INCEPTION_WEIGHTS");
+    char path[TEMPORARY_PATH];
+    if (given && test_case("the file of INCEPTION_WEIGHTS")) {
+        check_file(&b->net, given);
+        test_end_case();
+    }
+    if (!test_case("weights go to a file and come back")) return;
+    temporary_begin();
+    temporary_path(path, "inception.safetensors");
+    weights_save(&b->file, "", path, "");
+    check_file(&b->net, path);
+    temporary_end();
+    test_end_case();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -326,6 +411,11 @@ int main(int argc, char** argv) {
     bed_t bed;
     bed_open(&bed);
     test_vectors(&bed);
+    if (test_case("photographs, as pytorch-fid sees them; alone the same bits")) {
+        check_pictures(&bed);
+        test_end_case();
+    }
+    test_file(&bed);
     bed_close(&bed);
     return test_finish();
 }
