@@ -688,3 +688,18 @@ static inline int cli_integers(const char* name, const char* text, int* out, int
         if (!*at) return n;
     }
 }
+
+// The same of numbers of any kind: "1,1.5,2".
+static inline int cli_numbers(const char* name, const char* text, double* out, int max) {
+    int n = 0;
+    for (const char* at = text;; at++) {
+        char* end;
+        double value = strtod(at, &end);
+        if (end == at || !isfinite(value) || (*end && *end != ',') || n == max) {
+            fatal("-%s %s: want 1 to %d numbers with commas between them, such as 1,1.5,2", name, text, max);
+        }
+        out[n++] = value;
+        at = end;
+        if (!*at) return n;
+    }
+}

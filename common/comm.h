@@ -205,6 +205,22 @@ static inline void comm_sum_host(comm_t* c,
     if (c->size > 1 && n) comm_transport_sum(c, values, n);
 }
 
+// The same for floats, in double on the way: exact where one rank has a value and all others zero.
+static inline void comm_sum_floats_host(comm_t* c,
+                                        floatS* values, // [n] host memory
+                                        size_t n) {
+    enum { PIECE = 1 << 16 };
+    if (c->size == 1) return;
+    double* piece = (double*)malloc_check(PIECE * sizeof(double), "values to sum");
+    for (size_t at = 0; at < n; at += PIECE) {
+        int count = n - at < PIECE ? (int)(n - at) : PIECE;
+        for (int i = 0; i < count; i++) piece[i] = values[at + i];
+        comm_sum_host(c, piece, count);
+        for (int i = 0; i < count; i++) values[at + i] = (floatS)piece[i];
+    }
+    free(piece);
+}
+
 // Has any rank set its flag? On the host, the same answer on all; also a barrier.
 static inline int comm_any(comm_t* c, int flag) {
     double set = flag != 0;

@@ -8,17 +8,20 @@
 #include "common/comm.h"
 // defines: flow_solver_t
 #include "common/flow.h"
+// defines: make_folder
+#include "common/folder.h"
 // defines: report_t
 #include "common/report.h"
 
-enum { EVAL_FLAGS = 64, EVAL_LIST = 32 };
+enum { EVAL_FLAGS = 64 };
+enum { EVAL_INPUT_AUTO, EVAL_INPUT_PT, EVAL_INPUT_TF }; // -input
 
 typedef struct {
-    const char *preset, *inspect, *tokenizer, *dit, *features, *lpips_weights, *data, *samples, *reference;
-    const char *save_reference, *sweep_steps, *sweep_cfg, *pca, *out, *json;
+    const char *preset, *inspect, *tokenizer, *dit, *features, *lpips_weights, *encoder, *encoder_weights, *data;
+    const char *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca, *out, *json;
     int recon, gen, probe, latent, sweep, raw, images, reference_images, crop, force, input, n, balanced, steps, solver;
-    int cfg_channels, probe_images, probe_epochs, probe_batch, probe_norm, cknna_k, cknna_clip, draws, pca_joint;
-    int lpips_u8, pr_fp16, batch, time_limit;
+    int cfg_channels, probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k;
+    int cknna_clip, draws, pca_joint, lpips_u8, pr_fp16, batch, time_limit;
     double shift, cfg, cfg_start, probe_lr;
     size_t seed;
 } eval_options_t;
@@ -32,10 +35,20 @@ typedef struct {
     report_t report;
 } eval_t;
 
+// "OUT/recon_stage3.png" for a measure of runs/mini/stage3.safetensors; the folder is made.
+static inline void eval_output_path(const eval_t* e, char* path, size_t size, const char* measure, const char* subject,
+                                    const char* suffix) {
+    const char *slash = strrchr(subject, '/'), *name = slash ? slash + 1 : subject, *dot = strrchr(name, '.');
+    make_folder(e->options.out);
+    snprintf(path, size, "%s/%s_%.*s.%s", e->options.out, measure, (int)(dot ? dot - name : (int)strlen(name)), name,
+             suffix);
+}
+
 static const cli_setting_t eval_preset_mini[] = {{"tokenizer", "miniature/tokenizer.safetensors"},
     {"dit", "miniature/dit.safetensors"}, {"data", "fashion-mnist"}, {"features", "miniature/vgg.safetensors"},
     {"lpips_weights", "miniature/vgg.safetensors"}, {"images", "2048"}, {"n", "1000"}, {"steps", "20"}, {"cfg", "2"},
-    {"shift", "1"}, {"probe_images", "10000"}, {NULL, NULL}};
+    {"shift", "1"}, {"probe_images", "10000"}, {"probe_augment", "0"}, {"probe_norm", "1"},
+    {"encoder", "mini"}, {"latent_images", "2000"}, {NULL, NULL}};
 static const cli_setting_t eval_preset_imagenet[] = {{"tokenizer", "runs/imagenet/stage3.safetensors"},
     {"dit", "runs/dit_imagenet/dit.safetensors"}, {"data", "imagenet"}, {NULL, NULL}};
 static const cli_setting_t eval_preset_paper[] = {{"tokenizer", "runs/imagenet/stage3.safetensors"},
@@ -120,7 +133,16 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
         {NULL, "probe_lr", CLI_NUMBER, &o->probe_lr, "1e-3", "(0, 1)", "learning rate of Adam", CLI_SAVED},
         {NULL, "probe_norm", CLI_BOOL, &o->probe_norm, "0", NULL,
          "scale each latent channel to unit deviation first; the paper does not say", CLI_SAVED},
-        {"Latent space", "cknna_k", CLI_INT, &o->cknna_k, "10", "[1, 100000]", "neighbours of CKNNA", CLI_SAVED},
+        {NULL, "probe_augment", CLI_BOOL, &o->probe_augment, "1", NULL,
+         "random crops and mirrored images, encoded anew each epoch; 0: centre crops, encoded once and kept in memory",
+         CLI_SAVED},
+        {"Latent space", "encoder_weights", CLI_STRING, &o->encoder_weights, "", NULL,
+         "the pretrained encoder whose tokens CKNNA compares with; empty: the tokenizer's own encoder", CLI_SAVED},
+        {NULL, "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL, "its configuration, as for train_tokenizer",
+         CLI_SAVED},
+        {NULL, "latent_images", CLI_INT, &o->latent_images, "10000", "[4, inf)", "of the val split, from the first on",
+         CLI_SAVED},
+        {NULL, "cknna_k", CLI_INT, &o->cknna_k, "10", "[1, 100000]", "neighbours of CKNNA", CLI_SAVED},
         {NULL, "cknna_clip", CLI_BOOL, &o->cknna_clip, "0", NULL, "clamp features at their 95th percentile first",
          CLI_SAVED},
         {NULL, "draws", CLI_INT, &o->draws, "3", "[1, 100]", "repetitions of the density measures", CLI_SAVED},

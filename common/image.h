@@ -345,6 +345,13 @@ static inline void image_bytes_from_floats(uint8_t* out, const floatS* x, size_t
     }
 }
 
+// Left and right exchanged.
+static inline void image_mirror(uint8_t* out, const uint8_t* in, int height, int width) { // (height, width, 3)
+    for (size_t y = 0; y < (size_t)height; y++) {
+        for (int x = 0; x < width; x++) memcpy(out + (y * width + x) * 3, in + (y * width + width - 1 - x) * 3, 3);
+    }
+}
+
 // A picture of rows x columns images of equal size in reading order, each pixel drawn as scale x scale pixels, with
 // white margins of 2 pixels around and between them.
 static inline image_t image_grid(const uint8_t* pixels, // (rows * columns, height, width, 3)

@@ -27,6 +27,7 @@ typedef struct {
     char name[REPORT_NAME];
     char format[16]; // printf's, for a double
     double value;
+    int detail; // 1: in no table
 } score_t;
 
 typedef struct {
@@ -65,6 +66,12 @@ static inline void report_score(result_t* r, const char* name, const char* forma
     snprintf(s->name, sizeof s->name, "%s", name);
     snprintf(s->format, sizeof s->format, "%s", format);
     s->value = value;
+}
+
+// A score that is printed and saved, but stands in no table.
+static inline void report_detail(result_t* r, const char* name, const char* format, double value) {
+    report_score(r, name, format, value);
+    r->score[r->scores - 1].detail = 1;
 }
 
 __attribute__((format(printf, 3, 4))) static inline void report_protocol(result_t* r, const char* key,
@@ -162,7 +169,9 @@ static inline void report_table(const report_t* report, const char* kind) {
     for (int i = 0; i < report->count; i++) {
         result_t* r = report->results[i];
         if (strcmp(r->kind, kind)) continue;
-        for (int k = 0; k < r->scores; k++) report_column(columns, &n, &r->score[k]);
+        for (int k = 0; k < r->scores; k++) {
+            if (!r->score[k].detail) report_column(columns, &n, &r->score[k]);
+        }
         if ((int)strlen(r->subject) > width) width = (int)strlen(r->subject);
     }
     printf("\n%-*s", width, kind);
@@ -180,8 +189,9 @@ static inline void report_table(const report_t* report, const char* kind) {
         for (int j = i; j < report->count; j++) {
             result_t* r = report->results[j];
             if (strcmp(r->kind, kind) || strcmp(r->subject, subject)) continue;
-            for (int k = 0; k < r->scores; k++) columns[report_column(columns, &n, &r->score[k])].value =
-                r->score[k].value;
+            for (int k = 0; k < r->scores; k++) {
+                if (!r->score[k].detail) columns[report_column(columns, &n, &r->score[k])].value = r->score[k].value;
+            }
         }
         printf("%-*s", width, subject);
         for (int k = 0; k < n; k++) {
