@@ -2,7 +2,9 @@
 # the same checkpoints, and compares the losses of every step. Sourced behind tests/programs.sh by the scripts that use it:
 #     same_losses FOLDER STEPS TOLERANCE [FLAGS...]     FOLDER: the other build's, with train_tokenizer in it
 # A loss may differ by TOLERANCE relative to its own size, and logits (of order 1) by TOLERANCE; in fp32 the norm of the first
-# gradient too.
+# gradient too. And the same for LightningDiT on the latents of the last of these tokenizers:
+#     same_dit_losses STEPS SIDE MODEL KIND...     MODEL: a size and flags; KIND: a folder beside the CPU build's; bf16 unless
+#                                                  its name ends in fp32
 
 # compare_losses FILE FILE TOLERANCE: two JSON-lines logs; prints the largest difference
 compare_losses() {
@@ -63,6 +65,41 @@ same_losses() {
             ok "stage $stage: losses of $label and of the CPU build within $tolerance: $(cat difference)"
         else
             fail "stage $stage: losses of $label and of the CPU build within $tolerance" "$(cat difference)"
+        fi
+    done
+}
+
+# From the third step on of a run in the CPU build: in the first the output is zero, and the cosine's gradient enlarges rounding
+# without limit. SIDE is that of the latents.
+same_dit_losses() {
+    steps=$((3 + $1))
+    model="-model $3"
+    dit="-latents latents -tokenizer base/stage3.safetensors -data shapes -z_channels 8 -latent_side $2 -classes 10 -batch 3
+        -lr 1e-4 -clip 1 -log_every 1 -save_every 0 -grid_every 0 -sample_steps 3 -grid_columns 1 -grid_classes 1,2"
+    shift 3
+    # shellcheck disable=SC2086
+    [ -d latents ] || expect "latents" 0 '' "$build/train_dit" $dit -extract 1 -images 24 -extract_batch 4
+    # shellcheck disable=SC2086
+    expect "$model, the start" 0 '' "$build/train_dit" $dit $model -out start -steps 3 -restart 1
+    for kind in cpu "$@"; do
+        case $kind in
+        cpu) program=$build/train_dit ;;
+        *) program=$(dirname "$build")/$kind/train_dit ;;
+        esac
+        case $kind in
+        *fp32) tolerance=1e-4 ;;
+        *) tolerance=2e-2 ;;
+        esac
+        rm -rf "dit_$kind"
+        mkdir "dit_$kind"
+        cp start/dit.safetensors "dit_$kind/"
+        # shellcheck disable=SC2086
+        expect "$model in $kind" 0 '' "$program" $dit $model -out "dit_$kind" -steps "$steps"
+        [ "$kind" = cpu ] && continue
+        if compare_losses dit_cpu/dit.jsonl "dit_$kind/dit.jsonl" $tolerance >difference 2>&1; then
+            ok "$model: losses of $kind and of the CPU build within $tolerance: $(cat difference)"
+        else
+            fail "$model: losses of $kind and of the CPU build within $tolerance" "$(cat difference)"
         fi
     done
 }
