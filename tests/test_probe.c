@@ -121,6 +121,27 @@ static void test_recent(void) {
     test_end_case();
 }
 
+// A step on 7 images is the mean over 7, whatever the largest batch is.
+static void test_partial(void) {
+    if (!test_case("a batch smaller than the largest")) return;
+    static vector_set_t v;
+    static probe_t p, q;
+    probe_options_t exact = {0, 7, 1e-3, 1, NULL}, larger = {0, 19, 1e-3, 1, NULL};
+    fill_vector(&v);
+    probe_open(&p, DIM, CLASSES, &exact);
+    probe_open(&q, DIM, CLASSES, &larger);
+    for (int i = 0; i < 5; i++) {
+        double a = probe_step(&p, v.x + i * 7 * DIM, v.labels + i * 7, 7, 0);
+        double b = probe_step(&q, v.x + i * 7 * DIM, v.labels + i * 7, 7, 0);
+        check(a == b, "the same loss");
+        double difference = relative_error_double(q.params.grads, p.params.grads, CLASSES * DIM);
+        check_error("gradient", difference, 1e-15);
+    }
+    probe_close(&p);
+    probe_close(&q);
+    test_end_case();
+}
+
 // Taking mean and deviation out by the option is the same as doing it before.
 static void test_norm(void) {
     if (!test_case("normalised features")) return;
@@ -236,6 +257,7 @@ int main(int argc, char** argv) {
     test_rank();
     test_counts();
     test_recent();
+    test_partial();
     test_norm();
     test_start();
     test_run();
