@@ -4,6 +4,8 @@
 //     ./sample -class 3,7 -n 16 -steps 50 -cfg 2       a PNG with one class a row
 //     ./sample -preset imagenet -dit DIT -tokenizer TOKENIZER -class 207
 //     ./sample -preset imagenet ... -class random -n 50000 -npz samples.npz     for ADM's evaluator
+//     ./sample -preset imagenet -dit lightningdit-xl-imagenet256-800ep.pt -tokenizer vavae-imagenet256-f16d32-dinov2.pt
+//         -latent_stats latents_stats.pt -class 207        LightningDiT and VA-VAE as published, without conversion
 //
 // Image j of a class is drawn from noise that the seed and j determine: the same whatever else is drawn, in whatever
 // batch and by however many processes. With -class random or balanced, -n images are numbered through.
