@@ -3,10 +3,14 @@
 #     sh dev/bench/gpu_speed.sh OUT [PYTHON]
 # OUT is a folder. PYTHON has torch and timm; without it only this project is timed. Prints at most 90 lines, and writes
 # OUT/speed_tables.txt (all lines, and what the programs printed), OUT/speed_ours.json and OUT/speed_torch.json.
-# The important comes first; what does not fit into SPEED_SECONDS (190) is left out, and a part that fails is named.
+# The important comes first; what does not fit into SPEED_SECONDS (330) is left out, and a part that fails is named.
+# SPEED_OF ("dit tokenizer") says of what: LightningDiT-XL/1, training at 64, 32 and 128 images and drawing 64 with
+# guidance, and the tokenizer's stages; operations are timed either way.
 # FOLDER (build/gpu) holds bench_ops and bench_models; PRESET (imagenet), IMAGES (64,8,32, of which PyTorch's compiled
-# mode takes the first two) and OPS (flags of bench_ops) make a small trial of it possible:
-#     FOLDER=build/cpu PRESET=mini IMAGES=8,16 OPS="-only mini" MINI=1 sh dev/bench/gpu_speed.sh build/speed python3
+# mode takes the first two), DIT (flags of bench_models for LightningDiT) and OPS (flags of bench_ops) make a small trial
+# of it possible:
+#     FOLDER=build/cpu PRESET=mini IMAGES=8,16 DIT="-model mini -dit_images 32 -draw_images 2" OPS="-only mini" MINI=1 \
+#         sh dev/bench/gpu_speed.sh build/speed python3
 set -u
 out=${1:?"usage: sh dev/bench/gpu_speed.sh OUT [PYTHON]"}
 python=${2:-}
@@ -17,7 +21,8 @@ folder=${FOLDER:-build/gpu}
 preset=${PRESET:-imagenet}
 images=${IMAGES:-64,8,32}
 mini=${MINI:-0}
-limit=${SPEED_SECONDS:-190}
+limit=${SPEED_SECONDS:-330}
+of=" ${SPEED_OF:-dit tokenizer} "
 begin=$(date +%s)
 scratch=$(mktemp -d)
 notes=$scratch/notes
@@ -69,7 +74,7 @@ tables() {
         echo "beside ${torch:-nothing: no Python with torch was given}"
         printf '%-8s %6s %10s %10s %9s %7s %8s%12s %10s %8s  %-8s %8s\n' "" images ms images/s TFLOP/s share GiB \
             "PyTorch ms" images/s GiB mode faster
-        head -n 16 "$scratch/models.all"
+        head -n 18 "$scratch/models.all"
         count=$(wc -l <"$scratch/shares")
         echo "operations furthest from the limit, of $count (us; TFLOP/s and GB/s; the larger share; PyTorch's us)"
         echo "$operation"
@@ -103,31 +108,37 @@ models() { # NAME SECONDS FLAGS...
     shift 2
     part "$name" "$seconds" "$folder/bench_models" -preset "$preset" -runs 5 "$@"
 }
+is_of() { case $of in *" $1 "*) return 0 ;; esac; return 1; }
+pytorch() { # NAME SECONDS SCRIPT FLAGS...
+    name=$1
+    seconds=$2
+    shift 2
+    [ -z "$python" ] || part "$name" "$seconds" "$python" -W ignore "$@"
+}
+
 # 1  the steps that count most, and the operations
-models ours_steps 70 -only step1,step2 -images "$images" -json "$scratch/ours_1.json"
 # shellcheck disable=SC2086
-part ours_ops 60 "$folder/bench_ops" ${OPS:-} -json "$scratch/ours_2.json"
+! is_of dit || models ours_dit 70 -only dit,draw ${DIT:-} -json "$scratch/ours_0.json"
+! is_of tokenizer || models ours_steps 70 -only step1,step2 -images "$images" -json "$scratch/ours_1.json"
+# shellcheck disable=SC2086
+part ours_ops 70 "$folder/bench_ops" ${OPS:-} -json "$scratch/ours_2.json"
 # 2  PyTorch on the same: eager, then operations
-if [ -n "$python" ]; then
-    [ ! -s "$scratch/ours_1.json" ] ||
-        part torch_1 60 "$python" -W ignore dev/reference/bench_torch.py --from "$scratch/ours_1.json" --runs 3
-    if [ -s "$scratch/ours_2.json" ]; then
-        cp "$scratch/ours_2.json" "$scratch/ops"
-        [ "$mini" = 1 ] || grep -v '"where": "mini' "$scratch/ours_2.json" >"$scratch/ops"
-        part torch_2 60 "$python" -W ignore dev/reference/bench_kernels.py "$scratch/ops" --seconds 35 --runs 3
-    fi
+[ ! -s "$scratch/ours_0.json" ] || pytorch torch_0 60 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --runs 3 --warmup 1
+[ ! -s "$scratch/ours_1.json" ] || pytorch torch_1 60 dev/reference/bench_torch.py --from "$scratch/ours_1.json" --runs 3
+if [ -s "$scratch/ours_2.json" ]; then
+    cp "$scratch/ours_2.json" "$scratch/ops"
+    [ "$mini" = 1 ] || grep -v '"where": "mini' "$scratch/ours_2.json" >"$scratch/ops"
+    pytorch torch_2 60 dev/reference/bench_kernels.py "$scratch/ops" --seconds 35 --runs 3
 fi
-# 3  the other stage, and the models alone
-models ours_rest 40 -only step3,encode,decode -images "${images%%,*}" -json "$scratch/ours_3.json"
-# 4  PyTorch: compiled, then the rest
-if [ -n "$python" ]; then
-    seconds=$(($(left) - 25))
-    third=$(echo "$images" | cut -s -d , -f 3)
-    grep -v "\"images\": ${third:-none}," "$scratch/ours_1.json" >"$scratch/first" 2>/dev/null
-    [ "$seconds" -lt 10 ] || [ ! -s "$scratch/first" ] ||
-        part torch_3 $((seconds + 5)) "$python" -W ignore dev/reference/bench_torch.py --from "$scratch/first" \
-            --no-eager --compile "$seconds" --runs 3
-    [ ! -s "$scratch/ours_3.json" ] ||
-        part torch_4 40 "$python" -W ignore dev/reference/bench_torch.py --from "$scratch/ours_3.json" --runs 3
-fi
+# 3  LightningDiT compiled; the other stage, and the tokenizer's models alone
+[ ! -s "$scratch/ours_0.json" ] ||
+    pytorch torch_5 100 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --no-eager --compile --runs 3
+! is_of tokenizer || models ours_rest 40 -only step3,encode,decode -images "${images%%,*}" -json "$scratch/ours_3.json"
+# 4  PyTorch: the tokenizer compiled, then the rest
+seconds=$(($(left) - 25))
+third=$(echo "$images" | cut -s -d , -f 3)
+grep -v "\"images\": ${third:-none}," "$scratch/ours_1.json" >"$scratch/first" 2>/dev/null
+[ "$seconds" -lt 10 ] || [ ! -s "$scratch/first" ] ||
+    pytorch torch_3 $((seconds + 5)) dev/reference/bench_torch.py --from "$scratch/first" --no-eager --compile "$seconds" --runs 3
+[ ! -s "$scratch/ours_3.json" ] || pytorch torch_4 40 dev/reference/bench_torch.py --from "$scratch/ours_3.json" --runs 3
 finish complete

@@ -283,11 +283,104 @@ def sum_squares(t, z):
     return lambda: torch.linalg.vector_norm(x, dim=1)
 
 
+def rmsnorm_parts(t, z, grad, gated):
+    """Stream, branch, weight, and shift, scale, gate of each image; the stream in float32."""
+    x = t.s(z["B"], z["H"], z["C"]).requires_grad_(grad)
+    branch = t.x(z["B"], z["H"], z["C"], grad=grad) if gated else None
+    vectors = [t.x(z["B"], 1, z["C"], grad=grad) for _ in range(3 if gated else 2)]
+    return x, branch, t.x(z["C"], grad=grad), vectors
+
+
+def rmsnorm_modulate(x, branch, weight, vectors):
+    if branch is not None:
+        x = x + vectors[2] * branch
+    normalised = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)).to(weight.dtype) * weight
+    return x, normalised * (1 + vectors[1]) + vectors[0]
+
+
+def rmsnorm_calls(t, z, backward, gated):
+    parts = rmsnorm_parts(t, z, backward, gated)
+    if not backward:
+        return lambda: rmsnorm_modulate(*parts)
+    outputs = rmsnorm_modulate(*parts)
+    outputs = outputs if gated else outputs[1:]
+    leaves = [part for part in (*parts[:3], *parts[3]) if part is not None]
+    return backward_of(outputs, leaves, [torch.empty_like(out).uniform_(-1, 1) for out in outputs])
+
+
+def rmsnorm_modulate_forward(t, z):
+    return rmsnorm_calls(t, z, False, False)
+
+
+def rmsnorm_modulate_backward(t, z):
+    return rmsnorm_calls(t, z, True, False)
+
+
+def gated_rmsnorm_modulate_forward(t, z):
+    return rmsnorm_calls(t, z, False, True)
+
+
+def gated_rmsnorm_modulate_backward(t, z):
+    return rmsnorm_calls(t, z, True, True)
+
+
+def rope_parts(t, z, grad):
+    qk = t.x(z["B"], z["H"], 2, z["W"], z["C"], grad=grad)
+    angles = t.s(z["H"], 1, 1, z["C"] // 2)
+    norm = t.x(z["C"], grad=grad) if z["K"] else None
+    return qk, norm, angles.cos(), angles.sin()
+
+
+def qknorm_rope(qk, norm, cos, sin):
+    if norm is not None:
+        qk = F.rms_norm(qk, qk.shape[-1:], norm, 1e-6)
+    a, b = qk[..., 0::2], qk[..., 1::2]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(qk.dtype)
+
+
+def qknorm_rope_forward(t, z):
+    parts = rope_parts(t, z, False)
+    return lambda: qknorm_rope(*parts)
+
+
+def qknorm_rope_backward(t, z):
+    parts = rope_parts(t, z, True)
+    out = qknorm_rope(*parts)
+    return backward_of(out, [p for p in parts[:2] if p is not None], torch.empty_like(out).uniform_(-1, 1))
+
+
+def swiglu(x):
+    a, b = x.chunk(2, dim=-1)
+    return F.silu(a) * b
+
+
+def swiglu_forward(t, z):
+    x = t.x(z["B"] * z["H"], 2 * z["C"])
+    return lambda: swiglu(x)
+
+
+def swiglu_backward(t, z):
+    x = t.x(z["B"] * z["H"], 2 * z["C"], grad=True)
+    out = swiglu(x)
+    return backward_of(out, x, torch.empty_like(out).uniform_(-1, 1))
+
+
+def flow_loss(t, z):
+    """With its gradient, the way there included, as ours has it."""
+    v = t.x(z["B"], z["H"] * z["W"], z["C"], grad=True)
+    u = t.s(z["B"], z["H"] * z["W"], z["C"])
+
+    def call():
+        loss = (v.float() - u).square().mean() + (1 - F.cosine_similarity(v.float(), u, dim=-1)).mean()
+        return torch.autograd.grad(loss, v)
+    return call
+
+
 def adam_update(t, z):
-    """With two moving averages; PyTorch's autocast casts the weights at their use, not here."""
+    """With two moving averages, or K of them; PyTorch's autocast casts the weights at their use, not here."""
     weight = torch.nn.Parameter(t.s(z["B"] * z["H"] * z["W"] * z["C"]))
     weight.grad = t.s(weight.numel())
-    averages = [weight.detach().clone() for _ in range(2)]
+    averages = [weight.detach().clone() for _ in range(z["K"] or 2)]
     optimizer = torch.optim.Adam([weight], lr=1e-4, betas=(0.5, 0.9), fused=True)
 
     def call():
