@@ -103,7 +103,7 @@ static void test_torchvision(void) {
         free(want), free(got), free(bytes);
         image_free(&image);
     }
-    check(cases == 7, "seven sizes");
+    check(cases == 8, "eight sizes");
     safetensors_close(&f);
     test_end_case();
 }
