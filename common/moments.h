@@ -151,7 +151,6 @@ static inline void moments_read(moments_t* m,
         mean[i] = m->shift[i] + m->sum[i] / m->n;
         for (int j = i; j < m->dim; j++) {
             double centred = m->product[(size_t)i * m->dim + j] - m->sum[i] * m->sum[j] / m->n;
-            if (i == j) centred = fmax(centred, 0); // of a feature that never varies: nothing but rounding
             covariance[(size_t)i * m->dim + j] = covariance[(size_t)j * m->dim + i] = centred / (m->n - 1);
         }
     }

@@ -282,10 +282,14 @@ static void test_moments_blocks(void) {
     check(once.covariance[(size_t)i * dim + j] == once.covariance[(size_t)j * dim + i], "symmetry");
     moments_free(&m);
     statistics_free(half), statistics_free(full), statistics_free(once);
-    double still[600 * 2]; // a feature that never varies, beside one that does
-    for (int r = 0; r < 600; r++) still[2 * r] = .1, still[2 * r + 1] = test_normal();
-    once = statistics_of(still, 600, 2);
-    check(once.covariance[0] >= 0 && once.covariance[0] < 1e-30, "a variance of 0");
+    enum { constants = 60 }; // features that never vary
+    double still[601 * constants];
+    for (int p = 0; p < 601 * constants; p++) still[p] = p < constants ? 10 * test_normal() : still[p - constants];
+    once = statistics_of(still, 601, constants);
+    for (int p = 0; p < constants; p++) {
+        double variance = once.covariance[(constants + 1) * p];
+        check(variance >= 0 && variance < 1e-24, "a variance of 0");
+    }
     statistics_free(once);
     double line[3] = {1, 2, 4};
     statistics_t s = statistics_of(line, 3, 1);
@@ -568,15 +572,20 @@ static void test_manifold_limits(void) {
     enum { n = 301, dim = 11 };
     double* a = normals(n * dim);
     float *x = to_float(a, n * dim), *far = to_float(a, n * dim), copies[n * dim];
-    for (int i = 0; i < n * dim; i++) far[i] += 100, copies[i] = x[i % (7 * dim)] * 50;
+    for (int i = 0; i < n * dim; i++) far[i] += 100;
     for (int half = 0; half < 2; half++) {
         manifold_t same = manifold_precision_recall(x, n, x, n, dim, 3, half);
         check(same.precision == 1 && same.recall == 1, "a set against itself");
         manifold_t none = manifold_precision_recall(x, n, far, n, dim, 3, half);
         check(none.precision == 0 && none.recall == 0, "far sets");
     }
-    manifold_t copied = manifold_precision_recall(copies, n, copies, n / 2, dim, 3, 0); // all radii are 0
+    enum { wide = 200, few = 7 }; // images that are there 43 times: all radii are 0
+    double* b = normals(n * wide);
+    float* repeated = to_float(b, n * wide);
+    for (int i = 0; i < n * wide; i++) repeated[i] = repeated[i % (few * wide)] * 50;
+    manifold_t copied = manifold_precision_recall(repeated, n, repeated, n / 2, wide, 3, 0);
     check(copied.precision == 1 && copied.recall == 1, "copies lie in each other's balls");
+    free(b), free(repeated);
     manifold_t least = manifold_precision_recall(x, 4, x, 4, dim, 3, 0);
     check(least.precision == 1 && least.recall == 1, "four images");
     static const double table[][2] = {
