@@ -212,10 +212,11 @@ static inline void pytorch_copy(unsigned char* out, const unsigned char* data, c
     }
 }
 
-// All tensors of the file, whose texts have moved to their place behind the copies. `begin` gives st_sort their order:
-// that of the file, and copies behind it.
-static inline int pytorch_make_tensors(pytorch_t* w, const char* texts, const unsigned char* bytes, size_t size) {
+// All tensors of the file, whose texts have moved to their place behind the copies. `begin` and `end` are as if they lay
+// one after another in the order of the dictionaries, which is thus the order of the table.
+static inline int pytorch_make_tensors(pytorch_t* w, const char* texts) {
     safetensors_t* f = w->file;
+    size_t begin = 0;
     for (int i = 0; i < f->n; i++) {
         st_tensor_t* t = &f->tensors[i];
         const pickle_tensor_t* p = &w->pickle.tensors[w->tensors.items[2 * i]];
@@ -226,9 +227,8 @@ static inline int pytorch_make_tensors(pytorch_t* w, const char* texts, const un
             t->data = w->room + w->used;
             w->used += t->end;
         }
-        size_t place = (size_t)((uintptr_t)t->data - (uintptr_t)bytes);
-        t->begin = place < size ? place : size + (size_t)i;
-        t->end += t->begin;
+        t->begin = begin;
+        begin = t->end += begin;
     }
     return 1;
 }
@@ -250,8 +250,8 @@ static inline int pytorch_count_copies(pytorch_t* w, size_t limit) {
     return 1;
 }
 
-// The table from the object that a pickle left, whose storages have found their bytes.
-static inline int pytorch_make_table(pytorch_t* w, int object, const unsigned char* bytes, size_t size) {
+// The table from the object that a pickle left, whose storages have found their bytes, in a file of `size` bytes.
+static inline int pytorch_make_table(pytorch_t* w, int object, size_t size) {
     safetensors_t* f = w->file;
     const pickle_t* p = &w->pickle;
     if (p->values[object].kind == PICKLE_TENSOR) snprintf(w->name, sizeof w->name, "tensor");
@@ -273,7 +273,7 @@ static inline int pytorch_make_table(pytorch_t* w, int object, const unsigned ch
         f->metadata[i].value = texts + w->scalars.items[2 * i + 1];
     }
     w->room = (unsigned char*)f->strings;
-    return pytorch_make_tensors(w, texts, bytes, size);
+    return pytorch_make_tensors(w, texts);
 }
 
 // Sorts the table for lookup. {"a.b": 1, "a": {"b": 2}} gives one name twice: of metadata one is kept, tensors are
@@ -338,8 +338,7 @@ static inline const zip_entry_t* pytorch_entry(const zip_t* z, const char* prefi
     return zip_find(z, text);
 }
 
-static inline int pytorch_read_archive(pytorch_t* w, const zip_t* z, unsigned char** text, const unsigned char* bytes,
-                                       size_t size) {
+static inline int pytorch_read_archive(pytorch_t* w, const zip_t* z, unsigned char** text) {
     const char* prefix = "";
     int length = pytorch_prefix(z, &prefix);
     if (length < 0 || length > 300) {
@@ -363,7 +362,7 @@ static inline int pytorch_read_archive(pytorch_t* w, const zip_t* z, unsigned ch
     if (!zip_read(z, e, *text, w->error, w->error_size)) return 0;
     int object = pickle_run(&w->pickle, "data.pkl", *text, (size_t)e->size);
     if (object < 0 || !pytorch_find_storages(w, z, prefix, length)) return 0;
-    return pytorch_make_table(w, object, bytes, size);
+    return pytorch_make_table(w, object, z->size);
 }
 
 static inline int pytorch_compare_keys(const void* left, const void* right) {
@@ -447,7 +446,7 @@ static inline int pytorch_read_legacy(pytorch_t* w, const unsigned char* bytes, 
     if (p->n_storages) qsort(sorted, (size_t)p->n_storages, sizeof *sorted, pytorch_compare_keys);
     int good = pytorch_place_storages(w, keys, sorted, end);
     free(sorted);
-    return good && pytorch_make_table(w, values[3], bytes, size);
+    return good && pytorch_make_table(w, values[3], size);
 }
 
 // A whole file that lies in memory and must stay there until safetensors_close. `path` is for messages.
@@ -467,7 +466,7 @@ int pytorch_parse(safetensors_t* f, const unsigned char* bytes, size_t size, con
     pickle_begin(&w.pickle, error, error_size);
     if (size && bytes[0] == 'P') {
         good = zip_open(&z, bytes, size, error, error_size);
-        good = good && pytorch_read_archive(&w, &z, &text, bytes, size) && pytorch_sort(&w);
+        good = good && pytorch_read_archive(&w, &z, &text) && pytorch_sort(&w);
         zip_close(&z);
     } else {
         good = pytorch_read_legacy(&w, bytes, size) && pytorch_sort(&w);
