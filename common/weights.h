@@ -383,6 +383,7 @@ int weights_check_file(const safetensors_t* file, const param_table_t* table, co
     l.our_prefix = "";
     l.file_prefix = prefix;
     l.rules = rules;
+    l.path = file->path;
     l.file = *file;
     l.filled = (unsigned char*)calloc_check((size_t)table->n, 1, "the list of found tensors");
     int others = file->n;

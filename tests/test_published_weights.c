@@ -209,6 +209,7 @@ static void check_refused(void (*function)(const char*), const char* name, const
     char* said = temporary_read("stderr", NULL);
     check(said && strstr(said, first) != NULL, first);
     check(said && strstr(said, second) != NULL, second);
+    check(said && (strstr(said, name) != NULL || strstr(said, VAVAE) != NULL), "the file is named");
     free(said);
 }
 
