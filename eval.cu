@@ -118,7 +118,7 @@ static const char* open_samples(eval_t* e, image_source_t* samples, generator_t*
         if (o->sweep) fatal("-sweep draws its samples; leave -samples out");
         if (image_source_is_npz(o->samples)) image_source_npz(samples, o->samples);
         else image_source_images(samples, o->samples);
-        if ((size_t)o->n < samples->count) samples->count = (size_t)o->n;
+        image_source_limit(samples, (size_t)o->n);
         return o->samples;
     }
     need_file(e, "dit", o->dit, "a LightningDiT, or -samples");

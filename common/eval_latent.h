@@ -95,9 +95,9 @@ static inline void space_open(space_t* p, eval_t* e, autoencoder_t* a) {
     if (p->has_encoder) space_encoder_open(&p->encoder, o, a);
     p->D = p->has_encoder ? p->encoder.vit.config.dim : a->ldm ? 0 : a->encoder.config.dim;
     image_source_dataset(&p->set, o->data[0] ? o->data : a->data, SPLIT_VAL, (crop_t)o->crop, a->H);
-    size_t n = (size_t)o->latent_images < p->set.count ? (size_t)o->latent_images : p->set.count;
+    image_source_limit(&p->set, (size_t)o->latent_images);
+    size_t n = p->set.count;
     size_t B = (size_t)o->batch, latent = autoencoder_latent_values(a), tokens = (size_t)a->GH * a->GW * p->D;
-    p->set.count = n;
     latent_measures_open(&p->measures, (int)n, a->GH, a->GW, a->z, p->D, o->draws, 1, o->seed);
     p->latents = (floatS*)malloc_check(B * latent * sizeof(floatS), "latents");
     p->flipped = (floatS*)malloc_check(B * latent * sizeof(floatS), "latents");

@@ -60,17 +60,16 @@ static inline void probe_set_free(probe_set_t sets[PROBE_READINGS]) {
     free(sets[PROBE_FLAT].labels);
 }
 
-// Both readings of the first n images of a source; what cannot be read is left out.
-static inline void eval_probe_collect(eval_probe_t* p, probe_set_t sets[PROBE_READINGS], image_source_t* set, size_t n,
+// Both readings of the images of a source; what cannot be read is left out.
+static inline void eval_probe_collect(eval_probe_t* p, probe_set_t sets[PROBE_READINGS], image_source_t* set,
                                       const char* what) {
     comm_t* c = &p->e->comm;
     int B = p->e->options.batch;
-    size_t flat = (size_t)p->dim[PROBE_FLAT], z = (size_t)p->dim[PROBE_MEAN], kept = 0;
+    size_t flat = (size_t)p->dim[PROBE_FLAT], z = (size_t)p->dim[PROBE_MEAN], n = set->count, kept = 0;
     floatS* latents = (floatS*)calloc_check(n * flat, sizeof(floatS), "latents");
     double* labels = (double*)calloc_check(n, sizeof(double), "labels"); // plus 1; 0: not read
     image_batch_t b = image_batch_create(set, B);
     progress_t progress = progress_begin(what, (double)n, comm_is_first(c));
-    set->count = n;
     for (size_t first = c->rank; first < n; first += (size_t)B * c->size) {
         if (!image_source_read(set, &b, first, B, c->size)) continue;
         eval_probe_encode(p, p->latents, b.pixels, b.count);
@@ -101,18 +100,17 @@ static inline void eval_probe_collect(eval_probe_t* p, probe_set_t sets[PROBE_RE
 // ---------------------------------------------------------------------------------------------------------------------
 // Training
 
-static inline size_t eval_probe_train_memory(eval_probe_t* p, image_source_t* train, size_t n) {
+static inline void eval_probe_train_memory(eval_probe_t* p, image_source_t* train) {
     const eval_options_t* o = &p->e->options;
     probe_set_t sets[PROBE_READINGS];
-    eval_probe_collect(p, sets, train, n, "encode");
+    eval_probe_collect(p, sets, train, "encode");
     for (int r = 0; r < PROBE_READINGS; r++) {
         for (int epoch = 0; epoch < o->probe_epochs; epoch++) {
             probe_epoch(&p->probe[r], &sets[r], epoch, p->e->stream);
         }
     }
-    n = (size_t)sets[0].n;
+    train->count = (size_t)sets[0].n; // what could be read
     probe_set_free(sets);
-    return n;
 }
 
 // Each process encodes its share of a batch; then all have all features.
@@ -189,9 +187,9 @@ static inline void eval_probe_open(eval_probe_t* p, eval_t* e, autoencoder_t* a,
 }
 
 static inline void eval_probe_protocol(const eval_probe_t* p, result_t* result, const image_source_t* train,
-                                       const image_source_t* val, size_t train_images, int val_images) {
+                                       const image_source_t* val, int val_images) {
     const eval_options_t* o = &p->e->options;
-    report_protocol(result, "train", "%zu images of %s", train_images, train->name);
+    report_protocol(result, "train", "%zu images of %s", train->count, train->name);
     report_protocol(result, "val", "%d images of %s", val_images, val->name);
     report_protocol(result, "training images", "%s",
                     o->probe_augment ? "random crop, mirrored" : "centre crop, encoded once");
@@ -212,16 +210,16 @@ static inline void eval_probe(eval_t* e, const char* path, autoencoder_t* tokeni
     result_t* result = report_begin(&e->report, "probe", "tokenizer", path);
     image_source_dataset(&train, data, SPLIT_TRAIN, (crop_t)o->crop, tokenizer->H);
     image_source_dataset(&val, data, SPLIT_VAL, (crop_t)o->crop, tokenizer->H);
-    size_t wanted = o->probe_images && (size_t)o->probe_images < train.count ? (size_t)o->probe_images : train.count;
-    size_t asked = (size_t)o->images < val.count ? (size_t)o->images : val.count;
+    image_source_limit(&val, (size_t)o->images);
     eval_probe_open(&p, e, tokenizer, train.data.class_count);
-    if (o->probe_augment && wanted < train.count) {
+    if (o->probe_augment && o->probe_images) {
         fatal("-probe_augment 1 draws from the whole train split; leave -probe_images out, or give -probe_augment 0");
     }
-    if (o->probe_augment) eval_probe_train_augmented(&p, &train.data, wanted);
-    else wanted = eval_probe_train_memory(&p, &train, wanted);
+    image_source_limit(&train, (size_t)o->probe_images);
+    if (o->probe_augment) eval_probe_train_augmented(&p, &train.data, train.count);
+    else eval_probe_train_memory(&p, &train);
     probe_set_t sets[PROBE_READINGS];
-    eval_probe_collect(&p, sets, &val, asked, "encode val");
+    eval_probe_collect(&p, sets, &val, "encode val");
     static const char* const names[PROBE_READINGS][4] = {
         {"probe flat %", "flat top-5 %", "flat train %", "flat train loss"},
         {"probe mean %", "mean top-5 %", "mean train %", "mean train loss"}};
@@ -233,7 +231,7 @@ static inline void eval_probe(eval_t* e, const char* path, autoencoder_t* tokeni
         report_detail(result, names[r][3], "%.4f", recent.loss / recent.images);
         probe_close(&p.probe[r]);
     }
-    eval_probe_protocol(&p, result, &train, &val, wanted, sets[0].n);
+    eval_probe_protocol(&p, result, &train, &val, sets[0].n);
     report_end(&e->report, result);
     probe_set_free(sets);
     image_source_close(&train);

@@ -55,8 +55,8 @@ static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, f
     r->net = net;
     r->lpips = lpips;
     image_source_dataset(&r->set, o->data[0] ? o->data : tokenizer->data, SPLIT_VAL, (crop_t)o->crop, tokenizer->H);
-    r->images = (size_t)o->images < r->set.count ? (size_t)o->images : r->set.count;
-    r->set.count = r->images;
+    image_source_limit(&r->set, (size_t)o->images);
+    r->images = r->set.count;
     r->read = (double*)calloc_check(RECON_VALUES * r->images, sizeof(double), "scores");
     r->mse = r->read + r->images;
     r->l1 = r->mse + r->images;

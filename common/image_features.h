@@ -95,7 +95,7 @@ static inline void image_features_merge(image_features_t* f, comm_t* c) {
     free(labels);
 }
 
-// The first f->images images of the source. A collective.
+// All images of the source, f->images. A collective.
 void image_features_measure(image_features_t* f, image_source_t* set, inception_input_t input, int batch, comm_t* c,
                             const char* what, stream_t s) {
     const feature_net_t* net = f->net;
@@ -104,6 +104,7 @@ void image_features_measure(image_features_t* f, image_source_t* set, inception_
         fatal("%s has images of %d x %d, the other side of %d x %d: compare images of one size", set->name, set->W,
               set->H, net->W, net->H);
     }
+    assert(set->count == f->images);
     image_batch_t b = image_batch_create(set, batch);
     features_t at = {(float*)malloc_check(B * net->dim * sizeof(float), "features"), NULL, NULL};
     if (f->wanted & IMAGE_FEATURES_SPATIAL) {
@@ -111,15 +112,12 @@ void image_features_measure(image_features_t* f, image_source_t* set, inception_
     }
     if (f->logits) at.logits = (float*)malloc_check(B * net->classes * sizeof(float), "logits");
     progress_t progress = progress_begin(what, (double)f->images, comm_is_first(c));
-    size_t count = set->count;
-    set->count = f->images;
     for (size_t first = c->rank; first < f->images; first += B * c->size) {
         if (!image_source_read(set, &b, first, batch, c->size)) continue;
         f->hash += image_batch_hash(&b, image);
         image_features_batch(f, &b, at, input, s);
         progress_say(&progress, (double)(first + B * c->size));
     }
-    set->count = count;
     image_features_merge(f, c);
     image_batch_free(&b);
     free(at.pool);

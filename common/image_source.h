@@ -16,6 +16,8 @@
 #include "common/dataset.h"
 // defines: generator_t, generator_label, dit_sampler_draw
 #include "common/generator.h"
+// defines: random_permute, RANDOM_DATA_ORDER
+#include "common/rng.h"
 // defines: npz_reader_t, npz_array_t, npz_*
 #include "common/npz_reader.h"
 
@@ -30,6 +32,7 @@ typedef struct {
     size_t damaged;     // of those asked for, could not be read
     dataset_t data;     // SOURCE_DATASET
     crop_t crop;
+    int permuted;       // 1: image i is that at place i of a fixed permutation
     npz_reader_t npz;   // SOURCE_NPZ
     const npz_array_t *pixels, *labels; // arr_0 (N, H, W, 3) uint8; arr_1 (N) or NULL
     generator_t* generator; // SOURCE_GENERATOR
@@ -98,6 +101,20 @@ static inline void image_source_generator(image_source_t* set, generator_t* g, s
     snprintf(set->name, sizeof set->name, "%.390s", g->path);
 }
 
+// Leaves n images, if there are more: not the first ones, for folders are in the order of their classes, but the
+// beginning of a fixed permutation of all.
+static inline void image_source_limit(image_source_t* set, size_t n) {
+    if (n == 0 || n >= set->count) return;
+    size_t used = strlen(set->name);
+    snprintf(set->name + used, sizeof set->name - used, " (%zu of %zu, permuted)", n, set->count);
+    set->permuted = set->kind == SOURCE_DATASET;
+    set->count = n;
+}
+
+static inline size_t image_source_place(const image_source_t* set, size_t i) {
+    return set->permuted ? random_permute(0, RANDOM_DATA_ORDER, 0, i, set->data.count) : i;
+}
+
 static inline int image_source_is_npz(const char* path) {
     size_t n = strlen(path);
     return n > 4 && (!strcmp(path + n - 4, ".npz") || !strcmp(path + n - 4, ".npy"));
@@ -143,19 +160,20 @@ static inline void image_source_read_dataset(const image_source_t* set, image_ba
     for (int i = 0; i < count; i++) {
         image_t loaded;
         char error[IMAGE_ERROR_SIZE];
-        ok[i] = (uint8_t)dataset_load(&set->data, first + i * stride, &loaded, error);
+        size_t place = image_source_place(set, first + i * stride);
+        ok[i] = (uint8_t)dataset_load(&set->data, place, &loaded, error);
         if (!ok[i]) {
             warn("%s; it is left out", error);
             continue;
         }
         if (set->crop == CROP_NONE && (loaded.height != set->H || loaded.width != set->W)) {
-            fatal("%s: image %zu is of %d x %d, the first of %d x %d; samples have one size", set->name, first + i * stride,
-                  loaded.width, loaded.height, set->W, set->H);
+            fatal("%s: image %zu is of %d x %d, the first of %d x %d; samples have one size", set->name, place, loaded.width,
+                  loaded.height, set->W, set->H);
         }
         if (set->crop == CROP_NONE) memcpy(b->pixels + i * image, loaded.pixels, image);
         else if (set->crop == CROP_ADM) image_centre_crop_adm(b->pixels + i * image, &loaded, set->H);
         else image_centre_crop_tv(b->pixels + i * image, &loaded, set->H);
-        b->labels[i] = dataset_label(&set->data, first + i * stride);
+        b->labels[i] = dataset_label(&set->data, place);
         image_free(&loaded);
     }
 }

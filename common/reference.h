@@ -142,10 +142,9 @@ static inline void reference_moments(moments_t* m, int dim, double** mean, doubl
 
 // Features of the reference's images; and their statistics, where no file has them.
 static inline void reference_measure(reference_t* r, eval_t* e, feature_net_t* net, inception_input_t input) {
-    size_t most = (size_t)e->options.reference_images;
-    size_t n = most && most < r->images.count ? most : r->images.count;
     int statistics = !r->mu;
-    image_features_open(&r->features, net, n, IMAGE_FEATURES_KEEP | (statistics ? IMAGE_FEATURES_SPATIAL : 0));
+    image_source_limit(&r->images, (size_t)e->options.reference_images);
+    image_features_open(&r->features, net, r->images.count, IMAGE_FEATURES_KEEP | (statistics ? IMAGE_FEATURES_SPATIAL : 0));
     image_features_measure(&r->features, &r->images, input, e->options.batch, &e->comm, "reference", e->stream);
     if (!statistics) return;
     reference_moments(&r->features.pool, net->dim, &r->mu, &r->sigma);
@@ -181,8 +180,9 @@ static inline inception_input_t reference_open(reference_t* r, eval_t* e, featur
                              net->H);
         r->has_images = 1;
     }
-    snprintf(r->name, sizeof r->name, "%s", r->mu ? spec : r->images.name);
+    int statistics_file = r->mu != NULL;
     if (r->has_images) reference_measure(r, e, net, input);
+    snprintf(r->name, sizeof r->name, "%s", statistics_file ? spec : r->images.name);
     if (o->save_reference[0] && comm_is_first(&e->comm)) {
         if (!r->mu_s) fatal("-save_reference: %s has no spatial statistics to save", spec);
         reference_save(r, o->save_reference, net, input);
