@@ -156,7 +156,8 @@ static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_
 }
 
 // The same for an autoencoder of LDM's kind. size 0: LDM_IMAGE_SIZE; -n: that of n x n latents.
-static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t* l, int size, int batch) {
+static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t* l, const char* path, int size,
+                                             int batch) {
     a->ldm = 1;
     a->data = strdup("");
     if (!a->data) fatal("no memory for the name of a data set");
@@ -165,7 +166,10 @@ static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t*
     int factor = 1 << (l->encoder.levels - 1);
     if (!size) size = LDM_IMAGE_SIZE;
     if (size < 0) size = -size * factor;
-    autoencoder_check_size(&l->encoder, size, size);
+    if (size % factor) {
+        fatal("%s: images of %d x %d do not suit an autoencoder whose latent is %d times smaller; height and width "
+              "have to be multiples of %d", path, size, size, factor, factor);
+    }
     autoencoder_set_size(a, size, factor, batch);
 }
 
@@ -286,7 +290,7 @@ static inline void autoencoder_open_ours(autoencoder_t* a, const safetensors_t* 
 // What an open file in LDM's layout holds.
 static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f, const char* path, const ldm_file_t* l,
                                         int size, int batch, int encode, int decode) {
-    autoencoder_configure_ldm(a, l, size, batch);
+    autoencoder_configure_ldm(a, l, path, size, batch);
     param_table_t all = {NULL, 0, 0, 0};
     autoencoder_register(a, &all, 1, 1);
     a->others = weights_check_file(f, &all, l->prefix, NULL, ldm_rules, ": it is an autoencoder in LDM's layout");
@@ -299,8 +303,8 @@ static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f
 
 // Opens a tokenizer's file for up to `batch` images a call. `average`: AUTOENCODER_RAW, or AUTOENCODER_AVERAGED: the
 // average that the file's -ema names; others' files hold one set of weights. `size`: height and width of the images, 0:
-// those it was trained on; -n: those that make latents of n x n, for an autoencoder of LDM's kind, which takes any. Ends
-// with a message when the file does not serve.
+// those it was trained on; -n: those that make latents of n x n, for an autoencoder of LDM's kind, which takes any.
+// Ends with a message when the file does not serve.
 void autoencoder_open_sized(autoencoder_t* a, const char* path, int average, int size, int batch, int encode,
                             int decode) {
     memset(a, 0, sizeof *a);

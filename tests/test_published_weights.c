@@ -229,7 +229,7 @@ static void test_refusals(void) {
     rewrite(VAVAE, temporary_path(path, "half"), "state_dict.encoder.", "encoder.", "", "", "");
     check_refused(open_autoencoder, "half", "tensor decoder.conv_out.weight is missing", "damaged");
     rewrite(VAVAE, temporary_path(path, "size"), "state_dict.", "", "", "", "");
-    check_refused(open_autoencoder, "size", "an image of 40 x 40", "multiples of 16");
+    check_refused(open_autoencoder, "size", "images of 40 x 40 do not suit", "multiples of 16");
     rewrite(VAVAE, temporary_path(path, "other"), "state_dict.loss.", "loss.", "", "", "");
     check_refused(open_autoencoder, "other", "not a tokenizer checkpoint, and no autoencoder in LDM's", "VA-VAE");
     rewrite(LIGHTNINGDIT, temporary_path(path, "raw"), "", "", "", "", "");
