@@ -10,7 +10,7 @@
 //   matmul                    1x1, stride 1, nothing beside  decoder: q, k, v, shortcuts of ResBlocks (512 -> 256)
 //   conv_gemm.cuh             channels of the windows a      decoder 3x3 (32 -> 512, 512, 256, 128), and 1x1 with a
 //     (tensor cores)          multiple of 8; in the          residual; VGG 3x3 (64 to 512); PatchGAN 4x4 (64 -> 128
-//                             gradient of x both C and OC    -> 256 -> 512)
+//                             gradient of x both C and OC    -> 256 -> 512); Inception 1x1 to 7x1 (32 to 2048)
 //   conv_narrow.cuh           C <= 4 or OC <= 4, square      decoder conv_out 128 -> 3; VGG and PatchGAN 3 -> 64;
 //                             kernels                        PatchGAN 512 -> 1; Inception 3 -> 32
 //   conv_plain.cuh            any other, and the fp32 build  no shape of these models in bf16

@@ -13,7 +13,7 @@
 // reference programs do, in the precision of the map.
 // (pytorch-fid inception.py; TensorFlow's resize_bilinear with align_corners = false.)
 //
-// All are limited by memory; in the network they take 2 % of the time. Threads share the rows. Look next at
+// All are limited by memory; in the network they take 3 % of the time. Threads share the rows. Look next at
 // dev/cpu/conv.h.
 #pragma once
 // defines: floatX, floatS, stream_t
