@@ -767,9 +767,8 @@ static inline int pickle_step(pickle_t* p) {
     case 'j': pickle_get(p, pickle_number(p, 4)); break;
     case 'c': pickle_push_global(p); break;
     case 0x93: pickle_stack_global(p); break;
-    case 0x92: pickle_pop(p); // NEWOBJ_EX: keyword arguments are those of opaque classes
-        // fallthrough
-    case 'R': case 0x81: // REDUCE, NEWOBJ
+    case 'R': case 0x81: case 0x92: // REDUCE, NEWOBJ, NEWOBJ_EX with keyword arguments, which only opaque classes have
+        if (*operation == 0x92) pickle_pop(p);
         b = pickle_pop(p), a = pickle_pop(p);
         if (!p->failed) a = pickle_call(p, a, b);
         if (!p->failed) pickle_push(p, a);

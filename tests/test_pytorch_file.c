@@ -180,6 +180,10 @@ static void put_container(text_t* t, const char* object, size_t length) {
 #define STORAGE "(U\7storagectorch\nFloatStorage\nU\1aU\3cpuK\6NtQ"
 #define TENSOR(offset, a, b, c, d)                                                                                     \
     "ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE "K" offset "K" a "K" b "\x86K" c "K" d "\x86\x89}tR"
+// tensor = _rebuild_tensor(view of `count` floats from the third on, 1, (2), (1))
+#define VIEW(count)                                                                                                    \
+    "ctorch._utils\n_rebuild_tensor\n((U\7storagectorch\nFloatStorage\nU\1aU\3cpuK\6(U\1vK\2K" count "ttQ"               \
+    "K\1K\2\x85K\1\x85tR"
 
 // The object must be refused with this text.
 static void check_object(const char* object, size_t length, const char* message) {
@@ -213,6 +217,20 @@ static void test_objects(void) {
         REFUSE("ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE "J\xFF\xFF\xFF\xFFK\1\x85K\1\x85\x89}tR", "unknown here");
         REFUSE("ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE
                "K\0(K\1K\1K\1K\1K\1K\1K\1K\1K\1t(K\1K\1K\1K\1K\1K\1K\1K\1K\1t\x89}tR", "more than 8 dimensions");
+        test_end_case();
+    }
+    if (test_case("a view of a storage, as files before 2018 have them")) {
+        static const double view[2] = {3, 4};
+        text_t t;
+        safetensors_t f;
+        char error[1280] = "";
+        put_container(&t, VIEW("\3"), sizeof(VIEW("\3")) - 1);
+        int good = tensor_file_parse(&f, (const unsigned char*)t.bytes, t.length, "object", error, sizeof error);
+        check(good, error);
+        if (good) check_tensor(&f, "tensor", ST_F32, "[2]", view);
+        safetensors_close(&f);
+        REFUSE(VIEW("\2"), "needs more than the 8 bytes");
+        REFUSE(VIEW("\5"), "outside of its storage");
         test_end_case();
     }
     if (test_case("refused: functions and modules that reach outside")) {
@@ -262,9 +280,25 @@ static void test_objects(void) {
     }
 }
 
+static unsigned char* read_file(const char* path, size_t* size) {
+    FILE* file = fopen(path, "rb");
+    if (!file) return NULL;
+    unsigned char* bytes = (unsigned char*)malloc(1 << 20);
+    *size = fread(bytes, 1, 1 << 20, file);
+    fclose(file);
+    return bytes;
+}
+
+// Sets the CRC-32s of the directory to 0, "not computed", so that damage reaches what is behind them.
+static void forget_checksums(unsigned char* bytes, size_t size) {
+    for (size_t i = 0; i + 46 < size; i++) {
+        if (zip_is(bytes + i, 1, 2)) memset(bytes + i + 16, 0, 4);
+    }
+}
+
 static void test_kinds(void) {
     char path[TEMPORARY_PATH], tar[600];
-    if (!test_case("refused by name: numpy, tar, a web page, a pointer of Git LFS, TorchScript")) return;
+    if (!test_case("refused by name: numpy, tar, a web page, a pointer of Git LFS, another byte order")) return;
     memset(tar, 0, sizeof tar);
     memcpy(tar + 257, "ustar", 5);
     temporary_write("a", "<!DOCTYPE html>", 15);
@@ -280,6 +314,15 @@ static void test_kinds(void) {
     temporary_write("a", "PK\3\4 and then nothing of a zip archive", 37);
     check_refused(temporary_path(path, "a"), "the file is truncated", NULL);
     check_refused(FIXTURES "numpy_stored.npz", "no data.pkl", "arr_0.npy");
+    size_t size;
+    unsigned char* bytes = read_file(FIXTURES "pytorch_2.15_lightning.pt", &size);
+    forget_checksums(bytes, size);
+    for (size_t i = 0; i + 6 < size; i++) {
+        if (!memcmp(bytes + i, "little", 6)) memcpy(bytes + i, "bigbig", 6);
+    }
+    temporary_write("a", bytes, size);
+    check_refused(temporary_path(path, "a"), "byteorder", NULL);
+    free(bytes);
     test_end_case();
 }
 
@@ -339,15 +382,6 @@ static void test_numpy(const char* file, int mapped) {
     }
     npz_close(&r);
     test_end_case();
-}
-
-static unsigned char* read_file(const char* path, size_t* size) {
-    FILE* file = fopen(path, "rb");
-    if (!file) return NULL;
-    unsigned char* bytes = (unsigned char*)malloc(1 << 20);
-    *size = fread(bytes, 1, 1 << 20, file);
-    fclose(file);
-    return bytes;
 }
 
 static void need_fortran(const char* path) {
@@ -485,13 +519,6 @@ static uint32_t draw(uint32_t n) {
     uint64_t x = test_state.random += 0x9E3779B97F4A7C15ull;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
     return (uint32_t)((x >> 32) % n);
-}
-
-// Sets the CRC-32s of the directory to 0, "not computed", so that damage reaches what is behind them.
-static void forget_checksums(unsigned char* bytes, size_t size) {
-    for (size_t i = 0; i + 46 < size; i++) {
-        if (zip_is(bytes + i, 1, 2)) memset(bytes + i + 16, 0, 4);
-    }
 }
 
 // One to four changes: a byte, a number, a cut end, a piece copied from elsewhere in the file or from another.
