@@ -140,8 +140,7 @@ static void measure_samples(eval_t* e, const char* tokenizer) {
     const eval_options_t* o = &e->options;
     const char* subject = open_samples(e, &samples, &g, tokenizer);
     feature_net_t* net = open_features(e, samples.H, samples.W, 1);
-    const char* data = o->data[0] ? o->data : g.tokenizer.data;
-    inception_input_t input = reference_open(&reference, e, net, data ? data : "");
+    inception_input_t input = reference_open(&reference, e, net, o->data[0] ? o->data : g.tokenizer.data);
     if (o->gen) eval_gen(e, "gen", subject, &samples, net, &reference, input, 1);
     if (o->sweep) eval_sweep(e, subject, &samples, net, &reference, input);
     reference_free(&reference);

@@ -375,18 +375,20 @@ const floatX* autoencoder_encode(autoencoder_t* a,
     return a->latent;
 }
 
-// The same, but of a distribution draw number `draw` for the images numbered first, first + 1, ..., in whatever batches
-// they come. An encoder that has no distribution gives its latent.
+// The same, but of a distribution draw number `draw` of each image's own, in whatever batches they come. An encoder that
+// has no distribution gives its latent.
 const floatX* autoencoder_sample(autoencoder_t* a,
                                  const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
-                                 int n, uint64_t seed, uint64_t draw, uint64_t first, stream_t s) {
+                                 int n, uint64_t seed, uint64_t draw,
+                                 const uint64_t* images, // (n) their numbers
+                                 stream_t s) {
     if (!a->ldm) return autoencoder_encode(a, pixels, n, s);
     autoencoder_take(a, pixels, n, s);
     size_t latent = autoencoder_latent_values(a), values = n * latent;
     floatS* noise = (floatS*)malloc_check(values * sizeof(floatS), "noise of the latents");
     #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < values; i++) {
-        noise[i] = (floatS)random_normal(seed, RANDOM_POSTERIOR, draw, first * latent + i);
+        noise[i] = (floatS)random_normal(seed, RANDOM_POSTERIOR, draw, images[i / latent] * latent + i % latent);
     }
     stream_wait(s); // the last call's noise has been read
     copy_floats_to_device(a->noise, noise, values);

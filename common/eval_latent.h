@@ -94,7 +94,7 @@ static inline void space_open(space_t* p, eval_t* e, autoencoder_t* a) {
     p->has_encoder = o->encoder_weights[0] != 0;
     if (p->has_encoder) space_encoder_open(&p->encoder, o, a);
     p->D = p->has_encoder ? p->encoder.vit.config.dim : a->ldm ? 0 : a->encoder.config.dim;
-    image_source_dataset(&p->set, o->data[0] ? o->data : a->data, SPLIT_VAL, (crop_t)o->crop, a->H);
+    image_source_dataset(&p->set, eval_data(o, a->data), SPLIT_VAL, (crop_t)o->crop, a->H);
     image_source_limit(&p->set, (size_t)o->latent_images);
     size_t n = p->set.count;
     size_t B = (size_t)o->batch, latent = autoencoder_latent_values(a), tokens = (size_t)a->GH * a->GW * p->D;

@@ -13,7 +13,7 @@
 // defines: report_t
 #include "common/report.h"
 
-enum { EVAL_FLAGS = 64 };
+enum { EVAL_FLAGS = 72, EVAL_BATCH = 4096 }; // at most
 enum { EVAL_INPUT_AUTO, EVAL_INPUT_PT, EVAL_INPUT_TF }; // -input
 
 typedef struct {
@@ -35,6 +35,13 @@ typedef struct {
     report_t report;
 } eval_t;
 
+// The data set: that of -data, or the one that a tokenizer was trained on, if it says so.
+static inline const char* eval_data(const eval_options_t* o, const char* trained_on) {
+    if (o->data[0]) return o->data;
+    if (!trained_on || !trained_on[0]) fatal("-data: which images shall be measured? The model's file does not say");
+    return trained_on;
+}
+
 // "OUT/recon_stage3.png" for a measure of runs/mini/stage3.safetensors; the folder is made.
 static inline void eval_output_path(const eval_t* e, char* path, size_t size, const char* measure, const char* subject,
                                     const char* suffix) {
@@ -45,7 +52,7 @@ static inline void eval_output_path(const eval_t* e, char* path, size_t size, co
 }
 
 static const cli_setting_t eval_preset_mini[] = {{"tokenizer", "miniature/tokenizer.safetensors"},
-    {"dit", "miniature/dit.safetensors"}, {"data", "fashion-mnist"}, {"features", "miniature/vgg.safetensors"},
+    {"dit", "miniature/dit.safetensors"}, {"features", "miniature/vgg.safetensors"},
     {"lpips_weights", "miniature/vgg.safetensors"}, {"images", "2048"}, {"n", "1000"}, {"steps", "20"}, {"cfg", "2"},
     {"shift", "1"}, {"probe_images", "10000"}, {"probe_augment", "0"}, {"probe_norm", "1"},
     {"encoder", "mini"}, {"latent_images", "2000"}, {NULL, NULL}};

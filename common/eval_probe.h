@@ -206,7 +206,7 @@ static inline void eval_probe(eval_t* e, const char* path, autoencoder_t* tokeni
     static eval_probe_t p;
     static image_source_t train, val;
     const eval_options_t* o = &e->options;
-    const char* data = o->data[0] ? o->data : tokenizer->data;
+    const char* data = eval_data(o, tokenizer->data);
     result_t* result = report_begin(&e->report, "probe", "tokenizer", path);
     image_source_dataset(&train, data, SPLIT_TRAIN, (crop_t)o->crop, tokenizer->H);
     image_source_dataset(&val, data, SPLIT_VAL, (crop_t)o->crop, tokenizer->H);

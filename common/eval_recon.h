@@ -54,7 +54,7 @@ static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, f
     r->tokenizer = tokenizer;
     r->net = net;
     r->lpips = lpips;
-    image_source_dataset(&r->set, o->data[0] ? o->data : tokenizer->data, SPLIT_VAL, (crop_t)o->crop, tokenizer->H);
+    image_source_dataset(&r->set, eval_data(o, tokenizer->data), SPLIT_VAL, (crop_t)o->crop, tokenizer->H);
     image_source_limit(&r->set, (size_t)o->images);
     r->images = r->set.count;
     r->read = (double*)calloc_check(RECON_VALUES * r->images, sizeof(double), "scores");
@@ -75,10 +75,19 @@ static inline void recon_close(recon_t* r) {
     free(r->read);
 }
 
+// Latents of a batch. Where an encoder gives a distribution one is drawn for each image, by its number.
+static inline const floatX* recon_encode(recon_t* r, const image_batch_t* b) {
+    autoencoder_t* a = r->tokenizer;
+    if (!a->ldm) return autoencoder_encode(a, b->pixels, b->count, r->e->stream);
+    uint64_t numbers[EVAL_BATCH];
+    for (int i = 0; i < b->count; i++) numbers[i] = b->numbers[i];
+    return autoencoder_sample(a, b->pixels, b->count, r->e->options.seed, 0, numbers, r->e->stream);
+}
+
 // Reconstructions of a batch, as floats and as bytes.
 static inline void recon_images(recon_t* r, const image_batch_t* b, floatS* floats, uint8_t* bytes) {
     size_t n = b->count * autoencoder_image_values(r->tokenizer);
-    const floatX* latent = autoencoder_encode(r->tokenizer, b->pixels, b->count, r->e->stream);
+    const floatX* latent = recon_encode(r, b);
     const floatX* image = autoencoder_decode(r->tokenizer, latent, b->count, r->e->stream);
     stream_wait(r->e->stream);
     copy_floats_to_host(floats, image, n);
@@ -198,6 +207,7 @@ static inline void recon_protocol(recon_t* r, result_t* result, size_t n) {
     report_protocol(result, "crop", "%s", o->crop == CROP_ADM ? "ADM centre crop" : "torchvision Resize, CenterCrop");
     report_protocol(result, "tokenizer", "%s, stage %d, step %lld", a->fingerprint, a->info.stage,
                     (long long)a->info.step);
+    if (a->ldm) report_protocol(result, "latent", "drawn from the posterior, seed %zu", o->seed);
     report_protocol(result, "weights", "%s", o->raw ? "raw" : "averaged (EMA)");
     if (!r->net) report_protocol(result, "precision", "%s", PRECISION_NAME);
     if (r->net) feature_net_protocol(result, r->net, o->input == EVAL_INPUT_TF ? INCEPTION_TF : INCEPTION_PT);

@@ -155,7 +155,7 @@ static inline void reference_measure(reference_t* r, eval_t* e, feature_net_t* n
 
 // Opens what -reference names. Returns the mode of Inception's input.
 static inline inception_input_t reference_open(reference_t* r, eval_t* e, feature_net_t* net,
-                                               const char* data) { // the data set of "train"
+                                               const char* data) { // the generator's, or NULL
     const eval_options_t* o = &e->options;
     const char* spec = o->reference;
     inception_input_t input = reference_input(e, NULL);
@@ -176,7 +176,7 @@ static inline inception_input_t reference_open(reference_t* r, eval_t* e, featur
         if (!r->mu && !r->has_images) fatal("%s has neither images (arr_0) nor statistics (mu, sigma)", spec);
     } else {
         int split = !strcmp(spec, "train") ? SPLIT_TRAIN : !strcmp(spec, "val") ? SPLIT_VAL : -1;
-        image_source_dataset(&r->images, split < 0 ? spec : data, split < 0 ? SPLIT_TRAIN : split, (crop_t)o->crop,
+        image_source_dataset(&r->images, split < 0 ? spec : eval_data(o, data), split < 0 ? SPLIT_TRAIN : split, (crop_t)o->crop,
                              net->H);
         r->has_images = 1;
     }

@@ -124,6 +124,7 @@ static const weights_rule_t weights_lpips[] = {
     {"features.28.*", "net.slice5.28.*", PART_WHOLE}, {"classifier.*", NULL, PART_WHOLE},
     {"net.*", "net.*", PART_WHOLE},                   {"lin{i}.*", "lin{i}.*", PART_WHOLE},
     {"lins.*", NULL, PART_WHOLE},                     {"scaling_layer.*", NULL, PART_WHOLE},
+    {"head.*", NULL, PART_WHOLE}, // the miniature's network is a classifier too (dev/pretrain.cu)
     {NULL, NULL, PART_WHOLE}};
 
 typedef struct {

@@ -31,5 +31,6 @@ run w1 1
 for w in 0 1 10; do run w$w 2 -w_sem $w -from "$root/w1/stage1.safetensors"; done
 run w1 3
 echo "./train_tokenizer flags: $common"
-./eval -out "$root/mechanism.png" -json "$root/mechanism.jsonl" -tokenizers \
+./eval -recon -probe -out "$root" -json "$root/mechanism.jsonl" \
+    -features "$world/vgg.safetensors" -lpips_weights "$world/vgg.safetensors" -tokenizer \
     "$root/w1/stage1.safetensors,$root/w0/stage2.safetensors,$root/w1/stage2.safetensors,$root/w10/stage2.safetensors,$root/w1/stage3.safetensors"

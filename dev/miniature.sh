@@ -20,4 +20,5 @@ done
 ./train_dit -extract 1 -data fashion-mnist -images 20000 -tokenizer "$out/stage3.safetensors" -latents "$out/latents"
 ./train_dit -steps "$steps" -tokenizer "$out/stage3.safetensors" -latents "$out/latents" -out "$out"
 ./train_dit -out "$out" -export miniature/dit.safetensors -export_type f16
+cp "$out/vgg.safetensors" miniature/vgg.safetensors
 ./sample -out "$out/samples.png"

@@ -55,7 +55,7 @@ typedef struct {
     params_t params;
     plan_t plan;
     int B, size, positions, channels, classes;
-    size_t head_weight, head_bias, file_end; // tensors before file_end are saved
+    size_t head_weight, head_bias;
     uint8_t* bytes;             // (B, size, size, 3)
     floatX* x;                  // (B, size, size, 3)
     floatX* mean;               // (B, channels)
@@ -86,7 +86,6 @@ static void classifier_create(classifier_t* c, network_t network, const options_
         lpips_register(&c->lpips, table, "");
         c->channels = c->lpips.config.channels[c->lpips.config.slices - 1];
     }
-    c->file_end = table->total;
     c->head_weight = param_matrix(table, "", "head.weight", classes, c->channels, init_normal(0, 0.02));
     c->head_bias = param_vector(table, "", "head.bias", classes, init_constant(0));
     params_allocate(&c->params, 0, 0, "parameters");
@@ -255,7 +254,7 @@ static void pretrain(network_t network, const options_t* o, stream_t s) {
         params_store(&c.params, c.lpips.head[i], head, channels);
         free(head);
     }
-    c.params.table.n -= 2; // the classifying head stays out of the file
+    if (network == NETWORK_VIT) c.params.table.n -= 2; // eval.cu scores images with the VGG's classifying head
     weights_save(&c.params, "", path, "");
     printf("%s  accuracy %.2f%% on %d held-out images  %s\n", name, 100 * accuracy, accuracy_images(&val_set), path);
     classifier_free(&c);

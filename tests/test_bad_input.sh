@@ -41,8 +41,8 @@ expect "image size against the factor" 1 '-image_size 36 is no multiple of 8' "$
 expect "image too small" 1 'too small for a PatchGAN' "$tokenizer" -image_size 16
 expect "groups against channels" 1 'level 0 of the decoder has 16 channels, no multiple of -groups 3' "$tokenizer" -groups 3
 expect "bad multiples" 1 '-ch_mult 1,x: want 1 to 8 whole numbers' "$tokenizer" -ch_mult 1,x
-expect "eval: unknown flag" 1 'unknown flag -tokenisers; did you mean -tokenizers\?' "$eval" -tokenisers x
-expect "eval: nothing to measure" 1 '-tokenizers: give one or more checkpoints' "$eval"
+expect "eval: unknown flag" 1 'unknown flag -tokeniser; did you mean -tokenizer\?' "$eval" -tokeniser x
+expect "eval: nothing to measure" 1 'what shall be measured\? Give -recon, ' "$eval"
 expect "pretrain: unknown flag" 1 'unknown flag -dat; did you mean -data\?' "$build/pretrain" -dat shapes
 expect "train_dit: unknown flag" 1 'unknown flag -latent; did you mean -latents\?' "$build/train_dit" -latent x
 expect "train_dit: unknown size" 1 "no diffusion transformer named 'XL/3'; choose one of: B/1, " "$build/train_dit" -model XL/3 -dry_run 1
@@ -126,7 +126,7 @@ check "  none of them wrote a file" test -z "$(ls run2)"
 
 # ---- a tokenizer exported for use
 expect "-export" 0 '' train -out good -export use.safetensors -export_type f16
-check "  eval measures it" "$eval" -tokenizers use.safetensors -images 8 -probe_images 0
+check "  eval measures it" "$eval" -recon -tokenizer use.safetensors -features "" -lpips_weights "" -data kinds -out ""
 expect "-export without a checkpoint" 1 '-export x: stage 2 has no checkpoint at good/stage2.safetensors; give the -out' \
     train -out good -stage 2 -export x
 expect "-export onto the checkpoint" 1 'is the checkpoint itself, which would lose the state' train -out good -export "$good"
@@ -137,7 +137,7 @@ mkdir used
 cp use.safetensors used/stage1.safetensors
 expect "resume an exported file" 1 'used/stage1.safetensors was written by -export: ' train -out used -steps 12
 expect "eval: raw weights of an exported file" 1 'was written by -export and holds averaged weights only' \
-    "$eval" -tokenizers use.safetensors -raw 1
+    "$eval" -recon -tokenizer use.safetensors -raw 1
 
 # ---- weights
 truncate_at() { head -c "$2" "world/$1.safetensors" >"cut_$1.safetensors"; }
@@ -184,7 +184,7 @@ if [ -e /dev/full ]; then
         train -out device -steps 6 -log_every 1
     check "  and saves" test -s device/stage1.safetensors
     expect "eval: full disk" 1 'cannot write /dev/full: No space left on device; make room' \
-        "$eval" -tokenizers "$good" -images 8 -probe_images 0 -json /dev/full
+        "$eval" -recon -tokenizer "$good" -features "" -lpips_weights "" -data kinds -out "" -json /dev/full
 fi
 
 # ---- numbers that run away
@@ -204,12 +204,12 @@ expect "a discriminator that has won has a gradient of zero" 1 \
     train -data kinds -out dead -steps 3000 -lr 0 -disc_lr 1e-2 -disc_start 0
 
 # ---- eval
-expect "eval: missing file" 1 'nowhere: the file cannot be opened' "$eval" -tokenizers nowhere
+expect "eval: missing file" 1 '-tokenizer nowhere: there is no such file' "$eval" -recon -tokenizer nowhere
 head -c 50000 kept >torn
-expect "eval: torn file" 1 'torn: .*the file is truncated' "$eval" -tokenizers torn
-expect "eval: no checkpoint" 1 'not a tokenizer checkpoint' "$eval" -tokenizers world/vgg.safetensors
-expect "eval: picture below a file" 1 '/dev/null/x.png: cannot be written: .*choose another file with -out' \
-    "$eval" -tokenizers kept -images 8 -probe_images 0 -out /dev/null/x.png
-expect "eval: fewer images than asked for" 0 '' "$eval" -tokenizers kept -data kinds -json lines
-check "  are not measured twice" grep -q '"images": 12, .*"probe_images": 12,' lines
+expect "eval: torn file" 1 'torn: .*the file is truncated' "$eval" -recon -tokenizer torn
+expect "eval: no checkpoint" 1 'not a tokenizer checkpoint' "$eval" -recon -tokenizer world/vgg.safetensors
+expect "eval: a picture below a file" 1 'cannot make the folder /dev/null/x: .*choose another one with -out' \
+    "$eval" -recon -tokenizer kept -features "" -lpips_weights "" -data kinds -out /dev/null/x
+expect "eval: fewer images than asked for" 0 '' "$eval" -recon -probe -tokenizer kept -features "" -lpips_weights "" -data kinds -out "" -json lines
+check "  are not measured twice" grep -q '"images": "12"' lines
 finish
