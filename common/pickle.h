@@ -188,6 +188,14 @@ static const pickle_name_t pickle_names[] = {
     {"numpy.core._multiarray_umath", "_reconstruct", CALL_OPAQUE, ST_F32},
     {"numpy._core.multiarray", "_reconstruct", CALL_OPAQUE, ST_F32},
     {"numpy", "ndarray", CALL_OPAQUE, ST_F32},
+    {"numpy.core.numeric", "_frombuffer", CALL_OPAQUE, ST_F32},
+    {"numpy._core.numeric", "_frombuffer", CALL_OPAQUE, ST_F32},
+    {"numpy", "float64", CALL_OPAQUE, ST_F32},
+    {"numpy", "float32", CALL_OPAQUE, ST_F32},
+    {"numpy", "float16", CALL_OPAQUE, ST_F32},
+    {"numpy", "int64", CALL_OPAQUE, ST_F32},
+    {"numpy", "int32", CALL_OPAQUE, ST_F32},
+    {"numpy", "uint8", CALL_OPAQUE, ST_F32},
     {"builtins", "int", CALL_OPAQUE, ST_F32},
     {"builtins", "float", CALL_OPAQUE, ST_F32},
     {"builtins", "bool", CALL_OPAQUE, ST_F32},
@@ -376,7 +384,7 @@ static inline int pickle_sizes(const pickle_t* p, const pickle_value_t* tuple, s
     return tuple->count;
 }
 
-// (storage, offset, shape, stride, requires gradient, hooks[, type]): a tensor.
+// (storage, offset, shape, stride, requires gradient, hooks[, type][, {"neg": True}]): a tensor.
 static inline int pickle_call_tensor(pickle_t* p, const pickle_value_t* args, int typed) {
     pickle_tensor_t t;
     memset(&t, 0, sizeof t);
@@ -398,6 +406,12 @@ static inline int pickle_call_tensor(pickle_t* p, const pickle_value_t* args, in
     if (!good) {
         pickle_fail(p, "describes tensor %d in a way that is unknown here (a type, more than %d dimensions, a negative "
                     "stride)", p->n_tensors, ST_MAX_DIMENSIONS);
+        return 0;
+    }
+    const pickle_value_t* lazy = pickle_item(p, args, typed ? 7 : 6);
+    if (lazy && lazy->kind == PICKLE_DICT && lazy->count) {
+        pickle_fail(p, "has tensor %d as a conjugate or negative view, whose values are not those of its storage",
+                    p->n_tensors);
         return 0;
     }
     p->tensors = (pickle_tensor_t*)st_grow(p->tensors, p->n_tensors, sizeof t);

@@ -182,7 +182,7 @@ static void put_container(text_t* t, const char* object, size_t length) {
     "ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE "K" offset "K" a "K" b "\x86K" c "K" d "\x86\x89}tR"
 // tensor = _rebuild_tensor(view of `count` floats from the third on, 1, (2), (1))
 #define VIEW(count)                                                                                                    \
-    "ctorch._utils\n_rebuild_tensor\n((U\7storagectorch\nFloatStorage\nU\1aU\3cpuK\6(U\1vK\2K" count "ttQ"               \
+    "ctorch._utils\n_rebuild_tensor\n((U\7storagectorch\nFloatStorage\nU\1aU\3cpuK\6(U\1vK\2K" count "ttQ" \
     "K\1K\2\x85K\1\x85tR"
 
 // The object must be refused with this text.
@@ -214,6 +214,7 @@ static void test_objects(void) {
                "K\0\x8A\x08\0\0\0\0\0\0\0\x40\x8A\x08\0\0\0\0\0\0\0\x40\x86K\1K\1\x86\x89}tR", "needs more than");
         REFUSE("ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE
                "K\0K\2\x85\x8A\x08\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x7F\x85\x89}tR", "needs more than");
+        REFUSE("ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE "K\0K\1\x85K\1\x85\x89}}U\3neg\x88stR", "negative view");
         REFUSE("ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE "J\xFF\xFF\xFF\xFFK\1\x85K\1\x85\x89}tR", "unknown here");
         REFUSE("ctorch._utils\n_rebuild_tensor_v2\n(" STORAGE
                "K\0(K\1K\1K\1K\1K\1K\1K\1K\1K\1t(K\1K\1K\1K\1K\1K\1K\1K\1K\1t\x89}tR", "more than 8 dimensions");
