@@ -16,6 +16,8 @@
 
 // defines: cli_t, cli_print_configuration, cli_to_json, cli_integers
 #include "common/cli.h"
+// defines: clock_seconds
+#include "common/clock.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
 #include "common/comm.h"
 // defines: dit_options_t, dit_options_parse, dit_options_config
@@ -200,11 +202,13 @@ static void set_up(run_t* run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Pictures and files
 
-// Draws `columns` samples of each class into every second half row: offset 0 or `columns`.
+// Draws `columns` samples of each class into every second half row: offset 0 or `columns`. Says how far it is where that
+// takes long.
 static void draw_half(run_t* run, uint8_t* cells, const int* classes, int rows, int columns, int offset) {
     size_t image = autoencoder_image_values(&run->tokenizer);
     uint64_t* numbers = (uint64_t*)malloc_check(columns * sizeof(uint64_t), "a row of samples");
     int* labels = (int*)malloc_check(columns * sizeof(int), "a row of samples");
+    double said = clock_seconds();
     for (int r = 0; r < rows; r++) {
         for (int c = 0; c < columns; c++) {
             numbers[c] = (uint64_t)r * columns + c;
@@ -212,6 +216,10 @@ static void draw_half(run_t* run, uint8_t* cells, const int* classes, int rows, 
         }
         uint8_t* at = cells + ((size_t)r * 2 * columns + offset) * image;
         dit_sampler_draw(&run->sampler, at, numbers, labels, columns, run->stream);
+        if (clock_seconds() - said < 10) continue;
+        said = clock_seconds();
+        printf("drawing        row %d of %d with the %s weights\n", r + 1, rows, offset ? "averaged" : "raw");
+        fflush(stdout);
     }
     free(numbers);
     free(labels);
