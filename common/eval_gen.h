@@ -83,7 +83,7 @@ static inline void gen_scores(gen_t* g, result_t* result) {
                              KID_SEED);
     report_score(result, feature_net_score(net, "KID", name), "%.5f", kid.mean);
     report_detail(result, "KID deviation", "%.5f", kid.deviation);
-    report_protocol(result, "KID", "%d subsets of %d", kid.subsets, kid.size);
+    report_protocol(result, "KID by", "%d subsets of %d", kid.subsets, kid.size);
 }
 
 static inline void gen_drawing_protocol(const gen_t* g, result_t* result, const image_source_t* set) {

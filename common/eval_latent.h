@@ -266,7 +266,7 @@ static inline void space_protocol(const space_t* p, result_t* result, const late
     report_protocol(result, "latents", "raw, %d x %d x %d", a->GH, a->GW, a->z);
     report_protocol(result, "encoder", "%s", p->has_encoder ? o->encoder_weights
                                              : p->D ? "the tokenizer's own" : "none: no CKNNA");
-    if (m->k) report_protocol(result, "CKNNA", "k = %d, %s", m->k, o->cknna_clip ? "clipped at .95" : "not clipped");
+    if (m->k) report_protocol(result, "neighbours", "%d, %s", m->k, o->cknna_clip ? "clipped at .95" : "not clipped");
     report_protocol(result, "density", "%d draws of one vector an image, t-SNE of perplexity %g, seed %zu", m->draws,
                     m->perplexity, o->seed);
     report_protocol(result, "tokenizer", "%s, stage %d, step %lld", a->fingerprint, a->info.stage,

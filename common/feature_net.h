@@ -40,7 +40,7 @@ typedef struct {
     vgg_t vgg;
     vgg_acts_t acts;
     size_t head;            // offset of head.weight (classes, dim)
-    floatX *x, *rounded, *answers; // (batch, H, W, 3), (batch, dim), (batch, classes)
+    floatX* x;              // (batch, H, W, 3)
     floatS *pool, *map, *logits;   // (batch, dim), (batch, spatial), (batch, classes) on the device
     floatS* host;           // the largest of them
 } feature_net_t;
@@ -90,8 +90,6 @@ static inline void feature_net_open_mini(feature_net_t* f, const safetensors_t* 
     vgg_plan(&f->vgg, &f->acts, &f->plan, f->batch, f->H, f->W, VGG_KEEP_ALL);
     vgg_plan_work(&f->vgg, &f->plan, f->batch, f->H, f->W);
     plan_floatX(&f->plan, &f->x, (size_t)f->batch * f->H * f->W * 3, "images");
-    plan_floatX(&f->plan, &f->rounded, (size_t)f->batch * f->dim, "features");
-    plan_floatX(&f->plan, &f->answers, (size_t)f->batch * f->classes, "logits");
 }
 
 // Features of the images in f->bytes, in f->pool, f->map, f->logits.
@@ -103,11 +101,9 @@ static inline void feature_net_forward_mini(feature_net_t* f, int n, stream_t s)
     vgg_forward(&f->vgg, &f->params, &f->acts, f->vgg.spare[0], s);
     mean_positions_forward(f->pool, f->acts.features, n, positions, f->dim, s);
     first_channels_forward(f->map, f->acts.features, (size_t)n * positions, f->dim, f->spatial / positions, s);
-    if (!f->classes) return;
-    conv_t fc = conv_square(f->dim, f->classes, 1, 1, 0, 0); // as in inception_forward
-    to_floatX(f->rounded, f->pool, (size_t)n * f->dim, s);
-    conv2d_forward(f->answers, f->rounded, params_at(&f->params, f->head), NULL, NULL, n, 1, 1, fc, ACT_NONE, s);
-    first_channels_forward(f->logits, f->answers, n, f->classes, f->classes, s);
+    if (f->classes) {
+        features_matmul_forward(f->logits, f->pool, params_at(&f->params, f->head), n, f->dim, f->classes, s);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ typedef enum {
 } pickle_call_t;
 
 typedef struct {
-    const char *module, *name;
+    const char *package, *name;
     pickle_call_t call;
     st_dtype_t dtype;
 } pickle_name_t;
@@ -249,21 +249,21 @@ static inline int pickle_is_class(const char* name, int length) {
 }
 
 // The row of a name, -1 for a class that is not listed. What is neither ends the reading.
-static inline int pickle_find_name(pickle_t* p, const char* module, int module_length, const char* name, int length) {
+static inline int pickle_find_name(pickle_t* p, const char* package, int package_length, const char* name, int length) {
     for (int i = 0; i < PICKLE_NAMES; i++) {
         const pickle_name_t* n = &pickle_names[i];
-        if (pickle_is(name, length, n->name) && pickle_is(module, module_length, n->module)) return i;
+        if (pickle_is(name, length, n->name) && pickle_is(package, package_length, n->package)) return i;
     }
-    const char* dot = (const char*)memchr(module, '.', (size_t)module_length);
-    int first = dot ? (int)(dot - module) : module_length;
+    const char* dot = (const char*)memchr(package, '.', (size_t)package_length);
+    int first = dot ? (int)(dot - package) : package_length;
     int refused = !pickle_is_class(name, length);
-    for (int i = 0; pickle_refused_modules[i]; i++) refused |= pickle_is(module, first, pickle_refused_modules[i]);
-    int shown = module_length < 80 ? module_length : 80, name_shown = length < 80 ? length : 80;
+    for (int i = 0; pickle_refused_modules[i]; i++) refused |= pickle_is(package, first, pickle_refused_modules[i]);
+    int shown = package_length < 80 ? package_length : 80, name_shown = length < 80 ? length : 80;
     if (refused) {
         pickle_fail(p, "calls %.*s.%.*s, which no weight file needs: refused; nothing of it was executed", shown,
-                    module, name_shown, name);
+                    package, name_shown, name);
     } else if (!p->opaque[0]) {
-        snprintf(p->opaque, sizeof p->opaque, "%.*s.%.*s", shown, module, name_shown, name);
+        snprintf(p->opaque, sizeof p->opaque, "%.*s.%.*s", shown, package, name_shown, name);
     }
     return -1;
 }
@@ -539,7 +539,7 @@ static inline int pickle_call(pickle_t* p, int callee, int arguments) {
     case CALL_STORAGE:
     case CALL_DTYPE: break;
     }
-    pickle_fail(p, "calls %s.%s with arguments that are unknown here", pickle_names[name.as.integer].module,
+    pickle_fail(p, "calls %s.%s with arguments that are unknown here", pickle_names[name.as.integer].package,
                 pickle_names[name.as.integer].name);
     return 0;
 }
@@ -638,7 +638,7 @@ static inline void pickle_push_long(pickle_t* p, int bytes) {
 
 // GLOBAL: two lines, module and name
 static inline void pickle_push_global(pickle_t* p) {
-    const char* module = (const char*)p->at;
+    const char* package = (const char*)p->at;
     const char* line = (const char*)memchr(p->at, '\n', (size_t)(p->end - p->at));
     const char* name = line ? line + 1 : NULL;
     const char* end = line ? (const char*)memchr(name, '\n', (size_t)((const char*)p->end - name)) : NULL;
@@ -647,17 +647,17 @@ static inline void pickle_push_global(pickle_t* p) {
         return;
     }
     p->at = (const unsigned char*)end + 1;
-    int row = pickle_find_name(p, module, (int)(line - module), name, (int)(end - name));
+    int row = pickle_find_name(p, package, (int)(line - package), name, (int)(end - name));
     pickle_push(p, pickle_value(p, PICKLE_GLOBAL, row));
 }
 
 static inline void pickle_stack_global(pickle_t* p) {
-    pickle_value_t name = p->values[pickle_pop(p)], module = p->values[pickle_pop(p)];
-    if (!p->failed && (name.kind != PICKLE_TEXT || module.kind != PICKLE_TEXT)) {
+    pickle_value_t name = p->values[pickle_pop(p)], package = p->values[pickle_pop(p)];
+    if (!p->failed && (name.kind != PICKLE_TEXT || package.kind != PICKLE_TEXT)) {
         pickle_fail(p, "calls something that has no name: it is damaged");
     }
     if (p->failed) return;
-    int row = pickle_find_name(p, module.as.text, module.count, name.as.text, name.count);
+    int row = pickle_find_name(p, package.as.text, package.count, name.as.text, name.count);
     pickle_push(p, pickle_value(p, PICKLE_GLOBAL, row));
 }
 

@@ -1,0 +1,134 @@
+#!/bin/sh
+# eval as a user runs it: every mode on the trained miniature; scores that do not depend on batches, ranks, or on where samples
+# come from; references that do not fit; a sweep that is stopped and goes on; files that it lists; mistakes.
+# Usage: sh tests/test_eval.sh BUILD_FOLDER
+. "$(dirname "$0")/programs.sh"
+eval="$build/eval"
+mini="-tokenizer $here/miniature/tokenizer.safetensors -dit $here/miniature/dit.safetensors
+      -features $here/miniature/vgg.safetensors -lpips_weights $here/miniature/vgg.safetensors -data shapes"
+measure() { # measure NAME FLAGS...: scores go to NAME.json, and what is printed to `out`
+    json=$1.json
+    shift
+    # shellcheck disable=SC2086
+    "$eval" $mini -images 40 -reference_images 60 -n 24 -steps 4 -cfg 1.5 -out pictures -json "$json" "$@" >out 2>said
+}
+value() { sed -n "s/.*\"$2\": \([-0-9.e+]*\).*/\1/p" "$1.json" | head -n 1; }  # value NAME SCORE
+entry() { sed -n "s/.*\"$2\": \"\([^\"]*\)\".*/\1/p" "$1.json" | head -n 1; }  # entry NAME PROTOCOL_KEY
+near() { # near A B TOLERANCE: relative
+    awk -v a="$1" -v b="$2" -v t="$3" 'BEGIN { d = a - b; if (d < 0) d = -d; s = b < 0 ? -b : b
+        exit !(a != "" && b != "" && d <= t * (s > 1e-6 ? s : 1e-6)) }'
+}
+same() { # same NAME OTHER TOLERANCE SCORES...
+    a=$1
+    b=$2
+    tolerance=$3
+    shift 3
+    for score in "$@"; do
+        near "$(value "$a" "$score")" "$(value "$b" "$score")" "$tolerance" ||
+            { echo "$score: $(value "$a" "$score") and $(value "$b" "$score")" >&2; return 1; }
+    done
+}
+[ -s "$here/miniature/dit.safetensors" ] || { echo "skipped: the trained miniature is not there (dev/miniature.sh)"; finish; }
+
+# ---- reconstruction
+mkdir photos
+cp "$images/colour.jpg" "$images/palette.png" "$images/grey.png" photos
+check "-recon" measure recon -recon
+check "  scores of the miniature have its name" grep -q 'FD-mini.*PSNR.*SSIM.*LPIPS-mini' out
+check "  the protocol is printed" grep -q 'protocol: images 40 . originals shapes, val split' out
+check "  a sheet of images is written" test -s pictures/recon_tokenizer.png
+measure recon7 -recon -batch 7
+check "  the same in batches of 7" same recon recon7 1e-4 FD-mini PSNR SSIM LPIPS-mini L1
+check "  of the same originals" test "$(entry recon originals)" = "$(entry recon7 originals)"
+check "-crop tv is another crop of images that are not square" measure tv -recon -crop tv -data photos
+check "  and LPIPS of bytes" measure bytes -recon -lpips_u8
+
+# ---- samples: drawn, in an .npz, in a folder
+check "-gen draws its samples" measure gen -gen
+check "  and scores them" grep -q 'FD-mini.*precision-mini.*recall-mini.*KID-mini' out
+measure gen5 -gen -batch 5
+check "  the same in batches of 5" same gen gen5 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini IS-mini
+sample="$build/sample -dit $here/miniature/dit.safetensors -tokenizer $here/miniature/tokenizer.safetensors -class random -n 24 -steps 4 -cfg 1.5"
+$sample -npz samples.npz >/dev/null 2>&1
+$sample -images samples >/dev/null 2>&1
+measure npz -gen -samples samples.npz
+check "  those of sample's .npz are the same" same gen npz 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini
+measure folder -gen -samples samples
+check "  and those of its folder of PNGs" same gen folder 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini
+check "  by their hash too" test "$(entry gen samples)" = "$(entry folder samples)"
+
+# ---- references
+check "-save_reference" measure saved -gen -samples samples.npz -save_reference reference.npz
+measure stored -gen -samples samples.npz -reference reference.npz
+check "  statistics from the file give the same distance" same saved stored 1e-9 FD-mini sFD-mini
+check "  without images there is no recall" test -z "$(value stored recall-mini)"
+refuse() { # refuse NAME PATTERN FLAGS...
+    name=$1
+    pattern=$2
+    shift 2
+    # shellcheck disable=SC2086
+    expect "$name" 1 "$pattern" "$eval" $mini -images 20 -n 20 -steps 3 -out pictures "$@"
+}
+refuse "the val split as reference of samples" 'a gFID compares samples with the training set' -gen -reference val
+"$build/pretrain" -data shapes -out other -encoder tiny -vit_steps 1 -vgg_steps 2 >/dev/null 2>&1
+refuse "statistics of another network" 'was made with another network.*Make it again with -save_reference' \
+    -gen -samples samples.npz -reference reference.npz -features other/vgg.safetensors
+# shellcheck disable=SC2086
+check "  unless it is forced" "$eval" $mini -n 20 -gen -samples samples.npz -reference reference.npz -features other/vgg.safetensors \
+    -force
+
+# ---- a sweep that is stopped
+check "-sweep" measure sweep -sweep -sweep_steps 3 -sweep_cfg ""
+check "  goes on" measure sweep -sweep -sweep_steps 3,5 -sweep_cfg 2
+check "  and measures no point twice" test "$(wc -l <pictures/sweep.txt)" -eq 3
+check "  and draws its curves" test -s pictures/sweep.png
+measure one -gen -steps 5
+check "  a point is what -gen measures" near "$(awk '$2 == 5 { print $4 }' pictures/sweep.txt)" "$(value one FD-mini)" 1e-9
+
+# ---- probe and latent space
+check "-probe" measure probe -probe -probe_images 60
+check "  both readings" grep -q 'probe flat %.*probe mean %' out
+check "  with crops and mirrored images in each epoch" measure augmented -probe -probe_augment -probe_images 0 -probe_epochs 1 \
+    -probe_batch 512 -batch 256
+check "-latent" measure latent -latent -latent_images 40 -draws 2 -pca 0,3
+check "  all of its measures" grep -q 'CKNNA.*spatial var.*total var.*density CV.*Gini.*entropy' out
+check "  and a picture" test -s pictures/pca.png
+measure all -recon -probe -gen -probe_images 60
+check "several at once end in a table for each kind" sh -c "tail -n 5 out | grep -q '^tokenizer  *FD-mini  *PSNR' && grep -q '^generator ' out"
+
+# ---- several processes
+if command -v mpirun >/dev/null 2>&1 && ldd "$eval" | grep -q libmpi; then
+    for n in 2 3; do
+        # shellcheck disable=SC2086
+        mpirun --allow-run-as-root --oversubscribe -np $n "$eval" $mini -images 40 -reference_images 60 -n 24 -steps 4 -cfg 1.5 \
+            -out ranks -json "ranks$n.json" -recon -gen -probe -latent -probe_images 60 -latent_images 40 -draws 2 >out 2>said
+        sed -n 1p "ranks$n.json" >"r$n.json"
+        sed -n '/"measure": "gen"/p' "ranks$n.json" >"g$n.json"
+        sed -n '/"measure": "probe"/p' "ranks$n.json" >"p$n.json"
+        sed -n '/"measure": "latent"/p' "ranks$n.json" >"l$n.json"
+        check "$n processes: reconstruction" same recon "r$n" 1e-4 FD-mini PSNR SSIM LPIPS-mini
+        check "$n processes: samples" same gen "g$n" 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini IS-mini
+        check "$n processes: probe" same probe "p$n" 1e-4 "probe flat %" "probe mean %"
+        check "$n processes: latent space" same latent "l$n" 1e-3 CKNNA "spatial var" "total var"
+    done
+else
+    echo "skipped: no mpirun, or a build without MPI"
+fi
+
+# ---- inspect
+expect "-inspect: safetensors" 0 '' "$eval" -inspect "$here/miniature/dit.safetensors"
+check "  lists tensors" grep -q 'blocks.0.attn.qkv.weight  *F16  *.384, 128.' out
+expect "-inspect: an array of numpy" 0 '' "$eval" -inspect samples.npz
+check "  lists it" grep -q 'arr_0  *|*[uU]1* *.*24, 32, 32, 3' out
+expect "-inspect: a PyTorch file" 0 '' "$eval" -inspect "$here/tests/fixtures/published_mae.pth"
+expect "-inspect: no file" 1 'nowhere: .*cannot be opened' "$eval" -inspect nowhere
+
+# ---- mistakes
+refuse "features of something else" 'is no feature network' -recon -features "$here/miniature/tokenizer.safetensors"
+cp photos/colour.jpg samples
+refuse "samples of several sizes" 'samples have one size' -gen -samples samples
+refuse "one sample" '-n 1 is out of range' -gen -n 1
+refuse "a list that is none" '-sweep_cfg 1,x: want 1 to 32 numbers' -sweep -sweep_cfg 1,x
+refuse "a PCA picture of an image that is not there" 'image 99 is not among the 40' -latent -latent_images 40 -pca 99
+refuse "no data set" 'the data folder nowhere cannot be found' -recon -data nowhere
+finish
