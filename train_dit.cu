@@ -349,7 +349,7 @@ static void train(run_t* run) {
     latent_loader_t loader;
     latent_loader_options_t options = {o->batch, run->comm.rank, run->comm.size, o->workers, o->seed, o->flip,
                                        run->latent_mean, run->latent_std, 1.0, o->label_drop, o->uncond,
-                                       o->classes, (uint64_t)o->uniform_from};
+                                       o->classes, (uint64_t)o->uniform_from, o->shuffle_labels};
     latent_loader_open(&loader, &run->latents, &options, (uint64_t)run->step);
     while (run->step < run->steps && !stop) {
         take_batch(d, latent_loader_next(&loader), run->stream);

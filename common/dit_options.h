@@ -19,7 +19,7 @@ typedef struct {
     const char* model;
     int z_channels, latent_side, classes, uncond, qk_norm, mlp, shift;
     // the recipe
-    int steps, batch, flip, uniform_from, stats_images;
+    int steps, batch, flip, shuffle_labels, uniform_from, stats_images;
     double lr, beta1, beta2, eps, decay, ema, clip, w_cos, label_drop, guard;
     size_t seed;
     // pictures
@@ -117,6 +117,8 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
          "skip a step whose loss is this many times its running mean (after 200 steps); 0: never", CLI_SAVED},
         {NULL, "flip", CLI_BOOL, &o->flip, "1", NULL, "half of the latents are those of the mirrored image",
          CLI_SAVED},
+        {NULL, "shuffle_labels", CLI_BOOL, &o->shuffle_labels, "0", NULL,
+         "a control: each image has another one's label, so that labels say nothing", CLI_SAVED},
         {NULL, "stats_images", CLI_INT, &o->stats_images, "10000", "[1, inf)",
          "latents whose mean and deviation normalise all", CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "1", NULL, "seed of everything random", CLI_SAVED},

@@ -56,8 +56,24 @@ static inline inception_score_result_t gen_inception_score(const gen_t* g) {
     return result;
 }
 
+// Samples whose class the miniature's classifier recognises, in percent; NaN where it cannot tell.
+static inline double gen_recognised(const gen_t* g, const image_source_t* set) {
+    const image_features_t* f = &g->features;
+    int classes = g->net->classes;
+    if (g->net->network != FEATURES_MINI || !f->logits || set->kind != SOURCE_GENERATOR) return NAN;
+    if (set->generator->net.config.classes != classes) return NAN;
+    size_t right = 0;
+    for (size_t i = 0; i < f->n; i++) {
+        const float* logits = f->logits + i * classes;
+        int best = 0;
+        for (int c = 1; c < classes; c++) best = logits[c] > logits[best] ? c : best;
+        right += best == f->labels[i];
+    }
+    return 100.0 * right / f->n;
+}
+
 // The scores, in the order of the paper's tables.
-static inline void gen_scores(gen_t* g, result_t* result) {
+static inline void gen_scores(gen_t* g, result_t* result, const image_source_t* set) {
     const reference_t* r = g->reference;
     const feature_net_t* net = g->net;
     image_features_t* f = &g->features;
@@ -74,6 +90,8 @@ static inline void gen_scores(gen_t* g, result_t* result) {
         report_detail(result, "IS deviation", "%.2f", is.deviation);
         report_detail(result, "IS one block", "%.2f", is.whole);
     }
+    double recognised = gen_recognised(g, set);
+    if (!isnan(recognised)) report_score(result, "recognised %", "%.1f", recognised);
     if (!r->has_images || !f->rows) return;
     manifold_t m = manifold_precision_recall(r->features.rows, (int)r->features.n, f->rows, (int)f->n, net->dim,
                                              MANIFOLD_K, g->e->options.pr_fp16);
@@ -136,7 +154,7 @@ static inline result_t* eval_gen(eval_t* e, const char* measure, const char* sub
     if (all && net->classes) wanted |= IMAGE_FEATURES_LOGITS;
     image_features_open(&g.features, net, samples->count, wanted);
     image_features_measure(&g.features, samples, input, e->options.batch, &e->comm, "samples", e->stream);
-    gen_scores(&g, result);
+    gen_scores(&g, result, samples);
     gen_protocol(&g, result, samples);
     report_end(&e->report, result);
     image_features_close(&g.features);

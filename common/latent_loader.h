@@ -34,6 +34,7 @@ typedef struct {
     int unconditional;        // every label is 0
     int null_label;
     uint64_t uniform_from;    // from this step on times are uniform; 0: never
+    int shuffle_labels;       // each image has another one's label, always the same one
 } latent_loader_options_t;
 
 // Valid until the next call of latent_loader_next.
@@ -69,6 +70,7 @@ static inline void latent_loader_row(const latent_loader_t* loader, latent_batch
     floatS* x1 = batch->x1 + row * n;
     latents_read(l, which, flip, o->mean, o->std, x1);
     for (size_t i = 0; o->mult != 1 && i < n; i++) x1[i] *= (floatS)o->mult;
+    if (o->shuffle_labels) which = random_permute(o->seed, RANDOM_LABELS, 0, which, l->count);
     batch->labels[row] = o->unconditional ? 0 : l->labels[which];
     if (o->drop > 0 && random_uniform(o->seed, RANDOM_LABEL_DROP, 0, g) < o->drop) batch->labels[row] = o->null_label;
     double t = random_uniform(o->seed, RANDOM_TIMES, 1, g);

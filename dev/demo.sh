@@ -1,11 +1,12 @@
 #!/bin/sh
-# `make demo`: the whole recipe in the miniature world, from nothing to a table and a picture.
+# `make demo`: the whole recipe in the miniature world, from nothing to pictures and a table.
 # Usage: sh dev/demo.sh FOLDER, with pretrain in it (build/cpu, build/gpu); the other programs stand in the root.
-# Prepares the encoder and the VGG (kept in runs/mini for the next time), trains the three stages, measures each of them; then
-# trains a LightningDiT on the latents of the result and draws with it, one class a row.
+# Prepares the encoder and the VGG (kept in runs/mini for the next time), trains the three stages; then trains a LightningDiT on
+# the latents of the result and draws with it, one class a row; and measures all of it.
 # The images are Fashion-MNIST where it is installed (Debian: dataset-fashion-mnist), else drawn shapes.
 set -eu
-echo "== the miniature world: a ViT (for DINOv2) and a VGG (for LPIPS)"
+out=runs/mini
+echo "== the miniature world: a ViT (for DINOv2) and a VGG (for LPIPS and Inception)"
 "${1:-build/cpu}/pretrain"
 echo
 echo "== stage 1, latent alignment: the encoder is frozen, adapter and decoder learn"
@@ -17,10 +18,6 @@ echo
 echo "== stage 3, decoder refinement: the decoder alone"
 ./train_tokenizer -stage 3
 echo
-echo "== measured on held-out images (miniature world)"
-./eval -out runs/mini/demo.png \
-    -tokenizers runs/mini/stage1.safetensors,runs/mini/stage2.safetensors,runs/mini/stage3.safetensors
-echo
 echo "== the latents of 10,000 training images"
 ./train_dit -extract 1
 echo
@@ -28,4 +25,8 @@ echo "== LightningDiT learns to draw them"
 ./train_dit
 echo
 echo "== and draws: one class a row (miniature world)"
-./sample -dit runs/mini/dit.safetensors -tokenizer runs/mini/stage3.safetensors -steps 30 -out runs/mini/samples.png
+./sample -dit $out/dit.safetensors -tokenizer $out/stage3.safetensors -steps 30 -out $out/samples.png
+echo
+echo "== measured: reconstructions and latents of held-out images, samples against training images (miniature world)"
+./eval -recon -probe -gen -tokenizer $out/stage1.safetensors,$out/stage2.safetensors,$out/stage3.safetensors \
+    -dit $out/dit.safetensors -features $out/vgg.safetensors -lpips_weights $out/vgg.safetensors -reference_images 10000 -out $out/eval

@@ -53,7 +53,7 @@ $sample -npz samples.npz >/dev/null 2>&1
 $sample -images samples >/dev/null 2>&1
 measure npz -gen -samples samples.npz
 check "  those of sample's .npz are the same" same gen npz 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini
-measure folder -gen -samples samples
+measure folder -gen -samples samples -n 100
 check "  and those of its folder of PNGs" same gen folder 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini
 check "  by their hash too" test "$(entry gen samples)" = "$(entry folder samples)"
 
@@ -126,7 +126,7 @@ expect "-inspect: no file" 1 'nowhere: .*cannot be opened' "$eval" -inspect nowh
 # ---- mistakes
 refuse "features of something else" 'is no feature network' -recon -features "$here/miniature/tokenizer.safetensors"
 cp photos/colour.jpg samples
-refuse "samples of several sizes" 'samples have one size' -gen -samples samples
+refuse "samples of several sizes" 'samples have one size' -gen -samples samples -n 100
 refuse "one sample" '-n 1 is out of range' -gen -n 1
 refuse "a list that is none" '-sweep_cfg 1,x: want 1 to 32 numbers' -sweep -sweep_cfg 1,x
 refuse "a PCA picture of an image that is not there" 'image 99 is not among the 40' -latent -latent_images 40 -pca 99

@@ -531,6 +531,32 @@ static inline void test_options(void) {
     latents_close(&l);
 }
 
+// Shuffled labels: the same images, each with the label of another one, in every epoch the same.
+static inline void test_shuffled_labels(void) {
+    static stored_t plain, s;
+    latents_t l;
+    latent_loader_options_t o = default_options();
+    open_latents(&l, "stream", CLASSES);
+    int label_of_image[64], moved = 0;
+    memset(label_of_image, -1, sizeof label_of_image);
+    o.flip = 0, o.drop = 0;
+    read_stream(&plain, &l, o, 0);
+    o.shuffle_labels = 1;
+    read_stream(&s, &l, o, 0);
+    check(!memcmp(s.x1, plain.x1, sizeof s.x1) && !memcmp(s.t, plain.t, sizeof s.t), "images and times are the same");
+    for (int step = 0; step < STEPS; step++) {
+        for (int row = 0; row < BATCH; row++) {
+            int i = (int)s.x1[step][row][0] / 1000, label = s.labels[step][row];
+            check(i < 64 && label >= 0 && label < CLASSES, "a label");
+            check(label_of_image[i] < 0 || label_of_image[i] == label, "an image keeps its label");
+            label_of_image[i] = label;
+            moved += label != plain.labels[step][row];
+        }
+    }
+    check(moved > 0, "labels have moved");
+    latents_close(&l);
+}
+
 // The quantiles that the logit-normal distribution has: 10% below 0.217, 90% below 0.783 (z = -1.2816, 1.2816).
 static inline void test_times(void) {
     enum { MANY = 4000 };
@@ -611,6 +637,7 @@ int main(int argc, char** argv) {
     if (test_case("batches: ranks, workers, a later start")) { test_invariance(); test_end_case(); }
     if (test_case("batches: rows, epochs, labels, times")) { test_rows(); test_end_case(); }
     if (test_case("batches: options")) { test_options(); test_end_case(); }
+    if (test_case("batches: shuffled labels")) { test_shuffled_labels(); test_end_case(); }
     if (test_case("batches: quantiles of the times")) { test_times(); test_end_case(); }
     if (test_case("batches larger than the folder")) { test_few(); test_end_case(); }
     if (test_case("batches: closing at any moment, ranks that do not fit")) { test_early_close(); test_end_case(); }
