@@ -53,7 +53,7 @@ static inline void eval_output_path(const eval_t* e, char* path, size_t size, co
 
 static const cli_setting_t eval_preset_mini[] = {{"tokenizer", "miniature/tokenizer.safetensors"},
     {"dit", "miniature/dit.safetensors"}, {"features", "miniature/vgg.safetensors"},
-    {"lpips_weights", "miniature/vgg.safetensors"}, {"images", "2048"}, {"n", "1000"}, {"steps", "20"}, {"cfg", "2"},
+    {"lpips_weights", "miniature/vgg.safetensors"}, {"images", "2048"}, {"n", "1000"}, {"steps", "20"},
     {"shift", "1"}, {"probe_images", "10000"}, {"probe_augment", "0"}, {"probe_norm", "1"},
     {"encoder", "mini"}, {"latent_images", "2000"}, {NULL, NULL}};
 static const cli_setting_t eval_preset_imagenet[] = {{"tokenizer", "runs/imagenet/stage3.safetensors"},

@@ -69,7 +69,7 @@ static inline void sweep_read(sweep_t* w) {
     }
     if (f) fclose(f);
     for (int i = 0; i < w->count; i++) {
-        double shared[2] = {w->points[i].done, w->points[i].done ? w->points[i].value : 0};
+        double shared[2] = {(double)w->points[i].done, w->points[i].done ? w->points[i].value : 0};
         comm_sum_host(&w->e->comm, shared, 2);
         w->points[i].done = shared[0] > 0;
         if (w->points[i].done) w->points[i].value = shared[1];

@@ -47,13 +47,6 @@ typedef struct {
     floatS* host;        // (2 batch, GH, GW, z)
 } extract_t;
 
-// The first image, mirrored, becomes the second.
-static inline void extract_mirror(uint8_t* out, const uint8_t* in, int H, int W) { // (H, W, 3)
-    for (int y = 0; y < H; y++) {
-        for (int x = 0; x < W; x++) memcpy(out + ((size_t)y * W + x) * 3, in + ((size_t)y * W + W - 1 - x) * 3, 3);
-    }
-}
-
 // Reads `count` of this process's images, from number `first` on, into buffer `which`: images, then their mirrored
 // twins.
 static inline void extract_read(extract_t* e, int which, size_t first, int count) {
@@ -74,7 +67,7 @@ static inline void extract_read(extract_t* e, int which, size_t first, int count
         }
         image_centre_crop_adm(at, &image, H);
         image_free(&image);
-        extract_mirror(at + count * size, at, H, W);
+        image_mirror(at + count * size, at, H, W);
         e->labels[which][i] = dataset_label(&e->data, number);
     }
 }

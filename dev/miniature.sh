@@ -8,7 +8,7 @@
 # demo. Both are exported as 16-bit floats. Another processor rounds otherwise, so the files come out alike, not the same.
 set -eu
 out=runs/miniature
-steps=${1:-1107}
+steps=${1:-4000}
 mkdir -p "$out" miniature
 build/cpu/pretrain -data fashion-mnist -out "$out"
 weights="-encoder_weights $out/encoder.safetensors -lpips_weights $out/vgg.safetensors"
