@@ -29,7 +29,7 @@
 #pragma once
 // defines: plan_t, plan_floatX, plan_uint8, plan_mark, plan_rewind, plan_allocate, plan_free
 #include "common/plan.h"
-// defines: params_t, params_allocate, params_set, params_free
+// defines: params_t, params_allocate, params_keep_frozen, params_set, params_free
 #include "common/params.h"
 // defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_fold, vit_forward
 #include "common/vit.h"
@@ -207,11 +207,6 @@ static inline void autoencoder_plan(autoencoder_t* a) {
     }
 }
 
-// The fold reads full-precision weights: where the operations read others, those of the encoder are kept until then.
-static inline int autoencoder_keeps_full_precision(const autoencoder_t* a) {
-    return PARAMS_TWICE && a->encode && !a->ldm && a->encoder.fold;
-}
-
 // Sets the weights of the halves that are there, and hashes those of all.
 static inline uint64_t autoencoder_load(autoencoder_t* a, const safetensors_t* f, const char* path, const char* prefix,
                                         int ema, const param_table_t* all) {
@@ -224,11 +219,7 @@ static inline uint64_t autoencoder_load(autoencoder_t* a, const safetensors_t* f
         if (!autoencoder_read(f, prefix, ema, &all->items[i], host, &mismatch)) continue;
         h = fingerprint_tensor(h, all->items[i].name, host, all->items[i].count);
         if (!p) continue;
-        floatS* memory = host + longest;
-        params_set(&a->params, PARAM_VALUE, p, host, memory);
-        if (a->params.frozen && p->offset < a->adapter.fc1_weight) {
-            copy_to_device(a->params.frozen + p->offset, memory, p->stored * sizeof(floatS), 0);
-        }
+        params_set(&a->params, PARAM_VALUE, p, host, host + longest);
     }
     free(host);
     checkpoint_report(path, &mismatch);
@@ -255,10 +246,8 @@ static inline void autoencoder_allocate(autoencoder_t* a, param_table_t* all, in
     plan_allocate(&a->plan, "activations");
     plan_allocate(&a->work, "working memory");
     if (encode && !a->ldm) a->latent = a->adapter.z;
-    if (autoencoder_keeps_full_precision(a)) {
-        size_t bytes = a->adapter.fc1_weight * sizeof(floatS);
-        a->params.frozen = (floatS*)device_malloc(bytes, "the encoder's weights in full precision");
-    }
+    // the fold reads full-precision weights: where the operations read others, both are kept until then
+    if (encode && !a->ldm && a->encoder.fold) params_keep_frozen(&a->params, "the tokenizer in full precision");
     a->mean = (floatS*)malloc_check(2 * a->z * sizeof(floatS), "latent statistics");
     a->std = a->mean + a->z;
     for (int c = 0; c < a->z; c++) a->mean[c] = 0;

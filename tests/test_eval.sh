@@ -57,6 +57,20 @@ measure folder -gen -samples samples -n 100
 check "  and those of its folder of PNGs" same gen folder 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini
 check "  by their hash too" test "$(entry gen samples)" = "$(entry folder samples)"
 
+# ---- the GPU's kernels, emulated, in bf16
+emulated="$build/../emu/eval"
+if [ -x "$emulated" ]; then
+    # shellcheck disable=SC2086
+    check "emulated kernels measure too" "$emulated" $mini -recon -gen -images 8 -n 8 -steps 3 -reference_images 8 -batch 8 -out "" \
+        -json emulated.json
+    # shellcheck disable=SC2086
+    "$eval" $mini -recon -gen -images 8 -n 8 -steps 3 -reference_images 8 -out "" -json plain.json >/dev/null 2>&1
+    check "  reconstructions as the CPU's" same plain emulated 2e-2 FD-mini PSNR SSIM LPIPS-mini
+    sed -n '/"measure": "gen"/p' emulated.json >ge.json
+    sed -n '/"measure": "gen"/p' plain.json >gp.json
+    check "  samples as the CPU's" same gp ge 2e-2 FD-mini sFD-mini
+fi
+
 # ---- references
 check "-save_reference" measure saved -gen -samples samples.npz -save_reference reference.npz
 measure stored -gen -samples samples.npz -reference reference.npz
