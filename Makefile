@@ -61,6 +61,11 @@ C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),
 C_FLAGS += $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
 C_LIBS  := $(if $(filter 1,$(BLAS)),-lopenblas,) $(MPI_LIBS) -lz -lpthread -lm
 
+# Tests use a part of what they include: told that nothing else links to a file, gcc leaves the rest out at once. It then
+# also sees through more calls, and warns of names that might be cut.
+ALONE := $(shell echo 'int main(void) { return 0; }' | $(CC) -x c -Werror -fwhole-program -o /dev/null - 2>/dev/null && \
+           echo -fwhole-program -Wno-format-truncation)
+
 EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DEMU $(LAPACK_FLAGS)
 EMU_LIBS  := -x none -Wl,--as-needed $(if $(LAPACK_FLAGS),-lopenblas,) $(MPI_LIBS) -lz -lpthread -lm
 
@@ -116,12 +121,12 @@ $(BUILD)/%: %.cu $(HEADERS) | $(BUILD)
 # the training program in double: where the order of a sum does not show, N ranks and one are compared
 build/double/%: %.cu $(HEADERS) | build/double
 	@echo "  cc   $@"
-	$(Q)$(CC) -x c $(C_FLAGS) -DDOUBLE=1 $< -o $@ $(C_LIBS)
+	$(Q)$(CC) -x c $(C_FLAGS) $(ALONE) -DDOUBLE=1 $< -o $@ $(C_LIBS)
 
 # tests that check derivatives against finite differences say so by including gradient.h, and run in double
 $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_FLAGS) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_FLAGS) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(C_LIBS)
 
 $(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
@@ -132,11 +137,11 @@ $(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
 
 build/emu/%: %.cu $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -O2 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O2 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
 
 build/emu_fp32/%: %.cu $(HEADERS) | build/emu_fp32
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -O2 -DFP32=1 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O2 -DFP32=1 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
 
 build/reference.o: tests/reference.c common/ops.h common/op_types.h common/device.h $(wildcard dev/cpu/*.h) | build/emu
 	@echo "  cc   $@"
@@ -144,11 +149,11 @@ build/reference.o: tests/reference.c common/ops.h common/op_types.h common/devic
 
 build/emu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(CHECKED) $< -x none build/reference.o -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(CHECKED) $< -x none build/reference.o -o $@ $(EMU_LIBS)
 
 build/emu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(CHECKED) -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(CHECKED) -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
 
 build/emu/emulator_test: tests/emulator.cu $(HEADERS) | build/emu
 	@echo "  c++  $@"

@@ -8,10 +8,10 @@
 //     ./eval -inspect FILE                                         the tensors in a file of weights
 //     ./eval -preset imagenet -recon -data IMAGENET -features pt_inception-2015-12-05-6726825d.pth ...
 //
-// Several may be asked for at once; a table of all scores ends the output. Every score is printed with its protocol, and
-// written as a JSON line with -json. Without Inception's weights the miniature world's classifier is the feature network,
-// and its scores have other names (FD-mini). On several GPUs, one process each (torchrun, srun, mpirun), images are
-// shared among all, and the scores are those of one.
+// Several may be asked for at once; a table of all scores ends the output. Every score is printed with its protocol,
+// and written as a JSON line with -json. Without Inception's weights the miniature world's classifier is the feature
+// network, and its scores have other names (FD-mini). On several GPUs, one process each (torchrun, srun, mpirun),
+// images are shared among all, and the scores are those of one.
 //
 // Reading order: here what is opened and in which order; then a mode of interest: common/eval_recon.h, eval_gen.h,
 // eval_probe.h, eval_latent.h, eval_sweep.h. What they print and log: common/report.h.
@@ -61,8 +61,8 @@ static feature_net_t* open_features(eval_t* e, int H, int W, int needed) {
         return NULL;
     }
     if (is_open && net.H == H && net.W == W) return &net;
-    need_file(e, "features", o->features, "pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or the vgg.safetensors of "
-                                          "the miniature world");
+    need_file(e, "features", o->features,
+              "pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or the vgg.safetensors of the miniature world");
     if (is_open) feature_net_close(&net);
     feature_net_open(&net, o->features, o->batch, H, W);
     is_open = 1;
@@ -126,6 +126,7 @@ static const char* open_samples(eval_t* e, image_source_t* samples, generator_t*
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
                                      {o->sweep ? 2 : o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed};
     generator_open(g, o->dit, tokenizer, o->raw, options);
+    if (o->latent_stats[0]) generator_use_statistics(g, o->latent_stats);
     generator_load(g);
     options.guidance.w = o->cfg;
     generator_use(g, options);

@@ -202,7 +202,7 @@ static void set_up(run_t* run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Pictures and files
 
-// Draws `columns` samples of each class into every second half row: offset 0 or `columns`. Says how far it is where that
+// Draws `columns` samples of each class into every second half row: offset 0 or `columns`. Says how far it is if that
 // takes long.
 static void draw_half(run_t* run, uint8_t* cells, const int* classes, int rows, int columns, int offset) {
     size_t image = autoencoder_image_values(&run->tokenizer);

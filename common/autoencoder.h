@@ -57,6 +57,7 @@ typedef struct {
     int exported;           // the file is an exported one
     int ldm;                // the file is of LDM's kind: `cnn` encodes; else encoder and adapter do
     int others;             // ldm: tensors in the file that are not the autoencoder's
+    double ema;             // relative width of the average that ships; 0: others' files do not say
     char fingerprint[17];   // 16 hexadecimal digits
     int statistics;         // the file tells mean and std
     floatS *mean, *std;     // (z) of each latent channel, from the file; else 0 and 1
@@ -152,6 +153,7 @@ static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_
     a->adapter.in = c.encoder.dim;
     a->adapter.hidden = c.adapter_hidden;
     a->adapter.out = a->z;
+    a->ema = o.ema ? o.ema1 : o.ema0;
     return o.ema;
 }
 
@@ -364,8 +366,8 @@ const floatX* autoencoder_encode(autoencoder_t* a,
     return a->latent;
 }
 
-// The same, but of a distribution draw number `draw` of each image's own, in whatever batches they come. An encoder that
-// has no distribution gives its latent.
+// The same, but of a distribution draw number `draw` of each image's own, in whatever batches they come. An encoder
+// that has no distribution gives its latent.
 const floatX* autoencoder_sample(autoencoder_t* a,
                                  const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
                                  int n, uint64_t seed, uint64_t draw,

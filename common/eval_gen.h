@@ -109,8 +109,8 @@ static inline void gen_drawing_protocol(const gen_t* g, result_t* result, const 
     const generator_t* d = set->generator;
     char hash[17];
     const flow_guidance_t* w = &d->sampler.network.guidance;
-    report_protocol(result, "DiT", "%s, %s weights, tokenizer %s", d->net.config.id,
-                    o->raw ? "raw" : "averaged (EMA)", d->tokenizer.fingerprint);
+    report_protocol(result, "DiT", "%s, tokenizer %s", d->net.config.id, d->tokenizer.fingerprint);
+    report_weights(result, "weights", o->raw, d->ema);
     report_protocol(result, "labels", "%s", o->balanced ? "balanced" : "uniform random");
     report_protocol(result, "sampler", "%s, %d times, shift %g, seed %zu", flow_methods[o->solver].name,
                     d->options.points, o->shift, o->seed);
@@ -120,7 +120,7 @@ static inline void gen_drawing_protocol(const gen_t* g, result_t* result, const 
     } else {
         report_protocol(result, "guidance", "none");
     }
-    report_protocol(result, "latent statistics", "sha %s", fingerprint_text(hash, generator_statistics_hash(d)));
+    report_protocol(result, "latent statistics", "hash %s", fingerprint_text(hash, generator_statistics_hash(d)));
 }
 
 static inline void gen_protocol(gen_t* g, result_t* result, const image_source_t* set) {

@@ -165,7 +165,8 @@ static inline void space_tsne_progress(void* said, int draw, int draws, int iter
     char left[24];
     if (now - *(double*)said < PROGRESS_EVERY) return;
     clock_duration(left, sizeof left, seconds_left);
-    printf("  %-12s draw %d of %d, iteration %d of %d   %s left\n", "t-SNE", draw + 1, draws, iteration, iterations, left);
+    printf("  %-12s draw %d of %d, iteration %d of %d   %s left\n", "t-SNE", draw + 1, draws, iteration, iterations,
+           left);
     fflush(stdout);
     *(double*)said = now;
 }
@@ -275,7 +276,8 @@ static inline void space_protocol(const space_t* p, result_t* result, const late
 }
 
 // Measures one tokenizer and adds its row to the picture; `last` adds the encoder's.
-static inline void eval_latent(eval_t* e, const char* path, autoencoder_t* tokenizer, space_picture_t* picture, int last) {
+static inline void eval_latent(eval_t* e, const char* path, autoencoder_t* tokenizer, space_picture_t* picture,
+                               int last) {
     static space_t p;
     const eval_options_t* o = &e->options;
     result_t* result = report_begin(&e->report, "latent", "tokenizer", path);

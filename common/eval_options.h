@@ -17,8 +17,8 @@ enum { EVAL_FLAGS = 72, EVAL_BATCH = 4096 }; // at most
 enum { EVAL_INPUT_AUTO, EVAL_INPUT_PT, EVAL_INPUT_TF }; // -input
 
 typedef struct {
-    const char *preset, *inspect, *tokenizer, *dit, *features, *lpips_weights, *encoder, *encoder_weights, *data;
-    const char *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca, *out, *json;
+    const char *preset, *inspect, *tokenizer, *dit, *latent_stats, *features, *lpips_weights, *encoder, *encoder_weights;
+    const char *data, *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca, *out, *json;
     int recon, gen, probe, latent, sweep, raw, images, reference_images, crop, force, input, n, balanced, steps, solver;
     int cfg_channels, probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k;
     int cknna_clip, draws, pca_joint, lpips_u8, pr_fp16, batch, time_limit;
@@ -90,6 +90,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "checkpoints of train_tokenizer, exported files, or VA-VAE's, with commas between them; a DiT uses the last",
          CLI_SAVED},
         {NULL, "dit", CLI_STRING, &o->dit, "", NULL, "a LightningDiT to draw with: what sample.cu takes", CLI_SAVED},
+        {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
+         "mean and deviation of the latents, where -dit does not hold them: LightningDiT's latents_stats.pt", CLI_SAVED},
         {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "raw weights instead of the averaged ones", CLI_SAVED},
         {NULL, "features", CLI_STRING, &o->features, "", NULL,
          "pytorch-fid's Inception weights (pt_inception-2015-12-05-6726825d.pth), or a miniature classifier, whose "
@@ -98,7 +100,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "VGG16 with LPIPS' heads, as for train_tokenizer; empty: no LPIPS", CLI_SAVED},
         {"Images", "data", CLI_STRING, &o->data, "", NULL,
          "data set, as for train_tokenizer; its val split is what -recon, -probe and -latent measure on", CLI_SAVED},
-        {NULL, "images", CLI_INT, &o->images, "50000", "[2, inf)", "of the val split, by lot if it has more", CLI_SAVED},
+        {NULL, "images", CLI_INT, &o->images, "50000", "[2, inf)", "of the val split, by lot if it has more",
+         CLI_SAVED},
         {NULL, "crop", CLI_CHOICE, &o->crop, "adm", "adm|tv",
          "how an image is cut to a square: ADM's way, or torchvision's Resize and CenterCrop", CLI_SAVED},
         {NULL, "samples", CLI_STRING, &o->samples, "", NULL,
@@ -147,8 +150,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "the pretrained encoder whose tokens CKNNA compares with; empty: the tokenizer's own encoder", CLI_SAVED},
         {NULL, "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL, "its configuration, as for train_tokenizer",
          CLI_SAVED},
-        {NULL, "latent_images", CLI_INT, &o->latent_images, "10000", "[4, inf)", "of the val split, by lot if it has more",
-         CLI_SAVED},
+        {NULL, "latent_images", CLI_INT, &o->latent_images, "10000", "[4, inf)",
+         "of the val split, by lot if it has more", CLI_SAVED},
         {NULL, "cknna_k", CLI_INT, &o->cknna_k, "10", "[1, 100000]", "neighbours of CKNNA", CLI_SAVED},
         {NULL, "cknna_clip", CLI_BOOL, &o->cknna_clip, "0", NULL, "clamp features at their 95th percentile first",
          CLI_SAVED},

@@ -5,7 +5,7 @@
 //     mean    f = the mean over positions
 //
 // The paper does not say which; flat is the primary reading, and both are always printed. Training: Adam, 1e-3, batch
-// 256, 3 epochs of the train split; validation on the val split, centre crop. Two ways of presenting the training images:
+// 256, 3 epochs of the train split; validation on the val split, centre crop. Training images come in one of two ways:
 //
 //     -probe_augment 1    as the tokenizer was trained: random crop, mirrored half of the time, encoded in each epoch;
 //                         batches run across the ends of epochs

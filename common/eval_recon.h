@@ -202,13 +202,13 @@ static inline void recon_protocol(recon_t* r, result_t* result, size_t n) {
     const autoencoder_t* a = r->tokenizer;
     char hash[17];
     report_protocol(result, "images", "%zu", n);
-    report_protocol(result, "originals", "%s, sha %s", r->set.name, fingerprint_text(hash, r->hash));
+    report_protocol(result, "originals", "%s, hash %s", r->set.name, fingerprint_text(hash, r->hash));
     report_protocol(result, "size", "%d x %d", a->W, a->H);
     report_protocol(result, "crop", "%s", o->crop == CROP_ADM ? "ADM centre crop" : "torchvision Resize, CenterCrop");
     report_protocol(result, "tokenizer", "%s, stage %d, step %lld", a->fingerprint, a->info.stage,
                     (long long)a->info.step);
     if (a->ldm) report_protocol(result, "latent", "drawn from the posterior, seed %zu", o->seed);
-    report_protocol(result, "weights", "%s", o->raw ? "raw" : "averaged (EMA)");
+    report_weights(result, "weights", o->raw, a->ema);
     if (!r->net) report_protocol(result, "precision", "%s", PRECISION_NAME);
     if (r->net) feature_net_protocol(result, r->net, o->input == EVAL_INPUT_TF ? INCEPTION_TF : INCEPTION_PT);
     if (r->net) report_protocol(result, "rFID reference", "the originals themselves");

@@ -1,5 +1,5 @@
-// feature_net.h: the network in whose features sets of images are compared: the FID Inception, or, where its weights are
-// missing, the miniature world's classifier.
+// feature_net.h: the network in whose features sets of images are compared: the FID Inception, or, where its weights
+// are missing, the miniature world's classifier.
 //
 //     feature_net_open(&f, path, batch, H, W);
 //     feature_net_run(&f, pixels, n, INCEPTION_PT, out, s);     (n, H, W, 3) bytes -> features on the host

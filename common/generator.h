@@ -25,6 +25,7 @@ typedef struct {
     const char *path, *tokenizer_path;
     int raw;              // the DiT's raw weights instead of their average
     dit_sampler_options_t options;
+    double ema;           // what the average of the weights keeps of itself a step; 0: others' files do not say
     safetensors_t file;   // open until the weights are loaded
     params_t params;
     lightningdit_t net;
@@ -56,6 +57,13 @@ void generator_use_statistics(generator_t* g, const char* path) {
     g->statistics = 1;
 }
 
+// The average's width in a configuration of train_dit, {"ema": 0.9999, ...}.
+static inline double generator_ema(const safetensors_t* file) {
+    const char* config = safetensors_metadata(file, "config");
+    const char* at = config ? strstr(config, "\"ema\": ") : NULL;
+    return at ? strtod(at + 7, NULL) : 0;
+}
+
 // Opens both files, checks that they belong together, and reads all but the DiT's weights.
 void generator_open(generator_t* g, const char* dit, const char* tokenizer, int raw, dit_sampler_options_t options) {
     memset(g, 0, sizeof *g);
@@ -65,6 +73,7 @@ void generator_open(generator_t* g, const char* dit, const char* tokenizer, int 
     g->options = options;
     tensor_file_open_or_die(&g->file, dit);
     g->net.config = dit_describe(&g->file, dit, raw);
+    g->ema = generator_ema(&g->file);
     int side = g->net.config.side, batch = dit_sampler_batch(options.batch);
     autoencoder_open_sized(&g->tokenizer, tokenizer, AUTOENCODER_AVERAGED, -side, batch, 0, 1);
     const char* made_by = safetensors_metadata(&g->file, "tokenizer");

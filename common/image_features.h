@@ -5,8 +5,8 @@
 //     image_features_measure(&f, &source, input, batch, &comm, "samples", stream);
 //     frechet_distance(net->dim, ...);    from moments_read(&f.pool, ...)
 //
-// Process r of W takes images r, r + W, ...; afterwards all have everything. Images that cannot be read are left out, and
-// the rows close up. Look next at common/moments.h and common/eval_gen.h.
+// Process r of W takes images r, r + W, ...; afterwards all have everything. Images that cannot be read are left out,
+// and the rows close up. Look next at common/moments.h and common/eval_gen.h.
 #pragma once
 // defines: comm_sum_floats_host
 #include "common/comm.h"

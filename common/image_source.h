@@ -4,8 +4,8 @@
 //     image_source_dataset(&set, "fashion-mnist", SPLIT_VAL, CROP_ADM, 32);
 //     int n = image_source_read(&set, &batch, first, count, stride);
 //
-// Images are read by number, in any order and by several processes (`stride` apart), and always have the same bytes; what
-// is computed from them does not depend on batches or ranks. A damaged file is named, counted and left out.
+// Images are read by number, in any order and by several processes (`stride` apart), and always have the same bytes;
+// what is computed from them does not depend on batches or ranks. A damaged file is named, counted and left out.
 //
 // Hash. A score names its images by a 64-bit number: the sum of the FNV-1a hashes of (number, bytes) of each image, so
 // that neither order nor the number of processes matters. Look next at common/measure.h, which reads two of them.
@@ -76,7 +76,8 @@ static inline void image_source_dataset(image_source_t* set, const char* spec, i
     snprintf(set->name, sizeof set->name, "%.300s, %s split", spec, split == SPLIT_VAL ? "val" : "train");
 }
 
-// All images of a folder, which have one size and are taken as they are.
+// All images of a folder, which have one size and are taken as they are; in a fixed random order where they lie in a
+// folder for each class.
 static inline void image_source_images(image_source_t* set, const char* folder) {
     image_t first;
     char error[IMAGE_ERROR_SIZE];
@@ -85,7 +86,8 @@ static inline void image_source_images(image_source_t* set, const char* folder) 
     set->H = first.height;
     set->W = first.width;
     image_free(&first);
-    snprintf(set->name, sizeof set->name, "%.390s", folder);
+    set->permuted = set->data.class_count > 1;
+    snprintf(set->name, sizeof set->name, "%.380s%s", folder, set->permuted ? " (permuted)" : "");
 }
 
 // The images of a generator: each has its own class, drawn or in turn.
@@ -106,8 +108,9 @@ static inline void image_source_generator(image_source_t* set, generator_t* g, s
 static inline void image_source_limit(image_source_t* set, size_t n) {
     if (n == 0 || n >= set->count) return;
     size_t used = strlen(set->name);
-    snprintf(set->name + used, sizeof set->name - used, " (%zu of %zu, permuted)", n, set->count);
-    set->permuted = set->kind == SOURCE_DATASET;
+    set->permuted |= set->kind == SOURCE_DATASET;
+    snprintf(set->name + used, sizeof set->name - used, " (%zu of %zu%s)", n, set->count,
+             set->permuted ? ", permuted" : "");
     set->count = n;
 }
 
@@ -167,8 +170,8 @@ static inline void image_source_read_dataset(const image_source_t* set, image_ba
             continue;
         }
         if (set->crop == CROP_NONE && (loaded.height != set->H || loaded.width != set->W)) {
-            fatal("%s: image %zu is of %d x %d, the first of %d x %d; samples have one size", set->name, place, loaded.width,
-                  loaded.height, set->W, set->H);
+            fatal("%s: image %zu is of %d x %d, the first of %d x %d; samples have one size", set->name, place,
+                  loaded.width, loaded.height, set->W, set->H);
         }
         if (set->crop == CROP_NONE) memcpy(b->pixels + i * image, loaded.pixels, image);
         else if (set->crop == CROP_ADM) image_centre_crop_adm(b->pixels + i * image, &loaded, set->H);

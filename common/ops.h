@@ -530,7 +530,7 @@ void timestep_features(floatX* out,     // (B, 2 half)
                        const floatS* t, // (B)
                        int B, int half, stream_t s);
 
-// What all blocks are modulated by: c = time + table[label];  out = SiLU(c). Labels are in [0, rows): the caller checks.
+// What all blocks are modulated by: c = time + table[label];  out = SiLU(c). Labels are in [0, rows): callers check.
 void condition_forward(floatX* out,         // (B, C)
                        floatS* c,           // (B, C) kept for the backward
                        const floatX* time,  // (B, C)
@@ -578,7 +578,7 @@ void flow_loss(floatS* mse, floatS* cosine,             // (B)
                double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s);
 
 // Classifier-free guidance: in the first `channels` channels out = null + w_b (cond - null), in the others, and where
-// w_b is 1, exactly cond. `null` and w NULL: out = cond.       (Ho & Salimans 2022; three channels: LightningDiT, as DiT)
+// w_b is 1, exactly cond. `null` and w NULL: out = cond.      (Ho & Salimans 2022; three channels: LightningDiT, as DiT)
 void flow_guide(floatS* out,        // (B, HW, C)
                 const floatX* cond, // (B, HW, C)
                 const floatX* null, // (B, HW, C) or NULL

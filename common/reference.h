@@ -71,8 +71,8 @@ static inline void reference_check_protocol(const eval_t* e, const npz_reader_t*
     if (!a || e->options.force) return;
     char* protocol = npz_read_text(a);
     if (!strstr(protocol, "use " REFERENCE_USE ";")) {
-        fatal("%s is a reference for another score (\"%s\"); a gFID by it would be wrong. -force 1 does it all the same",
-              file->path, protocol);
+        fatal("%s is a reference for another score (\"%s\"); a gFID by it would be wrong. -force 1 does it all the "
+              "same", file->path, protocol);
     }
     reference_made_with(made_with, sizeof made_with, net, input);
     if (!strstr(protocol, made_with)) {
@@ -144,7 +144,8 @@ static inline void reference_moments(moments_t* m, int dim, double** mean, doubl
 static inline void reference_measure(reference_t* r, eval_t* e, feature_net_t* net, inception_input_t input) {
     int statistics = !r->mu;
     image_source_limit(&r->images, (size_t)e->options.reference_images);
-    image_features_open(&r->features, net, r->images.count, IMAGE_FEATURES_KEEP | (statistics ? IMAGE_FEATURES_SPATIAL : 0));
+    image_features_open(&r->features, net, r->images.count,
+                        IMAGE_FEATURES_KEEP | (statistics ? IMAGE_FEATURES_SPATIAL : 0));
     image_features_measure(&r->features, &r->images, input, e->options.batch, &e->comm, "reference", e->stream);
     if (!statistics) return;
     reference_moments(&r->features.pool, net->dim, &r->mu, &r->sigma);
@@ -176,8 +177,8 @@ static inline inception_input_t reference_open(reference_t* r, eval_t* e, featur
         if (!r->mu && !r->has_images) fatal("%s has neither images (arr_0) nor statistics (mu, sigma)", spec);
     } else {
         int split = !strcmp(spec, "train") ? SPLIT_TRAIN : !strcmp(spec, "val") ? SPLIT_VAL : -1;
-        image_source_dataset(&r->images, split < 0 ? spec : eval_data(o, data), split < 0 ? SPLIT_TRAIN : split, (crop_t)o->crop,
-                             net->H);
+        image_source_dataset(&r->images, split < 0 ? spec : eval_data(o, data), split < 0 ? SPLIT_TRAIN : split,
+                             (crop_t)o->crop, net->H);
         r->has_images = 1;
     }
     int statistics_file = r->mu != NULL;

@@ -2,6 +2,7 @@
 // and running a function in a child process to see how it ends the program and what it says.
 #pragma once
 #include <ftw.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,6 +96,7 @@ static inline int temporary_run_child(void (*function)(const char*), const char*
     pid_t child = fork();
     if (child == 0) {
         on_exit(temporary_leave, NULL);
+        omp_set_num_threads(1); // threads are not copied by a fork: one that waits for the parent's waits for ever
         function(argument);
         exit(0);
     }
