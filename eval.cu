@@ -97,17 +97,19 @@ static perceptual_t* open_lpips(eval_t* e, int H, int W) {
 static void measure_tokenizers(eval_t* e, char** paths, int n) {
     static autoencoder_t a;
     static space_picture_t picture;
+    static row_picture_t rows;
     const eval_options_t* o = &e->options;
     for (int i = 0; i < n; i++) {
         need_file(e, "tokenizer", paths[i], "a checkpoint of train_tokenizer, an exported file, or VA-VAE's");
         autoencoder_open(&a, paths[i], o->raw ? AUTOENCODER_RAW : AUTOENCODER_AVERAGED, o->batch, 1, o->recon);
         if (o->recon) {
-            eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, a.H, a.W));
+            eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, a.H, a.W), &rows);
         }
         if (o->probe) eval_probe(e, paths[i], &a);
-        if (o->latent) eval_latent(e, paths[i], &a, &picture, i == n - 1);
+        if (o->latent) eval_latent(e, paths[i], &a, &picture, i == 0, i == n - 1);
         autoencoder_close(&a);
     }
+    if (o->recon) recon_rows_close(&rows, e);
     if (o->latent) space_picture_close(&picture, e);
 }
 

@@ -39,7 +39,7 @@ static const cli_setting_t dit_preset_imagenet_800[] = {
 static const cli_setting_t dit_preset_mini[] = {
     {"model", "mini"},       {"latents", "runs/mini/latents"}, {"out", "runs/mini"}, {"data", "auto"},
     {"tokenizer", "runs/mini/stage3.safetensors"},
-    {"z_channels", "16"},    {"latent_side", "4"},  {"classes", "10"},   {"steps", "600"},      {"batch", "128"},
+    {"z_channels", "16"},    {"latent_side", "4"},  {"classes", "10"},   {"steps", "1500"},      {"batch", "128"},
     {"lr", "1e-3"},          {"ema", "0.995"},      {"clip", "1"},       {"stats_images", "10000"},
     {"images", "10000"},     {"extract_batch", "64"}, {"grid_classes", "all"}, {"grid_columns", "4"},
     {"cfg", "2"},            {"cfg_channels", "0"}, {"sample_steps", "30"}, {"sample_shift", "1"},

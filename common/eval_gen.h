@@ -8,8 +8,9 @@
 //
 // Samples are images that exist (-samples: a folder, an .npz) or are drawn as they are needed from a LightningDiT. The
 // reference is images, or their statistics (common/reference.h); precision, recall and KID need its images.
-// Means and covariances are streamed. Precision, recall and KID compare images with images, so the features of samples
-// and reference stay in memory: 8 KB an image. Samples are shared among the processes by number.
+// Means and covariances are streamed. Precision, recall and KID compare images with images, so the features of the
+// samples and of -pr_images of the reference stay in memory: 8 KB an image. Samples are shared among the processes by
+// number.
 // Look next at common/reference.h and common/generator.h.
 #pragma once
 // defines: eval_t
@@ -93,12 +94,12 @@ static inline void gen_scores(gen_t* g, result_t* result, const image_source_t* 
     double recognised = gen_recognised(g, set);
     if (!isnan(recognised)) report_score(result, "recognised %", "%.1f", recognised);
     if (!r->has_images || !f->rows) return;
-    manifold_t m = manifold_precision_recall(r->features.rows, (int)r->features.n, f->rows, (int)f->n, net->dim,
+    manifold_t m = manifold_precision_recall(r->features.rows, (int)r->features.rows_n, f->rows, (int)f->n, net->dim,
                                              MANIFOLD_K, g->e->options.pr_fp16);
     report_score(result, feature_net_score(net, "precision", name), "%.4f", m.precision);
     report_score(result, feature_net_score(net, "recall", name), "%.4f", m.recall);
-    kid_t kid = kid_distance(f->rows, (int)f->n, r->features.rows, (int)r->features.n, net->dim, KID_SUBSETS, KID_SIZE,
-                             KID_SEED);
+    kid_t kid = kid_distance(f->rows, (int)f->n, r->features.rows, (int)r->features.rows_n, net->dim, KID_SUBSETS,
+                             KID_SIZE, KID_SEED);
     report_score(result, feature_net_score(net, "KID", name), "%.5f", kid.mean);
     report_detail(result, "KID deviation", "%.5f", kid.deviation);
     report_protocol(result, "KID by", "%d subsets of %d", kid.subsets, kid.size);
@@ -130,7 +131,7 @@ static inline void gen_protocol(gen_t* g, result_t* result, const image_source_t
     if (r->n > 0) report_protocol(result, "gFID reference", "%s, %.0f images, hash %s", r->name, r->n,
                                   fingerprint_text(hash, r->hash));
     else report_protocol(result, "gFID reference", "%s, hash %s", r->name, fingerprint_text(hash, r->hash));
-    if (r->has_images) report_protocol(result, "precision, recall, KID", "against %zu images", r->features.n);
+    if (r->has_images) report_protocol(result, "precision, recall, KID", "against %zu images", r->features.rows_n);
     feature_net_protocol(result, g->net, g->input);
     if (set->kind == SOURCE_GENERATOR) gen_drawing_protocol(g, result, set);
     if (set->damaged) report_protocol(result, "unreadable", "%zu images left out", set->damaged);
@@ -150,9 +151,8 @@ static inline result_t* eval_gen(eval_t* e, const char* measure, const char* sub
     g.reference = reference;
     g.input = input;
     result_t* result = report_begin(&e->report, measure, "generator", subject);
-    int wanted = IMAGE_FEATURES_SPATIAL | (all && reference->has_images ? IMAGE_FEATURES_KEEP : 0);
-    if (all && net->classes) wanted |= IMAGE_FEATURES_LOGITS;
-    image_features_open(&g.features, net, samples->count, wanted);
+    int wanted = IMAGE_FEATURES_SPATIAL | (all && net->classes ? IMAGE_FEATURES_LOGITS : 0);
+    image_features_open(&g.features, net, samples->count, all && reference->has_images ? samples->count : 0, wanted);
     image_features_measure(&g.features, samples, input, e->options.batch, &e->comm, "samples", e->stream);
     gen_scores(&g, result, samples);
     gen_protocol(&g, result, samples);

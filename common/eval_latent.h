@@ -18,12 +18,12 @@
 #include "common/pca.h"
 // defines: progress_t
 #include "common/progress.h"
-// defines: text_draw, text_width
-#include "common/text.h"
+// defines: row_picture_t, row_picture_*
+#include "common/row_picture.h"
 // defines: weights_load_vit
 #include "common/weights.h"
 
-enum { SPACE_ROWS = 24, SPACE_IMAGES = 16 };
+enum { SPACE_IMAGES = 16 }; // columns of the picture, at most
 
 // The pretrained encoder; of no file: not there.
 typedef struct {
@@ -34,12 +34,10 @@ typedef struct {
     floatX* x;
 } space_encoder_t;
 
-// The picture, which grows by a row for each tokenizer.
+// The picture, which grows by a row for each tokenizer; no columns: none is wanted.
 typedef struct {
-    int rows, columns, H, W;
-    int images[SPACE_IMAGES];
-    char names[SPACE_ROWS][80];
-    uint8_t* cells; // (SPACE_ROWS, columns, H, W, 3)
+    row_picture_t rows;
+    int columns, images[SPACE_IMAGES];
 } space_picture_t;
 
 typedef struct {
@@ -176,18 +174,16 @@ static inline void space_tsne_progress(void* said, int draw, int draws, int iter
 
 static inline void space_picture_row(space_picture_t* t, const char* name, const floatS* maps, // (columns, GH, GW, d)
                                      int GH, int GW, int d, int joint) {
-    size_t map = (size_t)GH * GW * d, cell = (size_t)t->H * t->W * 3;
+    size_t map = (size_t)GH * GW * d, cell = (size_t)t->rows.H * t->rows.W * 3;
+    uint8_t* row = row_picture_add(&t->rows, name);
     pca_colours_t colours;
-    if (t->rows == SPACE_ROWS) return;
     if (joint) pca_colours_fit(&colours, maps, t->columns * GH * GW, d, PCA_PERCENT);
     for (int k = 0; k < t->columns; k++) {
         if (!joint) pca_colours_fit(&colours, maps + k * map, GH * GW, d, PCA_PERCENT);
-        pca_colours_picture(t->cells + ((size_t)t->rows * t->columns + k) * cell, &colours, maps + k * map, GH, GW,
-                            t->H / GH);
+        pca_colours_picture(row + k * cell, &colours, maps + k * map, GH, GW, t->rows.H / GH);
         if (!joint) pca_colours_close(&colours);
     }
     if (joint) pca_colours_close(&colours);
-    snprintf(t->names[t->rows++], sizeof t->names[0], "%s", name);
 }
 
 // The first row: the images themselves.
@@ -197,51 +193,30 @@ static inline void space_picture_open(space_picture_t* t, const eval_options_t* 
     memset(t, 0, sizeof *t);
     if (!o->pca[0] || !o->out[0]) return;
     t->columns = cli_numbers("pca", o->pca, numbers, SPACE_IMAGES);
-    t->H = set->H;
-    t->W = set->W;
-    t->cells = (uint8_t*)calloc_check((size_t)SPACE_ROWS * t->columns, cell, "the picture of principal components");
+    row_picture_open(&t->rows, t->columns, set->H, set->W);
+    uint8_t* row = row_picture_add(&t->rows, "image");
     image_batch_t b = image_batch_create(set, 1);
     for (int k = 0; k < t->columns; k++) {
         if (numbers[k] < 0 || numbers[k] >= (double)set->count) {
             fatal("-pca %s: image %g is not among the %zu that are measured", o->pca, numbers[k], set->count);
         }
         t->images[k] = (int)numbers[k];
-        if (image_source_read(set, &b, (size_t)t->images[k], 1, 1)) memcpy(t->cells + k * cell, b.pixels, cell);
+        if (image_source_read(set, &b, (size_t)t->images[k], 1, 1)) memcpy(row + k * cell, b.pixels, cell);
     }
     image_batch_free(&b);
-    snprintf(t->names[t->rows++], sizeof t->names[0], "image");
 }
 
-// Writes OUT/pca.png: the rows, with their names at the left.
+// Writes OUT/pca.png.
 static inline void space_picture_close(space_picture_t* t, const eval_t* e) {
-    char path[1200], error[IMAGE_ERROR_SIZE];
-    if (t->columns && comm_is_first(&e->comm)) {
-        int zoom = t->H < 100 ? 3 : 1, margin = 0, scale = t->H * zoom < 80 ? 1 : 2;
-        image_t grid = image_grid(t->cells, t->rows, t->columns, t->H, t->W, zoom);
-        for (int r = 0; r < t->rows; r++) {
-            if (text_width(scale, t->names[r]) > margin) margin = text_width(scale, t->names[r]);
-        }
-        margin += 16;
-        image_t page = image_create(grid.height, grid.width + margin);
-        memset(page.pixels, 255, (size_t)page.height * page.width * 3);
-        for (int y = 0; y < grid.height; y++) {
-            memcpy(page.pixels + ((size_t)y * page.width + margin) * 3, grid.pixels + (size_t)y * grid.width * 3,
-                   (size_t)grid.width * 3);
-        }
-        for (int r = 0; r < t->rows; r++) {
-            text_draw(&page, 8, (int)((r + 0.5) * grid.height / t->rows) - 4 * scale, scale, 0x222222, t->names[r]);
-        }
-        image_text_t texts[2] = {{"Rows", "principal components of each map in red, green and blue"},
-                                 {"Images", e->options.pca}};
+    char path[1200];
+    if (!t->columns) return;
+    if (comm_is_first(&e->comm)) {
         make_folder(e->options.out);
         snprintf(path, sizeof path, "%s/pca.png", e->options.out);
-        if (!image_write_png(path, &page, texts, 2, error)) fatal("%s; choose another folder with -out", error);
+        row_picture_write(&t->rows, path, "images; principal components of each map in red, green and blue");
         printf("picture: %s (rows: images, tokenizers, encoder)\n", path);
-        image_free(&grid);
-        image_free(&page);
     }
-    free(t->cells);
-    memset(t, 0, sizeof *t);
+    row_picture_close(&t->rows);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -275,14 +250,14 @@ static inline void space_protocol(const space_t* p, result_t* result, const late
     report_protocol(result, "precision", "%s", PRECISION_NAME);
 }
 
-// Measures one tokenizer and adds its row to the picture; `last` adds the encoder's.
+// Measures one tokenizer and adds its row to the picture, which begins with the first and ends with the last's encoder.
 static inline void eval_latent(eval_t* e, const char* path, autoencoder_t* tokenizer, space_picture_t* picture,
-                               int last) {
+                               int first, int last) {
     static space_t p;
     const eval_options_t* o = &e->options;
     result_t* result = report_begin(&e->report, "latent", "tokenizer", path);
     space_open(&p, e, tokenizer);
-    if (!picture->rows) space_picture_open(picture, o, &p.set);
+    if (first) space_picture_open(picture, o, &p.set);
     space_measure(&p, picture);
     latent_scores_t scores;
     double said = clock_seconds();
@@ -292,8 +267,7 @@ static inline void eval_latent(eval_t* e, const char* path, autoencoder_t* token
     space_protocol(&p, result, &scores);
     report_end(&e->report, result);
     if (picture->columns) {
-        const char* slash = strrchr(path, '/');
-        space_picture_row(picture, slash ? slash + 1 : path, p.shown, tokenizer->GH, tokenizer->GW, tokenizer->z,
+        space_picture_row(picture, path, p.shown, tokenizer->GH, tokenizer->GW, tokenizer->z,
                           o->pca_joint);
         if (last && p.D) {
             space_picture_row(picture, "encoder", p.shown_tokens, tokenizer->GH, tokenizer->GW, p.D, o->pca_joint);

@@ -17,11 +17,12 @@ enum { EVAL_FLAGS = 72, EVAL_BATCH = 4096 }; // at most
 enum { EVAL_INPUT_AUTO, EVAL_INPUT_PT, EVAL_INPUT_TF }; // -input
 
 typedef struct {
-    const char *preset, *inspect, *tokenizer, *dit, *latent_stats, *features, *lpips_weights, *encoder, *encoder_weights;
-    const char *data, *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca, *out, *json;
+    const char *preset, *inspect, *tokenizer, *dit, *latent_stats, *features, *lpips_weights, *encoder;
+    const char *encoder_weights, *data, *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca;
+    const char *out, *json;
     int recon, gen, probe, latent, sweep, raw, images, reference_images, crop, force, input, n, balanced, steps, solver;
     int cfg_channels, probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k;
-    int cknna_clip, draws, pca_joint, lpips_u8, pr_fp16, batch, time_limit;
+    int cknna_clip, draws, pca_joint, lpips_u8, pr_images, pr_fp16, batch, time_limit;
     double shift, cfg, cfg_start, probe_lr;
     size_t seed;
 } eval_options_t;
@@ -53,8 +54,8 @@ static inline void eval_output_path(const eval_t* e, char* path, size_t size, co
 
 static const cli_setting_t eval_preset_mini[] = {{"tokenizer", "miniature/tokenizer.safetensors"},
     {"dit", "miniature/dit.safetensors"}, {"features", "miniature/vgg.safetensors"},
-    {"lpips_weights", "miniature/vgg.safetensors"}, {"images", "2048"}, {"n", "1000"}, {"steps", "20"},
-    {"shift", "1"}, {"probe_images", "10000"}, {"probe_augment", "0"}, {"probe_norm", "1"},
+    {"lpips_weights", "miniature/vgg.safetensors"}, {"crop", "tv"}, {"images", "2048"}, {"n", "1000"},
+    {"steps", "20"}, {"shift", "1"}, {"probe_images", "10000"}, {"probe_augment", "0"}, {"probe_norm", "1"},
     {"encoder", "mini"}, {"latent_images", "2000"}, {NULL, NULL}};
 static const cli_setting_t eval_preset_imagenet[] = {{"tokenizer", "runs/imagenet/stage3.safetensors"},
     {"dit", "runs/dit_imagenet/dit.safetensors"}, {"data", "imagenet"}, {NULL, NULL}};
@@ -91,7 +92,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          CLI_SAVED},
         {NULL, "dit", CLI_STRING, &o->dit, "", NULL, "a LightningDiT to draw with: what sample.cu takes", CLI_SAVED},
         {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
-         "mean and deviation of the latents, where -dit does not hold them: LightningDiT's latents_stats.pt", CLI_SAVED},
+         "mean and deviation of the latents, where -dit does not hold them: LightningDiT's latents_stats.pt",
+         CLI_SAVED},
         {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "raw weights instead of the averaged ones", CLI_SAVED},
         {NULL, "features", CLI_STRING, &o->features, "", NULL,
          "pytorch-fid's Inception weights (pt_inception-2015-12-05-6726825d.pth), or a miniature classifier, whose "
@@ -160,6 +162,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          CLI_SAVED},
         {NULL, "pca_joint", CLI_BOOL, &o->pca_joint, "0", NULL, "one basis for all images of a tokenizer", CLI_SAVED},
         {"Variants", "lpips_u8", CLI_BOOL, &o->lpips_u8, "0", NULL, "LPIPS of the rounded images", CLI_SAVED},
+        {NULL, "pr_images", CLI_INT, &o->pr_images, "10000", "[4, inf)",
+         "images of the reference for precision, recall and KID, at most, by lot", CLI_SAVED},
         {NULL, "pr_fp16", CLI_BOOL, &o->pr_fp16, "0", NULL, "precision and recall with ADM's 16-bit distances",
          CLI_SAVED},
         {"Output", "out", CLI_STRING, &o->out, "runs/eval", NULL, "folder for pictures and for what a sweep has done",

@@ -26,6 +26,8 @@
 #include "common/moments.h"
 // defines: perceptual_t, perceptual_open, perceptual_distance
 #include "common/perceptual.h"
+// defines: row_picture_t, row_picture_*
+#include "common/row_picture.h"
 // defines: ssim
 #include "common/ssim.h"
 // defines: progress_t, progress_begin, progress_say
@@ -41,10 +43,11 @@ typedef struct {
     double *read, *mse, *l1, *ssim, *distance; // (images) one after another: sums over ranks are one call
     moments_t original, reconstructed;
     uint64_t hash;       // of the originals
+    uint8_t *first_originals, *first; // (RECON_FIRST, H, W, 3) of the set, and their reconstructions
     eval_sheet_t sheet;
 } recon_t;
 
-enum { RECON_VALUES = 5, RECON_COLUMNS = 4 }; // worst, median and best images of the sheet
+enum { RECON_VALUES = 5, RECON_COLUMNS = 4, RECON_FIRST = 8 }; // columns: worst, median and best of the sheet
 
 static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, feature_net_t* net,
                               perceptual_t* lpips) {
@@ -62,6 +65,9 @@ static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, f
     r->l1 = r->mse + r->images;
     r->ssim = r->l1 + r->images;
     r->distance = r->ssim + r->images;
+    size_t image = autoencoder_image_values(tokenizer);
+    r->first_originals = (uint8_t*)calloc_check(2 * RECON_FIRST, image, "a picture");
+    r->first = r->first_originals + RECON_FIRST * image;
     if (net) moments_open(&r->original, net->dim);
     if (net) moments_open(&r->reconstructed, net->dim);
     eval_sheet_open(&r->sheet, RECON_COLUMNS, tokenizer->H, tokenizer->W, 1);
@@ -72,6 +78,7 @@ static inline void recon_close(recon_t* r) {
     if (r->net) moments_free(&r->reconstructed);
     eval_sheet_close(&r->sheet);
     image_source_close(&r->set);
+    free(r->first_originals);
     free(r->read);
 }
 
@@ -119,6 +126,10 @@ static inline void recon_scores(recon_t* r, const image_batch_t* b, const floatS
         r->l1[k] = l1_bytes(to, from, image);
         r->ssim[k] = ssim(floats + i * image, original + i * image, a->H, a->W);
         if (r->lpips) r->distance[k] = distance[i];
+        if (k < RECON_FIRST) {
+            memcpy(r->first_originals + k * image, from, image);
+            memcpy(r->first + k * image, to, image);
+        }
         eval_sheet_offer(&r->sheet, k, psnr_from_mse(r->mse[k]), from, to);
     }
 }
@@ -237,9 +248,41 @@ static inline const char* recon_lpips_name(const perceptual_t* p) {
     return !memcmp(&p->lpips.config, &full, sizeof full) ? "LPIPS" : "LPIPS-mini";
 }
 
-// Measures one tokenizer, whose file is `path`.
+// All processes get the first images, of which each has read its share.
+static inline void recon_share_first(recon_t* r) {
+    size_t n = 2 * RECON_FIRST * autoencoder_image_values(r->tokenizer);
+    floatS* values = (floatS*)malloc_check(n * sizeof(floatS), "a picture");
+    for (size_t i = 0; i < n; i++) values[i] = r->first_originals[i];
+    comm_sum_floats_host(&r->e->comm, values, n);
+    for (size_t i = 0; i < n; i++) r->first_originals[i] = (uint8_t)values[i];
+    free(values);
+}
+
+// The first images of the set, and below them what each tokenizer of this size makes of them.
+static inline void recon_add_row(const recon_t* r, row_picture_t* rows, const char* path) {
+    const autoencoder_t* a = r->tokenizer;
+    size_t row = RECON_FIRST * autoencoder_image_values(a);
+    if (!rows->rows) {
+        row_picture_open(rows, RECON_FIRST, a->H, a->W);
+        memcpy(row_picture_add(rows, "image"), r->first_originals, row);
+    }
+    if (rows->H == a->H && rows->W == a->W) memcpy(row_picture_add(rows, path), r->first, row);
+}
+
+// OUT/reconstructions.png
+static inline void recon_rows_close(row_picture_t* rows, const eval_t* e) {
+    char path[1200];
+    if (rows->rows && e->options.out[0] && comm_is_first(&e->comm)) {
+        snprintf(path, sizeof path, "%s/reconstructions.png", e->options.out);
+        row_picture_write(rows, path, "held-out images, then each tokenizer's reconstruction");
+        printf("picture: %s (rows: images, tokenizers)\n", path);
+    }
+    row_picture_close(rows);
+}
+
+// Measures one tokenizer, whose file is `path`, and adds a row to the picture.
 static inline void eval_recon(eval_t* e, const char* path, autoencoder_t* tokenizer, feature_net_t* net,
-                              perceptual_t* lpips) {
+                              perceptual_t* lpips, row_picture_t* rows) {
     static recon_t r;
     char name[32];
     result_t* result = report_begin(&e->report, "recon", "tokenizer", path);
@@ -257,5 +300,7 @@ static inline void eval_recon(eval_t* e, const char* path, autoencoder_t* tokeni
     if (psnr.equal) report_protocol(result, "equal to the original", "%zu images, not in the PSNR", psnr.equal);
     report_end(&e->report, result);
     recon_picture(&r, path, n);
+    recon_share_first(&r);
+    recon_add_row(&r, rows, path);
     recon_close(&r);
 }

@@ -1,7 +1,7 @@
-// image_features.h: the features of a set of images, by one process or several: their streamed moments, and, where
-// they are wanted, the features of each image.
+// image_features.h: the features of a set of images, by one process or several: their streamed moments, and, of the
+// first so many images, the features themselves.
 //
-//     image_features_open(&f, net, images, IMAGE_FEATURES_KEEP);
+//     image_features_open(&f, net, images, kept, IMAGE_FEATURES_SPATIAL);
 //     image_features_measure(&f, &source, input, batch, &comm, "samples", stream);
 //     frechet_distance(net->dim, ...);    from moments_read(&f.pool, ...)
 //
@@ -19,28 +19,30 @@
 // defines: progress_t
 #include "common/progress.h"
 
-enum { IMAGE_FEATURES_SPATIAL = 1, IMAGE_FEATURES_KEEP = 2, IMAGE_FEATURES_LOGITS = 4 };
+enum { IMAGE_FEATURES_SPATIAL = 1, IMAGE_FEATURES_LOGITS = 2 };
 
 typedef struct {
     feature_net_t* net;
     int wanted;        // of the flags above
     size_t images, n;  // asked for; read
+    size_t kept, rows_n; // images whose features are kept; those of them that could be read
     moments_t pool, spatial;
-    float* rows;       // (n, dim), if they are kept
+    float* rows;       // (rows_n, dim)
     float* logits;     // (n, classes)
     int* labels;       // (n) -1: unknown
     double* read;      // (images) 1: this image could be read
     uint64_t hash;     // of the images
 } image_features_t;
 
-void image_features_open(image_features_t* f, feature_net_t* net, size_t images, int wanted) {
+void image_features_open(image_features_t* f, feature_net_t* net, size_t images, size_t kept, int wanted) {
     memset(f, 0, sizeof *f);
     f->net = net;
     f->images = images;
+    f->kept = kept < images ? kept : images;
     f->wanted = wanted;
     moments_open(&f->pool, net->dim);
     if (wanted & IMAGE_FEATURES_SPATIAL) moments_open(&f->spatial, net->spatial);
-    if (wanted & IMAGE_FEATURES_KEEP) f->rows = (float*)calloc_check(images * net->dim, sizeof(float), "features");
+    if (f->kept) f->rows = (float*)calloc_check(f->kept * net->dim, sizeof(float), "features");
     if (wanted & IMAGE_FEATURES_LOGITS) {
         f->logits = (float*)calloc_check(images * net->classes, sizeof(float), "logits");
     }
@@ -68,7 +70,7 @@ static inline void image_features_batch(image_features_t* f, const image_batch_t
         size_t k = b->numbers[i];
         f->read[k] = 1;
         f->labels[k] = b->labels[i];
-        if (f->rows) memcpy(f->rows + k * dim, at.pool + i * dim, dim * sizeof(float));
+        if (k < f->kept) memcpy(f->rows + k * dim, at.pool + i * dim, dim * sizeof(float));
         if (f->logits) memcpy(f->logits + k * classes, at.logits + i * classes, classes * sizeof(float));
     }
 }
@@ -80,7 +82,7 @@ static inline void image_features_merge(image_features_t* f, comm_t* c) {
     if (f->wanted & IMAGE_FEATURES_SPATIAL) moments_merge(&f->spatial, c);
     f->hash = image_hash_of_all(c, f->hash);
     comm_sum_host(c, f->read, (int)f->images);
-    if (f->rows) comm_sum_floats_host(c, f->rows, f->images * dim);
+    if (f->rows) comm_sum_floats_host(c, f->rows, f->kept * dim);
     if (f->logits) comm_sum_floats_host(c, f->logits, f->images * classes);
     double* labels = (double*)malloc_check(f->images * sizeof(double), "labels");
     for (size_t i = 0; i < f->images; i++) labels[i] = f->labels[i];
@@ -89,7 +91,7 @@ static inline void image_features_merge(image_features_t* f, comm_t* c) {
         if (f->read[i] == 0) continue;
         size_t to = f->n++;
         f->labels[to] = (int)labels[i];
-        if (f->rows && to != i) memcpy(f->rows + to * dim, f->rows + i * dim, dim * sizeof(float));
+        if (i < f->kept && f->rows_n++ != i) memcpy(f->rows + to * dim, f->rows + i * dim, dim * sizeof(float));
         if (f->logits && to != i) memcpy(f->logits + to * classes, f->logits + i * classes, classes * sizeof(float));
     }
     free(labels);

@@ -144,8 +144,8 @@ static inline void reference_moments(moments_t* m, int dim, double** mean, doubl
 static inline void reference_measure(reference_t* r, eval_t* e, feature_net_t* net, inception_input_t input) {
     int statistics = !r->mu;
     image_source_limit(&r->images, (size_t)e->options.reference_images);
-    image_features_open(&r->features, net, r->images.count,
-                        IMAGE_FEATURES_KEEP | (statistics ? IMAGE_FEATURES_SPATIAL : 0));
+    image_features_open(&r->features, net, r->images.count, (size_t)e->options.pr_images,
+                        statistics ? IMAGE_FEATURES_SPATIAL : 0);
     image_features_measure(&r->features, &r->images, input, e->options.batch, &e->comm, "reference", e->stream);
     if (!statistics) return;
     reference_moments(&r->features.pool, net->dim, &r->mu, &r->sigma);
@@ -179,6 +179,7 @@ static inline inception_input_t reference_open(reference_t* r, eval_t* e, featur
         int split = !strcmp(spec, "train") ? SPLIT_TRAIN : !strcmp(spec, "val") ? SPLIT_VAL : -1;
         image_source_dataset(&r->images, split < 0 ? spec : eval_data(o, data), split < 0 ? SPLIT_TRAIN : split,
                              (crop_t)o->crop, net->H);
+        r->images.permuted = 1; // the first of them are kept, and folders are in the order of classes
         r->has_images = 1;
     }
     int statistics_file = r->mu != NULL;

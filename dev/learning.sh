@@ -12,7 +12,7 @@ world=runs/mini
 rm -rf "$out"
 mkdir -p "$out"
 for labels in own shuffled; do
-    for steps in 150 300 600; do
+    for steps in 200 500 1500; do
         ./train_dit -steps "$steps" -seed "$seed" -tokenizer "$world/stage3.safetensors" -latents "$world/latents" -out "$out/$labels" \
             -shuffle_labels "$([ "$labels" = shuffled ] && echo 1 || echo 0)" -grid_every 0 -change 1 >"$out/train.log" 2>&1 || {
             cat "$out/train.log" >&2
