@@ -11,12 +11,17 @@
 //           host, AdamW and a moving average
 //   draw    -draw_images images by Euler over -steps points of time with guidance 4 from t = 0.125 on, from noise to a
 //           normalised latent. What it counts as an image's work are all evaluations, those without the class included
+//   inception  what `eval` asks of the FID network: -feature_images images of 256x256 bytes on the device, resized to
+//           299x299, to features, spatial features and logits. In the fp32 build for a GPU, which the figures that are
+//           published want, it is called inception_fp32
+//   kid, manifold  what follows on the host, in double: 4 subsets of 1000 of -rows features of 2048 (eval: 100), and
+//           precision and recall of -rows real and as many generated ones. Only where -only names them
 //
 // Weights and images are random; the time does not depend on them. With -json each line is an object of its own, and
-// the one of a step carries its configuration, with which dev/reference/bench_torch.py, and for LightningDiT
-// bench_dit.py, take PyTorch's time for the same work. FLOP are two for each multiply-accumulate of convolutions,
-// matrix products and attention. The share is that of a large matrix product's speed, measured in the same run: what is
-// not arithmetic counts as lost.
+// the one of a step carries its configuration, with which dev/reference/bench_torch.py, for LightningDiT bench_dit.py
+// and for Inception bench_inception.py, take PyTorch's time for the same work. FLOP are two for each
+// multiply-accumulate of convolutions, matrix products and attention. The share is that of a large matrix product's
+// speed in this build's precision, measured in the same run: what is not arithmetic counts as lost.
 // Memory is what the plan and the parameters need. What does not fit is left out, and said so; stage 2 and
 // LightningDiT's step are tried with -recompute 1 first.
 // Look next at dev/bench/compare.sh and dev/bench/gpu_speed.sh, which set both sides side by side.
@@ -27,6 +32,12 @@
 #include "common/dit.h"
 // defines: flow_network_t, flow_sampler_t, flow_noise, flow_sample, flow_guided_velocity, flow_evaluations
 #include "common/flow.h"
+// defines: inception_t, inception_register, inception_plan, inception_forward, inception_macs, INCEPTION_POOL, ...
+#include "common/inception.h"
+// defines: kid_distance, KID_SIZE, KID_SEED
+#include "common/kid.h"
+// defines: manifold_precision_recall, MANIFOLD_K
+#include "common/manifold.h"
 // defines: bench_measure, bench_measure_limits, bench_memory, bench_fill
 #include "dev/bench/bench.h"
 
@@ -35,7 +46,7 @@ static const double gib = 1073741824.0;
 
 typedef struct {
     FILE* json; // or NULL
-    int runs, batch, recompute;
+    int runs, batch, feature_images, rows, recompute;
     const char *preset, *model;    // of the tokenizer; size of LightningDiT
     int images[MAX_IMAGES], sizes; // batches of the steps
     int dit_images[MAX_IMAGES], dit_sizes, draw_images[MAX_IMAGES], draw_sizes, points;
@@ -50,7 +61,7 @@ static void report(const bench_t* bench, const char* name, bench_time_t t, doubl
     double flops = 2 * macs / t.seconds, share = flops / bench->limits.flops;
     size_t total, used = bench_memory(&total);
     used = total - used;
-    printf("%-8s %6d %10.4f %10.4f %10.4f %10.2f %10.4g %6.0f%% %10.1f %9.2f", name, images, t.seconds, t.best_seconds,
+    printf("%-14s %6d %10.4f %10.4f %10.4f %10.2f %10.4g %6.0f%% %10.1f %9.2f", name, images, t.seconds, t.best_seconds,
            t.cpu_seconds, macs * 1e-9, flops * 1e-12, 100 * share, images / t.seconds, bytes / gib);
     if (BENCH_IS_GPU) printf(" of %.2f in use", used / gib);
     printf("\n");
@@ -70,7 +81,7 @@ static int fits(const char* name, int images, size_t bytes, int says_so) {
     size_t total, available = bench_memory(&total);
     if (bytes < available / 100 * 98) return 1;
     if (says_so) {
-        printf("%-8s %6d left out: wants %.2f GiB, %.2f are free\n", name, images, bytes / gib, available / gib);
+        printf("%-14s %6d left out: wants %.2f GiB, %.2f are free\n", name, images, bytes / gib, available / gib);
         fflush(stdout);
     }
     return 0;
@@ -135,6 +146,14 @@ static void bench_decode(const bench_t* bench) {
     decoder_plan_work(&m.decoder, &m.plan, 0);
     bench_model(bench, "decode", &m, (size_t)bench->batch * 32 * 16 * 16, decode,
                 (double)decoder_macs(&m.decoder, 256, 256));
+}
+
+// Random pixels on the device.
+static void fill_pixels(uint8_t* pixels, size_t n) {
+    uint8_t* bytes = (uint8_t*)malloc_check(n, "random images");
+    for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)((uint32_t)i * 2654435761u >> 24);
+    copy_to_device(pixels, bytes, n, 0);
+    free(bytes);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -216,11 +235,7 @@ static void allocate_step(training_t* training, stream_t s) {
         tokenizer_plan_measures(t);
     }
     tokenizer_freeze(t);
-    size_t n = t->config.batch * 3 * tokenizer_pixels(t);
-    uint8_t* bytes = (uint8_t*)malloc_check(n, "random images");
-    for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)((uint32_t)i * 2654435761u >> 24);
-    copy_to_device(t->bytes, bytes, n, 0);
-    free(bytes);
+    fill_pixels(t->bytes, t->config.batch * 3 * tokenizer_pixels(t));
     training->measures = (floatS*)host_malloc(tokenizer_measure_count(t) * sizeof(floatS), "measures");
 }
 
@@ -231,7 +246,7 @@ static void bench_step_at(const bench_t* bench, training_t* training, const char
     size_t weights = weights_bytes(t), allocated = t->params.values ? weights : 0;
     size_t bytes = weights + plan_step(t, images, recompute);
     if (t->config.stage == 2 && !recompute && !fits(name, images, bytes - allocated, 0)) {
-        printf("%-8s %6d wants %.2f GiB: tried with -recompute 1\n", name, images, bytes / gib);
+        printf("%-14s %6d wants %.2f GiB: tried with -recompute 1\n", name, images, bytes / gib);
         bytes = weights + plan_step(t, images, recompute = 1);
     }
     if (!fits(name, images, bytes - allocated, 1)) return;
@@ -354,7 +369,7 @@ static void bench_dit_at(const bench_t* bench, int images) {
     config.w_cos = 1, config.lr = 2e-4, config.beta1 = 0.9, config.beta2 = 0.95, config.eps = 1e-8, config.ema = 0.9999;
     size_t bytes = plan_dit(d, config, recompute);
     if (!recompute && !fits("dit", images, bytes, 0)) {
-        printf("%-8s %6d wants %.2f GiB: tried with -recompute 1\n", "dit", images, bytes / gib);
+        printf("%-14s %6d wants %.2f GiB: tried with -recompute 1\n", "dit", images, bytes / gib);
         bytes = plan_dit(d, config, recompute = 1);
     }
     if (!fits("dit", images, bytes, 1)) return;
@@ -446,6 +461,83 @@ static void bench_draw_at(const bench_t* bench, int images) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Measuring: the feature network, and scores of its features
+
+typedef struct {
+    inception_t net;
+    plan_t plan;
+    uint8_t* pixels; // (images, 256, 256, 3)
+    inception_features_t out;
+    int images;
+} features_job_t;
+
+static const char* inception_work(void) {
+    return BENCH_IS_GPU && sizeof(floatX) == sizeof(float) ? "inception_fp32" : "inception";
+}
+
+static void extract(void* state, stream_t s) {
+    features_job_t* job = (features_job_t*)state;
+    inception_forward(&job->net, job->out, job->pixels, INCEPTION_PT, job->images, 256, 256, s);
+}
+
+static void bench_inception(const bench_t* bench) {
+    static features_job_t job;
+    char config[80];
+    size_t B = (size_t)bench->feature_images, pixels = B * 256 * 256 * 3;
+    job.images = bench->feature_images;
+    inception_register(&job.net); // with its weights
+    inception_plan(&job.net, &job.plan, job.images);
+    plan_uint8(&job.plan, &job.pixels, pixels, "images");
+    plan_floatS(&job.plan, &job.out.pool, B * INCEPTION_POOL, "features");
+    plan_floatS(&job.plan, &job.out.spatial, B * INCEPTION_SPATIAL, "spatial features");
+    plan_floatS(&job.plan, &job.out.logits, B * INCEPTION_CLASSES, "logits");
+    params_t* params = &job.net.params;
+    size_t weights = params_bytes(&params->table, params->table.total, 0, 1), bytes = plan_bytes(&job.plan);
+    if (fits(inception_work(), job.images, bytes, 1)) {
+        plan_allocate(&job.plan, "activations");
+        bench_fill(params->values, params->table.total, 0.05, bench->stream);
+        fill_pixels(job.pixels, pixels);
+        snprintf(config, sizeof config, "{\"batch\": %d, \"precision\": \"%s\"}", job.images, PRECISION_NAME);
+        bench_time_t time = bench_measure(extract, &job, bench->runs, 1, bench->stream);
+        report(bench, inception_work(), time, (double)inception_macs(&job.net) * job.images, job.images,
+               weights + bytes, config);
+        plan_free(&job.plan);
+    }
+    inception_free(&job.net);
+}
+
+enum { BENCH_KID_SUBSETS = 4 };
+
+typedef struct {
+    float *real, *generated; // (rows, INCEPTION_POOL)
+    int rows;
+} scores_t;
+
+static void score_kid(void* state, stream_t s) {
+    scores_t* f = (scores_t*)state;
+    (void)s;
+    kid_distance(f->generated, f->rows, f->real, f->rows, INCEPTION_POOL, BENCH_KID_SUBSETS, KID_SIZE, KID_SEED);
+}
+
+static void score_manifold(void* state, stream_t s) {
+    scores_t* f = (scores_t*)state;
+    (void)s;
+    manifold_precision_recall(f->real, f->rows, f->generated, f->rows, INCEPTION_POOL, MANIFOLD_K, 0);
+}
+
+// Both look at all pairs of two sets of n, and at half of those within each: 2 n^2 products.
+static void bench_scores(const bench_t* bench, const char* name, bench_work_t work, int sets, int n) {
+    size_t values = (size_t)bench->rows * INCEPTION_POOL;
+    scores_t f = {NULL, NULL, bench->rows};
+    f.real = (float*)malloc_check(2 * values * sizeof(float), "random features");
+    f.generated = f.real + values;
+    for (size_t i = 0; i < 2 * values; i++) f.real[i] = (float)random_uniform(1, RANDOM_INIT, 0, i);
+    bench_time_t time = bench_measure(work, &f, bench->runs, 1, bench->stream);
+    report(bench, name, time, 2.0 * sets * n * n * INCEPTION_POOL, sets * n, 2 * values * sizeof(float), "");
+    free(f.real);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 
 // Whether `name` is in the list "a,b,c"; an empty list holds everything.
 static int is_chosen(const char* list, const char* name) {
@@ -463,9 +555,12 @@ int main(int argc, char** argv) {
     static bench_t bench;
     const cli_flag_t flags[] = {
         {"What to time", "only", CLI_STRING, &only, "", NULL,
-         "of encode,decode,step1,step2,step3,dit,draw; default all", CLI_SAVED},
+         "of encode,decode,step1,step2,step3,dit,draw,inception; default all; and kid,manifold", CLI_SAVED},
         {NULL, "batch", CLI_INT, &bench.batch, BENCH_IS_GPU ? "32" : "1", "[1, 1024]", "images of encode and decode",
          CLI_SAVED},
+        {NULL, "feature_images", CLI_INT, &bench.feature_images, BENCH_IS_GPU ? "64" : "8", "[1, 1024]",
+         "images of inception", CLI_SAVED},
+        {NULL, "rows", CLI_INT, &bench.rows, "4096", "[1000, 1000000]", "features of kid and manifold", CLI_SAVED},
         {NULL, "preset", CLI_CHOICE, &preset, BENCH_IS_GPU ? "imagenet" : "mini", "mini|imagenet",
          "configuration of the steps", CLI_SAVED},
         {NULL, "images", CLI_STRING, &images, "", NULL, "batches of the steps; default 32, for imagenet 8,32,64",
@@ -494,7 +589,7 @@ int main(int argc, char** argv) {
     bench.stream = device_open(0);
     bench.limits = bench_measure_limits(bench.runs, bench.stream);
     bench_print_limits(bench.json, bench.limits, bench.runs);
-    printf("%-8s %6s %10s %10s %10s %10s %10s %7s %10s %9s\n", "", "images", "seconds", "best", "CPU s", "GMAC",
+    printf("%-14s %6s %10s %10s %10s %10s %10s %7s %10s %9s\n", "", "images", "seconds", "best", "CPU s", "GMAC",
            "TFLOP/s", "share", "images/s", "GiB");
     for (int stage = 1; stage <= 3; stage++) {
         char name[8];
@@ -505,6 +600,9 @@ int main(int argc, char** argv) {
     for (int i = 0; i < bench.draw_sizes && is_chosen(only, "draw"); i++) bench_draw_at(&bench, bench.draw_images[i]);
     if (is_chosen(only, "encode")) bench_encode(&bench);
     if (is_chosen(only, "decode")) bench_decode(&bench);
+    if (is_chosen(only, "inception")) bench_inception(&bench);
+    if (only[0] && is_chosen(only, "kid")) bench_scores(&bench, "kid", score_kid, BENCH_KID_SUBSETS, KID_SIZE);
+    if (only[0] && is_chosen(only, "manifold")) bench_scores(&bench, "manifold", score_manifold, 1, bench.rows);
     if (bench.json) fclose(bench.json);
     device_close(bench.stream);
     cli_free(&cli);

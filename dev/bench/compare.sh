@@ -1,9 +1,12 @@
 #!/bin/sh
-# Sets the speed of this project beside PyTorch's, on two cores: whole models and training steps of the miniature.
+# Sets the speed of this project beside PyTorch's, on two cores: whole models, training steps of the miniature, and
+# FID's network.
 #     sh dev/bench/compare.sh PYTHON [MODEL...]
-# PYTHON has torch and timm. MODEL: encode decode step1 step2 step3; default all.
+# PYTHON has torch and timm; for inception torchvision and pytorch-fid. MODEL: encode decode step1 step2 step3 inception;
+# default all.
 # The two sides run in turn, ROUNDS times (3), each with RUNS runs (5) after one to warm up, on processors 0 and 1 with
-# two threads. Medians over the rounds and their ratio are printed, and written to dev/bench/results/cpu_MODEL.txt.
+# two threads, or with THREADS=1 on processor 0. Medians over the rounds and their ratio are printed, and written to
+# dev/bench/results/cpu_MODEL.txt (one thread: cpu_MODEL_1.txt).
 # A ratio below 1 means that this project is faster. The load is what others keep busy (as the kernel's average over a
 # minute has it) before each side runs; with WAIT=N a round waits up to N seconds for it to fall below 1. On processors
 # that others use, threads that wait awake for one another waste most of the time, PyTorch's more than ours:
@@ -11,10 +14,16 @@
 set -eu
 python=${1:?"usage: sh dev/bench/compare.sh PYTHON [MODEL...]"}
 shift
-[ $# -gt 0 ] || set -- encode decode step1 step2 step3
+[ $# -gt 0 ] || set -- encode decode step1 step2 step3 inception
 rounds=${ROUNDS:-3}
 runs=${RUNS:-5}
 wait=${WAIT:-0}
+threads=${THREADS:-2}
+case $threads in
+1) processors=0 suffix=_1 ;;
+2) processors=0,1 suffix= ;;
+*) echo "error: THREADS=$threads: 1 or 2" >&2 && exit 1 ;;
+esac
 here=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$here"
 make --no-print-directory CPU=1 build/cpu/bench_models
@@ -22,7 +31,7 @@ results=dev/bench/results
 mkdir -p "$results"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export OMP_NUM_THREADS=2
+export OMP_NUM_THREADS="$threads"
 
 # The number of a field in the only line of a JSON-lines file.
 field() { sed -n "s/.*\"$2\": \([0-9.e-]*\).*/\1/p" "$1"; }
@@ -37,15 +46,20 @@ wait_for_quiet() {
 # One run of a side: appends "seconds best CPU-seconds load" to a file.
 ours() {
     before=$(load)
-    taskset -c 0,1 build/cpu/bench_models -only "$1" -runs "$runs" -json "$scratch/ours.json" >/dev/null
+    taskset -c "$processors" build/cpu/bench_models -only "$1" -runs "$runs" -json "$scratch/ours.json" >/dev/null
     echo "$(field "$scratch/ours.json" seconds) $(field "$scratch/ours.json" best_seconds)" \
          "$(field "$scratch/ours.json" cpu_seconds) $before" >>"$scratch/$1.ours"
 }
 theirs() {
     before=$(load)
     config=$(sed -n 's/.*"config": \({[^}]*}\).*/\1/p' "$scratch/ours.json")
-    taskset -c 0,1 "$python" -W ignore dev/reference/bench_torch.py "$(echo "$1" | tr -d 0-9)" --device cpu \
-        --threads 2 --runs "$runs" --config "${config:-"{}"}" >"$scratch/torch.json"
+    if [ "$1" = inception ]; then
+        taskset -c "$processors" "$python" -W ignore dev/reference/bench_inception.py --device cpu --threads "$threads" \
+            --from "$scratch/ours.json" --repeats "$runs" >"$scratch/torch.json"
+    else
+        taskset -c "$processors" "$python" -W ignore dev/reference/bench_torch.py "$(echo "$1" | tr -d 0-9)" --device cpu \
+            --threads "$threads" --runs "$runs" --config "${config:-"{}"}" >"$scratch/torch.json"
+    fi
     echo "$(field "$scratch/torch.json" seconds) $(field "$scratch/torch.json" best_seconds)" \
          "$(field "$scratch/torch.json" cpu_seconds) $before" >>"$scratch/$1.torch"
 }
@@ -80,15 +94,16 @@ for model in "$@"; do
     done
     {
         echo "date      $(date -u '+%Y-%m-%d %H:%M UTC')"
-        echo "machine   $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), 2 of $(nproc --all) processors"
+        echo "machine   $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $threads of $(nproc --all) processors"
         echo "compiler  $(${CC:-gcc} --version | head -n 1)"
         echo "PyTorch   $("$python" -c 'import torch; print(torch.__version__)')"
         echo "commit    $(git describe --always --dirty)"
         policy=${OMP_WAIT_POLICY:+"OMP_WAIT_POLICY=$OMP_WAIT_POLICY "}
+        [ "$threads" = 2 ] || policy="${policy}THREADS=$threads "
         echo "command   ${policy}ROUNDS=$rounds RUNS=$runs sh dev/bench/compare.sh PYTHON $model"
         sed -n 's/.*"config": \({[^}]*}\).*/config    \1/p' "$scratch/ours.json"
         echo
         table "$model"
-    } >"$results/cpu_$model.txt"
-    sed -n '/^$/,$p' "$results/cpu_$model.txt"
+    } >"$results/cpu_$model$suffix.txt"
+    sed -n '/^$/,$p' "$results/cpu_$model$suffix.txt"
 done

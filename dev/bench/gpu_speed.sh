@@ -4,8 +4,10 @@
 # OUT is a folder. PYTHON has torch and timm; without it only this project is timed. Prints at most 90 lines, and writes
 # OUT/speed_tables.txt (all lines, and what the programs printed), OUT/speed_ours.json and OUT/speed_torch.json.
 # The important comes first; what does not fit into SPEED_SECONDS (330) is left out, and a part that fails is named.
-# SPEED_OF ("dit tokenizer") says of what: LightningDiT-XL/1, training at 64, 32 and 128 images and drawing 64 with
-# guidance, and the tokenizer's stages; operations are timed either way.
+# SPEED_OF ("dit tokenizer inception inception_fp32") says of what: LightningDiT-XL/1, training at 64, 32 and 128 images
+# and drawing 64 with guidance; the tokenizer's stages; FID's network on FEATURES (64) images in bf16, and in fp32, with
+# which FIDs are published, where FP32 (build/gpu_fp32) holds a bench_models; operations are timed either way. PyTorch's
+# fp32 has TF32 in its convolutions, as is its default; ours has not.
 # FOLDER (build/gpu) holds bench_ops and bench_models; PRESET (imagenet), IMAGES (64,8,32, of which PyTorch's compiled
 # mode takes the first two), DIT (flags of bench_models for LightningDiT) and OPS (flags of bench_ops) make a small trial
 # of it possible:
@@ -21,8 +23,11 @@ folder=${FOLDER:-build/gpu}
 preset=${PRESET:-imagenet}
 images=${IMAGES:-64,8,32}
 mini=${MINI:-0}
+fp32=${FP32:-build/gpu_fp32}
+features=${FEATURES:-64}
 limit=${SPEED_SECONDS:-330}
-of=" ${SPEED_OF:-dit tokenizer} "
+of=" ${SPEED_OF:-dit tokenizer inception inception_fp32} "
+[ -x "$fp32/bench_models" ] || of=$(echo "$of" | sed 's/ inception_fp32 / /')
 begin=$(date +%s)
 scratch=$(mktemp -d)
 notes=$scratch/notes
@@ -72,9 +77,9 @@ tables() {
     {
         echo "$heads"
         echo "beside ${torch:-nothing: no Python with torch was given}"
-        printf '%-8s %6s %10s %10s %9s %7s %8s%12s %10s %8s  %-8s %8s\n' "" images ms images/s TFLOP/s share GiB \
+        printf '%-14s %6s %10s %10s %9s %7s %8s%12s %10s %8s  %-13s %8s\n' "" images ms images/s TFLOP/s share GiB \
             "PyTorch ms" images/s GiB mode faster
-        head -n 18 "$scratch/models.all"
+        head -n 20 "$scratch/models.all"
         count=$(wc -l <"$scratch/shares")
         echo "operations furthest from the limit, of $count (us; TFLOP/s and GB/s; the larger share; PyTorch's us)"
         echo "$operation"
@@ -122,6 +127,9 @@ pytorch() { # NAME SECONDS SCRIPT FLAGS...
 ! is_of tokenizer || models ours_steps 70 -only step1,step2 -images "$images" -json "$scratch/ours_1.json"
 # shellcheck disable=SC2086
 part ours_ops 70 "$folder/bench_ops" ${OPS:-} -json "$scratch/ours_2.json"
+! is_of inception || models ours_inception 25 -only inception -feature_images "$features" -json "$scratch/ours_4.json"
+! is_of inception_fp32 || part ours_inception_fp32 25 "$fp32/bench_models" -runs 5 -only inception \
+    -feature_images "$features" -json "$scratch/ours_5.json"
 # 2  PyTorch on the same: eager, then operations
 [ ! -s "$scratch/ours_0.json" ] || pytorch torch_0 60 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --runs 3 --warmup 1
 [ ! -s "$scratch/ours_1.json" ] || pytorch torch_1 60 dev/reference/bench_torch.py --from "$scratch/ours_1.json" --runs 3
@@ -130,6 +138,9 @@ if [ -s "$scratch/ours_2.json" ]; then
     [ "$mini" = 1 ] || grep -v '"where": "mini' "$scratch/ours_2.json" >"$scratch/ops"
     pytorch torch_2 60 dev/reference/bench_kernels.py "$scratch/ops" --seconds 35 --runs 3
 fi
+cat "$scratch"/ours_[45].json >"$scratch/inception" 2>/dev/null
+[ ! -s "$scratch/inception" ] ||
+    pytorch torch_6 40 dev/reference/bench_inception.py --from "$scratch/inception" --repeats 5
 # 3  LightningDiT compiled; the other stage, and the tokenizer's models alone
 [ ! -s "$scratch/ours_0.json" ] ||
     pytorch torch_5 100 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --no-eager --compile --runs 3

@@ -49,10 +49,10 @@ END {
         if (part == "models") {
             images = field("images")
             memory = field("used_gib") > 0 ? field("used_gib") : field("planned_gib")
-            printf "%-8s %6d %10.2f %10.1f %9.1f %6.0f%% %8.1f", field("name"), images, 1e3 * time, images / time,
+            printf "%-14s %6d %10.2f %10.1f %9.1f %6.0f%% %8.1f", field("name"), images, 1e3 * time, images / time,
                 1e-3 * field("gflops"), 100 * field("share"), memory
-            if (theirs == "") printf "%12s %10s %8s  %-8s %8s\n", "-", "-", "-", "", ""
-            else printf "%12.2f %10.1f %8.1f  %-8s %s\n", 1e3 * theirs, images / theirs, peak[key], mode[key],
+            if (theirs == "") printf "%12s %10s %8s  %-13s %8s\n", "-", "-", "-", "", ""
+            else printf "%12.2f %10.1f %8.1f  %-13s %s\n", 1e3 * theirs, images / theirs, peak[key], mode[key],
                 ratio(theirs, time)
             continue
         }
