@@ -533,7 +533,7 @@ static void bench_scores(const bench_t* bench, const char* name, bench_work_t wo
     f.generated = f.real + values;
     for (size_t i = 0; i < 2 * values; i++) f.real[i] = (float)random_uniform(1, RANDOM_INIT, 0, i);
     bench_time_t time = bench_measure(work, &f, bench->runs, 1, bench->stream);
-    report(bench, name, time, 2.0 * sets * n * n * INCEPTION_POOL, sets * n, 2 * values * sizeof(float), "");
+    report(bench, name, time, 2.0 * sets * n * n * (double)INCEPTION_POOL, sets * n, 2 * values * sizeof(float), "");
     free(f.real);
 }
 
