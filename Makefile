@@ -91,7 +91,7 @@ all: which check $(PROGRAMS)
 
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
-	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, and draw (about 9 minutes on two cores)"
+	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (8 minutes on two cores)"
 	@echo "make test            prove every derivative, kernel, model, file format and resume (under 10 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"

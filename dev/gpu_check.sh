@@ -77,7 +77,7 @@ kernels=$(for t in tests/kernels_*.cu; do b=$(basename "$t" .cu); echo "build/gp
 # shellcheck disable=SC2086
 run build 240 make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/train_dit build/cpu/eval build/cpu/pretrain \
     build/gpu/train_tokenizer build/gpu/train_dit build/gpu/sample build/gpu_fp32/train_tokenizer build/gpu_fp32/train_dit \
-    build/gpu/eval build/gpu/pretrain build/gpu/bench_ops build/gpu/bench_models $kernels
+    build/gpu/eval build/gpu/pretrain build/gpu/bench_ops build/gpu/bench_models build/gpu_fp32/bench_models $kernels
 status=$?
 say "status $status after $(elapsed) s; $(ls build/gpu 2>/dev/null | wc -l) programs for the GPU"
 [ $status -eq 0 ] || grep -E 'error|Error' "$out/build.log" | head -n 12 | cut -c 1-200

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Does the DiT learn, and does it learn from the labels? Two miniature runs on the same latents: one with its labels, one with
 # shuffled ones (-shuffle_labels), measured at three checkpoints: Frechet distance and recognised classes in the features of the
-# miniature's classifier. Minutes on two cores; needs what `make demo` leaves in runs/mini. The result is committed as
+# miniature's classifier. Ten minutes on two cores; needs what `make demo` leaves in runs/mini. The result is committed as
 # dev/learning.txt:
 #
 #     sh dev/learning.sh [SEED]     prints a table; JSON lines in runs/learning_SEED/learning.jsonl
