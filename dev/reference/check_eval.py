@@ -8,7 +8,8 @@ random weights (the published file cannot be had everywhere), which pytorch-fid'
 ones. Then the Frechet distance is computed three ways: pytorch-fid's functions on both folders, eval on both folders,
 and eval against the statistics file that pytorch-fid's numpy code writes (numpy.savez_compressed).
 
-Seen: see README.md beside this file. About a minute on two cores.
+Seen: 1.4e-5 with two folders, 2.9e-6 with the statistics file (24 images a side, so covariances are singular, where
+scipy's square root is not exact). About two minutes on two cores.
 """
 import json
 import os
