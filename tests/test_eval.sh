@@ -42,6 +42,14 @@ check "  the same in batches of 7" same recon recon7 1e-4 FD-mini PSNR SSIM LPIP
 check "  of the same originals" test "$(entry recon originals)" = "$(entry recon7 originals)"
 check "-crop tv is another crop of images that are not square" measure tv -recon -crop tv -data photos
 check "  and LPIPS of bytes" measure bytes -recon -lpips_u8
+measure whole -recon -data photos
+mkdir damaged
+cp photos/* damaged
+echo 'no image' >damaged/damaged.jpg
+check "a damaged file" measure damaged -recon -data damaged
+check "  is named" grep -q 'damaged.jpg.*left out' said
+check "  and counted" grep -q 'unreadable 1 images left out' out
+check "  and changes no score" same whole damaged 1e-4 FD-mini PSNR SSIM LPIPS-mini
 
 # ---- samples: drawn, in an .npz, in a folder
 check "-gen draws its samples" measure gen -gen
