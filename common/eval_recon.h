@@ -91,14 +91,15 @@ static inline const floatX* recon_encode(recon_t* r, const image_batch_t* b) {
     return autoencoder_sample(a, b->pixels, b->count, r->e->options.seed, 0, numbers, r->e->stream);
 }
 
-// Reconstructions of a batch, as floats and as bytes.
-static inline void recon_images(recon_t* r, const image_batch_t* b, floatS* floats, uint8_t* bytes) {
+// Reconstructions of a batch, as floats and as bytes; returns those on the device.
+static inline const floatX* recon_images(recon_t* r, const image_batch_t* b, floatS* floats, uint8_t* bytes) {
     size_t n = b->count * autoencoder_image_values(r->tokenizer);
     const floatX* latent = recon_encode(r, b);
     const floatX* image = autoencoder_decode(r->tokenizer, latent, b->count, r->e->stream);
     stream_wait(r->e->stream);
     copy_floats_to_host(floats, image, n);
     image_bytes_from_floats(bytes, floats, n);
+    return image;
 }
 
 // Originals in [-1, 1] on the host.
@@ -135,17 +136,15 @@ static inline void recon_scores(recon_t* r, const image_batch_t* b, const floatS
 }
 
 // LPIPS of a batch: of the decoder's output as it comes, or of bytes.
-static inline void recon_lpips(recon_t* r, const image_batch_t* b, floatX* device, const uint8_t* bytes,
-                               const floatS* floats, const floatS* original, double* distance) {
-    size_t n = b->count * autoencoder_image_values(r->tokenizer);
+static inline void recon_lpips(recon_t* r, const image_batch_t* b, const floatX* image, const uint8_t* bytes,
+                               floatX* device, const floatS* original, double* distance) {
     if (!r->lpips || !b->count) return;
     if (r->e->options.lpips_u8) {
         perceptual_distance_bytes(r->lpips, distance, bytes, b->pixels, b->count, r->e->stream);
         return;
     }
-    copy_floats_to_device(device, floats, n);
-    copy_floats_to_device(device + n, original, n);
-    perceptual_distance(r->lpips, distance, device, device + n, b->count, r->e->stream);
+    copy_floats_to_device(device, original, b->count * autoencoder_image_values(r->tokenizer));
+    perceptual_distance(r->lpips, distance, image, device, b->count, r->e->stream);
 }
 
 // All images of this process.
@@ -158,14 +157,14 @@ static inline void recon_measure(recon_t* r) {
     uint8_t* bytes = (uint8_t*)malloc_check(room, "reconstructions");
     double* distance = (double*)malloc_check(o->batch * sizeof(double), "LPIPS");
     float* pool = (float*)malloc_check((size_t)o->batch * (r->net ? r->net->dim : 1) * sizeof(float), "features");
-    floatX* device = (floatX*)device_malloc(2 * room * sizeof(floatX), "images");
+    floatX* device = (floatX*)device_malloc(room * sizeof(floatX), "images");
     progress_t p = progress_begin("recon", (double)r->images, comm_is_first(c));
     for (size_t first = c->rank; first < r->images; first += (size_t)o->batch * c->size) {
         if (!image_source_read(&r->set, &b, first, o->batch, c->size)) continue;
         r->hash += image_batch_hash(&b, image);
-        recon_images(r, &b, floats, bytes);
+        const floatX* reconstructed = recon_images(r, &b, floats, bytes);
         recon_originals(floats + room, b.pixels, b.count * image);
-        recon_lpips(r, &b, device, bytes, floats, floats + room, distance);
+        recon_lpips(r, &b, reconstructed, bytes, device, floats + room, distance);
         recon_scores(r, &b, floats + room, floats, bytes, distance);
         if (r->net) recon_features(r, b.pixels, b.count, &r->original, pool);
         if (r->net) recon_features(r, bytes, b.count, &r->reconstructed, pool);

@@ -8,7 +8,7 @@
 // what is computed from them does not depend on batches or ranks. A damaged file is named, counted and left out.
 //
 // Hash. A score names its images by a 64-bit number: the sum of the FNV-1a hashes of (number, bytes) of each image, so
-// that neither order nor the number of processes matters. Look next at common/measure.h, which reads two of them.
+// that neither order nor the number of processes matters. Look next at common/image_features.h, which reads them.
 #pragma once
 // defines: image_centre_crop_adm, image_centre_crop_tv
 #include "common/crop.h"

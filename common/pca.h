@@ -9,7 +9,7 @@
 // A picture's red, green and blue are the first three components, each mapped linearly so that its 1st and 99th
 // percentile become 0 and 1, clamped. Components and ranges are those of one image, or of all images that are to be
 // compared (then a colour means the same in each). A component that does not vary is grey, 0.5.
-// Look next at common/tsne.h, which starts from two components, and at eval.cu, which makes the pictures.
+// Look next at common/tsne.h, which starts from two components, and at common/eval_latent.h, which makes the pictures.
 #pragma once
 // defines: floatS, fatal, malloc_check, calloc_check
 #include "common/device.h"

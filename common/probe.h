@@ -17,7 +17,7 @@
 // and probe_run does the whole for two sets that lie in memory. Weights and moments are floatS; the products read W, f
 // and write the logits as floatX, so the GPU build in bf16 rounds them (PRECISION=FP32 does not). Sums are in double.
 // A label's rank is the number of classes before it: larger logit, or as large and a lower index. top-1 is rank 0,
-// top-5 a rank below 5. Look next at common/params.h, where the weights lie, and at eval.cu.
+// top-5 a rank below 5. Look next at common/params.h, where the weights lie, and at common/eval_probe.h.
 #pragma once
 // defines: matmul_forward, matmul_backward, cross_entropy, adam_update
 #include "common/ops.h"
