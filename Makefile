@@ -77,7 +77,7 @@ NVCC_FLAGS = -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA $(LAPACK_FLAGS) -
               -Werror all-warnings $(if $(filter 0,$(NCCL)),-DNO_NCCL=1,) $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
 NVCC_LIBS = -Xlinker --as-needed $(if $(LAPACK_FLAGS),-lopenblas,) -lcublasLt $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
 
-HEADERS  := $(wildcard common/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
+HEADERS  := $(wildcard common/*.h common/*/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
 PROGRAMS := train_tokenizer train_dit sample eval
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 KERNELS  := $(patsubst tests/kernels_%.cu,%,$(wildcard tests/kernels_*.cu))

@@ -13,24 +13,24 @@
 // network, and its scores have other names (FD-mini). On several GPUs, one process each (torchrun, srun, mpirun),
 // images are shared among all, and the scores are those of one.
 //
-// Reading order: here what is opened and in which order; then a mode of interest: common/eval_recon.h, eval_gen.h,
-// eval_probe.h, eval_latent.h, eval_sweep.h. What they print and log: common/report.h.
+// Reading order: here what is opened and in which order; then a mode of interest: common/measures/eval_recon.h,
+// eval_gen.h, eval_probe.h, eval_latent.h, eval_sweep.h. What they print and log: common/measures/report.h.
 #include <unistd.h>
 
 // defines: eval_t, eval_flags, eval_presets
-#include "common/eval_options.h"
+#include "common/measures/eval_options.h"
 // defines: eval_gen
-#include "common/eval_gen.h"
+#include "common/measures/eval_gen.h"
 // defines: eval_latent
-#include "common/eval_latent.h"
+#include "common/measures/eval_latent.h"
 // defines: eval_probe
-#include "common/eval_probe.h"
+#include "common/measures/eval_probe.h"
 // defines: eval_recon
-#include "common/eval_recon.h"
+#include "common/measures/eval_recon.h"
 // defines: eval_sweep
-#include "common/eval_sweep.h"
+#include "common/measures/eval_sweep.h"
 // defines: inspect_file
-#include "common/inspect.h"
+#include "common/files/inspect.h"
 
 enum { MAX_TOKENIZERS = 16 };
 
@@ -114,7 +114,7 @@ static void measure_tokenizers(eval_t* e, char** paths, int n) {
 }
 
 // The samples of -gen and -sweep: files, or what the DiT draws.
-static const char* open_samples(eval_t* e, image_source_t* samples, generator_t* g, const char* tokenizer) {
+static const char* open_samples(eval_t* e, image_source_t* samples, pipeline_t* g, const char* tokenizer) {
     const eval_options_t* o = &e->options;
     if (o->samples[0]) {
         if (o->sweep) fatal("-sweep draws its samples; leave -samples out");
@@ -127,17 +127,17 @@ static const char* open_samples(eval_t* e, image_source_t* samples, generator_t*
     need_file(e, "tokenizer", tokenizer, "the tokenizer that the DiT draws with");
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
                                      {o->sweep ? 2 : o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed};
-    generator_open(g, o->dit, tokenizer, o->raw, options);
-    if (o->latent_stats[0]) generator_use_statistics(g, o->latent_stats);
-    generator_load(g);
+    pipeline_open(g, o->dit, tokenizer, o->raw, options);
+    if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
+    pipeline_load(g);
     options.guidance.w = o->cfg;
-    generator_use(g, options);
-    image_source_generator(samples, g, (size_t)o->n, o->balanced, e->stream);
+    pipeline_use(g, options);
+    image_source_pipeline(samples, g, (size_t)o->n, o->balanced, e->stream);
     return o->dit;
 }
 
 static void measure_samples(eval_t* e, const char* tokenizer) {
-    static generator_t g;
+    static pipeline_t g;
     static image_source_t samples;
     static reference_t reference;
     const eval_options_t* o = &e->options;
@@ -148,7 +148,7 @@ static void measure_samples(eval_t* e, const char* tokenizer) {
     if (o->sweep) eval_sweep(e, subject, &samples, net, &reference, input);
     reference_free(&reference);
     image_source_close(&samples);
-    if (g.path) generator_close(&g);
+    if (g.path) pipeline_close(&g);
 }
 
 static void parse(eval_t* e, int argc, char** argv) {

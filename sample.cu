@@ -11,25 +11,26 @@
 // batch and by however many processes. With -class random or balanced, -n images are numbered through.
 // On several GPUs, one process each (torchrun, srun, mpirun), an .npz and single PNGs are shared among all.
 //
-// Reading order here: flags; what is to be drawn; the three kinds of output; main. Look next at common/generator.h.
+// Reading order here: flags; what is to be drawn; the three kinds of output; main. Look next at
+// common/drawing/pipeline.h.
 #include <unistd.h>
 
 // defines: cli_t, cli_flag_t, cli_parse
-#include "common/cli.h"
+#include "common/program/cli.h"
 // defines: clock_seconds, clock_duration
-#include "common/clock.h"
+#include "common/program/clock.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_any
-#include "common/comm.h"
+#include "common/training/comm.h"
 // defines: make_folder
-#include "common/folder.h"
-// defines: generator_t, generator_open, generator_use_statistics, generator_load, generator_label, dit_sampler_draw
-#include "common/generator.h"
+#include "common/files/folder.h"
+// defines: pipeline_t, pipeline_open, pipeline_use_statistics, pipeline_load, pipeline_label, dit_sampler_draw
+#include "common/drawing/pipeline.h"
 // defines: image_grid, image_write_png
-#include "common/image.h"
+#include "common/data/image.h"
 // defines: imagenet_class, fashion_mnist_class
-#include "common/imagenet_classes.h"
+#include "common/drawing/imagenet_classes.h"
 // defines: npz_writer_t
-#include "common/npz.h"
+#include "common/files/npz.h"
 
 typedef struct {
     const char *preset, *dit, *tokenizer, *latent_stats, *classes, *out, *images, *npz;
@@ -43,7 +44,7 @@ typedef struct {
     cli_t cli;
     comm_t comm;
     stream_t stream;
-    generator_t model;
+    pipeline_t model;
     // what is to be drawn
     int* rows;            // [row_count] classes with a row each; NULL: classes are drawn for each image
     int row_count;
@@ -170,7 +171,7 @@ static void image_of(const sample_t* r, size_t k, uint64_t* number, int* label) 
     const sample_options_t* o = &r->options;
     *number = r->rows ? k % (size_t)o->n : k;
     *label = r->rows ? r->rows[k / (size_t)o->n]
-                     : generator_label(&r->model, !strcmp(o->classes, "balanced"), o->seed, k);
+                     : pipeline_label(&r->model, !strcmp(o->classes, "balanced"), o->seed, k);
 }
 
 static void print_classes(const sample_t* r) {
@@ -390,13 +391,13 @@ static void open_models(sample_t* r) {
     const sample_options_t* o = &r->options;
     need_file(r, "dit", o->dit);
     need_file(r, "tokenizer", o->tokenizer);
-    generator_t* g = &r->model;
+    pipeline_t* g = &r->model;
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
                                      {o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed};
-    generator_open(g, o->dit, o->tokenizer, o->raw, options);
-    if (o->latent_stats[0]) generator_use_statistics(g, o->latent_stats);
+    pipeline_open(g, o->dit, o->tokenizer, o->raw, options);
+    if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
     choose_classes(r);
-    generator_load(g);
+    pipeline_load(g);
     g->sampler.sampler.progress = progress;
     g->sampler.sampler.progress_context = r;
 }

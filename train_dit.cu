@@ -5,43 +5,44 @@
 //     ./train_dit -preset imagenet -extract 1 -data IMAGENET -tokenizer TOKENIZER -latents FOLDER
 //     ./train_dit -preset imagenet -latents FOLDER -tokenizer TOKENIZER
 //
-// A run writes into one folder (-out): dit.safetensors (the whole state, see common/dit_checkpoint.h), dit.jsonl (every
-// status line), dit_STEP.png (samples of some classes, one a row: left by the raw weights, right by their average, from
-// the same noise each time). Ctrl-C saves and stops. On several GPUs, one process each, which share -batch:
-//     torchrun --no-python --nproc_per_node 8 ./train_dit ...      or srun, or mpirun: see common/comm.h
+// A run writes into one folder (-out): dit.safetensors (the whole state, see common/training/dit_checkpoint.h),
+// dit.jsonl (every status line), dit_STEP.png (samples of some classes, one a row: left by the raw weights, right by
+// their average, from the same noise each time). Ctrl-C saves and stops. On several GPUs, one process each, which share
+// -batch:
+//     torchrun --no-python --nproc_per_node 8 ./train_dit ...      or srun, or mpirun: see common/training/comm.h
 //
-// This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/dit.h.
+// This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/training/dit.h.
 // Reading order here: what it costs; resuming; pictures and files; what is watched; the loop; main.
 #include <unistd.h>
 
 // defines: cli_t, cli_print_configuration, cli_to_json, cli_integers
-#include "common/cli.h"
+#include "common/program/cli.h"
 // defines: clock_seconds
-#include "common/clock.h"
+#include "common/program/clock.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
-#include "common/comm.h"
+#include "common/training/comm.h"
 // defines: dit_options_t, dit_options_parse, dit_options_config
-#include "common/dit_options.h"
+#include "common/training/dit_options.h"
 // defines: dit_t, dit_gradients, dit_read, dit_update
-#include "common/dit.h"
+#include "common/training/dit.h"
 // defines: dit_save, dit_resume, dit_export
-#include "common/dit_checkpoint.h"
+#include "common/training/dit_checkpoint.h"
 // defines: dit_sampler_t, dit_sampler_draw
-#include "common/dit_sampler.h"
+#include "common/drawing/dit_sampler.h"
 // defines: dit_status_t, dit_status_print
-#include "common/dit_status.h"
+#include "common/training/status.h"
 // defines: extract_latents
-#include "common/extract.h"
+#include "common/drawing/extract.h"
 // defines: latents_t, latents_open, latents_statistics
-#include "common/latents.h"
+#include "common/data/latents.h"
 // defines: latent_loader_t, latent_loader_next
-#include "common/latent_loader.h"
+#include "common/data/latent_loader.h"
 // defines: image_grid, image_write_png
-#include "common/image.h"
+#include "common/data/image.h"
 // defines: make_folder
-#include "common/folder.h"
+#include "common/files/folder.h"
 // defines: run_catch_signals, run_has_checkpoint, run_check_config, run_way_back, is_due, size_text, macs_text
-#include "common/run.h"
+#include "common/training/run.h"
 
 enum {
     GUARD_WINDOW = 100,  // steps that the guard's running mean remembers

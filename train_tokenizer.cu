@@ -5,47 +5,48 @@
 //     ./train_tokenizer -stage 3
 //     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights FILE -lpips_weights FILE
 //
-// A run writes into one folder (-out): stageN.safetensors (the whole state, see common/checkpoint.h), stageN.jsonl
-// (every status line), stageN_STEP.png (held-out images above their reconstructions). The same command again resumes
-// where it stopped, bit for bit. Ctrl-C saves and stops. A trained stage becomes one small file for use with
+// A run writes into one folder (-out): stageN.safetensors (the whole state, see
+// common/training/tokenizer_checkpoint.h), stageN.jsonl (every status line), stageN_STEP.png (held-out images above
+// their reconstructions). The same command again resumes where it stopped, bit for bit. Ctrl-C saves and stops. A
+// trained stage becomes one small file for use with
 //     ./train_tokenizer -stage 3 -export FILE
 //
 // On several GPUs, one process each, which share -batch among them:
-//     torchrun --no-python --nproc_per_node 8 ./train_tokenizer ...      or srun, or mpirun: see common/comm.h
+//     torchrun --no-python --nproc_per_node 8 ./train_tokenizer ...      or srun, or mpirun: see common/training/comm.h
 //
-// This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/tokenizer.h.
-// Reading order here: set-up; hand-over between stages; what is watched; the loop; main.
+// This file is the outermost layer: flags, data, the loop, files. What a step computes is in
+// common/training/tokenizer.h. Reading order here: set-up; hand-over between stages; what is watched; the loop; main.
 #include <sys/stat.h>
 #include <unistd.h>
 
 // defines: cli_t, cli_flag_t, cli_parse
-#include "common/cli.h"
+#include "common/program/cli.h"
 // defines: dataset_t, dataset_open
-#include "common/dataset.h"
+#include "common/data/dataset.h"
 // defines: dataloader_t, dataloader_next, dataloader_damaged_files
-#include "common/dataloader.h"
+#include "common/data/dataloader.h"
 // defines: image_grid, image_write_png
-#include "common/image.h"
+#include "common/data/image.h"
 // defines: psnr_bytes
-#include "common/metrics.h"
+#include "common/measures/psnr.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
-#include "common/comm.h"
+#include "common/training/comm.h"
 // defines: tokenizer_t, tokenizer_gradients, tokenizer_update
-#include "common/tokenizer.h"
+#include "common/training/tokenizer.h"
 // defines: checkpoint_save, checkpoint_resume, checkpoint_start_from
-#include "common/checkpoint.h"
+#include "common/training/tokenizer_checkpoint.h"
 // defines: run_catch_signals, run_has_checkpoint, run_check_config, run_way_back, is_due, size_text
-#include "common/run.h"
+#include "common/training/run.h"
 // defines: autoencoder_export
-#include "common/autoencoder.h"
+#include "common/drawing/autoencoder.h"
 // defines: make_folder
-#include "common/folder.h"
+#include "common/files/folder.h"
 // defines: weights_load_vit, weights_load_lpips
-#include "common/weights.h"
+#include "common/models/weights.h"
 // defines: options_t, options_parse, options_read, options_tokenizer
-#include "common/options.h"
+#include "common/training/tokenizer_options.h"
 // defines: tokenizer_status_t, tokenizer_status_print, status_open
-#include "common/tokenizer_status.h"
+#include "common/training/status.h"
 
 #define DEAD_STEPS 100 // steps with a gradient of exactly zero that end a run
 

@@ -18,7 +18,7 @@
 #include <string.h>
 
 // defines: fatal, malloc_check, calloc_check
-#include "common/log.h"
+#include "common/program/log.h"
 
 #ifdef USE_CUDA
 // defines: floatX, floatS, PRECISION_NAME, stream_t, device_open, device_close, device_malloc, copy_to_device, ...

@@ -2,7 +2,8 @@
 //
 // An operation is one C function on raw pointers with explicit sizes. Its text here is its contract. It is implemented
 // twice: in plain C in dev/cpu/*.h, the reference, and as CUDA kernels in common/cuda/*.cuh, file by file alike. Models
-// (common/vit.h, ...) are written in these operations only, so that they are the same text on every kind of machine.
+// (common/models/vit.h, ...) are written in these operations only, so that they are the same text on every kind of
+// machine.
 //
 // Letters       B batch, T tokens, C channels, OC output channels, H W height and width, NH heads, HS head size, N rows
 // Layout        images and feature maps (B, H, W, C), so that tokens (B, T, C) *are* a feature map; all row-major
@@ -578,7 +579,8 @@ void flow_loss(floatS* mse, floatS* cosine,             // (B)
                double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s);
 
 // Classifier-free guidance: in the first `channels` channels out = null + w_b (cond - null), in the others, and where
-// w_b is 1, exactly cond. `null` and w NULL: out = cond.      (Ho & Salimans 2022; three channels: LightningDiT, as DiT)
+// w_b is 1, exactly cond. `null` and w NULL: out = cond.      (Ho & Salimans 2022; three channels: LightningDiT, as
+// DiT)
 void flow_guide(floatS* out,        // (B, HW, C)
                 const floatX* cond, // (B, HW, C)
                 const floatX* null, // (B, HW, C) or NULL

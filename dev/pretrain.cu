@@ -12,25 +12,26 @@
 //     AdamW (0.9, 0.999), learning rate with a warm-up and a cosine decay to zero, mirrored images
 //
 // The LPIPS heads are constants here: there is no human judgement to fit them to, as the real ones were.
-// A file that exists is kept. Look next at common/vit.h and common/lpips.h; train_tokenizer.cu uses the results.
+// A file that exists is kept. Look next at common/models/vit.h and common/models/lpips.h; train_tokenizer.cu uses the
+// results.
 #include <unistd.h>
 
 // defines: cli_t, cli_flag_t, cli_parse
-#include "common/cli.h"
+#include "common/program/cli.h"
 // defines: dataset_t, dataset_open
-#include "common/dataset.h"
+#include "common/data/dataset.h"
 // defines: dataloader_t, dataloader_next
-#include "common/dataloader.h"
+#include "common/data/dataloader.h"
 // defines: vit_t, vit_forward, vit_backward
-#include "common/vit.h"
+#include "common/models/vit.h"
 // defines: lpips_t, vgg_forward, vgg_backward
-#include "common/lpips.h"
+#include "common/models/lpips.h"
 // defines: weights_save
-#include "common/weights.h"
+#include "common/models/weights.h"
 // defines: make_folder
-#include "common/folder.h"
+#include "common/files/folder.h"
 // defines: clock_seconds, clock_duration
-#include "common/clock.h"
+#include "common/program/clock.h"
 
 #define WEIGHT_DECAY 0.02
 #define WARM_UP 0.1            // part of the steps

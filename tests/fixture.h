@@ -8,9 +8,9 @@
 // defines: check, check_error
 #include "tests/test.h"
 // defines: params_t, params_grad, params_from_file_order, params_to_file_order
-#include "common/params.h"
+#include "common/models/params.h"
 // defines: safetensors_t, st_tensor_t, safetensors_open_or_die, safetensors_find, safetensors_read, ..._metadata
-#include "common/safetensors.h"
+#include "common/files/safetensors.h"
 
 // Number `index` of the sequence that belongs to a name: in [-1, 1), a multiple of 2^-23.
 static inline double fixture_uniform(const char* name, size_t index) {

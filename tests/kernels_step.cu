@@ -3,10 +3,10 @@
 //
 // The tokenizer is as small as its structure allows: 24 pixels, two chunks of one image, stage 2, which has everything
 // that the other stages have. Its losses are compared with the CPU build's in tests/test_emulated.sh. Look next at
-// common/tokenizer.h.
+// common/training/tokenizer.h.
 
 // defines: options_t, options_parse, options_tokenizer; tokenizer_t and its functions
-#include "common/options.h"
+#include "common/training/tokenizer_options.h"
 // defines: test_begin, test_case, check, test_uniform
 #include "tests/test.h"
 

@@ -4,7 +4,7 @@
 // backward is poisoned again between the two. The position table is frozen, as in training.
 #pragma once
 // defines: lightningdit_t, lightningdit_config_find, lightningdit_register, lightningdit_plan, lightningdit_forward
-#include "common/lightningdit.h"
+#include "common/models/lightningdit.h"
 // defines: check, test_normal, test_uniform
 #include "tests/test.h"
 

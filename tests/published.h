@@ -5,9 +5,9 @@
 #include <math.h>
 
 // defines: autoencoder_t, autoencoder_open_sized, autoencoder_encode, autoencoder_decode
-#include "common/autoencoder.h"
+#include "common/drawing/autoencoder.h"
 // defines: dit_describe, dit_read_weights, dit_read_statistics
-#include "common/dit_checkpoint.h"
+#include "common/training/dit_checkpoint.h"
 // defines: fixture_tensor
 #include "tests/fixture.h"
 

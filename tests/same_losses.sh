@@ -25,7 +25,7 @@ compare_losses() {
         }
         {
             if (split($0, lines, "\t") != 2) { print "the logs have different lengths"; bad = 1; exit }
-            off("l1", 0); off("lpips", 0); off("nll", 0); off("discriminator", 0)
+            off("l1", 0); off("lpips", 0); off("nll", 0); off("hinge", 0)
             off("generator", 1); off("real", 1); off("fake", 1)
             off("semantic", 1e-3)
             off("mse", 0); off("cosine", 0)

@@ -10,7 +10,7 @@
 // defines: temporary_begin, temporary_end, temporary_path, temporary_run_child, temporary_read
 #include "tests/temporary.h"
 // defines: autoencoder_t and its functions
-#include "common/autoencoder.h"
+#include "common/drawing/autoencoder.h"
 
 #define ROUNDING_F16 5e-3 // of 11 bits a weight, through the whole network
 #define OTHER_BATCH 1e-5  // matrix products of another size may add in another order

@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 // defines: cli_t, cli_flag_t, cli_preset_t, cli_*
-#include "common/cli.h"
+#include "common/program/cli.h"
 // defines: test_begin, test_case, check
 #include "tests/test.h"
 

@@ -11,13 +11,13 @@
 // defines: temporary_begin, temporary_end, temporary_run_child, temporary_read
 #include "tests/temporary.h"
 // defines: decoder_t and its functions
-#include "common/decoder.h"
-// defines: encoder_t and its functions
-#include "common/encoder.h"
+#include "common/models/decoder.h"
+// defines: cnn_encoder_t and its functions
+#include "common/models/cnn_encoder.h"
 // defines: patchgan_t, patchgan_acts_t and their functions
-#include "common/patchgan.h"
+#include "common/models/patchgan.h"
 // defines: vgg_t, lpips_t and their functions
-#include "common/lpips.h"
+#include "common/models/lpips.h"
 
 #define ORIGINAL 1e-4 // agreement with the PyTorch original in float
 #define ROUNDING 2e-5 // of two ways to the same result in float
@@ -56,7 +56,7 @@ typedef struct {
     params_t params;
     plan_t plan;
     decoder_t decoder;
-    encoder_t encoder;
+    cnn_encoder_t encoder;
     patchgan_t disc;
     lpips_t lpips;
 } bed_t;
@@ -92,9 +92,9 @@ static void bed_decoder(bed_t* bed, autoencoder_config_t config, int B, int h, i
 static void bed_encoder(bed_t* bed, autoencoder_config_t config, int B, int H, int W) {
     memset(bed, 0, sizeof *bed);
     bed->encoder.config = config;
-    encoder_register(&bed->encoder, &bed->params.table, "");
-    encoder_plan(&bed->encoder, &bed->plan, B, H, W);
-    encoder_plan_work(&bed->encoder, &bed->plan);
+    cnn_encoder_register(&bed->encoder, &bed->params.table, "");
+    cnn_encoder_plan(&bed->encoder, &bed->plan, B, H, W);
+    cnn_encoder_plan_work(&bed->encoder, &bed->plan);
 }
 
 static void bed_patchgan(bed_t* bed, patchgan_acts_t* acts, int passes, int B, int H, int W, int chunk) {
@@ -143,9 +143,9 @@ static size_report_t encoder_size(int z_channels, int quant_conv, int side) {
     bed_t bed;
     memset(&bed, 0, sizeof bed);
     bed.encoder.config = autoencoder_f16(z_channels, quant_conv);
-    encoder_register(&bed.encoder, &bed.params.table, "");
+    cnn_encoder_register(&bed.encoder, &bed.params.table, "");
     param_table_t* t = &bed.params.table;
-    size_report_t r = {param_count(t, 0, t->total), t->n, (double)encoder_macs(&bed.encoder, side, side)};
+    size_report_t r = {param_count(t, 0, t->total), t->n, (double)cnn_encoder_macs(&bed.encoder, side, side)};
     params_free(&bed.params);
     return r;
 }
@@ -231,7 +231,7 @@ static void test_names(void) {
     bed.lpips.config = vgg16_config();
     param_table_t* table = &bed.params.table;
     decoder_register(&bed.decoder, table, "");
-    encoder_register(&bed.encoder, table, "");
+    cnn_encoder_register(&bed.encoder, table, "");
     patchgan_register(&bed.disc, table, "loss.discriminator.");
     lpips_register(&bed.lpips, table, "");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) check(param_find(table, names[i]) != NULL, names[i]);
@@ -279,10 +279,10 @@ static void test_encoder_fixture(const char* name, autoencoder_config_t config, 
     fixture_parameters(&f, &bed.params);
     floatX* image = fixture_tensor(&f, "input.image");
     floatX* dout = fixture_tensor(&f, "dout.moments");
-    encoder_forward(&bed.encoder, &bed.params, image, 0);
+    cnn_encoder_forward(&bed.encoder, &bed.params, image, 0);
     size_t moments = (size_t)B * (H / factor) * (W / factor) * 2 * config.z_channels;
     fixture_check(&f, "output.moments", bed.encoder.moments, moments, ORIGINAL);
-    encoder_backward(&bed.encoder, &bed.params, dout, 0, 0);
+    cnn_encoder_backward(&bed.encoder, &bed.params, dout, 0, 0);
     fixture_check_gradients(&f, &bed.params, ORIGINAL);
     free(image); free(dout);
     bed_free(&bed);
@@ -502,16 +502,16 @@ static void test_encoder_conv_out(int quant_conv) {
     bed_encoder(&bed, small_autoencoder(quant_conv), B, H, W);
     bed_allocate(&bed, 0);
     floatX *image = normal_buffer(B * H * W * 3), *dmoments = normal_buffer(B * MOMENTS);
-    encoder_forward(&bed.encoder, &bed.params, image, 0);
-    encoder_backward(&bed.encoder, &bed.params, dmoments, 0, 0);
+    cnn_encoder_forward(&bed.encoder, &bed.params, image, 0);
+    cnn_encoder_backward(&bed.encoder, &bed.params, dmoments, 0, 0);
     floatX* whole = copy_buffer(bed.params.grads, bed.params.table.total);
     params_zero_grads(&bed.params, 0);
-    encoder_backward(&bed.encoder, &bed.params, dmoments, 1, 0);
+    cnn_encoder_backward(&bed.encoder, &bed.params, dmoments, 1, 0);
     floatS* dweight = params_grad(&bed.params, bed.encoder.conv_out.weight);
     floatS* dbias = params_grad(&bed.params, bed.encoder.conv_out.bias);
     check(dweight[0] == 0, "conv_out's gradient is left to the caller");
-    encoder_conv_out_gradient(&bed.encoder, &bed.params, dweight, dbias, dmoments, 0, 1, 0);
-    encoder_conv_out_gradient(&bed.encoder, &bed.params, dweight, dbias, dmoments + MOMENTS, 1, 2, 0);
+    cnn_encoder_conv_out_gradient(&bed.encoder, &bed.params, dweight, dbias, dmoments, 0, 1, 0);
+    cnn_encoder_conv_out_gradient(&bed.encoder, &bed.params, dweight, dbias, dmoments + MOMENTS, 1, 2, 0);
     check_near("parameters", bed.params.grads, whole, bed.params.table.total, ROUNDING);
     free(image); free(dmoments); free(whole);
     bed_free(&bed);

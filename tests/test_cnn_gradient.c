@@ -7,13 +7,13 @@
 // defines: check_gradient_h, check_accumulates, random_buffer, poisoned_buffer, dot, test_case, ...
 #include "tests/gradient.h"
 // defines: decoder_t and its functions
-#include "common/decoder.h"
-// defines: encoder_t and its functions
-#include "common/encoder.h"
+#include "common/models/decoder.h"
+// defines: cnn_encoder_t and its functions
+#include "common/models/cnn_encoder.h"
 // defines: patchgan_t, patchgan_acts_t and their functions
-#include "common/patchgan.h"
+#include "common/models/patchgan.h"
 // defines: vgg_t, lpips_t and their functions
-#include "common/lpips.h"
+#include "common/models/lpips.h"
 
 #define STEP_SMOOTH 1e-4 // finite difference
 #define STEP_KINKS 1e-6  // where a ReLU or a maximum could change its branch on the way
@@ -24,7 +24,7 @@ typedef struct model_t {
     params_t params;
     plan_t plan;
     decoder_t decoder;
-    encoder_t encoder;
+    cnn_encoder_t encoder;
     patchgan_t disc;
     lpips_t lpips;
     vgg_acts_t vgg_acts;
@@ -130,12 +130,12 @@ static void test_decoder(int quant_conv) {
 }
 
 static const double* encoder_output(model_t* m) {
-    encoder_forward(&m->encoder, &m->params, m->input, 0);
+    cnn_encoder_forward(&m->encoder, &m->params, m->input, 0);
     return m->encoder.moments;
 }
 static void encoder_gradients(model_t* m, double* dinput) {
     (void)dinput;
-    encoder_backward(&m->encoder, &m->params, m->projection, 0, 0);
+    cnn_encoder_backward(&m->encoder, &m->params, m->projection, 0, 0);
 }
 
 static void test_encoder(int quant_conv) {
@@ -145,9 +145,9 @@ static void test_encoder(int quant_conv) {
     m.forward = encoder_output;
     m.backward = encoder_gradients;
     m.encoder.config = tiny_autoencoder(quant_conv);
-    encoder_register(&m.encoder, &m.params.table, "");
-    encoder_plan(&m.encoder, &m.plan, B, H, W);
-    encoder_plan_work(&m.encoder, &m.plan);
+    cnn_encoder_register(&m.encoder, &m.params.table, "");
+    cnn_encoder_plan(&m.encoder, &m.plan, B, H, W);
+    cnn_encoder_plan_work(&m.encoder, &m.plan);
     model_allocate(&m, B * H * W * 3, B * H / 2 * W / 2 * 6);
     model_check(&m, STEP_SMOOTH, 0, 1);
     model_free(&m);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Several processes at once (common/comm.h): that they find each other, compute the same, and all end when one of them
+# Several processes at once (common/training/comm.h): that they find each other, compute the same, and all end when one of them
 # does. Programs: tests/ranks/*.c, built here. The collectives run over MPI for the CPU build, over MPI in the emulator,
 # and as common/cuda/nccl.cuh with a stand-in for NCCL; where there is no MPI those parts are skipped. Usage: sh
 # tests/test_comm.sh BUILD_FOLDER

@@ -3,7 +3,7 @@
 // The heart is that the stream is a function of (seed, step): the same bytes for any number of threads, from any
 // starting step, and in the slices of any number of ranks, with damaged files among the data too. What ends the program
 // is run in a child process, whose message is read. All files are made in a temporary folder.
-// Look next at common/dataset.h and common/dataloader.h.
+// Look next at common/data/dataset.h and common/data/dataloader.h.
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -13,11 +13,11 @@
 #include <zlib.h>
 
 // defines: dataloader_open, dataloader_next, dataloader_close, dataloader_options_t, batch_t
-#include "common/dataloader.h"
+#include "common/data/dataloader.h"
 // defines: dataset_open, dataset_load, dataset_close, shapes_draw
-#include "common/dataset.h"
+#include "common/data/dataset.h"
 // defines: image_t, image_create, image_free, image_write_png
-#include "common/image.h"
+#include "common/data/image.h"
 // defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, temporary_run_child, temporary_end
 #include "tests/temporary.h"
 // defines: test_begin, test_case, check, check_error, test_uniform, test_end_case, test_finish

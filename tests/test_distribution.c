@@ -4,17 +4,17 @@
 #include <omp.h>
 
 // defines: comm_t, comm_open, comm_close, comm_any
-#include "common/comm.h"
+#include "common/training/comm.h"
 // defines: frechet_distance, frechet_trace
-#include "common/frechet.h"
+#include "common/measures/frechet.h"
 // defines: inception_score_*
-#include "common/inception_score.h"
+#include "common/measures/inception_score.h"
 // defines: kid_distance, kid_of_rows
-#include "common/kid.h"
+#include "common/measures/kid.h"
 // defines: manifold_precision_recall, manifold_radii, manifold_half
-#include "common/manifold.h"
+#include "common/measures/manifold.h"
 // defines: moments_*
-#include "common/moments.h"
+#include "common/measures/moments.h"
 // defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
 #include "tests/temporary.h"
 #include "tests/test.h"
@@ -316,7 +316,8 @@ static void test_v3(void) {
     check_error("|mu1 - mu2|^2", off(means, .649499977998668), 1e-14);
     check_error("tr sqrt", off(frechet_trace(D3, a.covariance, b.covariance), 23.4300991565365), 1e-14);
     check_error("FID", off(frechet_of(X, N3, Y, N3, D3), 18.8750671342590), 1e-14);
-    // eigenvalues that should be 0 are 1e-15 of the largest, and their roots count: which 1e-7 it is depends on the library
+    // eigenvalues that should be 0 are 1e-15 of the largest, and their roots count: which 1e-7 it is depends on the
+    // library
     check_error("FID of few rows", fabs(frechet_of(X, 10, Y, 12, D3) - 37.80456278), 1e-6);
     statistics_free(a), statistics_free(b);
     test_end_case();

@@ -15,7 +15,7 @@
 // defines: temporary_begin, temporary_end, temporary_path, temporary_run_child, temporary_read
 #include "tests/temporary.h"
 // defines: dit_t and its functions, dit_save, dit_open, dit_resume, dit_describe, dit_read_weights, dit_export
-#include "common/dit_checkpoint.h"
+#include "common/training/dit_checkpoint.h"
 
 // A dit_t must not be moved: its plans know its address. Weights are the initialisers', activations NaN.
 static void make_dit(dit_t* d, dit_config_t config) {

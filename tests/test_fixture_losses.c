@@ -7,9 +7,9 @@
 // defines: the operations
 #include "common/ops.h"
 // defines: ema_power, ema_beta
-#include "common/ema.h"
+#include "common/training/ema.h"
 // defines: safetensors_open_or_die, safetensors_find, safetensors_read
-#include "common/safetensors.h"
+#include "common/files/safetensors.h"
 
 #define BOUND 2e-6 // of relative errors in the norm: inputs, outputs and arithmetic are float
 

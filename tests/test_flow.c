@@ -3,9 +3,9 @@
 #include <omp.h>
 
 // defines: flow_noise, flow_guided_velocity, flow_network_t, flow_sampler_t, flow_sample, flow_grid, flow_evaluations
-#include "common/flow.h"
+#include "common/drawing/flow_sampler.h"
 // defines: lightningdit_t, lightningdit_register, lightningdit_plan, lightningdit_set_tables, lightningdit_forward
-#include "common/lightningdit.h"
+#include "common/models/lightningdit.h"
 // defines: fixture_open, fixture_tensor, fixture_parameters
 #include "tests/fixture.h"
 // defines: random_buffer, poisoned_buffer (this makes floatX double)

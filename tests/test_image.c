@@ -2,7 +2,7 @@
 //
 // The images are made here: by stb_image_write where it can, from bytes below where it cannot (CMYK, progressive, 16
 // bits, palette; made once with Pillow 13). Files go to a temporary folder that is removed at the end.
-// Look next at common/image.h.
+// Look next at common/data/image.h.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 // defines: image_t, image_load, image_decode, image_resize_crop, image_grid, image_write_png
-#include "common/image.h"
+#include "common/data/image.h"
 // defines: temporary_begin, temporary_path, temporary_read, temporary_write, temporary_end
 #include "tests/temporary.h"
 // defines: test_begin, test_case, check, check_error, test_uniform, test_end_case, test_finish

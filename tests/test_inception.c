@@ -1,4 +1,4 @@
-// test_inception.c: the FID Inception network (common/inception.h) and its own operations (dev/cpu/pool.h).
+// test_inception.c: the FID Inception network (common/models/inception.h) and its own operations (dev/cpu/pool.h).
 //
 // The operations against their definitions, cell by cell. The network against numbers that were computed from
 // integer-made weights in double (evaluation vectors V2), for both ways of its input, and against pytorch-fid's own
@@ -7,7 +7,7 @@
 #include <omp.h>
 
 // defines: inception_*, INCEPTION_PT, INCEPTION_TF
-#include "common/inception.h"
+#include "common/models/inception.h"
 // defines: fixture_open, fixture_tensor, safetensors_find
 #include "tests/fixture.h"
 // defines: temporary_begin, temporary_path, temporary_end

@@ -4,17 +4,17 @@
 #include <omp.h>
 
 // defines: cknna_measure
-#include "common/cknna.h"
+#include "common/measures/cknna.h"
 // defines: density_estimate, density_measure
-#include "common/density.h"
+#include "common/measures/density.h"
 // defines: latent_measures_*, latent_scores_t
-#include "common/latent_measures.h"
+#include "common/measures/latent_measures.h"
 // defines: latent_statistics
-#include "common/latent_statistics.h"
+#include "common/measures/latent_statistics.h"
 // defines: pca_fit, pca_colours_fit, pca_colours_values, pca_colours_picture
-#include "common/pca.h"
+#include "common/measures/pca.h"
 // defines: tsne_open, tsne_gradient, tsne_step, tsne_divergence, tsne_map
-#include "common/tsne.h"
+#include "common/measures/tsne.h"
 // defines: check_error, relative_error_double (this makes floatX double)
 #include "tests/gradient.h"
 // defines: vector_u, vector_g

@@ -4,13 +4,13 @@
 // Element e of latent i is i * 1000 + e, of its mirrored twin 500 more, e counted in the order of the device (S, S, C):
 // so a value tells where it came from. What ends the program is run in a child process, whose message is read.
 // The crops and one shard were made by Pillow and by Python's safetensors: dev/reference/make_crop_fixture.py.
-// Look next at common/latents.h and common/latent_loader.h.
+// Look next at common/data/latents.h and common/data/latent_loader.h.
 // defines: image_centre_crop_adm
-#include "common/crop.h"
+#include "common/data/crop.h"
 // defines: latent_loader_open, latent_loader_next, latent_loader_close, latent_loader_options_t, latent_batch_t
-#include "common/latent_loader.h"
+#include "common/data/latent_loader.h"
 // defines: latents_t, latent_shard_t, latents_open, latents_read, latents_statistics
-#include "common/latents.h"
+#include "common/data/latents.h"
 // defines: fixture_open
 #include "tests/fixture.h"
 // defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, temporary_run_child, temporary_end

@@ -5,7 +5,7 @@
 // defines: the operations
 #include "common/ops.h"
 // defines: ema_gamma, ema_power_beta, ema_beta
-#include "common/ema.h"
+#include "common/training/ema.h"
 #include <omp.h>
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 // The linear probe: PyTorch's Adam on a vector that is a formula, ranks and ties, batches, and an easy problem.
 
 // defines: probe_open, probe_step, probe_evaluate, probe_recent, probe_close, probe_run, probe_rank, ...
-#include "common/probe.h"
+#include "common/measures/probe.h"
 // defines: random_buffer, check, check_error (this makes floatX double)
 #include "tests/gradient.h"
 // defines: vector_u, vector_g

@@ -9,8 +9,8 @@
 //
 // The files are tests/fixtures/published*, made by dev/reference/make_published_formats.py.
 
-// defines: generator_t, generator_open, generator_use_statistics, generator_load, generator_close
-#include "common/generator.h"
+// defines: pipeline_t, pipeline_open, pipeline_use_statistics, pipeline_load, pipeline_close
+#include "common/drawing/pipeline.h"
 // defines: published_vavae, published_lightningdit, published_vit
 #include "tests/published.h"
 // defines: temporary_begin, temporary_path, temporary_run_child, temporary_read, temporary_end
@@ -39,7 +39,7 @@ static void test_vavae(void) {
     check_error("deviation", e.std, BOUND_CNN);
     check_error("reconstruction", e.image, BOUND_CNN);
     check(a.ldm && a.z == 2 && a.GH == 3 && a.GW == 3 && a.H == 48 && a.W == 48, "sizes");
-    const encoder_config_t* c = &a.cnn.config;
+    const cnn_encoder_config_t* c = &a.cnn.config;
     check(c->ch == 4 && c->levels == 5 && c->ch_mult[4] == 4 && c->res_blocks == 2 && c->groups == 4, "channels");
     check(c->attn_levels == 1u << 4 && c->quant_conv, "attention and quant_conv of the encoder");
     check(a.decoder.config.attn_levels == 1u << 4 && a.decoder.config.quant_conv, "those of the decoder");
@@ -200,10 +200,10 @@ static void open_lightningdit(const char* name) {
 // In a child.
 static void draw_without_statistics(const char* unused) {
     (void)unused;
-    static generator_t g;
+    static pipeline_t g;
     dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0}, 1, 7};
-    generator_open(&g, LIGHTNINGDIT, VAVAE, 0, options);
-    generator_load(&g);
+    pipeline_open(&g, LIGHTNINGDIT, VAVAE, 0, options);
+    pipeline_load(&g);
 }
 
 static void check_refused(void (*function)(const char*), const char* name, const char* first, const char* second) {
@@ -261,15 +261,15 @@ static void test_lightningdit(void) {
 
 // The three files together draw an image: the latent of the noise, in the statistics' units, decoded.
 static void test_generator(void) {
-    static generator_t g;
+    static pipeline_t g;
     dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0}, 1, 7};
     uint8_t pixels[48 * 48 * 3], again[48 * 48 * 3];
     uint64_t number = 3;
     int label = 2;
-    generator_open(&g, LIGHTNINGDIT, VAVAE, 0, options);
+    pipeline_open(&g, LIGHTNINGDIT, VAVAE, 0, options);
     check(!g.statistics && g.tokenizer.H == 48, "images of the DiT's size");
-    generator_use_statistics(&g, STATISTICS);
-    generator_load(&g);
+    pipeline_use_statistics(&g, STATISTICS);
+    pipeline_load(&g);
     dit_sampler_draw(&g.sampler, pixels, &number, &label, 1, 0);
     const floatX* z = g.sampler.z; // (3, 3, 2) what the decoder was given
     for (int i = 0; i < 18; i++) {
@@ -277,7 +277,7 @@ static void test_generator(void) {
     }
     image_bytes_from_floats(again, autoencoder_decode(&g.tokenizer, z, 1, 0), sizeof again);
     check(!memcmp(pixels, again, sizeof again), "the picture is the decoded latent");
-    generator_close(&g);
+    pipeline_close(&g);
 }
 
 static void test_vits(void) {

@@ -2,13 +2,13 @@
 // those of dev/reference/make_pytorch_fixtures.py, whose formulas are repeated here.
 
 // defines: inspect_file, inspect_values, inspect_stats_t
-#include "common/inspect.h"
+#include "common/files/inspect.h"
 // defines: npz_write_arrays, npz_values, npz_string
-#include "common/npz.h"
+#include "common/files/npz.h"
 // defines: npz_open_or_die, npz_parse, npz_find, npz_read_*
-#include "common/npz_reader.h"
+#include "common/files/npz_reader.h"
 // defines: tensor_file_open, tensor_file_parse
-#include "common/tensor_file.h"
+#include "common/files/tensor_file.h"
 // defines: temporary_*
 #include "tests/temporary.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error

@@ -4,15 +4,15 @@
 #include <omp.h>
 
 // defines: mse_bytes, psnr_bytes, psnr_from_mse, l1_bytes, score_mean, psnr_summary
-#include "common/metrics.h"
+#include "common/measures/psnr.h"
 // defines: ssim
-#include "common/ssim.h"
+#include "common/measures/ssim.h"
 // defines: perceptual_t, perceptual_open, perceptual_distance, perceptual_distance_bytes, perceptual_close
-#include "common/perceptual.h"
+#include "common/measures/perceptual.h"
 // defines: image_centre_crop_adm, image_centre_crop_tv, image_centre_crop_tv_floats
-#include "common/crop.h"
+#include "common/data/crop.h"
 // defines: eval_sheet_t, eval_sheet_open, eval_sheet_offer, eval_sheet_write, eval_sheet_close
-#include "common/eval_sheet.h"
+#include "common/measures/eval_sheet.h"
 // defines: random_buffer, check, check_error (this makes floatX double)
 #include "tests/gradient.h"
 // defines: fixture_open, fixture_find

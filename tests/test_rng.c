@@ -2,13 +2,13 @@
 //
 // Statistical bounds are five standard deviations of the statistic under the right distribution; the generator has no
 // state, so a case either always holds or never.
-// Look next at common/rng.h.
+// Look next at common/program/rng.h.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 
 // defines: philox, philox_rounds, normal4_from_bits, random_uniform, random_normal, random_below, random_permute
-#include "common/rng.h"
+#include "common/program/rng.h"
 // defines: test_begin, test_case, check, check_error, test_end_case, test_finish
 #include "tests/test.h"
 

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 
 // defines: safetensors_t, st_writer_t, safetensors_*
-#include "common/safetensors.h"
+#include "common/files/safetensors.h"
 // defines: test_begin, test_case, check, check_error, test_uniform, test_normal
 #include "tests/test.h"
 

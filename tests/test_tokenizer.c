@@ -11,9 +11,9 @@
 // defines: temporary_begin, temporary_end, temporary_path, temporary_write, temporary_run_child, temporary_read
 #include "tests/temporary.h"
 // defines: checkpoint_save, checkpoint_open, checkpoint_resume, checkpoint_start_from
-#include "common/checkpoint.h"
+#include "common/training/tokenizer_checkpoint.h"
 // defines: options_t, options_parse, options_tokenizer
-#include "common/options.h"
+#include "common/training/tokenizer_options.h"
 
 #define ORIGINAL 1e-4 // agreement with the PyTorch original in float
 #define ROUNDING 2e-5 // of two ways to the same result in float

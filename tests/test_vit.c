@@ -9,9 +9,9 @@
 // Look next at tests/test_vit_gradient.c, the finite differences.
 
 // defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_forward, vit_backward, vit_last_fc2_gradient, vit_macs
-#include "common/vit.h"
+#include "common/models/vit.h"
 // defines: safetensors_t, safetensors_open_or_die, safetensors_find, safetensors_read, safetensors_metadata
-#include "common/safetensors.h"
+#include "common/files/safetensors.h"
 // defines: test_begin, test_case, check, check_error, test_normal
 #include "tests/test.h"
 // defines: temporary_begin, temporary_run_child, temporary_read, temporary_end

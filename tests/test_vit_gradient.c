@@ -5,9 +5,9 @@
 // attention, residual norms, GELU, adapter. The single operations have tests of their own.
 
 // defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_forward, vit_backward
-#include "common/vit.h"
+#include "common/models/vit.h"
 // defines: adapter_t, adapter_register, adapter_plan, adapter_plan_work, adapter_forward, adapter_backward
-#include "common/adapter.h"
+#include "common/models/adapter.h"
 // defines: check_gradient, check_accumulates, dot, random_buffer
 #include "tests/gradient.h"
 

@@ -7,7 +7,7 @@
 // file is read: none comes with the project.
 
 // defines: weights_load_vit, weights_load_table, weights_load_mapped, weights_save, weights_torchvision_vgg16
-#include "common/weights.h"
+#include "common/models/weights.h"
 // defines: test_begin, test_case, check, check_error, test_uniform
 #include "tests/test.h"
 // defines: temporary_begin, temporary_path, temporary_write, temporary_run_child, temporary_read, temporary_end

@@ -8,7 +8,7 @@
 // defines: fixture_open, fixture_tensor, fixture_check, fixture_parameters, fixture_check_gradients, test_uniform, ...
 #include "tests/fixture.h"
 // defines: tokenizer_t and its functions
-#include "common/tokenizer.h"
+#include "common/training/tokenizer.h"
 
 static inline tokenizer_config_t bed_config(int stage) {
     tokenizer_config_t c;

@@ -5,7 +5,8 @@
 //   G(s, m)    (U(s, 4m) + U(s, 4m+1) + U(s, 4m+2) + U(s, 4m+3) - 2) sqrt(3), mean 0 and variance 1, close to normal
 //
 // A vector of data is then a formula, and its metrics can be computed anywhere without a file. mix is two
-// xor-shift-multiply rounds, enough that streams and neighbours are unrelated; runs take theirs from common/rng.h.
+// xor-shift-multiply rounds, enough that streams and neighbours are unrelated; runs take theirs from
+// common/program/rng.h.
 #pragma once
 #include <math.h>
 #include <stdint.h>

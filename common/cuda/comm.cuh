@@ -22,7 +22,7 @@
 // defines: launch, pack, load_upto, store_upto, PACK_THREADS, pack_begin, pack_blocks
 #include "common/cuda/reduce.cuh"
 // defines: comm_t
-#include "common/comm.h"
+#include "common/training/comm.h"
 
 #ifndef COMM_BUCKET
 #define COMM_BUCKET ((size_t)25 << 20) // values: 50 MiB, a millisecond of copying even over the slowest NVLink

@@ -21,7 +21,7 @@
 // defines: PACKED, packable, load_values, store_values
 #include "common/cuda/rows.cuh"
 // defines: philox, normal4_from_bits, random_normal
-#include "common/rng.h"
+#include "common/program/rng.h"
 
 enum { FLOW_THREADS = 256 };
 constexpr float FLOW_SMALL = 1e-8f; // e: the least norm that the cosine divides by

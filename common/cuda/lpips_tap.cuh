@@ -12,7 +12,7 @@
 // Cost: forward 2 passes (f, g), backward 3 (f, g, df). The five taps of VGG16 at 256 x 256 are 8.0 M values an image,
 // 32 MB forward and 48 MB backward in bf16: for 64 images 0.68 ms and 1.02 ms at 3 TB/s.
 //
-// Look next at common/lpips.h, which runs VGG16 around this.
+// Look next at common/models/lpips.h, which runs VGG16 around this.
 #pragma once
 // defines: load_upto, store_upto, finish_sums; launch, pack, block_sum
 #include "common/cuda/reduce.cuh"

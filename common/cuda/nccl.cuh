@@ -1,9 +1,9 @@
-// nccl.cuh: the collectives of common/comm.h over NCCL.
+// nccl.cuh: the collectives of common/training/comm.h over NCCL.
 //
-// The processes meet by common/rendezvous.h, which needs no MPI, and hand NCCL's unique id round. A collective is
-// queued on the stream like a kernel, and the host goes on: that another rank does not come is found out by nobody, and
-// whoever waits for the stream waits for ever. So the thread that watches the connections to the other ranks looks here
-// too, ten times a second: at the event behind the last collective and the clock, and at NCCL's own errors.
+// The processes meet by common/training/rendezvous.h, which needs no MPI, and hand NCCL's unique id round. A collective
+// is queued on the stream like a kernel, and the host goes on: that another rank does not come is found out by nobody,
+// and whoever waits for the stream waits for ever. So the thread that watches the connections to the other ranks looks
+// here too, ten times a second: at the event behind the last collective and the clock, and at NCCL's own errors.
 //
 // Determinism. NCCL chooses its algorithm by sizes and topology: the same machine gives the same bits. NVLink SHARP,
 // which adds inside the switch in an order of its own, is turned off (NCCL_NVLS_ENABLE=1 in the environment turns it on
@@ -14,7 +14,7 @@
 #include <pthread.h>
 
 // defines: comm_t, comm_begin, comm_late
-#include "common/comm.h"
+#include "common/training/comm.h"
 
 enum { NCCL_SUMS = 256 }; // values of comm_sum_host that go at once
 

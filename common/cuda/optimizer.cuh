@@ -10,7 +10,7 @@
 //   exchange_weights 18 bytes a value                                                            6.3 GB    2.1 ms
 //
 // The adaptive weight stays on the device: its norms, the ratio and the scaled sum are kernels one behind the other,
-// and the host waits for none. Look next at common/ema.h for the betas of the averages.
+// and the host waits for none. Look next at common/training/ema.h for the betas of the averages.
 #pragma once
 // defines: reduce_groups, load_upto, store_upto, pack_begin, pack_blocks; launch, pack, load16
 #include "common/cuda/reduce.cuh"

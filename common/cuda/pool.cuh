@@ -1,5 +1,5 @@
-// pool.cuh: what Inception-v3 (common/inception.h) has beside convolutions: its 3x3 maxima and means, the resize of its
-// input, and its features on their way out. Forward only; formulas and their sources stand in dev/cpu/pool.h.
+// pool.cuh: what Inception-v3 (common/models/inception.h) has beside convolutions: its 3x3 maxima and means, the resize
+// of its input, and its features on their way out. Forward only; formulas and their sources stand in dev/cpu/pool.h.
 //
 // In the pools a thread owns N channels (8 in one access, or 1: common/cuda/rows.cuh) of one place of out and reads the
 // nine cells of its window: they overlap, so x comes once from device memory and else from L2. All of them together

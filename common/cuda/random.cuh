@@ -1,6 +1,6 @@
-// random.cuh: tensors of random numbers. The numbers are those of common/rng.h: functions of their place alone, made of
-// operations that every machine rounds alike, so that they are the CPU build's bit for bit. (nvcc may fuse a product and
-// a sum into one rounding; rng.h leaves it none to fuse. It must not get --use_fast_math.)
+// random.cuh: tensors of random numbers. The numbers are those of common/program/rng.h: functions of their place alone,
+// made of operations that every machine rounds alike, so that they are the CPU build's bit for bit. (nvcc may fuse a
+// product and a sum into one rounding; rng.h leaves it none to fuse. It must not get --use_fast_math.)
 //
 // A thread makes the four neighbours that one call of Philox gives: about 40 instructions a value, 0.01 ms for the
 // noise of 64 images (64, 256, 32).
@@ -10,7 +10,7 @@
 // defines: the contract of normal_rows
 #include "common/ops.h"
 // defines: philox, normal4_from_bits
-#include "common/rng.h"
+#include "common/program/rng.h"
 
 // Elements [begin, end) of the random stream go to out[0 .. end - begin). Neither needs be a multiple of four.
 __global__ void normal_kernel(floatS* out, uint64_t begin, uint64_t end, uint64_t seed, uint32_t stream_id,

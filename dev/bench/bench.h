@@ -20,7 +20,7 @@
 // defines: floatX, floatS, stream_t, device_malloc, copy_on_device, stream_wait
 #include "common/device.h"
 // defines: clock_seconds
-#include "common/clock.h"
+#include "common/program/clock.h"
 // defines: matmul_forward
 #include "common/ops.h"
 

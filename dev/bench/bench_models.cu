@@ -27,17 +27,17 @@
 // Look next at dev/bench/compare.sh and dev/bench/gpu_speed.sh, which set both sides side by side.
 
 // defines: options_t, options_parse, options_tokenizer, cli_*
-#include "common/options.h"
+#include "common/training/tokenizer_options.h"
 // defines: dit_t, dit_register, dit_plan, dit_gradients, dit_read, dit_update, dit_step_macs
-#include "common/dit.h"
+#include "common/training/dit.h"
 // defines: flow_network_t, flow_sampler_t, flow_noise, flow_sample, flow_guided_velocity, flow_evaluations
-#include "common/flow.h"
+#include "common/drawing/flow_sampler.h"
 // defines: inception_t, inception_register, inception_plan, inception_forward, inception_macs, INCEPTION_POOL, ...
-#include "common/inception.h"
+#include "common/models/inception.h"
 // defines: kid_distance, KID_SIZE, KID_SEED
-#include "common/kid.h"
+#include "common/measures/kid.h"
 // defines: manifold_precision_recall, MANIFOLD_K
-#include "common/manifold.h"
+#include "common/measures/manifold.h"
 // defines: bench_measure, bench_measure_limits, bench_memory, bench_fill
 #include "dev/bench/bench.h"
 
@@ -415,7 +415,7 @@ static void draw(void* state, stream_t s) {
 
 static void plan_drawing(drawing_t* d, const bench_t* bench, int images, flow_guidance_t guidance) {
     const lightningdit_config_t* c = &d->net.config;
-    int pass = BENCH_IS_GPU ? 2 * images : 1; // as common/dit_sampler.h has it: a CPU draws one by one
+    int pass = BENCH_IS_GPU ? 2 * images : 1; // as common/drawing/dit_sampler.h has it: a CPU draws one by one
     d->images = images;
     d->n = (size_t)c->side * c->side * c->C;
     lightningdit_register(&d->net, &d->params.table, "");

@@ -15,7 +15,7 @@
 // Look next at dev/bench/bench_models.cu.
 
 // defines: cli_t, cli_flag_t, cli_init, cli_parse
-#include "common/cli.h"
+#include "common/program/cli.h"
 // defines: bench_measure_short, bench_measure_limits, bench_fill; every operation
 #include "dev/bench/bench.h"
 

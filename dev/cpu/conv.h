@@ -8,7 +8,7 @@
 // same tiles. The gradient of w has a block of its own: 8 channels of dout x 3 vectors of a window, summed over the
 // pixels of a tile.
 //
-// Left out: dilation, groups, Winograd and FFT forms. Look next at dev/cpu/resample.h and common/decoder.h.
+// Left out: dilation, groups, Winograd and FFT forms. Look next at dev/cpu/resample.h and common/models/decoder.h.
 #pragma once
 // defines: floatX, floatS, stream_t
 #include "common/device.h"

@@ -16,12 +16,12 @@
 // step, and the gradient is then 1 / e = 1e8 times the direction of u. The reference's training curve contains this
 // step, so nothing here softens it.
 //
-// Look next at common/cuda/flow.cuh, or for the noise at common/rng.h.
+// Look next at common/cuda/flow.cuh, or for the noise at common/program/rng.h.
 #pragma once
 // defines: FLOW_STAGES; the contract of each function below
 #include "common/ops.h"
 // defines: philox, normal4_from_bits
-#include "common/rng.h"
+#include "common/program/rng.h"
 
 #define FLOW_SMALL 1e-8 // e: the least norm that the cosine divides by
 

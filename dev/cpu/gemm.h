@@ -20,7 +20,8 @@
 
 // OpenBLAS picks its kernels when it is loaded, by the processor's model number. A processor younger than the library
 // gets those of 2004, "Prescott", at a quarter of the speed. OPENBLAS_CORETYPE names better ones, but is read before
-// anything here runs: so the program sets it and starts itself again, once. (argv: glibc passes main's to constructors.)
+// anything here runs: so the program sets it and starts itself again, once. (argv: glibc passes main's to
+// constructors.)
 static inline void gemm_choose_blas_kernels(char** argv) {
 #if defined(__GLIBC__) && defined(__x86_64__)
     if (getenv("OPENBLAS_CORETYPE") || strcmp(openblas_get_corename(), "Prescott")) return;

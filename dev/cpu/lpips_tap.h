@@ -11,7 +11,7 @@
 // taming-transformers; some ports differ. Dropout before the weights, active in training only, is left out.
 //
 // Cost: two reads of f and g from memory and one write of df; the second look at a position finds it in the cache.
-// Look next at common/lpips.h, which runs the VGG16 around this.
+// Look next at common/models/lpips.h, which runs the VGG16 around this.
 #pragma once
 // defines: the contract of each function below
 #include "common/ops.h"

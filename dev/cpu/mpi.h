@@ -1,4 +1,4 @@
-// mpi.h: the collectives of common/comm.h over MPI, for the CPU build and the emulator.
+// mpi.h: the collectives of common/training/comm.h over MPI, for the CPU build and the emulator.
 //
 //     make MPI=1, and then:  mpirun -np 4 --bind-to none ./train_tokenizer ...
 //     mpirun as root wants --allow-run-as-root; more ranks than cores, --oversubscribe. --bind-to none lets each rank
@@ -19,7 +19,7 @@
 #include <sched.h>
 
 // defines: comm_t, comm_begin, comm_late
-#include "common/comm.h"
+#include "common/training/comm.h"
 
 #ifndef COMM_PIECE
 #define COMM_PIECE ((size_t)1 << 18) // values that go to a rank at once

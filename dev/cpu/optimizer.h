@@ -4,7 +4,7 @@
 // the number of passes, which is why Adam and both averages are one operation, and that the loops vectorise. The
 // square root does so only when the compiler need not set errno for it (-fno-math-errno).
 //
-// Look next at common/ema.h for the betas of the averages.
+// Look next at common/training/ema.h for the betas of the averages.
 #pragma once
 #include <assert.h>
 // defines: adam_t; the contract of each function below

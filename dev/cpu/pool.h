@@ -1,5 +1,5 @@
-// pool.h: what Inception-v3 (common/inception.h) has beside convolutions: its 3x3 maxima and means, the resize of its
-// input, and its features on their way out. Forward only: the network is never trained here.
+// pool.h: what Inception-v3 (common/models/inception.h) has beside convolutions: its 3x3 maxima and means, the resize
+// of its input, and its features on their way out. Forward only: the network is never trained here.
 //
 //   maxpool3         out[i, j] = max of x[s i + u - p, s j + v - p],  u, v in {0, 1, 2},  of the cells that exist
 //   avgpool3         the mean of those cells at s = 1, p = 1: what lies outside is not counted

@@ -1,4 +1,4 @@
-// random.h: tensors of random numbers. The numbers themselves are those of common/rng.h.
+// random.h: tensors of random numbers. The numbers themselves are those of common/program/rng.h.
 //
 // Row r of a tensor with n values a row holds elements r n ... r n + n - 1 of the random stream. With `first_row` the
 // place of this process's rows in the whole batch, a sample gets the same noise however many processes share the
@@ -7,7 +7,7 @@
 // defines: the contract of normal_rows
 #include "common/ops.h"
 // defines: philox, normal4_from_bits
-#include "common/rng.h"
+#include "common/program/rng.h"
 
 // One call of the generator makes four neighbouring numbers. Rows need not begin at a multiple of four.
 void normal_rows(floatS* out, // (B, n)

@@ -10,11 +10,11 @@
 #include <math.h>
 
 // defines: vit_t, vit_forward
-#include "common/vit.h"
+#include "common/models/vit.h"
 // defines: weights_load_vit
-#include "common/weights.h"
+#include "common/models/weights.h"
 // defines: clock_seconds
-#include "common/clock.h"
+#include "common/program/clock.h"
 
 static const st_tensor_t* find(const safetensors_t* f, const char* name, size_t n) {
     const st_tensor_t* t = safetensors_find(f, name);

@@ -6,19 +6,19 @@
 // and compares. Not part of `make test`: at 2048 dimensions it takes some minutes, and Python.
 
 // defines: clock_seconds
-#include "common/clock.h"
+#include "common/program/clock.h"
 // defines: frechet_distance
-#include "common/frechet.h"
+#include "common/measures/frechet.h"
 // defines: inception_score_*
-#include "common/inception_score.h"
+#include "common/measures/inception_score.h"
 // defines: kid_distance
-#include "common/kid.h"
+#include "common/measures/kid.h"
 // defines: manifold_precision_recall
-#include "common/manifold.h"
+#include "common/measures/manifold.h"
 // defines: moments_*
-#include "common/moments.h"
+#include "common/measures/moments.h"
 // defines: safetensors_*
-#include "common/safetensors.h"
+#include "common/files/safetensors.h"
 
 typedef struct {
     int n, dim;

@@ -7,13 +7,13 @@
 // JSON object.
 // See check_latent_measures.py, which makes such files and runs this. Not part of `make test`.
 // defines: cknna_measure
-#include "common/cknna.h"
+#include "common/measures/cknna.h"
 // defines: clock_seconds
-#include "common/clock.h"
+#include "common/program/clock.h"
 // defines: density_estimate, density_measure
-#include "common/density.h"
+#include "common/measures/density.h"
 // defines: tsne_map
-#include "common/tsne.h"
+#include "common/measures/tsne.h"
 
 static floatS* read_rows(const char* path, int n, int d) {
     size_t count = (size_t)n * d;

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 // defines: clock_seconds
-#include "common/clock.h"
+#include "common/program/clock.h"
 // defines: published_vavae, published_lightningdit, published_vit
 #include "tests/published.h"
 

@@ -1,4 +1,4 @@
-"""LightningDiT in plain PyTorch: the class-conditional diffusion transformer of common/lightningdit.h, its loss, its
+"""LightningDiT in plain PyTorch: the class-conditional diffusion transformer of common/models/lightningdit.h, its loss, its
 velocity with guidance, and its grid of times. Parameters have the names and shapes of the published checkpoints.
 
     x = patches of x_t, linear, + fixed positions          c = MLP(features of t) + table[label],  s = SiLU(c)

@@ -28,7 +28,7 @@ def picture(height, width):
 
 
 def centre_crop(image, size):
-    """The text of the algorithm is in common/crop.h."""
+    """The text of the algorithm is in common/data/crop.h."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.BOX)
     scale = size / min(image.size)

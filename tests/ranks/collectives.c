@@ -1,8 +1,9 @@
-// collectives.c: every function of common/comm.h on data that each rank can compute of all ranks, against plain sums.
-// tests/test_comm.sh builds it over each transport and runs it with several numbers of ranks. Rank 0 reports.
+// collectives.c: every function of common/training/comm.h on data that each rank can compute of all ranks, against
+// plain sums. tests/test_comm.sh builds it over each transport and runs it with several numbers of ranks. Rank 0
+// reports.
 //
 // Usage: collectives [bf16]
-#include "common/comm.h"
+#include "common/training/comm.h"
 #include "tests/test.h"
 
 static comm_t comm;

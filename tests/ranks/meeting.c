@@ -1,5 +1,5 @@
-// meeting.c: one process of several that meet by common/rendezvous.h, and how it ends. tests/test_comm.sh starts them,
-// with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+// meeting.c: one process of several that meet by common/training/rendezvous.h, and how it ends. tests/test_comm.sh
+// starts them, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 //
 // Usage: meeting TIME_LIMIT WHAT
 //     WHAT  close     meet, say what rank 0 has sent, part
@@ -8,7 +8,7 @@
 //           leave     meet, then exit without parting
 //           knock     connect to rank 0's port, say something else, go
 //           read      say what the environment tells, and meet nobody
-#include "common/rendezvous.h"
+#include "common/training/rendezvous.h"
 
 int main(int argc, char** argv) {
     if (argc < 3) fatal("usage: meeting TIME_LIMIT WHAT");

@@ -5,7 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "common/comm.h"
+#include "common/training/comm.h"
 
 int main(int argc, char** argv) {
     if (argc < 3) fatal("usage: trouble TIME_LIMIT WHAT");

@@ -1,0 +1,296 @@
+// dataloader.h: the endless stream of batches, decoded by worker threads ahead of the training step.
+//
+// The stream is a function of the seed and the step alone. Image i of the global batch of step s has the global index
+//     g = s * batch + i,   epoch = g / n,   position = g % n,   sample = permutation of the epoch (position),
+// and its crop and flip come from the random numbers of index g. So the bytes do not depend on the number of threads or
+// ranks, and a run that resumes at step s starts its loader at s. Batches run across the end of an epoch.
+//
+// A damaged file is named once, counted, and replaced by the next sample of the permutation that can be read; that too
+// depends on the step alone. Crop and flip stay those of g.
+//
+// Threads: a ring of batches, each filled image by image. Workers draw tickets (step, image) in order, wait while the
+// ring is full, and fill their image; the last one of a batch wakes the reader. With no threads the reader does the
+// work itself.
+//
+// Sequential order (`shuffle` 0) is for validation: sample = position. Whoever counts each image once stops at g = n.
+// Look next at common/program/rng.h (random_permute) and common/data/dataset.h.
+#pragma once
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+// defines: dataset_t, dataset_load, dataset_label
+#include "common/data/dataset.h"
+// defines: image_t, image_error, image_free, image_resize_crop, short_side_size
+#include "common/data/image.h"
+// defines: host_malloc, host_free
+#include "common/device.h"
+// defines: fatal, warn, malloc_check, calloc_check
+#include "common/program/log.h"
+// defines: random_permute, random_below, RANDOM_DATA_ORDER, RANDOM_CROP, RANDOM_FLIP
+#include "common/program/rng.h"
+
+#define DATALOADER_RING 4         // batches in memory: one with the reader, the others ahead of it
+#define DATALOADER_MAX_PROBES 64  // damaged files in a row before giving up
+#define DATALOADER_MAX_THREADS 256
+
+typedef struct {
+    int batch;       // images of a step, over all ranks; a multiple of `world`
+    int size;        // side of the square that leaves the loader
+    int random_crop; // 1: crop anywhere; 0: centre crop
+    int flip;        // 1: mirror half of the images
+    int shuffle;     // 1: a fresh permutation each epoch; 0: the data set's own order
+    int rank, world; // this rank gets images [rank, rank + 1) * batch / world of each step
+    int threads;     // workers; 0: none
+    uint64_t seed;
+} dataloader_options_t;
+
+// What a step gets. Valid until the next call of dataloader_next.
+typedef struct {
+    uint8_t* pixels; // (count, size, size, 3)
+    int* labels;     // [count]
+    int64_t* ids;    // [count] sample numbers in the data set, after replacement of damaged files
+    int count;       // batch / world
+    uint64_t step;
+} batch_t;
+
+typedef struct {
+    batch_t batch;
+    int done;              // images that are ready
+    size_t tries, damaged; // files opened for this batch, and those of them that could not be read
+    char failure[IMAGE_ERROR_SIZE]; // why the batch cannot be made, or empty
+} dataloader_slot_t;
+
+typedef struct {
+    const dataset_t* dataset;
+    dataloader_options_t options;
+    dataloader_slot_t ring[DATALOADER_RING]; // the batch of step s is in slot s % DATALOADER_RING
+    pthread_t* threads;
+    pthread_mutex_t mutex;         // guards everything below, and `done`, `tries`, `damaged`, `failure` of the slots
+    pthread_cond_t room, ready;    // a slot was given back; a batch is complete
+    uint64_t ticket_step;          // the next image to be given to a worker
+    int ticket_image;
+    uint64_t first_held;           // slots of steps before this one may be overwritten
+    uint64_t next_step;            // what dataloader_next returns next
+    int holding, stop;             // the reader has a batch; the workers shall end
+    uint8_t* is_damaged;           // [dataset count] known not to be readable
+    size_t damaged_files;          // how many of them
+    size_t tries, damaged;         // of all batches handed out
+    double seconds_waited;         // how long the reader has waited for batches, in all
+} dataloader_t;
+
+static inline double dataloader_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// The sample at a position of the epoch that global index g belongs to; `probe` counts the replacements of damaged
+// files.
+static inline size_t dataloader_sample(const dataloader_t* loader, uint64_t g, uint64_t probe) {
+    uint64_t n = loader->dataset->count;
+    uint64_t epoch = g / n, position = (g % n + probe) % n;
+    if (!loader->options.shuffle) return position;
+    return random_permute(loader->options.seed, RANDOM_DATA_ORDER, epoch, position, n);
+}
+
+// Resizes the shorter side to `size`, crops and flips by the random numbers of g.
+static inline void dataloader_crop(uint8_t* out, // (size, size, 3)
+                                   const image_t* image, const dataloader_options_t* options, uint64_t g) {
+    int height, width, size = options->size;
+    short_side_size(image->height, image->width, size, &height, &width);
+    int top = (height - size) / 2, left = (width - size) / 2, flip = 0;
+    if (options->random_crop) {
+        philox4_t bits = philox(options->seed, RANDOM_CROP, 0, g);
+        top = (int)below_from_bits(bits.v[0], bits.v[1], (uint32_t)(height - size + 1));
+        left = (int)below_from_bits(bits.v[2], bits.v[3], (uint32_t)(width - size + 1));
+    }
+    if (options->flip) flip = (int)random_below(options->seed, RANDOM_FLIP, 0, g, 2);
+    image_resize_crop(out, image, height, width, top, left, size, size, flip);
+}
+
+static inline int dataloader_is_damaged(dataloader_t* loader, size_t sample) {
+    pthread_mutex_lock(&loader->mutex);
+    int damaged = loader->is_damaged[sample];
+    pthread_mutex_unlock(&loader->mutex);
+    return damaged;
+}
+
+// Remembers a file that cannot be read, and says so the first time that any loader of the data set meets it.
+static inline void dataloader_report(dataloader_t* loader, size_t sample, const char* error) {
+    pthread_mutex_lock(&loader->mutex);
+    int is_fresh = !loader->is_damaged[sample];
+    loader->is_damaged[sample] = 1;
+    loader->damaged_files += is_fresh;
+    pthread_mutex_unlock(&loader->mutex);
+    if (!is_fresh || __atomic_exchange_n(&loader->dataset->named[sample], 1, __ATOMIC_RELAXED)) return;
+    warn("%s; another image takes its place", error);
+}
+
+// Makes image i of a slot, replacing damaged files by the samples that follow in the permutation.
+static inline void dataloader_make(dataloader_t* loader, dataloader_slot_t* slot, int i) {
+    const dataloader_options_t* options = &loader->options;
+    batch_t* batch = &slot->batch;
+    uint64_t g = batch->step * (uint64_t)options->batch + (uint64_t)options->rank * batch->count + (uint64_t)i;
+    size_t probe = 0, limit = loader->dataset->count;
+    if (limit > DATALOADER_MAX_PROBES) limit = DATALOADER_MAX_PROBES;
+    char error[IMAGE_ERROR_SIZE] = "";
+    for (; probe < limit; probe++) {
+        size_t sample = dataloader_sample(loader, g, probe);
+        if (dataloader_is_damaged(loader, sample)) continue;
+        image_t image;
+        if (dataset_load(loader->dataset, sample, &image, error)) {
+            dataloader_crop(batch->pixels + (size_t)i * options->size * options->size * 3, &image, options, g);
+            image_free(&image);
+            batch->labels[i] = dataset_label(loader->dataset, sample);
+            batch->ids[i] = (int64_t)sample;
+            break;
+        }
+        dataloader_report(loader, sample, error);
+    }
+    pthread_mutex_lock(&loader->mutex);
+    slot->done++;
+    slot->tries += probe + (probe < limit);
+    slot->damaged += probe;
+    if (probe == limit) {
+        image_error(slot->failure, "%zu images in a row cannot be read in %s", limit, loader->dataset->folder);
+    }
+    if (slot->done == batch->count) pthread_cond_signal(&loader->ready);
+    pthread_mutex_unlock(&loader->mutex);
+}
+
+// A worker's life.
+static inline void* dataloader_work(void* argument) {
+    dataloader_t* loader = (dataloader_t*)argument;
+    pthread_mutex_lock(&loader->mutex);
+    while (!loader->stop) {
+        if (loader->ticket_step >= loader->first_held + DATALOADER_RING) {
+            pthread_cond_wait(&loader->room, &loader->mutex);
+            continue;
+        }
+        dataloader_slot_t* slot = &loader->ring[loader->ticket_step % DATALOADER_RING];
+        int image = loader->ticket_image++;
+        if (loader->ticket_image == slot->batch.count) {
+            loader->ticket_image = 0;
+            loader->ticket_step++;
+        }
+        pthread_mutex_unlock(&loader->mutex);
+        dataloader_make(loader, slot, image);
+        pthread_mutex_lock(&loader->mutex);
+    }
+    pthread_mutex_unlock(&loader->mutex);
+    return NULL;
+}
+
+// Readies a slot for the batch of `step`.
+static inline void dataloader_reset_slot(dataloader_slot_t* slot, uint64_t step) {
+    slot->batch.step = step;
+    slot->done = 0;
+    slot->tries = slot->damaged = 0;
+    slot->failure[0] = 0;
+}
+
+static inline void dataloader_check_options(const dataloader_options_t* options) {
+    if (options->batch < 1 || options->world < 1 || options->batch % options->world) {
+        fatal("the batch of %d images cannot be shared by %d ranks; choose a multiple with -batch", options->batch,
+              options->world);
+    }
+    if (options->size < 1 || options->size > 8192) {
+        fatal("images of %d pixels a side were asked for; the limits are 1 and 8192", options->size);
+    }
+    if (options->threads < 0 || options->threads > DATALOADER_MAX_THREADS) {
+        fatal("%d loader threads were asked for; the limits are 0 and %d", options->threads, DATALOADER_MAX_THREADS);
+    }
+}
+
+// Starts the stream at `first_step`. The data set must outlive the loader.
+static inline void dataloader_open(dataloader_t* loader, const dataset_t* dataset, const dataloader_options_t* options,
+                                   uint64_t first_step) {
+    dataloader_check_options(options);
+    memset(loader, 0, sizeof *loader);
+    loader->dataset = dataset;
+    loader->options = *options;
+    loader->ticket_step = loader->first_held = loader->next_step = first_step;
+    loader->is_damaged = (uint8_t*)calloc_check(dataset->count, 1, "the list of damaged files");
+    int count = options->batch / options->world;
+    for (uint64_t step = first_step; step < first_step + DATALOADER_RING; step++) {
+        dataloader_slot_t* slot = &loader->ring[step % DATALOADER_RING];
+        slot->batch.count = count;
+        size_t bytes = (size_t)count * options->size * options->size * 3;
+        slot->batch.pixels = (uint8_t*)host_malloc(bytes, "a batch of images");
+        slot->batch.labels = (int*)malloc_check(count * sizeof(int), "a batch of labels");
+        slot->batch.ids = (int64_t*)malloc_check(count * sizeof(int64_t), "a batch of sample numbers");
+        dataloader_reset_slot(slot, step);
+    }
+    pthread_mutex_init(&loader->mutex, NULL);
+    pthread_cond_init(&loader->room, NULL);
+    pthread_cond_init(&loader->ready, NULL);
+    loader->threads = (pthread_t*)malloc_check(options->threads * sizeof(pthread_t), "the loader's threads");
+    for (int i = 0; i < options->threads; i++) {
+        int code = pthread_create(&loader->threads[i], NULL, dataloader_work, loader);
+        if (code) fatal("loader thread %d cannot be started: %s; use fewer threads", i, strerror(code));
+    }
+}
+
+// Ends the program where the data is beyond use: one batch that could not be filled, or more than half of all tries in
+// vain.
+static inline void dataloader_check_damage(dataloader_t* loader, const dataloader_slot_t* slot) {
+    loader->tries += slot->tries;
+    loader->damaged += slot->damaged;
+    if (slot->failure[0]) fatal("%s; check the data", slot->failure);
+    if (loader->damaged >= 16 && loader->damaged * 2 > loader->tries) {
+        fatal("%zu of the first %zu images cannot be read in %s; check the data", loader->damaged, loader->tries,
+              loader->dataset->folder);
+    }
+}
+
+// The batch of the next step. Gives the previous one back to the workers.
+static inline const batch_t* dataloader_next(dataloader_t* loader) {
+    double start = dataloader_seconds();
+    pthread_mutex_lock(&loader->mutex);
+    if (loader->holding) {
+        uint64_t old = loader->first_held++;
+        dataloader_reset_slot(&loader->ring[old % DATALOADER_RING], old + DATALOADER_RING);
+        pthread_cond_broadcast(&loader->room);
+    }
+    loader->holding = 1;
+    dataloader_slot_t* slot = &loader->ring[loader->next_step++ % DATALOADER_RING];
+    while (loader->options.threads && slot->done < slot->batch.count) pthread_cond_wait(&loader->ready, &loader->mutex);
+    pthread_mutex_unlock(&loader->mutex);
+    if (!loader->options.threads) {
+        for (int i = 0; i < slot->batch.count; i++) dataloader_make(loader, slot, i);
+    }
+    loader->seconds_waited += dataloader_seconds() - start;
+    dataloader_check_damage(loader, slot);
+    return &slot->batch;
+}
+
+// How many different files could not be read so far, by the workers, who are ahead of the reader.
+static inline size_t dataloader_damaged_files(dataloader_t* loader) {
+    pthread_mutex_lock(&loader->mutex);
+    size_t count = loader->damaged_files;
+    pthread_mutex_unlock(&loader->mutex);
+    return count;
+}
+
+// Ends the workers, at once if need be, and frees everything.
+static inline void dataloader_close(dataloader_t* loader) {
+    pthread_mutex_lock(&loader->mutex);
+    loader->stop = 1;
+    pthread_cond_broadcast(&loader->room);
+    pthread_mutex_unlock(&loader->mutex);
+    for (int i = 0; i < loader->options.threads; i++) pthread_join(loader->threads[i], NULL);
+    for (int i = 0; i < DATALOADER_RING; i++) {
+        host_free(loader->ring[i].batch.pixels);
+        free(loader->ring[i].batch.labels);
+        free(loader->ring[i].batch.ids);
+    }
+    pthread_mutex_destroy(&loader->mutex);
+    pthread_cond_destroy(&loader->room);
+    pthread_cond_destroy(&loader->ready);
+    free(loader->threads);
+    free(loader->is_damaged);
+    memset(loader, 0, sizeof *loader);
+}

@@ -1,0 +1,165 @@
+// latent_loader.h: batches for flow matching: normalised latents, labels and times, prepared ahead of the training.
+//
+// Everything that is drawn for an image is a function of the seed and of its number in the stream of all images
+// (g = step * batch + place): so step s has the same batch for any number of processes and threads, and a run that goes
+// on at step s needs nothing but s.
+//
+//     which     the permutation of epoch g / N', N' = whole batches of the data set (the rest waits for the next epoch)
+//     mirrored  by RANDOM_FLIP        label   dropped (the null class) by RANDOM_LABEL_DROP
+//     time      t = sigmoid(z), z normal, by RANDOM_TIMES (logit-normal: Esser et al. 2024); or uniform
+//
+// One thread prepares the next batches while the device works on this one; a latent is some kilobytes copied out of the
+// page cache and transposed, so one thread feeds a GPU. Look next at common/training/dit.h, which takes the batches.
+#pragma once
+#include <pthread.h>
+
+// defines: clock_seconds
+#include "common/program/clock.h"
+// defines: host_malloc, host_free
+#include "common/device.h"
+// defines: latents_t, latents_read
+#include "common/data/latents.h"
+
+enum { LATENT_RING = 4 }; // batches that are held: the one in use and those prepared
+
+typedef struct {
+    int batch;                // of a step, over all ranks
+    int rank, world;          // this rank gets rows [rank, rank + 1) * batch / world
+    int workers;              // 0: latent_loader_next prepares the batch itself; else a thread does
+    uint64_t seed;
+    int flip;                 // half of the latents are those of the mirrored image
+    const floatS *mean, *std; // (C)
+    double mult;              // factor behind the normalisation
+    double drop;              // part of the labels that become the null class
+    int unconditional;        // every label is 0
+    int null_label;
+    uint64_t uniform_from;    // from this step on times are uniform; 0: never
+    int shuffle_labels;       // each image has another one's label, always the same one
+} latent_loader_options_t;
+
+// Valid until the next call of latent_loader_next.
+typedef struct {
+    floatS* x1;  // (B, S, S, C)
+    floatS* t;   // (B)
+    int* labels; // (B)
+} latent_batch_t;
+
+typedef struct {
+    const latents_t* latents;
+    latent_loader_options_t options;
+    int B;                           // rows of this rank
+    latent_batch_t ring[LATENT_RING]; // the batch of step s is in slot s % LATENT_RING
+    pthread_t thread;
+    pthread_mutex_t mutex;           // guards what follows
+    pthread_cond_t room, ready;
+    uint64_t made, taken;            // steps before `made` are prepared, those before `taken` may be overwritten
+    uint64_t next;                   // what latent_loader_next returns
+    int stop;
+    double seconds_waited;
+} latent_loader_t;
+
+// Prepares one row. g: number of the image in the stream.
+static inline void latent_loader_row(const latent_loader_t* loader, latent_batch_t* batch, int row, uint64_t step) {
+    const latent_loader_options_t* o = &loader->options;
+    const latents_t* l = loader->latents;
+    uint64_t g = step * (uint64_t)o->batch + (uint64_t)o->rank * loader->B + row;
+    uint64_t whole = l->count >= (size_t)o->batch ? l->count / o->batch * o->batch : l->count;
+    size_t which = random_permute(o->seed, RANDOM_DATA_ORDER, g / whole, g % whole, l->count);
+    int flip = o->flip && random_below(o->seed, RANDOM_FLIP, 0, g, 2);
+    size_t n = (size_t)l->side * l->side * l->C;
+    floatS* x1 = batch->x1 + row * n;
+    latents_read(l, which, flip, o->mean, o->std, x1);
+    for (size_t i = 0; o->mult != 1 && i < n; i++) x1[i] *= (floatS)o->mult;
+    if (o->shuffle_labels) which = random_permute(o->seed, RANDOM_LABELS, 0, which, l->count);
+    batch->labels[row] = o->unconditional ? 0 : l->labels[which];
+    if (o->drop > 0 && random_uniform(o->seed, RANDOM_LABEL_DROP, 0, g) < o->drop) batch->labels[row] = o->null_label;
+    double t = random_uniform(o->seed, RANDOM_TIMES, 1, g);
+    if (!o->uniform_from || step < o->uniform_from) {
+        t = 1 / (1 + exp(-(double)random_normal(o->seed, RANDOM_TIMES, 0, g)));
+    }
+    batch->t[row] = (floatS)t;
+}
+
+static inline void latent_loader_make(latent_loader_t* loader, uint64_t step) {
+    for (int row = 0; row < loader->B; row++) latent_loader_row(loader, &loader->ring[step % LATENT_RING], row, step);
+}
+
+static inline void* latent_loader_work(void* argument) {
+    latent_loader_t* loader = (latent_loader_t*)argument;
+    pthread_mutex_lock(&loader->mutex);
+    while (!loader->stop) {
+        if (loader->made == loader->taken + LATENT_RING) {
+            pthread_cond_wait(&loader->room, &loader->mutex);
+            continue;
+        }
+        uint64_t step = loader->made;
+        pthread_mutex_unlock(&loader->mutex);
+        latent_loader_make(loader, step);
+        pthread_mutex_lock(&loader->mutex);
+        loader->made++;
+        pthread_cond_signal(&loader->ready);
+    }
+    pthread_mutex_unlock(&loader->mutex);
+    return NULL;
+}
+
+// The latents must outlive the loader.
+void latent_loader_open(latent_loader_t* loader, const latents_t* latents, const latent_loader_options_t* options,
+                        uint64_t first_step) {
+    if (options->batch < 1 || options->world < 1 || options->batch % options->world) {
+        fatal("the batch of %d latents cannot be shared by %d ranks; choose a multiple with -batch", options->batch,
+              options->world);
+    }
+    memset(loader, 0, sizeof *loader);
+    loader->latents = latents;
+    loader->options = *options;
+    loader->B = options->batch / options->world;
+    loader->made = loader->taken = loader->next = first_step;
+    size_t B = (size_t)loader->B, n = (size_t)latents->side * latents->side * latents->C;
+    for (int i = 0; i < LATENT_RING; i++) {
+        latent_batch_t* batch = &loader->ring[i];
+        batch->x1 = (floatS*)host_malloc(B * n * sizeof(floatS), "a batch of latents");
+        batch->t = (floatS*)host_malloc(B * sizeof(floatS), "a batch of times");
+        batch->labels = (int*)host_malloc(B * sizeof(int), "a batch of labels");
+    }
+    pthread_mutex_init(&loader->mutex, NULL);
+    pthread_cond_init(&loader->room, NULL);
+    pthread_cond_init(&loader->ready, NULL);
+    if (!options->workers) return;
+    int code = pthread_create(&loader->thread, NULL, latent_loader_work, loader);
+    if (code) fatal("the thread that prepares latents cannot be started: %s; give -workers 0", strerror(code));
+}
+
+// The batch of the next step. What was returned before may be overwritten from here on.
+const latent_batch_t* latent_loader_next(latent_loader_t* loader) {
+    double start = clock_seconds();
+    uint64_t step = loader->next++;
+    if (loader->options.workers) {
+        pthread_mutex_lock(&loader->mutex);
+        loader->taken = step;
+        pthread_cond_signal(&loader->room);
+        while (loader->made <= step) pthread_cond_wait(&loader->ready, &loader->mutex);
+        pthread_mutex_unlock(&loader->mutex);
+    } else {
+        latent_loader_make(loader, step);
+    }
+    loader->seconds_waited += clock_seconds() - start;
+    return &loader->ring[step % LATENT_RING];
+}
+
+void latent_loader_close(latent_loader_t* loader) {
+    pthread_mutex_lock(&loader->mutex);
+    loader->stop = 1;
+    pthread_cond_signal(&loader->room);
+    pthread_mutex_unlock(&loader->mutex);
+    if (loader->options.workers) pthread_join(loader->thread, NULL);
+    for (int i = 0; i < LATENT_RING; i++) {
+        host_free(loader->ring[i].x1);
+        host_free(loader->ring[i].t);
+        host_free(loader->ring[i].labels);
+    }
+    pthread_mutex_destroy(&loader->mutex);
+    pthread_cond_destroy(&loader->room);
+    pthread_cond_destroy(&loader->ready);
+    memset(loader, 0, sizeof *loader);
+}

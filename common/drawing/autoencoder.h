@@ -1,0 +1,480 @@
+// autoencoder.h: a trained tokenizer in use: image -> latent -> image, with nothing of its training: no gradients, no
+// discriminator, no LPIPS.
+//
+//     autoencoder_open(&a, "stage3.safetensors", AUTOENCODER_AVERAGED, batch, 1, 1);
+//     const floatX* z = autoencoder_encode(&a, pixels, n, s);     // (n, H, W, 3) bytes -> (n, GH, GW, z)
+//     const floatX* image = autoencoder_decode(&a, z, n, s);      // -> (n, H, W, 3), about [-1, 1]
+//     autoencoder_close(&a);
+//
+// It opens a checkpoint of train_tokenizer, of which it takes the averaged weights where the stage averaged a tensor,
+// or an exported file. The latent is what the adapter gives; a model of latents normalises it by (z - mean) / std.
+//
+// And it opens the autoencoders of others as downloaded, VA-VAE and those of LDM (common/models/ldm_file.h). Their
+// encoder is a CNN that gives mean mu and log-variance of a Gaussian; the latent is mu, or with autoencoder_sample a
+// draw mu + sigma eps, whose eps depends on (seed, draw, number of the image) alone. Their files keep no latent
+// statistics.
+//
+// Fingerprint. Latents on a disk, and a model trained on them, belong to the weights that made them. All weights with
+// their names, in the order of the table and as fp32, give a 64-bit number (FNV-1a over 32-bit words):
+//     h <- (h xor word) 1099511628211
+// Each step is a bijection of h, so a change of one value always changes the result. The whole tokenizer is hashed,
+// also where only one half of it is used, so encode and decode tell the same name.
+//
+// Exported file (-export of train_tokenizer): encoder., adapter., decoder., averaged weights only; latent.mean, .std;
+// metadata format, stage, step, images, config as in a checkpoint, "weights": "averaged", "fingerprint". Weights in F16
+// are others and would have another name; yet their latents are the same up to rounding, and a model of latents must
+// find its decoder. So the file names the fingerprint before rounding, together with that of what it holds
+// ("fingerprint_stored"): the first counts as long as the second is true.
+//
+// Look next at common/training/tokenizer_checkpoint.h, whose files it reads, and at eval.cu, a user.
+#pragma once
+// defines: plan_t, plan_floatX, plan_uint8, plan_mark, plan_rewind, plan_allocate, plan_free
+#include "common/models/plan.h"
+// defines: params_t, params_allocate, params_keep_frozen, params_set, params_free
+#include "common/models/params.h"
+// defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_fold, vit_forward
+#include "common/models/vit.h"
+// defines: adapter_t, adapter_register, adapter_plan, adapter_forward
+#include "common/models/adapter.h"
+// defines: decoder_t, decoder_register, decoder_plan_forward, decoder_forward
+#include "common/models/decoder.h"
+// defines: cnn_encoder_t, cnn_encoder_register, cnn_encoder_plan_forward, cnn_encoder_forward
+#include "common/models/cnn_encoder.h"
+// defines: ldm_file_t, ldm_file_read, ldm_rules
+#include "common/models/ldm_file.h"
+// defines: checkpoint_info_t, checkpoint_is_ours, checkpoint_read_info, checkpoint_is_exported, ...
+#include "common/training/tokenizer_checkpoint.h"
+// defines: options_t, options_read, options_tokenizer
+#include "common/training/tokenizer_options.h"
+// defines: tensor_file_open_or_die
+#include "common/files/tensor_file.h"
+
+enum { AUTOENCODER_RAW = -1, AUTOENCODER_AVERAGED = 0 };
+
+// The memory plans hold addresses of this struct's members: it must stay where it is once it is open.
+typedef struct {
+    checkpoint_info_t info; // stage, step, images of the training; config is NULL
+    char* data;             // -data of the training; "" where nobody knows
+    int exported;           // the file is an exported one
+    int ldm;                // the file is of LDM's kind: `cnn` encodes; else encoder and adapter do
+    int others;             // ldm: tensors in the file that are not the autoencoder's
+    double ema;             // relative width of the average that ships; 0: others' files do not say
+    char fingerprint[17];   // 16 hexadecimal digits
+    int statistics;         // the file tells mean and std
+    floatS *mean, *std;     // (z) of each latent channel, from the file; else 0 and 1
+    int batch, H, W;        // the most images a call takes; their size
+    int GH, GW, z;          // size of the latent, channels
+    int encode, decode;     // which halves are there
+    params_t params;        // of those halves
+    vit_t encoder;
+    adapter_t adapter;
+    cnn_encoder_t cnn;
+    decoder_t decoder;
+    plan_t plan, work;      // what outlives a call; what encode and decode share
+    uint8_t* bytes;         // (batch, H, W, 3) images on the device
+    floatX* x;              // (batch, H, W, 3) in [-1, 1]
+    floatX* latent;         // (batch, GH, GW, z) what encode leaves; where there is no encode, room for the caller's
+    floatX* noise;          // (batch, GH, GW, z) ldm: eps of a draw
+    floatS* kl;             // (batch) ldm: what posterior_forward also computes
+} autoencoder_t;
+
+static inline size_t autoencoder_image_values(const autoencoder_t* a) { return (size_t)a->H * a->W * 3; }
+static inline size_t autoencoder_latent_values(const autoencoder_t* a) { return (size_t)a->GH * a->GW * a->z; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The weights in a file
+
+#define FINGERPRINT_START 14695981039346656037ull
+
+static inline uint64_t fingerprint_word(uint64_t h, uint32_t word) { return (h ^ word) * 1099511628211ull; }
+
+static inline uint64_t fingerprint_tensor(uint64_t h, const char* name,
+                                          const floatS* values, // (n)
+                                          size_t n) {
+    for (const char* c = name; *c; c++) h = fingerprint_word(h, (unsigned char)*c);
+    for (size_t i = 0; i < n; i++) {
+        float value = (float)values[i];
+        uint32_t bits;
+        memcpy(&bits, &value, sizeof bits);
+        h = fingerprint_word(h, bits);
+    }
+    return h;
+}
+
+static inline const char* fingerprint_text(char text[17], uint64_t h) {
+    snprintf(text, 17, "%016llx", (unsigned long long)h);
+    return text;
+}
+
+// host = the weights of `p` that ship, which stand behind `prefix`, or in a file of ours, where it is "", behind the
+// average's number `ema` if the file has one of this tensor; ema = -1: raw.
+static inline int autoencoder_read(const safetensors_t* f, const char* prefix, int ema, const param_t* p,
+                                   floatS* host, // (count)
+                                   checkpoint_mismatch_t* mismatch) {
+    char name[200], average[200];
+    snprintf(name, sizeof name, "%s%s", prefix, p->name);
+    snprintf(average, sizeof average, "ema.%d.%s", ema, p->name);
+    return checkpoint_read_values(f, ema >= 0 && safetensors_find(f, average) ? average : name, p, host, mismatch);
+}
+
+// Registers the tensors of one half or both, in the order of the tokenizer's table. Offsets are those of the last call.
+static inline void autoencoder_register(autoencoder_t* a, param_table_t* table, int encode, int decode) {
+    if (encode && a->ldm) cnn_encoder_register(&a->cnn, table, "");
+    if (encode && !a->ldm) vit_register(&a->encoder, table, "encoder.");
+    if (encode && !a->ldm) adapter_register(&a->adapter, table, "");
+    if (decode) decoder_register(&a->decoder, table, "");
+}
+
+static inline void autoencoder_set_size(autoencoder_t* a, int size, int factor, int batch) {
+    a->batch = batch;
+    a->H = a->W = size;
+    a->GH = a->GW = size / factor;
+    a->z = a->decoder.config.z_channels;
+}
+
+// Takes over the models that a file of ours describes. size 0: that of the training's images. Returns which average
+// ships.
+static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_t* info, const char* path, int size,
+                                        int batch) {
+    options_t o;
+    memset(&o, 0, sizeof o);
+    options_read(&o, info->config, path);
+    o.stage = o.chunk = 1;
+    o.batch = batch;
+    if (size > 0) o.image_size = size;
+    tokenizer_config_t c = options_tokenizer(&o, 1);
+    a->info = *info;
+    a->info.config = NULL; // it ends with the open file
+    a->data = strdup(o.data);
+    if (!a->data) fatal("no memory for the name of a data set");
+    a->decoder.config = c.decoder;
+    autoencoder_set_size(a, c.H, tokenizer_factor(&c), batch);
+    a->encoder.config = c.encoder;
+    a->encoder.fold = c.fold;
+    a->adapter.in = c.encoder.dim;
+    a->adapter.hidden = c.adapter_hidden;
+    a->adapter.out = a->z;
+    a->ema = o.ema ? o.ema1 : o.ema0;
+    return o.ema;
+}
+
+// The same for an autoencoder of LDM's kind. size 0: LDM_IMAGE_SIZE; -n: that of n x n latents.
+static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t* l, const char* path, int size,
+                                             int batch) {
+    a->ldm = 1;
+    a->data = strdup("");
+    if (!a->data) fatal("no memory for the name of a data set");
+    a->cnn.config = l->encoder;
+    a->decoder.config = l->decoder;
+    int factor = 1 << (l->encoder.levels - 1);
+    if (!size) size = LDM_IMAGE_SIZE;
+    if (size < 0) size = -size * factor;
+    if (size % factor) {
+        fatal("%s: images of %d x %d do not suit an autoencoder whose latent is %d times smaller; height and width "
+              "have to be multiples of %d", path, size, size, factor, factor);
+    }
+    autoencoder_set_size(a, size, factor, batch);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Opening
+
+// Memory of the CNN that encodes. The draw's noise is small and has its own place.
+static inline void autoencoder_plan_cnn(autoencoder_t* a) {
+    size_t mark = plan_mark(&a->work);
+    cnn_encoder_plan_forward(&a->cnn, &a->plan, &a->work, a->batch, a->H, a->W);
+    plan_rewind(&a->work, mark);
+    plan_floatX(&a->plan, &a->noise, a->batch * autoencoder_latent_values(a), "noise of the latents");
+    plan_floatS(&a->plan, &a->kl, a->batch, "KL divergence");
+}
+
+static inline void autoencoder_plan(autoencoder_t* a) {
+    plan_t *plan = &a->plan, *work = &a->work;
+    size_t image = autoencoder_image_values(a);
+    if (a->encode) {
+        plan_uint8(plan, &a->bytes, a->batch * image, "images (bytes)");
+        plan_floatX(plan, &a->x, a->batch * image, "images");
+    }
+    if (a->encode && a->ldm) autoencoder_plan_cnn(a);
+    if (a->encode && !a->ldm) {
+        vit_plan(&a->encoder, plan, a->batch, a->H, a->W, a->H / a->GH, 0);
+        adapter_plan(&a->adapter, plan, (size_t)a->batch * a->GH * a->GW);
+        size_t mark = plan_mark(work);
+        vit_plan_work(&a->encoder, work);
+        plan_rewind(work, mark);
+    }
+    int own = !a->encode || a->ldm; // else the adapter's output
+    plan_floatX(plan, &a->latent, own ? a->batch * autoencoder_latent_values(a) : 0, "latents");
+    if (a->decode) {
+        decoder_plan_forward(&a->decoder, plan, work, a->batch, a->GH, a->GW);
+    }
+}
+
+// Sets the weights of the halves that are there, and hashes those of all.
+static inline uint64_t autoencoder_load(autoencoder_t* a, const safetensors_t* f, const char* path, const char* prefix,
+                                        int ema, const param_table_t* all) {
+    checkpoint_mismatch_t mismatch = {0, 0, "", ""};
+    uint64_t h = FINGERPRINT_START;
+    size_t longest = params_longest(all);
+    floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
+    for (int i = 0; i < all->n; i++) {
+        const param_t* p = param_find(&a->params.table, all->items[i].name);
+        if (!autoencoder_read(f, prefix, ema, &all->items[i], host, &mismatch)) continue;
+        h = fingerprint_tensor(h, all->items[i].name, host, all->items[i].count);
+        if (!p) continue;
+        params_set(&a->params, PARAM_VALUE, p, host, host + longest);
+    }
+    free(host);
+    checkpoint_report(path, &mismatch);
+    return h;
+}
+
+// What the file calls its latent space, when it holds the rounded weights that it was made with; else what it is.
+static inline void autoencoder_name(autoencoder_t* a, const safetensors_t* f, uint64_t h) {
+    const char* stored = safetensors_metadata(f, "fingerprint_stored");
+    const char* original = safetensors_metadata(f, "fingerprint");
+    fingerprint_text(a->fingerprint, h);
+    if (!stored || !original || strlen(original) != 16 || strcmp(stored, a->fingerprint)) return;
+    snprintf(a->fingerprint, sizeof a->fingerprint, "%s", original);
+}
+
+// Allocates what the configured models need. `all` receives the tensors of both halves.
+static inline void autoencoder_allocate(autoencoder_t* a, param_table_t* all, int encode, int decode) {
+    a->encode = encode;
+    a->decode = decode;
+    autoencoder_register(a, all, 1, 1);
+    autoencoder_register(a, &a->params.table, encode, decode);
+    autoencoder_plan(a);
+    params_allocate(&a->params, a->params.table.total, 0, "the tokenizer's parameters");
+    plan_allocate(&a->plan, "activations");
+    plan_allocate(&a->work, "working memory");
+    if (encode && !a->ldm) a->latent = a->adapter.z;
+    // the fold reads full-precision weights: where the operations read others, both are kept until then
+    if (encode && !a->ldm && a->encoder.fold) params_keep_frozen(&a->params, "the tokenizer in full precision");
+    a->mean = (floatS*)malloc_check(2 * a->z * sizeof(floatS), "latent statistics");
+    a->std = a->mean + a->z;
+    for (int c = 0; c < a->z; c++) a->mean[c] = 0;
+    for (int c = 0; c < a->z; c++) a->std[c] = 1;
+}
+
+// What an open file of ours holds.
+static inline void autoencoder_open_ours(autoencoder_t* a, const safetensors_t* f, const char* path, int average,
+                                         int size, int batch, int encode, int decode) {
+    checkpoint_info_t info = checkpoint_read_info(f, path);
+    a->exported = checkpoint_is_exported(f);
+    if (a->exported && average < 0) {
+        fatal("%s was written by -export and holds averaged weights only; for the raw ones give the checkpoint that it "
+              "was made from", path);
+    }
+    int ema = autoencoder_configure(a, &info, path, size, batch);
+    param_table_t all = {NULL, 0, 0, 0};
+    autoencoder_allocate(a, &all, encode, decode);
+    autoencoder_name(a, f, autoencoder_load(a, f, path, "", average < 0 ? -1 : ema, &all));
+    if (encode) vit_fold(&a->encoder, &a->params);
+    device_free(a->params.frozen);
+    a->params.frozen = NULL;
+    a->statistics = 1;
+    checkpoint_read_vector(f, path, "latent.mean", a->mean, a->z);
+    checkpoint_read_vector(f, path, "latent.std", a->std, a->z);
+    free(all.items);
+}
+
+// What an open file in LDM's layout holds.
+static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f, const char* path, const ldm_file_t* l,
+                                        int size, int batch, int encode, int decode) {
+    autoencoder_configure_ldm(a, l, path, size, batch);
+    param_table_t all = {NULL, 0, 0, 0};
+    autoencoder_register(a, &all, 1, 1);
+    a->others = weights_check_file(f, &all, l->prefix, NULL, ldm_rules, ": it is an autoencoder in LDM's layout");
+    free(all.items);
+    memset(&all, 0, sizeof all);
+    autoencoder_allocate(a, &all, encode, decode);
+    fingerprint_text(a->fingerprint, autoencoder_load(a, f, path, l->prefix, -1, &all));
+    free(all.items);
+}
+
+// Opens a tokenizer's file for up to `batch` images a call. `average`: AUTOENCODER_RAW, or AUTOENCODER_AVERAGED: the
+// average that the file's -ema names; others' files hold one set of weights. `size`: height and width of the images, 0:
+// those it was trained on; -n: those that make latents of n x n, for an autoencoder of LDM's kind, which takes any.
+// Ends with a message when the file does not serve.
+void autoencoder_open_sized(autoencoder_t* a, const char* path, int average, int size, int batch, int encode,
+                            int decode) {
+    memset(a, 0, sizeof *a);
+    safetensors_t file;
+    ldm_file_t ldm;
+    tensor_file_open_or_die(&file, path);
+    if (checkpoint_is_ours(&file)) {
+        autoencoder_open_ours(a, &file, path, average, size, batch, encode, decode);
+    } else if (ldm_file_read(&ldm, &file)) {
+        autoencoder_open_ldm(a, &file, path, &ldm, size, batch, encode, decode);
+    } else {
+        fatal("%s: not a tokenizer checkpoint, and no autoencoder in LDM's layout either (VA-VAE): a tensor "
+              "encoder.down.0.block.0.conv1.weight is missing, also behind state_dict. and model.; give a file that "
+              "train_tokenizer wrote, or one with LDM's names", path);
+    }
+    safetensors_close(&file);
+}
+
+void autoencoder_open(autoencoder_t* a, const char* path, int average, int batch, int encode, int decode) {
+    autoencoder_open_sized(a, path, average, 0, batch, encode, decode);
+}
+
+void autoencoder_close(autoencoder_t* a) {
+    params_free(&a->params);
+    plan_free(&a->plan);
+    plan_free(&a->work);
+    free(a->mean);
+    free(a->data);
+    memset(a, 0, sizeof *a);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Use
+
+// Images on the host -> a->x. The networks take n images from here on.
+static inline void autoencoder_take(autoencoder_t* a,
+                                    const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
+                                    int n, stream_t s) {
+    assert(a->encode && n > 0 && n <= a->batch);
+    size_t values = n * autoencoder_image_values(a);
+    if (pixels) copy_to_device(a->bytes, pixels, values, s);
+    image_from_bytes(a->x, a->bytes, values, s);
+}
+
+// ldm: a->latent = mu + sigma noise of the n images in a->x.
+static inline void autoencoder_encode_cnn(autoencoder_t* a,
+                                          const floatX* noise, // (n, GH, GW, z) or NULL: mu
+                                          int n, stream_t s) {
+    a->cnn.B = a->cnn.stack.B = n;
+    cnn_encoder_forward(&a->cnn, &a->params, a->x, s);
+    posterior_forward(a->latent, a->kl, a->cnn.moments, noise, n, a->GH * a->GW, a->z, s);
+}
+
+// Images on the host -> latents: returns a->latent (n, GH, GW, z), which the next call overwrites. Of a distribution
+// the mean.
+const floatX* autoencoder_encode(autoencoder_t* a,
+                                 const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
+                                 int n, stream_t s) {
+    autoencoder_take(a, pixels, n, s);
+    if (a->ldm) {
+        autoencoder_encode_cnn(a, NULL, n, s);
+        return a->latent;
+    }
+    a->encoder.B = n;
+    a->adapter.N = (size_t)n * a->GH * a->GW;
+    vit_forward(&a->encoder, &a->params, a->x, s);
+    adapter_forward(&a->adapter, &a->params, a->encoder.features, s);
+    return a->latent;
+}
+
+// The same, but of a distribution draw number `draw` of each image's own, in whatever batches they come. An encoder
+// that has no distribution gives its latent.
+const floatX* autoencoder_sample(autoencoder_t* a,
+                                 const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
+                                 int n, uint64_t seed, uint64_t draw,
+                                 const uint64_t* images, // (n) their numbers
+                                 stream_t s) {
+    if (!a->ldm) return autoencoder_encode(a, pixels, n, s);
+    autoencoder_take(a, pixels, n, s);
+    size_t latent = autoencoder_latent_values(a), values = n * latent;
+    floatS* noise = (floatS*)malloc_check(values * sizeof(floatS), "noise of the latents");
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < values; i++) {
+        noise[i] = (floatS)random_normal(seed, RANDOM_POSTERIOR, draw, images[i / latent] * latent + i % latent);
+    }
+    stream_wait(s); // the last call's noise has been read
+    copy_floats_to_device(a->noise, noise, values);
+    free(noise);
+    autoencoder_encode_cnn(a, a->noise, n, s);
+    return a->latent;
+}
+
+// Latents as autoencoder_encode gives them, on the device -> images: returns (n, H, W, 3), about [-1, 1] and not
+// clamped, which the next call overwrites.
+const floatX* autoencoder_decode(autoencoder_t* a,
+                                 const floatX* latent, // (n, GH, GW, z)
+                                 int n, stream_t s) {
+    assert(a->decode && n > 0 && n <= a->batch);
+    a->decoder.B = a->decoder.stack.B = n;
+    decoder_forward(&a->decoder, &a->params, latent, s);
+    return a->decoder.out;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Export
+
+// Both hashes of what is to be exported: before and after rounding to `dtype`. Values beyond F16 end the program.
+static inline void autoencoder_hash_export(const safetensors_t* f, const char* path, int ema, const param_table_t* all,
+                                           st_dtype_t dtype, floatS* host, uint64_t h[2]) {
+    checkpoint_mismatch_t mismatch = {0, 0, "", ""};
+    h[0] = h[1] = FINGERPRINT_START;
+    for (int i = 0; i < all->n; i++) {
+        const param_t* p = &all->items[i];
+        if (!autoencoder_read(f, "", ema, p, host, &mismatch)) continue;
+        h[0] = fingerprint_tensor(h[0], p->name, host, p->count);
+        for (size_t j = 0; dtype == ST_F16 && j < p->count; j++) {
+            unsigned char half[2];
+            uint16_t bits;
+            st_store(ST_F16, (double)host[j], half);
+            memcpy(&bits, half, 2);
+            host[j] = st_from_f16(bits);
+            if (!isfinite(host[j])) fatal("%s: a value of %s is beyond F16; give -export_type f32", path, p->name);
+        }
+        h[1] = fingerprint_tensor(h[1], p->name, host, p->count);
+    }
+    checkpoint_report(path, &mismatch);
+}
+
+static inline void autoencoder_declare(st_writer_t* w, const checkpoint_info_t* info, const param_table_t* all,
+                                       st_dtype_t dtype, const uint64_t h[2], size_t z) {
+    char text[17];
+    safetensors_writer_metadata(w, "format", CHECKPOINT_FORMAT);
+    checkpoint_number(w, "stage", info->stage);
+    checkpoint_number(w, "step", info->step);
+    checkpoint_number(w, "images", info->images);
+    safetensors_writer_metadata(w, "config", info->config);
+    safetensors_writer_metadata(w, "weights", "averaged");
+    safetensors_writer_metadata(w, "fingerprint", fingerprint_text(text, h[0]));
+    safetensors_writer_metadata(w, "fingerprint_stored", fingerprint_text(text, h[1]));
+    for (int i = 0; i < all->n; i++) {
+        const param_t* p = &all->items[i];
+        size_t shape[4];
+        for (int k = 0; k < p->ndim; k++) shape[k] = (size_t)p->shape[k];
+        safetensors_writer_tensor(w, p->name, dtype, p->ndim, shape);
+    }
+    safetensors_writer_tensor(w, "latent.mean", ST_F32, 1, &z);
+    safetensors_writer_tensor(w, "latent.std", ST_F32, 1, &z);
+}
+
+// Writes the tokenizer in a checkpoint as one file for use, weights as `dtype` (ST_F32 or ST_F16). Needs no device.
+void autoencoder_export(const char* checkpoint, const char* path, st_dtype_t dtype) {
+    static autoencoder_t a; // for its models, to register them
+    safetensors_t file;
+    checkpoint_info_t info = checkpoint_open(&file, checkpoint);
+    memset(&a, 0, sizeof a);
+    int ema = autoencoder_configure(&a, &info, checkpoint, 0, 1);
+    param_table_t all = {NULL, 0, 0, 0};
+    autoencoder_register(&a, &all, 1, 1);
+    floatS* host = (floatS*)malloc_check(params_longest(&all) * sizeof(floatS), "a tensor"); // decoder.conv_in has > z
+    uint64_t h[2];
+    autoencoder_hash_export(&file, checkpoint, ema, &all, dtype, host, h);
+
+    st_writer_t w;
+    checkpoint_mismatch_t mismatch = {0, 0, "", ""}; // all of them fit: they have been hashed
+    safetensors_writer_init(&w);
+    autoencoder_declare(&w, &info, &all, dtype, h, a.z);
+    safetensors_writer_begin(&w, path);
+    for (int i = 0; i < all.n; i++) {
+        autoencoder_read(&file, "", ema, &all.items[i], host, &mismatch);
+        safetensors_writer_data(&w, host, all.items[i].count);
+    }
+    checkpoint_read_vector(&file, checkpoint, "latent.mean", host, a.z);
+    safetensors_writer_data(&w, host, a.z);
+    checkpoint_read_vector(&file, checkpoint, "latent.std", host, a.z);
+    safetensors_writer_data(&w, host, a.z);
+    safetensors_writer_finish_or_die(&w);
+    free(host);
+    free(all.items);
+    free(a.data);
+    safetensors_close(&file);
+}

@@ -1,0 +1,130 @@
+// dit_sampler.h: pictures from a LightningDiT and the tokenizer whose latents it has learnt.
+//
+//     noise --flow_sampler.h: LightningDiT is the field--> normalised latent --x std + mean--> latent --decoder--> bytes
+//
+// An image is numbered. Its noise depends on the seed and on this number alone. The CPU build draws images one by one,
+// because the bits of a matrix product depend on the number of its rows: so an image is the same whatever else is drawn
+// beside it. On a GPU a batch is drawn at once.
+// Look next at common/drawing/flow_sampler.h (guidance and solvers) and sample.cu, the program.
+#pragma once
+// defines: flow_network_t, flow_sampler_t, flow_guidance_t, flow_noise, flow_sample, flow_guided_velocity
+#include "common/drawing/flow_sampler.h"
+// defines: lightningdit_t, lightningdit_forward
+#include "common/models/lightningdit.h"
+// defines: autoencoder_t, autoencoder_decode
+#include "common/drawing/autoencoder.h"
+// defines: image_bytes_from_floats
+#include "common/data/image.h"
+
+typedef struct {
+    flow_solver_t solver;
+    int points;     // of the time grid; one step less
+    double shift;
+    flow_guidance_t guidance; // channels 0: all
+    int batch;      // images drawn at once; the CPU build takes 1
+    uint64_t seed;
+} dit_sampler_options_t;
+
+typedef struct {
+    dit_sampler_options_t options;
+    lightningdit_t* net; // planned for dit_sampler_pass() images; for fewer, it is called more often
+    const params_t* params;
+    autoencoder_t* tokenizer;
+    flow_network_t network;
+    flow_sampler_t sampler;
+    plan_t plan;
+    size_t n;           // numbers of a latent
+    floatS* x;          // (batch, S, S, C)
+    floatX* z;          // (batch, S, S, C)
+    floatS *mean, *std; // (C) on the device
+} dit_sampler_t;
+
+static inline int dit_sampler_batch(int batch) {
+#ifdef USE_CUDA
+    return batch;
+#else
+    (void)batch;
+    return 1;
+#endif
+}
+
+// Images that the network evaluates at once: those of a batch, and again without their labels.
+static inline int dit_sampler_pass(int batch, const flow_guidance_t* guidance) {
+    return dit_sampler_batch(batch) * (guidance->w > 1 ? 2 : 1);
+}
+
+// A network_fn.
+static inline void dit_sampler_evaluate(void* sampler, floatX* v, const floatX* xt, const floatS* t, const int* labels,
+                                        int B, stream_t s) {
+    dit_sampler_t* d = (dit_sampler_t*)sampler;
+    lightningdit_forward(d->net, d->params, xt, t, labels, B, s);
+    copy_on_device(v, d->net->v, (size_t)B * d->n * sizeof(floatX), s);
+}
+
+// `d` must stay where it is. The tokenizer is opened for dit_sampler_batch() images, with the decoder.
+void dit_sampler_open(dit_sampler_t* d, lightningdit_t* net, const params_t* params, autoencoder_t* tokenizer,
+                      const floatS* mean, const floatS* std, // (C) on the host
+                      dit_sampler_options_t options) {
+    memset(d, 0, sizeof *d);
+    int C = net->config.C, side = net->config.side;
+    if (tokenizer->z != C || tokenizer->GH != side) {
+        fatal("the tokenizer makes latents of %d x %d with %d channels, the DiT was trained on %d x %d with %d; give "
+              "the tokenizer that made its latents", tokenizer->GH, tokenizer->GW, tokenizer->z, side, side, C);
+    }
+    options.batch = dit_sampler_batch(options.batch);
+    if (options.guidance.channels == 0) options.guidance.channels = C;
+    d->options = options;
+    d->net = net;
+    d->params = params;
+    d->tokenizer = tokenizer;
+    d->n = (size_t)side * side * C;
+    int pass = dit_sampler_pass(options.batch, &options.guidance);
+    if (pass > net->capacity) pass = net->capacity; // in training, by the batch
+    flow_network_plan(&d->network, &d->plan, dit_sampler_evaluate, d, net->config.classes, options.guidance,
+                      options.batch, pass, side * side, C);
+    flow_sampler_plan(&d->sampler, &d->plan, options.solver, options.points, options.shift, options.batch, d->n);
+    plan_floatS(&d->plan, &d->x, options.batch * d->n, "sampler.x");
+    plan_floatX(&d->plan, &d->z, options.batch * d->n, "sampler.z");
+    plan_floatS(&d->plan, &d->mean, (size_t)C, "sampler.mean");
+    plan_floatS(&d->plan, &d->std, (size_t)C, "sampler.std");
+    plan_allocate(&d->plan, "sampling");
+    copy_to_device(d->mean, mean, C * sizeof(floatS), 0);
+    copy_to_device(d->std, std, C * sizeof(floatS), 0);
+}
+
+void dit_sampler_close(dit_sampler_t* d) {
+    flow_network_free(&d->network);
+    flow_sampler_free(&d->sampler);
+    plan_free(&d->plan);
+    memset(d, 0, sizeof *d);
+}
+
+// Draws at most options.batch images: numbers images[b], of classes labels[b].
+static inline void dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, const uint64_t* images, const int* labels,
+                                          int B, stream_t s) {
+    int HW = d->net->config.side * d->net->config.side, C = d->net->config.C;
+    d->network.labels = labels;
+    flow_noise(d->x, images, B, d->n, d->options.seed, s);
+    flow_sample(&d->sampler, d->x, B, flow_guided_velocity, &d->network, s);
+    latent_denormalise(d->z, d->x, d->mean, d->std, (size_t)B * HW, C, s);
+    size_t values = (size_t)B * d->tokenizer->H * d->tokenizer->W * 3;
+    floatS* host = (floatS*)malloc_check(values * sizeof(floatS), "drawn images");
+    const floatX* image = autoencoder_decode(d->tokenizer, d->z, B, s);
+    stream_wait(s);
+    copy_floats_to_host(host, image, values);
+    image_bytes_from_floats(pixels, host, values);
+    free(host);
+}
+
+// Draws `count` images.
+void dit_sampler_draw(dit_sampler_t* d,
+                      uint8_t* pixels,        // (count, H, W, 3)
+                      const uint64_t* images, // (count) their numbers
+                      const int* labels,      // (count)
+                      int count, stream_t s) {
+    size_t image = (size_t)d->tokenizer->H * d->tokenizer->W * 3;
+    for (int first = 0; first < count; first += d->options.batch) {
+        int B = count - first < d->options.batch ? count - first : d->options.batch;
+        dit_sampler_draw_batch(d, pixels + first * image, images + first, labels + first, B, s);
+    }
+}

@@ -1,0 +1,168 @@
+// extract.h: images become latents on a disk (`./train_dit -extract 1`).
+//
+// Each image is cut to the tokenizer's square as ADM does it (image_centre_crop_adm) and encoded twice, as it is and
+// mirrored: no latent is ever mirrored, since the encoder is not symmetric. Latents are stored as they come; training
+// normalises them. The file format is LightningDiT's (common/data/latents.h).
+//
+// Process r of W takes the images r, r + W, r + 2W, ...; a shard is so many of them. A shard that is there already,
+// of the same tokenizer, image set and size, is kept: so an extraction that was stopped goes on where it was.
+// While the device encodes one batch, the host reads and cuts the next. Look next at common/data/latents.h.
+#pragma once
+#include <errno.h>
+#include <unistd.h>
+
+// defines: autoencoder_t, autoencoder_open, autoencoder_encode
+#include "common/drawing/autoencoder.h"
+// defines: clock_seconds, clock_duration
+#include "common/program/clock.h"
+// defines: comm_t, comm_is_first, comm_any
+#include "common/training/comm.h"
+// defines: dataset_t, dataset_open, dataset_load, dataset_label
+#include "common/data/dataset.h"
+// defines: make_folder
+#include "common/files/folder.h"
+// defines: image_centre_crop_adm
+#include "common/data/crop.h"
+// defines: latent_shard_t, latent_shard_*
+#include "common/data/latents.h"
+
+typedef struct {
+    const char *data, *tokenizer, *latents;
+    int images;       // the first so many; 0: all
+    int shard_images;
+    int batch;        // images encoded at once; half of the rows are their mirrored twins
+} extract_options_t;
+
+typedef struct {
+    const extract_options_t* options;
+    comm_t* comm;
+    stream_t stream;
+    dataset_t data;
+    autoencoder_t tokenizer;
+    size_t total, mine;  // images in all; this process's
+    size_t kept, done, damaged; // of them: in shards that were there; encoded; unreadable
+    double start;
+    uint8_t* pixels[2];  // (2 batch, H, W, 3) of the batch that is being encoded and of the next
+    int* labels[2];      // (batch) -1: the image cannot be read
+    floatS* host;        // (2 batch, GH, GW, z)
+} extract_t;
+
+// Reads `count` of this process's images, from number `first` on, into buffer `which`: images, then their mirrored
+// twins.
+static inline void extract_read(extract_t* e, int which, size_t first, int count) {
+    int H = e->tokenizer.H, W = e->tokenizer.W;
+    size_t size = (size_t)H * W * 3;
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < count; i++) {
+        size_t number = (size_t)e->comm->rank + (first + i) * e->comm->size;
+        char error[IMAGE_ERROR_SIZE];
+        image_t image;
+        uint8_t* at = e->pixels[which] + i * size;
+        e->labels[which][i] = -1;
+        if (!dataset_load(&e->data, number, &image, error)) {
+            warn("%s; it is left out", error);
+            memset(at, 0, size);
+            memset(at + count * size, 0, size);
+            continue;
+        }
+        image_centre_crop_adm(at, &image, H);
+        image_free(&image);
+        image_mirror(at + count * size, at, H, W);
+        e->labels[which][i] = dataset_label(&e->data, number);
+    }
+}
+
+static inline void extract_progress(extract_t* e, int shard, int shards) {
+    char left[24];
+    double seconds = clock_seconds() - e->start, speed = (double)e->done / (seconds > 0 ? seconds : 1);
+    clock_duration(left, sizeof left, speed > 0 ? (double)(e->mine - e->kept - e->done) / speed : 0);
+    printf("extract        shard %d of %d   %zu of %zu images   %.*f img/s   %s left\n", shard + 1, shards,
+           e->kept + e->done, e->mine, speed < 10 ? 2 : 0, speed, left);
+    fflush(stdout);
+}
+
+// Encodes this process's images [first, first + count) into a shard.
+static inline void extract_shard(extract_t* e, latent_shard_t* shard, size_t first, size_t count) {
+    size_t latent = autoencoder_latent_values(&e->tokenizer), batch = (size_t)e->options->batch;
+    int which = 0;
+    extract_read(e, which, first, (int)(count < batch ? count : batch));
+    for (size_t at = 0; at < count; at += batch, which = !which) {
+        int n = (int)(count - at < batch ? count - at : batch);
+        const floatX* z = autoencoder_encode(&e->tokenizer, e->pixels[which], 2 * n, e->stream);
+        size_t next = at + batch;
+        if (next < count) extract_read(e, !which, first + next, (int)(count - next < batch ? count - next : batch));
+        stream_wait(e->stream);
+        copy_floats_to_host(e->host, z, 2 * n * latent);
+        for (int i = 0; i < n; i++) {
+            if (e->labels[which][i] < 0) e->damaged++;
+            else latent_shard_add(shard, e->host + i * latent, e->host + (n + i) * latent, e->labels[which][i]);
+        }
+        e->done += n;
+    }
+}
+
+// Statistics of the latents that were in the folder before are not those of the latents that will be.
+static inline void extract_forget_statistics(const char* folder) {
+    char* path = dataset_join(folder, LATENT_STATS);
+    if (unlink(path) && errno != ENOENT) fatal("cannot remove %s: %s; remove it", path, strerror(errno));
+    free(path);
+}
+
+// Writes the shards of this process that are not there yet.
+static inline void extract_shards(extract_t* e) {
+    const extract_options_t* o = e->options;
+    const autoencoder_t* t = &e->tokenizer;
+    latent_origin_t origin = {t->fingerprint, e->data.folder, e->data.count, e->data.class_count, (int)e->comm->size};
+    size_t per_shard = (size_t)o->shard_images;
+    int shards = (int)((e->mine + per_shard - 1) / per_shard);
+    for (int k = 0; k < shards; k++) {
+        size_t first = k * per_shard, count = e->mine - first < per_shard ? e->mine - first : per_shard;
+        char path[1200];
+        latent_shard_path(path, sizeof path, o->latents, e->comm->rank, k);
+        if (latent_shard_is_made(path, count, t->z, t->GH, &origin)) {
+            e->kept += count;
+            printf("kept           %s\n", path);
+            continue;
+        }
+        latent_shard_t shard;
+        latent_shard_open(&shard, (int)count, t->z, t->GH);
+        extract_shard(e, &shard, first, count);
+        extract_forget_statistics(o->latents);
+        latent_shard_write(&shard, path, &origin, count);
+        extract_progress(e, k, shards);
+    }
+}
+
+// All processes together. `comm` is attached.
+void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
+    static extract_t e;
+    memset(&e, 0, sizeof e);
+    e.options = o;
+    e.comm = comm;
+    e.stream = s;
+    dataset_open(&e.data, o->data, SPLIT_TRAIN);
+    autoencoder_open(&e.tokenizer, o->tokenizer, AUTOENCODER_AVERAGED, 2 * o->batch, 1, 0);
+    e.total = o->images && (size_t)o->images < e.data.count ? (size_t)o->images : e.data.count;
+    e.mine = (e.total + comm->size - 1 - comm->rank) / comm->size;
+    printf("extract        %zu images of %s, %d classes, by tokenizer %s (%s)\n", e.total, e.data.folder,
+           e.data.class_count, o->tokenizer, e.tokenizer.fingerprint);
+    make_folder(o->latents);
+    size_t image = autoencoder_image_values(&e.tokenizer), rows = 2 * (size_t)o->batch;
+    for (int i = 0; i < 2; i++) {
+        e.pixels[i] = (uint8_t*)host_malloc(rows * image, "images");
+        e.labels[i] = (int*)malloc_check(o->batch * sizeof(int), "labels");
+    }
+    e.host = (floatS*)malloc_check(rows * autoencoder_latent_values(&e.tokenizer) * sizeof(floatS), "latents");
+    e.start = clock_seconds();
+    extract_shards(&e);
+    if (e.damaged) warn("%zu images could not be read and are left out", e.damaged);
+    comm_any(comm, 0); // all have written
+    printf("latents        %s\n", o->latents);
+    for (int i = 0; i < 2; i++) {
+        host_free(e.pixels[i]);
+        free(e.labels[i]);
+    }
+    free(e.host);
+    autoencoder_close(&e.tokenizer);
+    dataset_close(&e.data);
+}

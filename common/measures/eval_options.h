@@ -1,0 +1,179 @@
+// eval_options.h: the flags of eval.cu, in one table, and what every mode of it is handed.
+//
+// Look next at eval.cu.
+#pragma once
+// defines: cli_t, cli_flag_t, cli_preset_t, cli_setting_t
+#include "common/program/cli.h"
+// defines: comm_t
+#include "common/training/comm.h"
+// defines: flow_solver_t
+#include "common/drawing/flow_sampler.h"
+// defines: make_folder
+#include "common/files/folder.h"
+// defines: report_t
+#include "common/measures/report.h"
+
+enum { EVAL_FLAGS = 72, EVAL_BATCH = 4096 }; // at most
+enum { EVAL_INPUT_AUTO, EVAL_INPUT_PT, EVAL_INPUT_TF }; // -input
+
+typedef struct {
+    const char *preset, *inspect, *tokenizer, *dit, *latent_stats, *features, *lpips_weights, *encoder;
+    const char *encoder_weights, *data, *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca;
+    const char *out, *json;
+    int recon, gen, probe, latent, sweep, raw, images, reference_images, crop, force, input, n, balanced, steps, solver;
+    int cfg_channels, probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k;
+    int cknna_clip, draws, pca_joint, lpips_u8, pr_images, pr_fp16, batch, time_limit;
+    double shift, cfg, cfg_start, probe_lr;
+    size_t seed;
+} eval_options_t;
+
+// What every mode gets.
+typedef struct {
+    eval_options_t options;
+    cli_t cli;
+    comm_t comm;
+    stream_t stream;
+    report_t report;
+} eval_t;
+
+// The data set: that of -data, or the one that a tokenizer was trained on, if it says so.
+static inline const char* eval_data(const eval_options_t* o, const char* trained_on) {
+    if (o->data[0]) return o->data;
+    if (!trained_on || !trained_on[0]) fatal("-data: which images shall be measured? The model's file does not say");
+    return trained_on;
+}
+
+// "OUT/recon_stage3.png" for a measure of runs/mini/stage3.safetensors; the folder is made.
+static inline void eval_output_path(const eval_t* e, char* path, size_t size, const char* measure, const char* subject,
+                                    const char* suffix) {
+    const char *slash = strrchr(subject, '/'), *name = slash ? slash + 1 : subject, *dot = strrchr(name, '.');
+    make_folder(e->options.out);
+    snprintf(path, size, "%s/%s_%.*s.%s", e->options.out, measure, (int)(dot ? dot - name : (int)strlen(name)), name,
+             suffix);
+}
+
+static const cli_setting_t eval_preset_mini[] = {{"tokenizer", "miniature/tokenizer.safetensors"},
+    {"dit", "miniature/dit.safetensors"}, {"features", "miniature/vgg.safetensors"},
+    {"lpips_weights", "miniature/vgg.safetensors"}, {"crop", "tv"}, {"images", "2048"}, {"n", "1000"},
+    {"steps", "20"}, {"shift", "1"}, {"probe_images", "10000"}, {"probe_augment", "0"}, {"probe_norm", "1"},
+    {"encoder", "mini"}, {"latent_images", "2000"}, {NULL, NULL}};
+static const cli_setting_t eval_preset_imagenet[] = {{"tokenizer", "runs/imagenet/stage3.safetensors"},
+    {"dit", "runs/dit_imagenet/dit.safetensors"}, {"data", "imagenet"}, {NULL, NULL}};
+static const cli_setting_t eval_preset_paper[] = {{"tokenizer", "runs/imagenet/stage3.safetensors"},
+    {"dit", "runs/dit_imagenet/dit.safetensors"}, {"data", "imagenet"}, {"n", "50000"}, {"steps", "250"},
+    {"cfg", "10"}, {"cfg_channels", "3"}, {"cfg_start", "0.11"},
+    {"reference", "VIRTUAL_imagenet256_labeled.npz"}, {NULL, NULL}};
+
+static const cli_preset_t eval_presets[] = {
+    {"mini", "the trained miniature that comes with this repository (Fashion-MNIST, 32 pixels)", eval_preset_mini},
+    {"imagenet", "what train_tokenizer and train_dit -preset imagenet leave", eval_preset_imagenet},
+    {"paper", "the same by the paper's protocol: 50,000 samples, 250 steps, ADM's reference", eval_preset_paper},
+};
+enum { EVAL_PRESETS = sizeof eval_presets / sizeof eval_presets[0] };
+
+static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
+    const cli_flag_t flags[] = {
+        {"What to measure", "recon", CLI_BOOL, &o->recon, "0", NULL,
+         "a tokenizer's reconstructions: rFID, PSNR, SSIM, LPIPS, and a sheet of the worst, median and best",
+         CLI_NOT_SAVED},
+        {NULL, "gen", CLI_BOOL, &o->gen, "0", NULL,
+         "samples: gFID, sFID, Inception Score, precision, recall, KID against a reference", CLI_NOT_SAVED},
+        {NULL, "probe", CLI_BOOL, &o->probe, "0", NULL, "a linear classifier on the frozen latent", CLI_NOT_SAVED},
+        {NULL, "latent", CLI_BOOL, &o->latent, "0", NULL,
+         "the latent space: CKNNA, spatial variance, total variation, density, and PCA pictures", CLI_NOT_SAVED},
+        {NULL, "sweep", CLI_BOOL, &o->sweep, "0", NULL, "gFID against sampling steps and against guidance, as a plot",
+         CLI_NOT_SAVED},
+        {NULL, "inspect", CLI_STRING, &o->inspect, "", NULL,
+         "list the tensors of a file: safetensors, PyTorch (.pt, .pth, .ckpt), NumPy (.npz, .npy)", CLI_NOT_SAVED},
+        {NULL, "preset", CLI_PRESET, &o->preset, "mini", NULL,
+         "sets the flags listed at the end, unless they are given", CLI_NOT_SAVED},
+        {"Models", "tokenizer", CLI_STRING, &o->tokenizer, "", NULL,
+         "checkpoints of train_tokenizer, exported files, or VA-VAE's, with commas between them; a DiT uses the last",
+         CLI_SAVED},
+        {NULL, "dit", CLI_STRING, &o->dit, "", NULL, "a LightningDiT to draw with: what sample.cu takes", CLI_SAVED},
+        {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
+         "mean and deviation of the latents, where -dit does not hold them: LightningDiT's latents_stats.pt",
+         CLI_SAVED},
+        {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "raw weights instead of the averaged ones", CLI_SAVED},
+        {NULL, "features", CLI_STRING, &o->features, "", NULL,
+         "pytorch-fid's Inception weights (pt_inception-2015-12-05-6726825d.pth), or a miniature classifier, whose "
+         "scores have other names", CLI_SAVED},
+        {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL,
+         "VGG16 with LPIPS' heads, as for train_tokenizer; empty: no LPIPS", CLI_SAVED},
+        {"Images", "data", CLI_STRING, &o->data, "", NULL,
+         "data set, as for train_tokenizer; its val split is what -recon, -probe and -latent measure on", CLI_SAVED},
+        {NULL, "images", CLI_INT, &o->images, "50000", "[2, inf)", "of the val split, by lot if it has more",
+         CLI_SAVED},
+        {NULL, "crop", CLI_CHOICE, &o->crop, "adm", "adm|tv",
+         "how an image is cut to a square: ADM's way, or torchvision's Resize and CenterCrop", CLI_SAVED},
+        {NULL, "samples", CLI_STRING, &o->samples, "", NULL,
+         "-gen: an .npz file or a folder of images instead of drawing them", CLI_SAVED},
+        {NULL, "reference", CLI_STRING, &o->reference, "train", NULL,
+         "-gen: train (the training split of -data), another folder, or an .npz: ADM's, pytorch-fid's, ours",
+         CLI_SAVED},
+        {NULL, "reference_images", CLI_INT, &o->reference_images, "0", "[0, inf)",
+         "of a reference that is images, by lot; 0: all", CLI_SAVED},
+        {NULL, "save_reference", CLI_STRING, &o->save_reference, "", NULL,
+         "-gen: write the reference's statistics here (.npz), for the next time", CLI_NOT_SAVED},
+        {NULL, "force", CLI_BOOL, &o->force, "0", NULL,
+         "allow a reference that was made for another score, or with another network", CLI_SAVED},
+        {NULL, "input", CLI_CHOICE, &o->input, "auto", "auto|pt|tf",
+         "Inception's input: pt as pytorch-fid (rFID), tf as ADM's graph (gFID); auto: each score its own", CLI_SAVED},
+        {"Drawing", "n", CLI_INT, &o->n, "50000", "[2, inf)", "samples", CLI_SAVED},
+        {NULL, "class", CLI_CHOICE, &o->balanced, "random", "random|balanced", "their classes: drawn, or in turn",
+         CLI_SAVED},
+        {NULL, "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
+         "points of the time grid: one step less, as LightningDiT counts", CLI_SAVED},
+        {NULL, "solver", CLI_CHOICE, &o->solver, "euler", "euler|midpoint|heun|heun3|rk4|dopri5",
+         "dopri5 chooses its own steps", CLI_SAVED},
+        {NULL, "shift", CLI_NUMBER, &o->shift, "0.3", "[0, inf)",
+         "time shift: below 1, more steps near the noise; 0: none", CLI_SAVED},
+        {NULL, "cfg", CLI_NUMBER, &o->cfg, "1", "[0, inf)", "guidance scale; 1 or less: none", CLI_SAVED},
+        {NULL, "cfg_channels", CLI_INT, &o->cfg_channels, "0", "[0, 1024]",
+         "guided channels, the first so many; 0: all; 3: LightningDiT's and the paper's form", CLI_SAVED},
+        {NULL, "cfg_start", CLI_NUMBER, &o->cfg_start, "0", "[0, 1]", "time from which guidance acts (1 is data)",
+         CLI_SAVED},
+        {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "of the noise, the labels, and the probe", CLI_SAVED},
+        {"Sweep", "sweep_steps", CLI_STRING, &o->sweep_steps, "30,50,80,120,250", NULL,
+         "sampling steps, with commas; empty: none", CLI_SAVED},
+        {NULL, "sweep_cfg", CLI_STRING, &o->sweep_cfg, "1,1.5,2,3,4", NULL,
+         "guidance scales, with commas; empty: none", CLI_SAVED},
+        {"Linear probe", "probe_images", CLI_INT, &o->probe_images, "0", "[0, inf)",
+         "training images, by lot; 0: all", CLI_SAVED},
+        {NULL, "probe_epochs", CLI_INT, &o->probe_epochs, "3", "[1, 1000]", "passes over them", CLI_SAVED},
+        {NULL, "probe_batch", CLI_INT, &o->probe_batch, "256", "[1, 65536]", "images a step", CLI_SAVED},
+        {NULL, "probe_lr", CLI_NUMBER, &o->probe_lr, "1e-3", "(0, 1)", "learning rate of Adam", CLI_SAVED},
+        {NULL, "probe_norm", CLI_BOOL, &o->probe_norm, "0", NULL,
+         "scale each latent channel to unit deviation first; the paper does not say", CLI_SAVED},
+        {NULL, "probe_augment", CLI_BOOL, &o->probe_augment, "1", NULL,
+         "random crops and mirrored images, encoded anew each epoch; 0: centre crops, encoded once and kept in memory",
+         CLI_SAVED},
+        {"Latent space", "encoder_weights", CLI_STRING, &o->encoder_weights, "", NULL,
+         "the pretrained encoder whose tokens CKNNA compares with; empty: the tokenizer's own encoder", CLI_SAVED},
+        {NULL, "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL, "its configuration, as for train_tokenizer",
+         CLI_SAVED},
+        {NULL, "latent_images", CLI_INT, &o->latent_images, "10000", "[4, inf)",
+         "of the val split, by lot if it has more", CLI_SAVED},
+        {NULL, "cknna_k", CLI_INT, &o->cknna_k, "10", "[1, 100000]", "neighbours of CKNNA", CLI_SAVED},
+        {NULL, "cknna_clip", CLI_BOOL, &o->cknna_clip, "0", NULL, "clamp features at their 95th percentile first",
+         CLI_SAVED},
+        {NULL, "draws", CLI_INT, &o->draws, "3", "[1, 100]", "repetitions of the density measures", CLI_SAVED},
+        {NULL, "pca", CLI_STRING, &o->pca, "0,1,2,3,4,5", NULL, "images of the PCA picture, with commas; empty: none",
+         CLI_SAVED},
+        {NULL, "pca_joint", CLI_BOOL, &o->pca_joint, "0", NULL, "one basis for all images of a tokenizer", CLI_SAVED},
+        {"Variants", "lpips_u8", CLI_BOOL, &o->lpips_u8, "0", NULL, "LPIPS of the rounded images", CLI_SAVED},
+        {NULL, "pr_images", CLI_INT, &o->pr_images, "10000", "[4, inf)",
+         "images of the reference for precision, recall and KID, at most, by lot", CLI_SAVED},
+        {NULL, "pr_fp16", CLI_BOOL, &o->pr_fp16, "0", NULL, "precision and recall with ADM's 16-bit distances",
+         CLI_SAVED},
+        {"Output", "out", CLI_STRING, &o->out, "runs/eval", NULL, "folder for pictures and for what a sweep has done",
+         CLI_NOT_SAVED},
+        {NULL, "json", CLI_STRING, &o->json, "", NULL, "file to append a JSON line to for each result", CLI_NOT_SAVED},
+        {"Machine", "batch", CLI_INT, &o->batch, "64", "[1, 4096]", "images at a time; results do not depend on it",
+         CLI_NOT_SAVED},
+        {NULL, "time_limit", CLI_INT, &o->time_limit, "86400", "[1, inf)",
+         "several processes: seconds to wait for one another before giving up", CLI_NOT_SAVED},
+    };
+    memcpy(out, flags, sizeof flags);
+    return (int)(sizeof flags / sizeof flags[0]);
+}

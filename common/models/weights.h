@@ -1,0 +1,583 @@
+// weights.h: public weight files into a parameter table, and a table into a file.
+//
+// The same ViT is published under four sets of names. The table of parameters uses timm's; a format below is a list
+// of rules "name in the file -> name here", tried from the top:
+//
+//     {"encoder.layer.{i}.attention.attention.key.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE}
+//
+// {i} stands for a number and a final * for any rest; both are carried over. A rule may fill one third of a tensor:
+// timm stacks the weights of query, key and value, Hugging Face keeps them apart. A rule without a name here says
+// that the tensor is known and not wanted (a classifier, the text tower). Which format a file has shows in one
+// tensor, its anchor; what stands before the anchor's name is the prefix of the whole model in that file ("dinov2.",
+// "encoder.", ...).
+//
+// Nothing is half loaded: every tensor of the table must be filled exactly once, by a tensor of the same shape (up to
+// dimensions of size 1), and every tensor of the file must be accounted for. Otherwise the program ends with what is
+// missing, unexpected and of the wrong shape, and for a ViT also with what the file seems to be.
+//
+// One difference between formats is arithmetic: facebook and Hugging Face keep a position for the class token in
+// models with registers, timm adds it to the class token (weights_fold_class_position).
+//
+// A file may be safetensors or PyTorch's own (.pth, .bin), whose nested dictionaries are prefixes: "model.", "ema.".
+// Left out: files in several shards. Look next at common/files/tensor_file.h, which opens them, and
+// common/models/vit.h, which registers the names.
+#pragma once
+// defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order, params_to_file_order
+#include "common/models/params.h"
+// defines: safetensors_*, st_tensor_t, st_shape_text
+#include "common/files/safetensors.h"
+// defines: tensor_file_open_or_die
+#include "common/files/tensor_file.h"
+// defines: vit_config_t, vit_configs, vit_position_rows
+#include "common/models/vit.h"
+
+typedef enum { PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST } weights_part_t;
+
+typedef struct {
+    const char* file; // NULL ends a list
+    const char* ours; // NULL: known and not wanted
+    weights_part_t part;
+} weights_rule_t;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The formats
+
+static const weights_rule_t weights_same_names[] = {{"*", "*", PART_WHOLE}, {NULL, NULL, PART_WHOLE}};
+
+// timm vision_transformer.py; facebookresearch/dinov2 and mae use the same names but for the registers.
+static const weights_rule_t weights_timm[] = {
+    {"register_tokens", "reg_token", PART_WHOLE},
+    {"mask_token", NULL, PART_WHOLE},  // of DINOv2's and MAE's own training
+    {"decoder_*", NULL, PART_WHOLE},   // MAE's decoder
+    {"attn_pool.*", NULL, PART_WHOLE}, // SigLIP's pooling head
+    {"head.*", NULL, PART_WHOLE},      // classifiers
+    {"head_drop.*", NULL, PART_WHOLE},
+    {"fc_norm.*", NULL, PART_WHOLE},
+    {"*", "*", PART_WHOLE},
+    {NULL, NULL, PART_WHOLE}};
+
+// transformers modeling_dinov2.py and modeling_dinov2_with_registers.py
+static const weights_rule_t weights_hf_dinov2[] = {
+    {"embeddings.cls_token", "cls_token", PART_WHOLE},
+    {"embeddings.register_tokens", "reg_token", PART_WHOLE},
+    {"embeddings.mask_token", NULL, PART_WHOLE},
+    {"embeddings.position_embeddings", "pos_embed", PART_WHOLE},
+    {"embeddings.patch_embeddings.projection.*", "patch_embed.proj.*", PART_WHOLE},
+    {"encoder.layer.{i}.norm1.*", "blocks.{i}.norm1.*", PART_WHOLE},
+    {"encoder.layer.{i}.attention.attention.query.*", "blocks.{i}.attn.qkv.*", PART_FIRST},
+    {"encoder.layer.{i}.attention.attention.key.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE},
+    {"encoder.layer.{i}.attention.attention.value.*", "blocks.{i}.attn.qkv.*", PART_LAST},
+    {"encoder.layer.{i}.attention.output.dense.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
+    {"encoder.layer.{i}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma", PART_WHOLE},
+    {"encoder.layer.{i}.norm2.*", "blocks.{i}.norm2.*", PART_WHOLE},
+    {"encoder.layer.{i}.mlp.*", "blocks.{i}.mlp.*", PART_WHOLE},
+    {"encoder.layer.{i}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma", PART_WHOLE},
+    {"layernorm.*", "norm.*", PART_WHOLE},
+    {"classifier.*", NULL, PART_WHOLE},
+    {NULL, NULL, PART_WHOLE}};
+
+// transformers modeling_vit_mae.py
+static const weights_rule_t weights_hf_mae[] = {
+    {"embeddings.cls_token", "cls_token", PART_WHOLE},
+    {"embeddings.position_embeddings", "pos_embed", PART_WHOLE},
+    {"embeddings.patch_embeddings.projection.*", "patch_embed.proj.*", PART_WHOLE},
+    {"encoder.layer.{i}.layernorm_before.*", "blocks.{i}.norm1.*", PART_WHOLE},
+    {"encoder.layer.{i}.attention.attention.query.*", "blocks.{i}.attn.qkv.*", PART_FIRST},
+    {"encoder.layer.{i}.attention.attention.key.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE},
+    {"encoder.layer.{i}.attention.attention.value.*", "blocks.{i}.attn.qkv.*", PART_LAST},
+    {"encoder.layer.{i}.attention.output.dense.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
+    {"encoder.layer.{i}.layernorm_after.*", "blocks.{i}.norm2.*", PART_WHOLE},
+    {"encoder.layer.{i}.intermediate.dense.*", "blocks.{i}.mlp.fc1.*", PART_WHOLE},
+    {"encoder.layer.{i}.output.dense.*", "blocks.{i}.mlp.fc2.*", PART_WHOLE},
+    {"layernorm.*", "norm.*", PART_WHOLE},
+    {"decoder.*", NULL, PART_WHOLE},
+    {NULL, NULL, PART_WHOLE}};
+
+// transformers modeling_siglip.py; the fixed-size SigLIP 2 checkpoints use it too
+static const weights_rule_t weights_hf_siglip[] = {
+    {"vision_model.embeddings.patch_embedding.*", "patch_embed.proj.*", PART_WHOLE},
+    {"vision_model.embeddings.position_embedding.weight", "pos_embed", PART_WHOLE},
+    {"vision_model.embeddings.position_ids", NULL, PART_WHOLE},
+    {"vision_model.encoder.layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*", PART_WHOLE},
+    {"vision_model.encoder.layers.{i}.self_attn.q_proj.*", "blocks.{i}.attn.qkv.*", PART_FIRST},
+    {"vision_model.encoder.layers.{i}.self_attn.k_proj.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE},
+    {"vision_model.encoder.layers.{i}.self_attn.v_proj.*", "blocks.{i}.attn.qkv.*", PART_LAST},
+    {"vision_model.encoder.layers.{i}.self_attn.out_proj.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
+    {"vision_model.encoder.layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*", PART_WHOLE},
+    {"vision_model.encoder.layers.{i}.mlp.*", "blocks.{i}.mlp.*", PART_WHOLE},
+    {"vision_model.post_layernorm.*", "norm.*", PART_WHOLE},
+    {"vision_model.head.*", NULL, PART_WHOLE},
+    {"text_model.*", NULL, PART_WHOLE},
+    {"logit_scale", NULL, PART_WHOLE},
+    {"logit_bias", NULL, PART_WHOLE},
+    {NULL, NULL, PART_WHOLE}};
+
+// LPIPS: torchvision's VGG16 (vgg16-397923af.pth) and the heads of the lpips package (v0.1/vgg.pth), which come in two
+// files, or its whole module in one, which holds the heads twice
+static const weights_rule_t weights_lpips[] = {
+    {"features.0.*", "net.slice1.0.*", PART_WHOLE},   {"features.2.*", "net.slice1.2.*", PART_WHOLE},
+    {"features.5.*", "net.slice2.5.*", PART_WHOLE},   {"features.7.*", "net.slice2.7.*", PART_WHOLE},
+    {"features.10.*", "net.slice3.10.*", PART_WHOLE}, {"features.12.*", "net.slice3.12.*", PART_WHOLE},
+    {"features.14.*", "net.slice3.14.*", PART_WHOLE}, {"features.17.*", "net.slice4.17.*", PART_WHOLE},
+    {"features.19.*", "net.slice4.19.*", PART_WHOLE}, {"features.21.*", "net.slice4.21.*", PART_WHOLE},
+    {"features.24.*", "net.slice5.24.*", PART_WHOLE}, {"features.26.*", "net.slice5.26.*", PART_WHOLE},
+    {"features.28.*", "net.slice5.28.*", PART_WHOLE}, {"classifier.*", NULL, PART_WHOLE},
+    {"net.*", "net.*", PART_WHOLE},                   {"lin{i}.*", "lin{i}.*", PART_WHOLE},
+    {"lins.*", NULL, PART_WHOLE},                     {"scaling_layer.*", NULL, PART_WHOLE},
+    {"head.*", NULL, PART_WHOLE}, // the miniature's network is a classifier too (dev/pretrain.cu)
+    {NULL, NULL, PART_WHOLE}};
+
+typedef struct {
+    const char* name;
+    const char* anchor; // a file that holds this tensor is of this format
+    const weights_rule_t* rules;
+} weights_format_t;
+
+static const weights_format_t weights_vit_formats[] = {
+    {"Hugging Face SigLIP", "vision_model.embeddings.patch_embedding.weight", weights_hf_siglip},
+    {"Hugging Face DINOv2", "encoder.layer.0.norm1.weight", weights_hf_dinov2},
+    {"Hugging Face ViT-MAE", "encoder.layer.0.layernorm_before.weight", weights_hf_mae},
+    {"timm or facebook", "patch_embed.proj.weight", weights_timm},
+};
+enum { WEIGHTS_VIT_FORMATS = sizeof weights_vit_formats / sizeof weights_vit_formats[0], WEIGHTS_NAME = 256 };
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Names
+
+// Does `name` fit the pattern? `number` and `rest` receive what {i} and * stand for.
+int weights_match(const char* pattern, const char* name, char* number, char* rest) {
+    number[0] = rest[0] = 0;
+    while (*pattern) {
+        if (*pattern == '*') {
+            snprintf(rest, WEIGHTS_NAME, "%s", name);
+            return 1;
+        }
+        if (!strncmp(pattern, "{i}", 3)) {
+            size_t digits = strspn(name, "0123456789");
+            if (digits == 0 || digits > 9) return 0;
+            snprintf(number, WEIGHTS_NAME, "%.*s", (int)digits, name);
+            name += digits;
+            pattern += 3;
+        } else if (*pattern++ != *name++) {
+            return 0;
+        }
+    }
+    return *name == 0;
+}
+
+// out = prefix + pattern, with {i} and * replaced.
+void weights_expand(char* out, const char* prefix, const char* pattern, const char* number, const char* rest) {
+    size_t used = (size_t)snprintf(out, WEIGHTS_NAME, "%s", prefix);
+    while (*pattern && used < WEIGHTS_NAME) {
+        size_t room = WEIGHTS_NAME - used;
+        if (*pattern == '*') {
+            used += (size_t)snprintf(out + used, room, "%s", rest);
+            pattern++;
+        } else if (!strncmp(pattern, "{i}", 3)) {
+            used += (size_t)snprintf(out + used, room, "%s", number);
+            pattern += 3;
+        } else {
+            used += (size_t)snprintf(out + used, room, "%c", *pattern++);
+        }
+    }
+}
+
+static inline int weights_has_prefix(const char* name, const char* prefix) {
+    return !strncmp(name, prefix, strlen(prefix));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The report of what does not fit
+
+typedef struct {
+    int count;
+    char text[1600]; // the first five, one a line
+} weights_list_t;
+
+__attribute__((format(printf, 2, 3))) static inline void weights_note(weights_list_t* list, const char* format, ...) {
+    if (++list->count > 5) return;
+    size_t used = strlen(list->text);
+    va_list args;
+    va_start(args, format);
+    used += (size_t)snprintf(list->text + used, sizeof list->text - used, "\n      ");
+    if (used < sizeof list->text) vsnprintf(list->text + used, sizeof list->text - used, format, args);
+    va_end(args);
+}
+
+typedef struct {
+    params_t* params;
+    const char* our_prefix;
+    const char* file_prefix;
+    const weights_rule_t* rules;
+    const char* path; // as it was given, for messages
+    safetensors_t file;
+    unsigned char* filled;  // (tensors of the table) a bit for each third that has been filled
+    floatS* values;         // room for one tensor, in the file's order
+    floatS* reordered;      // and in memory order
+    const st_tensor_t* class_position; // a position table with a row for the class token, where ours has none
+    weights_list_t missing, unexpected, wrong;
+} weights_loader_t;
+
+// The rule that a file's tensor falls under; NULL where there is none, and for tensors of other models in the same
+// file, which lack the prefix. `ours` receives its name in the table.
+const weights_rule_t* weights_find_rule(const weights_loader_t* l, const st_tensor_t* t, char* ours) {
+    char number[WEIGHTS_NAME], rest[WEIGHTS_NAME];
+    if (!weights_has_prefix(t->name, l->file_prefix)) return NULL;
+    for (const weights_rule_t* rule = l->rules; rule->file; rule++) {
+        if (!weights_match(rule->file, t->name + strlen(l->file_prefix), number, rest)) continue;
+        if (rule->ours) weights_expand(ours, l->our_prefix, rule->ours, number, rest);
+        return rule;
+    }
+    return NULL;
+}
+
+// "[3, 4]", as st_shape_text
+static inline const char* weights_shape_text(const param_t* t, char* text, size_t size) {
+    size_t used = (size_t)snprintf(text, size, "[");
+    for (int i = 0; i < t->ndim && used < size; i++) {
+        used += (size_t)snprintf(text + used, size - used, "%s%d", i ? ", " : "", t->shape[i]);
+    }
+    if (used < size) snprintf(text + used, size - used, "]");
+    return text;
+}
+
+// Ends the program unless everything fitted. `hint` says what the file seems to be.
+void weights_check(weights_loader_t* l, const char* hint) {
+    for (int i = 0; i < l->params->table.n; i++) {
+        const param_t* t = &l->params->table.items[i];
+        if (weights_has_prefix(t->name, l->our_prefix) && l->filled[i] == 0) weights_note(&l->missing, "%s", t->name);
+        if (l->filled[i] && l->filled[i] != 7) weights_note(&l->missing, "%s (a third of it)", t->name);
+    }
+    if (l->missing.count + l->unexpected.count + l->wrong.count == 0) return;
+    fatal("%s does not fit the model%s; give the file of the model that is configured, or configure that of the file.\n"
+          "  missing: %d%s\n  unexpected: %d%s\n  wrong shape: %d%s",
+          l->path, hint, l->missing.count, l->missing.text, l->unexpected.count, l->unexpected.text,
+          l->wrong.count, l->wrong.text);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Loading
+
+// The same shape, where the file's is `part` of ours? Dimensions of size 1 do not count: [D], [1, D] and [1, 1, D]
+// are one.
+int weights_same_shape(const param_t* ours, const st_tensor_t* file, weights_part_t part) {
+    int i = 0, j = 0;
+    while (i < ours->ndim || j < file->ndim) {
+        size_t wanted = i < ours->ndim ? (size_t)ours->shape[i] : 0;
+        if (i == 0 && part != PART_WHOLE) wanted /= 3;
+        if (i < ours->ndim && wanted == 1) i++;
+        else if (j < file->ndim && file->shape[j] == 1) j++;
+        else if (i < ours->ndim && j < file->ndim && file->shape[j] == wanted) { i++; j++; }
+        else return 0;
+    }
+    return 1;
+}
+
+// One tensor of the file, whose place has been found and whose shape fits.
+void weights_copy(weights_loader_t* l, const param_t* t, const st_tensor_t* source, weights_part_t part) {
+    safetensors_read(source, l->values);
+    const floatS* values = l->values;
+    if (t->layout != LAYOUT_PLAIN) {
+        params_from_file_order(l->reordered, l->values, t);
+        values = l->reordered;
+    }
+    size_t third = part == PART_WHOLE ? 0 : (size_t)part - PART_FIRST;
+    size_t n = part == PART_WHOLE ? t->stored : source->numel; // thirds are those of tensors in the file's order
+    params_store(l->params, t->offset + third * (t->count / 3), values, n);
+}
+
+// The tensor of the table that a tensor of the file fills, by *rule; NULL where it is not wanted, has been taken
+// otherwise, or does not fit, which is noted.
+const param_t* weights_place(weights_loader_t* l, const st_tensor_t* source, const weights_rule_t** rule) {
+    char ours[WEIGHTS_NAME], wanted[128], found[256];
+    if (!weights_has_prefix(source->name, l->file_prefix)) return NULL; // of another model in the same file
+    *rule = weights_find_rule(l, source, ours);
+    if (*rule && !(*rule)->ours) return NULL;
+    const param_t* t = *rule ? param_find(&l->params->table, ours) : NULL;
+    if (!t) {
+        weights_note(&l->unexpected, "%s", source->name);
+        return NULL;
+    }
+    weights_part_t part = (*rule)->part;
+    unsigned char* filled = &l->filled[t - l->params->table.items];
+    unsigned char bits = part == PART_WHOLE ? 7 : (unsigned char)(1 << (part - PART_FIRST));
+    if (*filled & bits) {
+        weights_note(&l->unexpected, "%s (a second %s)", source->name, ours);
+        return NULL;
+    }
+    *filled |= bits; // also where the shape is wrong: a tensor is named once
+    if (source == l->class_position) return NULL; // weights_fold_class_position takes it
+    if (weights_same_shape(t, source, part)) return t;
+    weights_note(&l->wrong, "%s is %s, wanted %s%s", source->name, st_shape_text(source, found, sizeof found),
+                 part == PART_WHOLE ? "" : "a third of ", weights_shape_text(t, wanted, sizeof wanted));
+    return NULL;
+}
+
+// Copies one tensor of the file to its place, if it has one.
+void weights_take(weights_loader_t* l, const st_tensor_t* source) {
+    const weights_rule_t* rule = NULL;
+    const param_t* t = weights_place(l, source, &rule);
+    if (t) weights_copy(l, t, source, rule->part);
+}
+
+// Opens the first file, or the next.
+void weights_open(weights_loader_t* l, const char* path) {
+    safetensors_close(&l->file);
+    free(l->values);
+    free(l->reordered);
+    tensor_file_open_or_die(&l->file, path);
+    // Nothing of a wrong shape is read, but a position table may have a row too many.
+    size_t largest = params_longest(&l->params->table);
+    for (int i = 0; i < l->file.n; i++) {
+        if (l->file.tensors[i].numel > largest) largest = l->file.tensors[i].numel;
+    }
+    l->values = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
+    l->reordered = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
+}
+
+void weights_begin(weights_loader_t* l, params_t* p, const char* our_prefix, const char* path) {
+    memset(l, 0, sizeof *l);
+    l->path = path;
+    l->params = p;
+    l->our_prefix = our_prefix;
+    l->file_prefix = "";
+    weights_open(l, path);
+    l->filled = (unsigned char*)calloc_check((size_t)p->table.n, 1, "the list of loaded tensors");
+}
+
+void weights_end(weights_loader_t* l) {
+    safetensors_close(&l->file);
+    free(l->values);
+    free(l->reordered);
+    free(l->filled);
+}
+
+// Fills every tensor whose name begins with our_prefix from the tensors that begin with file_prefix, by `rules` for
+// what follows the prefixes. With an empty file_prefix every tensor of the file must have a rule.
+void weights_load_mapped(params_t* p, const char* our_prefix, const char* path, const char* file_prefix,
+                         const weights_rule_t* rules) {
+    weights_loader_t l;
+    weights_begin(&l, p, our_prefix, path);
+    l.file_prefix = file_prefix;
+    l.rules = rules;
+    for (int i = 0; i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
+    weights_check(&l, "");
+    weights_end(&l);
+}
+
+// The same for a file that uses the table's own names behind its prefix.
+void weights_load_table(params_t* p, const char* our_prefix, const char* path, const char* file_prefix) {
+    weights_load_mapped(p, our_prefix, path, file_prefix, weights_same_names);
+}
+
+// Ends the program unless the tensors of an open file behind `prefix` fit a table one to one, by `rules`. A tensor that
+// is not there may stand under its own name behind `second` (NULL: nowhere). Copies nothing. Returns how many tensors
+// of the file are not the table's.
+int weights_check_file(const safetensors_t* file, const param_table_t* table, const char* prefix, const char* second,
+                       const weights_rule_t* rules, const char* hint) {
+    weights_loader_t l;
+    params_t params;
+    memset(&l, 0, sizeof l);
+    memset(&params, 0, sizeof params);
+    params.table = *table;
+    l.params = &params;
+    l.our_prefix = "";
+    l.file_prefix = prefix;
+    l.rules = rules;
+    l.path = file->path;
+    l.file = *file;
+    l.filled = (unsigned char*)calloc_check((size_t)table->n, 1, "the list of found tensors");
+    int others = file->n;
+    for (int i = 0; i < file->n; i++) {
+        const weights_rule_t* rule = NULL;
+        if (weights_place(&l, &file->tensors[i], &rule)) others--;
+    }
+    for (int i = 0; second && i < table->n; i++) {
+        char name[WEIGHTS_NAME];
+        snprintf(name, sizeof name, "%s%s", second, table->items[i].name);
+        const st_tensor_t* t = l.filled[i] ? NULL : safetensors_find(file, name);
+        if (!t || !weights_same_shape(&table->items[i], t, PART_WHOLE)) continue;
+        l.filled[i] = 7;
+        others--;
+    }
+    weights_check(&l, hint);
+    free(l.filled);
+    return others;
+}
+
+// LPIPS, from one file or from two with a comma between: "vgg16-397923af.pth,vgg.pth".
+void weights_load_lpips(params_t* p, const char* paths) {
+    weights_loader_t l;
+    const char* comma = strchr(paths, ',');
+    char* first = strdup(paths);
+    if (comma) first[comma - paths] = 0;
+    weights_begin(&l, p, "", first);
+    l.path = paths;
+    l.rules = weights_lpips;
+    for (int i = 0; i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
+    if (comma) weights_open(&l, comma + 1);
+    for (int i = 0; comma && i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
+    weights_check(&l, comma ? "" : " (the heads may come in a second file: -lpips_weights VGG16.pth,HEADS.pth)");
+    weights_end(&l);
+    free(first);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Vision transformers
+
+// What stands before `anchor` in the one name that ends with it, in `prefix`. 0 where there is none.
+int weights_find_anchor(const safetensors_t* file, const char* anchor, char* prefix) {
+    int found = 0;
+    for (int i = 0; i < file->n; i++) {
+        const char* name = file->tensors[i].name;
+        size_t length = strlen(name), tail = strlen(anchor);
+        if (length < tail || strcmp(name + length - tail, anchor) || length - tail >= WEIGHTS_NAME) continue;
+        if (length > tail && name[length - tail - 1] != '.') continue;
+        if (found) {
+            fatal("%s holds two vision transformers, %s... and %.*s...; give a file that holds one", file->path, prefix,
+                  (int)(length - tail), name);
+        }
+        snprintf(prefix, WEIGHTS_NAME, "%.*s", (int)(length - tail), name);
+        found = 1;
+    }
+    return found;
+}
+
+const weights_format_t* weights_vit_format(const safetensors_t* file, char* prefix) {
+    for (int i = 0; i < WEIGHTS_VIT_FORMATS; i++) {
+        if (weights_find_anchor(file, weights_vit_formats[i].anchor, prefix)) return &weights_vit_formats[i];
+    }
+    fatal("%s holds no vision transformer that is known here (%d tensors, the first is %s); give DINOv2, MAE or "
+          "SigLIP 2 weights as published by timm, facebook or Hugging Face", file->path, file->n,
+          file->n ? file->tensors[0].name : "none");
+}
+
+// What a file's tensors say about its model. The number of heads does not show.
+typedef struct { int dim, patch, depth, mlp_dim, cls, registers, layerscale, position_rows; } weights_vit_facts_t;
+
+weights_vit_facts_t weights_vit_facts(const weights_loader_t* l) {
+    weights_vit_facts_t f;
+    memset(&f, 0, sizeof f);
+    for (int i = 0; i < l->file.n; i++) {
+        const st_tensor_t* t = &l->file.tensors[i];
+        char ours_with_prefix[WEIGHTS_NAME], number[WEIGHTS_NAME], rest[WEIGHTS_NAME];
+        const weights_rule_t* rule = weights_find_rule(l, t, ours_with_prefix);
+        const char* ours = ours_with_prefix + strlen(l->our_prefix);
+        if (!rule || !rule->ours || t->ndim == 0) continue;
+        int first = (int)t->shape[0], last = (int)t->shape[t->ndim - 1];
+        int rows = last ? (int)(t->numel / (size_t)last) : 0;
+        if (!strcmp(ours, "patch_embed.proj.bias")) f.dim = first;
+        if (!strcmp(ours, "patch_embed.proj.weight")) f.patch = t->ndim == 4 ? last : 0;
+        if (weights_match("blocks.{i}.norm1.weight", ours, number, rest)) f.depth++;
+        if (!strcmp(ours, "blocks.0.mlp.fc1.bias")) f.mlp_dim = first;
+        if (!strcmp(ours, "blocks.0.ls1.gamma")) f.layerscale = 1;
+        if (!strcmp(ours, "cls_token")) f.cls = 1;
+        if (!strcmp(ours, "reg_token")) f.registers = rows;
+        if (!strcmp(ours, "pos_embed")) f.position_rows = rows;
+    }
+    return f;
+}
+
+// The configuration that these facts fit, or NULL.
+const vit_config_t* weights_vit_guess(weights_vit_facts_t f) {
+    for (int i = 0; i < VIT_CONFIGS; i++) {
+        const vit_config_t* c = &vit_configs[i];
+        int more_rows = f.position_rows - vit_position_rows(c);
+        int positions_fit = more_rows == 0 || (more_rows == 1 && c->cls && !c->pos_class);
+        int blocks_fit = c->dim == f.dim && c->depth == f.depth && c->mlp_dim == f.mlp_dim;
+        int tokens_fit = c->patch == f.patch && c->cls == f.cls && c->registers == f.registers;
+        if (blocks_fit && tokens_fit && positions_fit && (c->layerscale != 0) == f.layerscale) return c;
+    }
+    return NULL;
+}
+
+// " 'dinov2-l' (...): it is a ... of width ...", for weights_check.
+void weights_vit_hint(char* hint, size_t size, const weights_loader_t* l, const char* format,
+                      const vit_config_t* config) {
+    weights_vit_facts_t f = weights_vit_facts(l);
+    const vit_config_t* guess = weights_vit_guess(f);
+    snprintf(hint, size,
+             " %s: it is a %s file of width %d, patch %d, depth %d, MLP %d, %s, %s, %d registers, %d position rows%s%s",
+             config->id, format, f.dim, f.patch, f.depth, f.mlp_dim, f.layerscale ? "LayerScale" : "no LayerScale",
+             f.cls ? "a class token" : "no class token", f.registers, f.position_rows, guess ? ", as " : "",
+             guess ? guess->id : "");
+}
+
+// The file's tensor that goes to this name of the table, or NULL.
+const st_tensor_t* weights_find_source(const weights_loader_t* l, const char* wanted) {
+    char ours[WEIGHTS_NAME];
+    for (int i = 0; i < l->file.n; i++) {
+        const weights_rule_t* rule = weights_find_rule(l, &l->file.tensors[i], ours);
+        if (rule && rule->ours && !strcmp(ours, wanted)) return &l->file.tensors[i];
+    }
+    return NULL;
+}
+
+// Models with registers have no position for the class token in timm; the class token holds it already:
+//   pos_embed = the rows behind the first;  cls_token += the first row
+// This is exact: the others add the position to the class token before they put the registers in between.
+void weights_fold_class_position(weights_loader_t* l, const param_t* cls, const param_t* pos) {
+    size_t D = cls->count;
+    safetensors_read(l->class_position, l->values);
+    safetensors_read(weights_find_source(l, cls->name), l->reordered);
+    params_store(l->params, pos->offset, l->values + D, pos->count);
+    for (size_t i = 0; i < D; i++) l->values[i] += l->reordered[i];
+    params_store(l->params, cls->offset, l->values, D);
+}
+
+// Reads the public weights of a ViT into the tensors that vit_register put behind our_prefix.
+void weights_load_vit(params_t* p, const vit_config_t* config, const char* our_prefix, const char* path) {
+    weights_loader_t l;
+    char prefix[WEIGHTS_NAME], name[WEIGHTS_NAME], hint[512];
+    weights_begin(&l, p, our_prefix, path);
+    const weights_format_t* format = weights_vit_format(&l.file, prefix);
+    l.file_prefix = prefix;
+    l.rules = format->rules;
+    snprintf(name, sizeof name, "%spos_embed", our_prefix);
+    const param_t* pos = param_find(&p->table, name);
+    assert(pos && "vit_register has put the model behind our_prefix");
+    snprintf(name, sizeof name, "%scls_token", our_prefix);
+    const param_t* cls = param_find(&p->table, name);
+    const st_tensor_t* source = weights_find_source(&l, pos->name);
+    int one_row_more = source && source->numel == pos->count + (size_t)config->dim;
+    if (cls && !config->pos_class && one_row_more) l.class_position = source;
+    for (int i = 0; i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
+    weights_vit_hint(hint, sizeof hint, &l, format->name, config);
+    weights_check(&l, hint);
+    if (l.class_position) weights_fold_class_position(&l, cls, pos);
+    weights_end(&l);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Saving
+
+// Writes the tensors whose names begin with our_prefix, under file_prefix instead, in the order and layout of public
+// files.
+void weights_save(const params_t* p, const char* our_prefix, const char* path, const char* file_prefix) {
+    st_writer_t w;
+    char name[WEIGHTS_NAME];
+    size_t largest = 0;
+    safetensors_writer_init(&w);
+    safetensors_writer_metadata(&w, "format", "pt");
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        if (!weights_has_prefix(t->name, our_prefix)) continue;
+        size_t shape[4];
+        for (int j = 0; j < t->ndim; j++) shape[j] = (size_t)t->shape[j];
+        snprintf(name, sizeof name, "%s%s", file_prefix, t->name + strlen(our_prefix));
+        safetensors_writer_tensor(&w, name, ST_F32, t->ndim, shape);
+        largest = t->stored > largest ? t->stored : largest;
+    }
+    safetensors_writer_begin(&w, path);
+    floatS* memory = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
+    floatS* file = (floatS*)malloc_check(largest * sizeof(floatS), "a tensor");
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        if (!weights_has_prefix(t->name, our_prefix)) continue;
+        params_get(p, params_state(p, PARAM_VALUE), t, file, memory);
+        safetensors_writer_data(&w, file, t->count);
+    }
+    free(memory);
+    free(file);
+    safetensors_writer_finish_or_die(&w);
+}

@@ -1,0 +1,65 @@
+// replicas.h: one model's training state in several processes, each of which sees its share of the batch.
+//
+// All processes hold all weights. Gradients are averaged over them; then there are two ways:
+//   plain    every process holds all moments, master weights and averages, and takes the same step
+//   sharded  (params_t.ranks > 1; ZeRO-1: Rajbhandari et al. 2020) each holds the state of an equal part of the trained
+//            values, receives the mean of that part of the gradients only, steps it, and the new weights go to all
+// A process that is alone (comm NULL, or of size 1) is the plain case without communication.
+// Every function here is called by all processes together. Look next at common/training/comm.h and
+// common/models/params.h.
+#pragma once
+// defines: comm_t, comm_mean, comm_reduce_scatter_mean, comm_all_gather
+#include "common/training/comm.h"
+// defines: params_t
+#include "common/models/params.h"
+
+// The gradients of all processes, averaged: all of them, or, sharded, those of this process's shard; the others are
+// then undefined.
+void replicas_mean_grads(params_t* p, comm_t* c, stream_t s) {
+    if (!c) return;
+    if (p->ranks > 1) comm_reduce_scatter_mean(c, p->grads, p->shard, s);
+    else comm_mean(c, p->grads, params_trained(p), s);
+}
+
+// out = the sum of the squares of the averaged gradients in [begin, end) of the trained range.
+void replicas_sum_squares(floatS* out, // (1) device memory
+                          const params_t* p, comm_t* c, size_t begin, size_t end, stream_t s) {
+    if (p->ranks <= 1) {
+        sum_squares(out, p->grads + begin, 1, end - begin, s);
+        return;
+    }
+    size_t low = begin > p->shard_begin ? begin : p->shard_begin, shard_end = p->shard_begin + p->shard;
+    size_t high = end < shard_end ? end : shard_end;
+    if (low < high) sum_squares(out, p->grads + low, 1, high - low, s);
+    else device_zero(out, sizeof(floatS), s);
+    comm_mean(c, out, 1, s); // of the ranks' parts of the sum: replicas_square_factor makes it the sum
+}
+static inline double replicas_square_factor(const params_t* p) { return params_ranks(p); }
+
+// The new weights of each shard go to all.
+static inline void replicas_share_values(params_t* p, comm_t* c, stream_t s) {
+    if (p->ranks > 1) comm_all_gather(c, p->values + p->first, p->shard * sizeof(floatX), s);
+}
+
+// One step of Adam on the averaged gradients.
+void replicas_update(params_t* p, adam_t adam, comm_t* c, stream_t s) {
+    adam_update(p->values + p->first + p->shard_begin, p->master, p->m, p->v, p->ema[0], p->ema[1],
+                p->grads + p->shard_begin, p->shard, adam, s);
+    replicas_share_values(p, c, s);
+}
+
+// Exchanges the trained weights with their moving average; a second call puts them back, bit for bit.
+void replicas_exchange_ema(params_t* p, int which, comm_t* c, stream_t s) {
+    exchange_weights(p->values + p->first + p->shard_begin, p->master, p->ema[which], p->shard, s);
+    replicas_share_values(p, c, s);
+}
+
+// All trained values of one kind, (trained) in device memory, valid until the next step: gradients are overwritten.
+const floatS* replicas_collect(params_t* p, param_kind_t kind, comm_t* c, stream_t s) {
+    floatS* state = params_state(p, kind);
+    if (p->ranks <= 1) return state;
+    copy_on_device(p->grads + p->shard_begin, state, p->shard * sizeof(floatS), s);
+    comm_all_gather(c, p->grads, p->shard * sizeof(floatS), s);
+    stream_wait(s);
+    return p->grads;
+}

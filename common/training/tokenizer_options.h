@@ -1,0 +1,296 @@
+// tokenizer_options.h: the flags of train_tokenizer, its presets, and the configuration that they describe.
+//
+// One table drives the parser, -h, the printed and the saved configuration. A value that differs from stage to stage is
+// written as three values with commas, "1e-4,1e-5,1e-4"; a single one serves all stages. The presets are the paper's
+// recipes (AlignTok, App. A and C.2) and the miniature world. Where the paper is silent they follow VA-VAE, on whose
+// training code it builds: w_gan 0.5, w_lpips 1, Adam (0.5, 0.9) at a constant rate, no flip. Look next at
+// common/training/tokenizer.h, which takes the configuration, and train_tokenizer.cu.
+#pragma once
+// defines: cli_t, cli_flag_t, cli_preset_t
+#include "common/program/cli.h"
+// defines: tokenizer_config_t
+#include "common/training/tokenizer.h"
+
+typedef struct {
+    // what to train, from what
+    const char *preset, *data, *out, *from, *encoder_weights, *lpips_weights, *export_path;
+    int stage, dry_run, restart, change, export_type;
+    // the models
+    const char *encoder, *ch_mult, *vgg_channels;
+    int image_size, normalise, z_channels, adapter_hidden, ch, res_blocks, groups, ndf;
+    // the recipe
+    const char *steps, *lr, *disc_lr, *disc_start; // one value, or one a stage
+    int batch, chunk, flip, sem_loss, sem_tensor, sem_measure, ema;
+    double w_lpips, w_gan, w_sem, beta1, beta2, eps, ema0, ema1;
+    size_t seed;
+    // the machine
+    int workers, recompute, fold, zero, reduce_bf16, time_limit, log_every, grid_every, save_every, latent_images;
+    // of this stage, from the lists above
+    int64_t stage_steps, stage_disc_start;
+    double stage_lr, stage_disc_lr;
+} options_t;
+
+enum { NORMALISE_OWN = 0, NORMALISE_OFF = 1 }; // -normalise
+enum { EXPORT_F32 = 0, EXPORT_F16 = 1 };       // -export_type
+
+// The flags' own defaults are the paper's f16d32 on ImageNet; a preset lists what differs from them.
+static const cli_setting_t preset_imagenet[] = {
+    {"log_every", "100"},        {"grid_every", "2000"},   {"save_every", "5000"},
+    {"latent_images", "10000"},  {"out", "runs/imagenet"}, {NULL, NULL}};
+static const cli_setting_t preset_imagenet_d64[] = {
+    {"z_channels", "64"},    {"adapter_hidden", "128"},     {"steps", "120000,340000,220000"}, {"log_every", "100"},
+    {"grid_every", "2000"},  {"save_every", "5000"},        {"latent_images", "10000"},
+    {"out", "runs/imagenet_d64"}, {NULL, NULL}};
+static const cli_setting_t preset_imagenet_d64_star[] = {
+    {"z_channels", "64"},    {"adapter_hidden", "128"},     {"steps", "120000,220000,200000"}, {"lr", "1e-4"},
+    {"disc_lr", "1e-4"},     {"w_sem", "0.5"},              {"log_every", "100"},
+    {"grid_every", "2000"},  {"save_every", "5000"},        {"latent_images", "10000"},
+    {"out", "runs/imagenet_d64_star"}, {NULL, NULL}};
+// Fashion-MNIST at 32 pixels. w_gan is below the paper's 0.5: a discriminator this small, fed for a minute, mostly adds
+// noise at that weight (stage 1 after 400 steps on held-out images: 18.2 dB with 0.5, 21.3 dB with 0).
+static const cli_setting_t preset_mini[] = {
+    {"data", "auto"},        {"out", "runs/mini"},
+    {"encoder_weights", "runs/mini/encoder.safetensors"}, {"lpips_weights", "runs/mini/vgg.safetensors"},
+    {"encoder", "mini"},     {"image_size", "32"},       {"z_channels", "16"},    {"adapter_hidden", "32"},
+    {"ch", "16"},            {"ch_mult", "1,2,4,4"},     {"res_blocks", "1"},     {"groups", "8"},
+    {"ndf", "16"},           {"vgg_channels", "16,32,64"}, {"batch", "32"},       {"steps", "600,600,400"},
+    {"lr", "1e-3,5e-4,1e-3"}, {"disc_lr", "2e-4"},       {"disc_start", "100,0,0"}, {"w_gan", "0.1"},
+    {"log_every", "50"},     {"grid_every", "200"},      {"save_every", "200"},   {"latent_images", "512"},
+    {NULL, NULL}};
+
+static const cli_preset_t options_presets[] = {
+    {"mini", "the miniature world: 32-pixel Fashion-MNIST, encoder and VGG trained by this project (dev/pretrain.cu)",
+     preset_mini},
+    {"imagenet", "the paper's f16d32: DINOv2-L, 42M decoder, 6 + 11 + 5 epochs of ImageNet", preset_imagenet},
+    {"imagenet_d64", "f16d64: 64 latent channels, 6 + 17 + 11 epochs", preset_imagenet_d64},
+    {"imagenet_d64_star", "the paper's Table 10 (Ours*): d64, stage 2 at 1e-4, w_sem 0.5, 6 + 11 + 10 epochs",
+     preset_imagenet_d64_star},
+};
+enum { OPTIONS_PRESETS = sizeof options_presets / sizeof options_presets[0], OPTIONS_MAX = 64 };
+
+// Fills the table. The texts are static; the values go into *o.
+int options_flags(options_t* o, cli_flag_t* out) {
+    const cli_flag_t flags[] = {
+        {"What to train", "preset", CLI_PRESET, &o->preset, "mini", NULL,
+         "sets the flags listed at the end, unless they are given; the defaults below are those before a preset",
+         CLI_NOT_SAVED},
+        {NULL, "stage", CLI_INT, &o->stage, "1", "[1, 3]",
+         "1: adapter and decoder, encoder frozen; 2: all, with the semantic loss; 3: decoder alone", CLI_SAVED},
+        {NULL, "data", CLI_STRING, &o->data, "", NULL,
+         "folder of class folders with images, folder with IDX files, fashion-mnist, shapes (drawn), or auto: "
+         "fashion-mnist where it is installed, else shapes",
+         CLI_SAVED},
+        {NULL, "out", CLI_STRING, &o->out, "runs/tokenizer", NULL, "folder for checkpoints, logs and pictures",
+         CLI_NOT_SAVED},
+        {NULL, "from", CLI_STRING, &o->from, "", NULL,
+         "stages 2 and 3: checkpoint of the stage before; without it, the one in -out", CLI_NOT_SAVED},
+        {NULL, "encoder_weights", CLI_STRING, &o->encoder_weights, "", NULL,
+         "stage 1: pretrained encoder, safetensors (timm, facebook or Hugging Face names); without it, random",
+         CLI_NOT_SAVED},
+        {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL,
+         "VGG16 and LPIPS heads, one file or two (VGG16.pth,HEADS.pth); without it, random", CLI_NOT_SAVED},
+        {NULL, "dry_run", CLI_BOOL, &o->dry_run, "0", NULL, "print parameters, memory and cost, then stop",
+         CLI_NOT_SAVED},
+        {NULL, "restart", CLI_BOOL, &o->restart, "0", NULL, "begin the stage again although it has a checkpoint",
+         CLI_NOT_SAVED},
+        {NULL, "change", CLI_BOOL, &o->change, "0", NULL,
+         "resume although flags differ from the checkpoint's, such as a lower -lr", CLI_NOT_SAVED},
+        {NULL, "export", CLI_STRING, &o->export_path, "", NULL,
+         "write the tokenizer of this stage's checkpoint in -out to this file, averaged weights alone, then stop",
+         CLI_NOT_SAVED},
+        {NULL, "export_type", CLI_CHOICE, &o->export_type, "f32", "f32|f16", "type of its weights", CLI_NOT_SAVED},
+
+        {"Models", "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL,
+         "dinov2-s|b|l[-reg], mae-b|l, siglip2-b|l, mini", CLI_SAVED},
+        {NULL, "normalise", CLI_CHOICE, &o->normalise, "own", "own|none",
+         "encoder input: normalised as the encoder was trained, or left in [-1, 1] as VA-VAE does", CLI_SAVED},
+        {NULL, "image_size", CLI_INT, &o->image_size, "256", "[8, 4096]", "pixels of the square crop", CLI_SAVED},
+        {NULL, "z_channels", CLI_INT, &o->z_channels, "32", "[1, 1024]", "channels of the latent", CLI_SAVED},
+        {NULL, "adapter_hidden", CLI_INT, &o->adapter_hidden, "64", "[1, 8192]", "hidden width of the adapter",
+         CLI_SAVED},
+        {NULL, "ch", CLI_INT, &o->ch, "128", "[1, 1024]", "decoder channels at full resolution", CLI_SAVED},
+        {NULL, "ch_mult", CLI_STRING, &o->ch_mult, "1,1,2,2,4", NULL, "multiples of -ch, full resolution first",
+         CLI_SAVED},
+        {NULL, "res_blocks", CLI_INT, &o->res_blocks, "2", "[1, 8]",
+         "ResBlocks a level, of which the decoder has one more", CLI_SAVED},
+        {NULL, "groups", CLI_INT, &o->groups, "32", "[1, 128]", "groups of every GroupNorm", CLI_SAVED},
+        {NULL, "ndf", CLI_INT, &o->ndf, "64", "[1, 512]", "discriminator channels of the first layer", CLI_SAVED},
+        {NULL, "vgg_channels", CLI_STRING, &o->vgg_channels, "64,128,256,512,512", NULL,
+         "channels of the slices of LPIPS's VGG16; fewer slices for small images", CLI_SAVED},
+
+        {"Recipe (a,b,c: one value a stage)", "steps", CLI_STRING, &o->steps, "120000,220000,100000", NULL,
+         "batches to train in all", CLI_NOT_SAVED},
+        {NULL, "batch", CLI_INT, &o->batch, "64", "[1, 65536]", "images a step, over all processes", CLI_SAVED},
+        {NULL, "chunk", CLI_INT, &o->chunk, "8", "[1, 65536]",
+         "images that share BatchNorm statistics and adaptive weights", CLI_SAVED},
+        {NULL, "lr", CLI_STRING, &o->lr, "1e-4,1e-5,1e-4", NULL, "learning rate, constant", CLI_SAVED},
+        {NULL, "disc_lr", CLI_STRING, &o->disc_lr, "1e-4,1e-5,1e-4", NULL, "learning rate of the discriminator",
+         CLI_SAVED},
+        {NULL, "disc_start", CLI_STRING, &o->disc_start, "5000,0,0", NULL,
+         "step, counted from 0, from which the GAN acts", CLI_SAVED},
+        {NULL, "w_lpips", CLI_NUMBER, &o->w_lpips, "1", "[0, inf)", "weight of LPIPS", CLI_SAVED},
+        {NULL, "w_gan", CLI_NUMBER, &o->w_gan, "0.5", "[0, inf)",
+         "weight of the GAN after rescaling; 0: no discriminator", CLI_SAVED},
+        {NULL, "w_sem", CLI_NUMBER, &o->w_sem, "1", "[0, inf)", "stage 2: weight of the semantic loss after rescaling",
+         CLI_SAVED},
+        {NULL, "sem_loss", CLI_CHOICE, &o->sem_loss, "l2", "l2|cosine", "stage 2: distance of z from z0", CLI_SAVED},
+        {NULL, "sem_tensor", CLI_CHOICE, &o->sem_tensor, "adapter", "adapter|fc2",
+         "where gradient norms are compared for it: adapter.fc2, or the last ViT block's mlp.fc2", CLI_SAVED},
+        {NULL, "sem_measure", CLI_CHOICE, &o->sem_measure, "exact", "exact|first_chunk",
+         "its adaptive weight: for each chunk, or from the first chunk for all (12% less work at batch 64)", CLI_SAVED},
+        {NULL, "beta1", CLI_NUMBER, &o->beta1, "0.5", "[0, 1)", "Adam: memory of the mean gradient", CLI_SAVED},
+        {NULL, "beta2", CLI_NUMBER, &o->beta2, "0.9", "[0, 1)", "Adam: memory of its square", CLI_SAVED},
+        {NULL, "eps", CLI_NUMBER, &o->eps, "1e-8", "(0, 1]", "Adam: added to the denominator", CLI_SAVED},
+        {NULL, "ema0", CLI_NUMBER, &o->ema0, "0.05", "[0.01, 0.25]",
+         "relative width of the weights' first moving average", CLI_SAVED},
+        {NULL, "ema1", CLI_NUMBER, &o->ema1, "0.10", "[0.01, 0.25]", "relative width of the second", CLI_SAVED},
+        {NULL, "ema", CLI_INT, &o->ema, "0", "[0, 1]", "number of the average that ships, and that starts stage 3",
+         CLI_SAVED},
+        {NULL, "flip", CLI_BOOL, &o->flip, "0", NULL, "mirror half of the training images", CLI_SAVED},
+        {NULL, "seed", CLI_SIZE, &o->seed, "1", NULL, "seed of everything random", CLI_SAVED},
+
+        {"Machine", "workers", CLI_INT, &o->workers, "1", "[0, 256]",
+         "threads that prepare images ahead; 0: the training thread does it", CLI_NOT_SAVED},
+        {NULL, "recompute", CLI_BOOL, &o->recompute, "0", NULL,
+         "stage 2: less memory for the encoder, a third more work there", CLI_NOT_SAVED},
+        {NULL, "fold", CLI_BOOL, &o->fold, "1", NULL,
+         "frozen encoder: fold resize, colours and LayerScale into its weights (less work, the same up to rounding)",
+         CLI_SAVED},
+        {NULL, "zero", CLI_BOOL, &o->zero, "0", NULL,
+         "several processes: spread moments, averages and full-precision weights over them (ZeRO-1)", CLI_NOT_SAVED},
+        {NULL, "reduce_bf16", CLI_BOOL, &o->reduce_bf16, "0", NULL,
+         "several GPUs: average gradients in bf16, for slow links between machines; not with -zero 1", CLI_NOT_SAVED},
+        {NULL, "time_limit", CLI_INT, &o->time_limit, "600", "[1, inf)",
+         "several processes: seconds to wait for one another, also while one writes a checkpoint, before giving up",
+         CLI_NOT_SAVED},
+        {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only",
+         CLI_NOT_SAVED},
+        {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures; 0: at the end only",
+         CLI_NOT_SAVED},
+        {NULL, "save_every", CLI_INT, &o->save_every, "1000", "[0, inf)",
+         "steps between checkpoints; 0: at the end only", CLI_NOT_SAVED},
+        {NULL, "latent_images", CLI_INT, &o->latent_images, "512", "[1, inf)",
+         "training images for the latent's mean and deviation in the checkpoint", CLI_SAVED},
+    };
+    int n = (int)(sizeof flags / sizeof flags[0]);
+    memcpy(out, flags, sizeof flags);
+    return n;
+}
+
+// The value for `stage` in "a" or "a,b,c". Ends with a message when it is not as wanted.
+static inline double options_for_stage(const char* name, const char* text, int stage, double low, int whole) {
+    double values[3];
+    int n = 0;
+    for (const char* at = text; n < 3; at++) {
+        char* end;
+        values[n++] = strtod(at, &end);
+        if (end == at || (*end && *end != ',') || !(values[n - 1] >= low) || !isfinite(values[n - 1])) break;
+        if (whole && (values[n - 1] > 1e15 || values[n - 1] != floor(values[n - 1]))) break;
+        at = end;
+        if (!*at && (n == 1 || n == 3)) return n == 1 ? values[0] : values[stage - 1];
+        if (!*at) break;
+    }
+    fatal("-%s %s: want one %s (at least %g), or three with commas, one a stage", name, text,
+          whole ? "whole number" : "number", low);
+}
+
+// Reads the command line. Ends with a message when flags contradict each other.
+void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
+    static cli_flag_t flags[OPTIONS_MAX]; // as long-lived as *cli, which points to it
+    int n = options_flags(o, flags);
+    cli_init(cli, "./train_tokenizer", "Trains the AlignTok tokenizer, one stage a run; the same command resumes.",
+             flags, n, options_presets, OPTIONS_PRESETS);
+    cli_parse(cli, argc, argv);
+    o->stage_steps = (int64_t)options_for_stage("steps", o->steps, o->stage, 1, 1);
+    o->stage_lr = options_for_stage("lr", o->lr, o->stage, 0, 0);
+    o->stage_disc_lr = options_for_stage("disc_lr", o->disc_lr, o->stage, 0, 0);
+    o->stage_disc_start = (int64_t)options_for_stage("disc_start", o->disc_start, o->stage, 0, 1);
+    if (o->batch < o->chunk) o->chunk = o->batch; // a single, smaller chunk
+    if (o->batch % o->chunk) {
+        fatal("-batch %d is not a multiple of -chunk %d; BatchNorm statistics and adaptive weights are taken per "
+              "chunk, so give "
+              "a batch of whole chunks",
+              o->batch, o->chunk);
+    }
+    if (o->stage == 1 && o->from[0]) {
+        fatal("-from %s: stage 1 starts from -encoder_weights, not from a checkpoint; leave -from out, or give -stage "
+              "2 or 3",
+              o->from);
+    }
+    if (o->zero && o->reduce_bf16) {
+        fatal("-zero 1 sends gradients in fp32; leave -reduce_bf16 out, or -zero");
+    }
+    if (!o->data[0] && !o->dry_run && !o->export_path[0]) {
+        fatal("preset %s needs images: -data FOLDER with one folder a class (or -data shapes to try the program)",
+              o->preset);
+    }
+}
+
+// The options of a saved configuration (a checkpoint's metadata). `path` is for messages.
+void options_read(options_t* o, const char* json, const char* path) {
+    static cli_flag_t flags[OPTIONS_MAX];
+    static cli_t cli; // keeps the strings that *o points to
+    char error[512];
+    cli_free(&cli);
+    int n = options_flags(o, flags);
+    cli_init(&cli, "./train_tokenizer", "", flags, n, options_presets, OPTIONS_PRESETS);
+    if (!cli_from_json(&cli, json, error, sizeof error)) fatal("%s: metadata field \"config\": %s", path, error);
+}
+
+// The tokenizer that the flags describe, in one of `ranks` processes that share the batch.
+tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
+    tokenizer_config_t c;
+    memset(&c, 0, sizeof c);
+    c.encoder = *vit_config_find(o->encoder);
+    if (o->normalise == NORMALISE_OFF) c.encoder.normalise = NORMALISE_NONE;
+    decoder_config_t* d = &c.decoder;
+    d->ch = o->ch;
+    d->levels = cli_integers("ch_mult", o->ch_mult, d->ch_mult, 8);
+    d->res_blocks = o->res_blocks;
+    d->attn_levels = 1u << (d->levels - 1);
+    d->z_channels = o->z_channels;
+    d->groups = o->groups;
+    for (int l = 0; l < d->levels; l++) {
+        if (d->ch * d->ch_mult[l] % d->groups) {
+            fatal("level %d of the decoder has %d channels, no multiple of -groups %d; change -ch, -ch_mult or -groups",
+                  l, d->ch * d->ch_mult[l], d->groups);
+        }
+    }
+    int factor = tokenizer_factor(&c);
+    if (o->image_size % factor) {
+        fatal("-image_size %d is no multiple of %d, the pixels of a latent position each way; choose one, or another "
+              "-ch_mult",
+              o->image_size, factor);
+    }
+    c.lpips = vgg16_config();
+    c.lpips.slices = cli_integers("vgg_channels", o->vgg_channels, c.lpips.channels, VGG_SLICES);
+    c.disc.ndf = o->ndf;
+    c.disc.layers = 3;
+    c.adapter_hidden = o->adapter_hidden;
+    c.stage = o->stage;
+    if (o->batch / o->chunk % ranks) {
+        fatal("-batch %d is %d chunks of %d images, which %d processes cannot share equally; give a multiple of %d",
+              o->batch, o->batch / o->chunk, o->chunk, ranks, ranks * o->chunk);
+    }
+    c.batch = o->batch / ranks;
+    c.chunk = o->chunk;
+    c.H = c.W = o->image_size;
+    c.disc_start = o->stage_disc_start;
+    c.w_lpips = o->w_lpips;
+    c.w_gan = o->w_gan;
+    c.w_sem = o->w_sem;
+    c.semantic_kind = (semantic_kind_t)o->sem_loss;
+    c.semantic_tensor = (semantic_tensor_t)o->sem_tensor;
+    c.semantic_measure = (semantic_measure_t)o->sem_measure;
+    c.recompute = o->recompute;
+    c.fold = o->fold;
+    c.zero = o->zero;
+    c.lr = o->stage_lr;
+    c.disc_lr = o->stage_disc_lr;
+    c.beta1 = o->beta1;
+    c.beta2 = o->beta2;
+    c.eps = o->eps;
+    c.ema_sigma[0] = o->ema0;
+    c.ema_sigma[1] = o->ema1;
+    return c;
+}
