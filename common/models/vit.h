@@ -322,91 +322,6 @@ void vit_plan_work(vit_t* v, plan_t* work) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Folding
-
-// One frozen tensor on the host, in full precision; free() it.
-static inline floatS* vit_read(const params_t* p, size_t offset, size_t n) {
-    floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "a tensor to fold");
-    params_read_frozen(p, offset, host, n);
-    return host;
-}
-
-// The rows of a matrix (rows, columns), or a vector with columns = 1, scaled by gamma (rows).
-static inline void vit_fold_rows(floatX* out, const params_t* p, size_t offset, const floatS* gamma, int rows,
-                                 int columns) {
-    floatS* host = vit_read(p, offset, (size_t)rows * columns);
-    for (int o = 0; o < rows; o++) {
-        for (int i = 0; i < columns; i++) host[(size_t)o * columns + i] *= gamma[o];
-    }
-    copy_floats_to_device(out, host, (size_t)rows * columns);
-    free(host);
-}
-
-static inline void vit_fold_layerscale(vit_t* v, const params_t* p) {
-    int D = v->config.dim, M = v->config.mlp_dim;
-    for (int i = 0; i < v->config.depth; i++) {
-        vit_block_t* b = &v->blocks[i];
-        floatS* gamma1 = vit_read(p, b->gamma1, D);
-        floatS* gamma2 = vit_read(p, b->gamma2, D);
-        vit_fold_rows(b->folded_proj, p, b->proj_weight, gamma1, D, D);
-        vit_fold_rows(b->folded_proj_bias, p, b->proj_bias, gamma1, D, 1);
-        vit_fold_rows(b->folded_fc2, p, b->fc2_weight, gamma2, D, M);
-        vit_fold_rows(b->folded_fc2_bias, p, b->fc2_bias, gamma2, D, 1);
-        free(gamma1);
-        free(gamma2);
-    }
-}
-
-// out (factor, factor) = scale R^T w R for one channel of one filter w (patch, patch): each weight goes to the four
-// pixels that its sample is interpolated from, as resize_bilinear_forward has them: (k + 1/2) factor / patch - 1/2.
-static inline void vit_fold_filter(floatS* out, const floatS* w, double scale, int patch, int factor) {
-    for (int i = 0; i < factor * factor; i++) out[i] = 0;
-    for (int ky = 0; ky < patch; ky++) {
-        int y2 = (2 * ky + 1) * factor - patch, y = y2 / (2 * patch);
-        double fy = (double)(y2 % (2 * patch)) / (2 * patch);
-        for (int kx = 0; kx < patch; kx++) {
-            int x2 = (2 * kx + 1) * factor - patch, x = x2 / (2 * patch);
-            double fx = (double)(x2 % (2 * patch)) / (2 * patch), value = scale * w[ky * patch + kx];
-            int down = fy > 0 ? factor : 0, right = fx > 0; // a neighbour without weight may lie outside
-            out[y * factor + x] += (floatS)((1 - fy) * (1 - fx) * value);
-            out[y * factor + x + right] += (floatS)((1 - fy) * fx * value);
-            out[y * factor + x + down] += (floatS)(fy * (1 - fx) * value);
-            out[y * factor + x + down + right] += (floatS)(fy * fx * value);
-        }
-    }
-}
-
-static inline void vit_fold_patch(vit_t* v, const params_t* p) {
-    int D = v->config.dim, patch = v->config.patch, f = v->factor, taps = patch * patch;
-    channel_affine_t affine = vit_input_affine(v->config.normalise);
-    floatS* weight = vit_read(p, v->patch_weight, (size_t)D * 3 * taps);
-    floatS* bias = vit_read(p, v->patch_bias, D);
-    floatS* folded = (floatS*)malloc_check((size_t)D * 3 * f * f * sizeof(floatS), "the folded patch embedding");
-    for (int d = 0; d < D; d++) {
-        double shift = bias[d];
-        for (int c = 0; c < 3; c++) {
-            const floatS* w = weight + ((size_t)d * 3 + c) * taps;
-            for (int k = 0; k < taps; k++) shift += affine.shift[c] * w[k];
-            vit_fold_filter(folded + ((size_t)d * 3 + c) * f * f, w, affine.scale[c], patch, f);
-        }
-        bias[d] = (floatS)shift;
-    }
-    copy_floats_to_device(v->folded_patch, folded, (size_t)D * 3 * f * f);
-    copy_floats_to_device(v->folded_patch_bias, bias, D);
-    free(weight);
-    free(bias);
-    free(folded);
-}
-
-// Derives the folded weights from p. To be called whenever the weights of a folded encoder have been set; does nothing
-// for one that is not folded.
-void vit_fold(vit_t* v, const params_t* p) {
-    if (!v->fold) return;
-    vit_fold_patch(v, p);
-    if (v->config.layerscale != 0) vit_fold_layerscale(v, p);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
 // LayerScale's weight and its gradient: NULL where the model has none, or has it folded (then the operations take 1).
@@ -580,4 +495,89 @@ void vit_last_fc2_gradient(vit_t* v, const params_t* p,
         matmul_backward(NULL, dweight + (size_t)k * D * M, NULL, v->dbranch + k * chunk_rows * D,
                         b->hidden + k * chunk_rows * M, NULL, chunk_rows, M, D, s);
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Folding
+
+// One frozen tensor on the host, in full precision; free() it.
+static inline floatS* vit_read(const params_t* p, size_t offset, size_t n) {
+    floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "a tensor to fold");
+    params_read_frozen(p, offset, host, n);
+    return host;
+}
+
+// The rows of a matrix (rows, columns), or a vector with columns = 1, scaled by gamma (rows).
+static inline void vit_fold_rows(floatX* out, const params_t* p, size_t offset, const floatS* gamma, int rows,
+                                 int columns) {
+    floatS* host = vit_read(p, offset, (size_t)rows * columns);
+    for (int o = 0; o < rows; o++) {
+        for (int i = 0; i < columns; i++) host[(size_t)o * columns + i] *= gamma[o];
+    }
+    copy_floats_to_device(out, host, (size_t)rows * columns);
+    free(host);
+}
+
+static inline void vit_fold_layerscale(vit_t* v, const params_t* p) {
+    int D = v->config.dim, M = v->config.mlp_dim;
+    for (int i = 0; i < v->config.depth; i++) {
+        vit_block_t* b = &v->blocks[i];
+        floatS* gamma1 = vit_read(p, b->gamma1, D);
+        floatS* gamma2 = vit_read(p, b->gamma2, D);
+        vit_fold_rows(b->folded_proj, p, b->proj_weight, gamma1, D, D);
+        vit_fold_rows(b->folded_proj_bias, p, b->proj_bias, gamma1, D, 1);
+        vit_fold_rows(b->folded_fc2, p, b->fc2_weight, gamma2, D, M);
+        vit_fold_rows(b->folded_fc2_bias, p, b->fc2_bias, gamma2, D, 1);
+        free(gamma1);
+        free(gamma2);
+    }
+}
+
+// out (factor, factor) = scale R^T w R for one channel of one filter w (patch, patch): each weight goes to the four
+// pixels that its sample is interpolated from, as resize_bilinear_forward has them: (k + 1/2) factor / patch - 1/2.
+static inline void vit_fold_filter(floatS* out, const floatS* w, double scale, int patch, int factor) {
+    for (int i = 0; i < factor * factor; i++) out[i] = 0;
+    for (int ky = 0; ky < patch; ky++) {
+        int y2 = (2 * ky + 1) * factor - patch, y = y2 / (2 * patch);
+        double fy = (double)(y2 % (2 * patch)) / (2 * patch);
+        for (int kx = 0; kx < patch; kx++) {
+            int x2 = (2 * kx + 1) * factor - patch, x = x2 / (2 * patch);
+            double fx = (double)(x2 % (2 * patch)) / (2 * patch), value = scale * w[ky * patch + kx];
+            int down = fy > 0 ? factor : 0, right = fx > 0; // a neighbour without weight may lie outside
+            out[y * factor + x] += (floatS)((1 - fy) * (1 - fx) * value);
+            out[y * factor + x + right] += (floatS)((1 - fy) * fx * value);
+            out[y * factor + x + down] += (floatS)(fy * (1 - fx) * value);
+            out[y * factor + x + down + right] += (floatS)(fy * fx * value);
+        }
+    }
+}
+
+static inline void vit_fold_patch(vit_t* v, const params_t* p) {
+    int D = v->config.dim, patch = v->config.patch, f = v->factor, taps = patch * patch;
+    channel_affine_t affine = vit_input_affine(v->config.normalise);
+    floatS* weight = vit_read(p, v->patch_weight, (size_t)D * 3 * taps);
+    floatS* bias = vit_read(p, v->patch_bias, D);
+    floatS* folded = (floatS*)malloc_check((size_t)D * 3 * f * f * sizeof(floatS), "the folded patch embedding");
+    for (int d = 0; d < D; d++) {
+        double shift = bias[d];
+        for (int c = 0; c < 3; c++) {
+            const floatS* w = weight + ((size_t)d * 3 + c) * taps;
+            for (int k = 0; k < taps; k++) shift += affine.shift[c] * w[k];
+            vit_fold_filter(folded + ((size_t)d * 3 + c) * f * f, w, affine.scale[c], patch, f);
+        }
+        bias[d] = (floatS)shift;
+    }
+    copy_floats_to_device(v->folded_patch, folded, (size_t)D * 3 * f * f);
+    copy_floats_to_device(v->folded_patch_bias, bias, D);
+    free(weight);
+    free(bias);
+    free(folded);
+}
+
+// Derives the folded weights from p. To be called whenever the weights of a folded encoder have been set; does nothing
+// for one that is not folded.
+void vit_fold(vit_t* v, const params_t* p) {
+    if (!v->fold) return;
+    vit_fold_patch(v, p);
+    if (v->config.layerscale != 0) vit_fold_layerscale(v, p);
 }
