@@ -46,11 +46,13 @@ BUILD  := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
 
 BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
              $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
-# LAPACK: decomposes the covariances of `eval` in all builds; OpenBLAS has it, unless it was built without
-LAPACK  ?= $(if $(filter 1,$(BLAS)),$(shell printf '\043include <cblas.h>\nvoid dsyevd_(void), dgesdd_(void);\n\
-             int main(void) { dsyevd_(); dgesdd_(); return 0; }\n' | \
-             $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0),0)
-LAPACK_FLAGS := $(if $(filter 1,$(LAPACK)),-DLAPACK=1,)
+# LAPACK and its BLAS, for what measures distributions (eval): OpenBLAS has both; else another library, also with BLAS=0.
+# The GPU build takes cuSOLVER and cuBLAS instead.
+LAPACK  ?= $(shell for l in $(if $(filter 1,$(BLAS)),-lopenblas,-llapack,-lblas) -lopenblas,-llapack -llapack,-lblas -lopenblas; do \
+             l=$$(echo $$l | tr , ' '); printf 'void dgemm_(void), dsyrk_(void), dsyevd_(void), dgesdd_(void);\n\
+             int main(void) { dgemm_(); dsyrk_(); dsyevd_(); dgesdd_(); return 0; }\n' | \
+             $(CC) -x c - -o /dev/null $$l 2>/dev/null && echo $$l && break; done)
+LAPACK_FLAGS := $(if $(LAPACK),-DLAPACK=1,)
 MPI     ?= $(shell command -v mpicc >/dev/null 2>&1 && echo 1 || echo 0)
 MPI_FLAGS := $(if $(filter 1,$(MPI)),-DMPI=1 $(patsubst -I%,-isystem %,$(shell mpicc --showme:compile)),)
 MPI_LIBS  := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:link),)
@@ -59,7 +61,7 @@ FAST    := -O3 -march=native -fno-math-errno
 CHECKED := -O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,) $(LAPACK_FLAGS) $(MPI_FLAGS)
 C_FLAGS += $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
-C_LIBS  := $(if $(filter 1,$(BLAS)),-lopenblas,) $(MPI_LIBS) -lz -lpthread -lm
+C_LIBS  := -Wl,--as-needed $(if $(filter 1,$(BLAS)),-lopenblas,) $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
 # Tests use a part of what they include: told that nothing else links to a file, gcc leaves the rest out at once. It then
 # also sees through more calls, and warns of names that might be cut.
@@ -67,22 +69,22 @@ ALONE := $(shell echo 'int main(void) { return 0; }' | $(CC) -x c -Werror -fwhol
            echo -fwhole-program -Wno-format-truncation)
 
 EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DEMU $(LAPACK_FLAGS)
-EMU_LIBS  := -x none -Wl,--as-needed $(if $(LAPACK_FLAGS),-lopenblas,) $(MPI_LIBS) -lz -lpthread -lm
+EMU_LIBS  := -x none -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
 # NCCL is no part of the CUDA Toolkit: without it the build is for one GPU.
 NCCL      ?= $(if $(HAVE_NVCC),$(shell printf '\043include <nccl.h>\n' | $(NVCC) -x cu -E - >/dev/null 2>&1 && echo 1 || echo 0),0)
 # GPU_ARCH: compute capabilities without the dot, such as 90; the GPU's own, or, where there is none, A100's and H100's
 GPU_ARCH  ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),80 90)
-NVCC_FLAGS = -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA $(LAPACK_FLAGS) -Xcompiler -Wall,-Wextra,-Werror,-fopenmp \
+NVCC_FLAGS = -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,-Wextra,-Werror,-fopenmp \
               -Werror all-warnings $(if $(filter 0,$(NCCL)),-DNO_NCCL=1,) $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
-NVCC_LIBS = -Xlinker --as-needed $(if $(LAPACK_FLAGS),-lopenblas,) -lcublasLt $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
+NVCC_LIBS = -Xlinker --as-needed -lcusolver -lcublas -lcublasLt $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
 
 HEADERS  := $(wildcard common/*.h common/*/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
 PROGRAMS := train_tokenizer train_dit sample eval
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 KERNELS  := $(patsubst tests/kernels_%.cu,%,$(wildcard tests/kernels_*.cu))
 EMU_TESTS := $(foreach k,$(KERNELS),build/emu/kernels_$(k)_bf16 build/emu/kernels_$(k)_fp32) \
-             $(if $(wildcard tests/emulator.cu),build/emu/emulator_test,)
+             $(if $(wildcard tests/emulator.cu),build/emu/emulator_test,) build/emu/test_distribution
 GPU_TESTS := $(foreach k,$(KERNELS),build/gpu/kernels_$(k)_bf16 build/gpu/kernels_$(k)_fp32)
 BENCHES  := $(patsubst dev/bench/%.cu,$(FOLDER)/%,$(wildcard dev/bench/bench_*.cu))
 
@@ -155,6 +157,11 @@ build/emu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | buil
 	@echo "  c++  $@"
 	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(CHECKED) -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
 
+# what measures distributions has a GPU's libraries in these builds: their stand-ins, by the same tests
+build/emu/test_%: tests/test_%.c $(HEADERS) | build/emu
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(CHECKED) $< -o $@ $(EMU_LIBS)
+
 build/emu/emulator_test: tests/emulator.cu $(HEADERS) | build/emu
 	@echo "  c++  $@"
 	$(Q)$(CXX) $(EMU_FLAGS) $(CHECKED) $< -o $@ $(EMU_LIBS)
@@ -186,7 +193,7 @@ $(BUILD) build/double build/emu build/emu_fp32 build/gpu build/gpu_fp32:
 
 # what the build needs is there, or the line that installs it is printed; `deps` installs it when run as root
 check:
-	@sh dev/install.sh -check
+	@sh dev/install.sh -check $(KIND)
 deps:
 	@sh dev/install.sh
 

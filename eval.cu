@@ -97,19 +97,19 @@ static perceptual_t* open_lpips(eval_t* e, int H, int W) {
 static void measure_tokenizers(eval_t* e, char** paths, int n) {
     static autoencoder_t a;
     static space_picture_t picture;
-    static row_picture_t rows;
+    static recon_shared_t shared;
     const eval_options_t* o = &e->options;
     for (int i = 0; i < n; i++) {
         need_file(e, "tokenizer", paths[i], "a checkpoint of train_tokenizer, an exported file, or VA-VAE's");
         autoencoder_open(&a, paths[i], o->raw ? AUTOENCODER_RAW : AUTOENCODER_AVERAGED, o->batch, 1, o->recon);
         if (o->recon) {
-            eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, a.H, a.W), &rows);
+            eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, a.H, a.W), &shared);
         }
         if (o->probe) eval_probe(e, paths[i], &a);
         if (o->latent) eval_latent(e, paths[i], &a, &picture, i == 0, i == n - 1);
         autoencoder_close(&a);
     }
-    if (o->recon) recon_rows_close(&rows, e);
+    if (o->recon) recon_shared_close(&shared, e);
     if (o->latent) space_picture_close(&picture, e);
 }
 
@@ -139,14 +139,14 @@ static const char* open_samples(eval_t* e, image_source_t* samples, pipeline_t* 
 static void measure_samples(eval_t* e, const char* tokenizer) {
     static pipeline_t g;
     static image_source_t samples;
-    static reference_t reference;
+    static reference_statistics_t reference;
     const eval_options_t* o = &e->options;
     const char* subject = open_samples(e, &samples, &g, tokenizer);
     feature_net_t* net = open_features(e, samples.H, samples.W, 1);
-    inception_input_t input = reference_open(&reference, e, net, o->data[0] ? o->data : g.tokenizer.data);
+    inception_input_t input = reference_statistics_open(&reference, e, net, o->data[0] ? o->data : g.tokenizer.data);
     if (o->gen) eval_gen(e, "gen", subject, &samples, net, &reference, input, 1);
     if (o->sweep) eval_sweep(e, subject, &samples, net, &reference, input);
-    reference_free(&reference);
+    reference_statistics_free(&reference);
     image_source_close(&samples);
     if (g.path) pipeline_close(&g);
 }

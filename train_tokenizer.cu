@@ -28,7 +28,7 @@
 // defines: image_grid, image_write_png
 #include "common/data/image.h"
 // defines: psnr_bytes
-#include "common/measures/psnr.h"
+#include "common/measures/reconstruction_measures.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
 #include "common/training/comm.h"
 // defines: tokenizer_t, tokenizer_gradients, tokenizer_update

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Checks for what the CPU build needs. Installs it on Debian and Ubuntu when run as root; otherwise, and with -check, prints
-# the line to run.
-# Needed: a C compiler, zlib, stb. Used where present: OpenBLAS (else portable loops), Fashion-MNIST (else drawn shapes),
-# Open MPI (else a single process, and tests/test_comm.sh skips the collectives), g++ (for the emulated kernels in make test).
+# the line to run (`-check gpu`: for the GPU build, which has cuSOLVER in place of LAPACK).
+# Needed: a C compiler, zlib, stb, and LAPACK for eval: OpenBLAS, or another. Used where present: OpenBLAS (else training and
+# sampling run portable loops), Fashion-MNIST (else drawn shapes), Open MPI (else a single process, and tests/test_comm.sh
+# skips the collectives), g++ (for the emulated kernels in make test).
 # Where nvcc is, cuobjdump and nvdisasm too, by pip into build/tools: tests/test_nvcc.sh looks at the machine code with it.
 set -u
 
@@ -16,8 +17,13 @@ int main(void) { return !zlibVersion(); }' -lz || needed="$needed zlib1g-dev"
 has '#include <stb/stb_image.h>
 #include <stb/stb_image_write.h>
 int main(void) { return 0; }' "" || needed="$needed libstb-dev"
-has '#include <cblas.h>
-int main(void) { openblas_set_num_threads(1); return 0; }' -lopenblas || optional="$optional libopenblas-dev"
+lapack='void dgemm_(void), dsyevd_(void), dgesdd_(void);
+int main(void) { dgemm_(); dsyevd_(); dgesdd_(); return 0; }'
+if ! has '#include <cblas.h>
+int main(void) { openblas_set_num_threads(1); return 0; }' -lopenblas; then
+    if [ "${2:-}" = gpu ] || has "$lapack" "-llapack -lblas"; then optional="$optional libopenblas-dev"
+    else needed="$needed libopenblas-dev"; fi
+fi
 [ -f /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] || optional="$optional dataset-fashion-mnist"
 command -v mpicc >/dev/null 2>&1 && command -v mpirun >/dev/null 2>&1 || optional="$optional libopenmpi-dev openmpi-bin"
 command -v "${CXX:-g++}" >/dev/null 2>&1 || optional="$optional g++"

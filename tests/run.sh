@@ -20,8 +20,8 @@ list() {
         esac
     done
     if [ "$(basename "$build")" = cpu ]; then
-        for test in build/emu/kernels_*_bf16 build/emu/kernels_*_fp32 build/emu/emulator_test; do
-            echo "$(basename "$test") $test"
+        for test in build/emu/kernels_*_bf16 build/emu/kernels_*_fp32 build/emu/emulator_test build/emu/test_distribution; do
+            echo "$(basename "$test" | sed s/^test_distribution/emulated_distribution/) $test"
         done
     fi
     for source in tests/test_*.c; do

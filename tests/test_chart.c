@@ -1,13 +1,13 @@
 // test_chart.c: letters and line charts: ink where it belongs, none elsewhere, numbers at ticks, values that cannot be
 // drawn. Places are checked against the picture itself: a marker at a tick's value sits on that tick's grid lines.
-// Look next at common/measures/chart.h and common/data/text.h.
+// Look next at common/data/chart.h and common/data/text.h.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 // defines: chart_t, chart_series_t, chart_panels, chart_layout, chart_x, chart_y, chart_linear_ticks
-#include "common/measures/chart.h"
+#include "common/data/chart.h"
 // defines: image_t, image_create, image_free
 #include "common/data/image.h"
 // defines: text_draw, text_draw_turned, text_width, text_cut, text_font

@@ -5,16 +5,10 @@
 
 // defines: comm_t, comm_open, comm_close, comm_any
 #include "common/training/comm.h"
-// defines: frechet_distance, frechet_trace
+// defines: frechet_distance, frechet_trace, moments_*
 #include "common/measures/frechet.h"
-// defines: inception_score_*
-#include "common/measures/inception_score.h"
-// defines: kid_distance, kid_of_rows
-#include "common/measures/kid.h"
-// defines: manifold_precision_recall, manifold_radii, manifold_half
-#include "common/measures/manifold.h"
-// defines: moments_*
-#include "common/measures/moments.h"
+// defines: kid_distance, kid_of_rows, manifold_precision_recall, manifold_radii, inception_score_*
+#include "common/measures/sample_measures.h"
 // defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
 #include "tests/temporary.h"
 #include "tests/test.h"
@@ -39,41 +33,55 @@ static float* to_float(const double* x, size_t n) {
     return y;
 }
 
+static feature_set_t set_of(const float* rows, int n, int dim) { // (n, dim)
+    feature_set_t set = {rows, n, dim};
+    return set;
+}
+
 static double off(double got, double want) { return fabs(got - want) / fmax(fabs(want), 1e-300); }
 
 // ------------------------------------------------------------------------------------------------------------------
 // Linear algebra
 
-typedef void (*products_fn)(int M, int N, int K, const double* A, int lda, const double* B, int ldb, double* C,
-                            int ldc);
-
-static void test_products(const char* name, products_fn products) {
-    if (!test_case(name)) return;
-    static const int sizes[][3] = {{1, 1, 1},      {2, 4, 8},   {3, 5, 7},  {65, 6, 300},
-                                   {64, 67, 256}, {1, 9, 513}, {130, 3, 2}};
+static void test_products(void) {
+    if (!test_case("products: of two matrices, and of one with itself, added or not")) return;
+    static const int sizes[][3] = {{1, 1, 1},     {2, 4, 8},   {3, 5, 7},    {65, 6, 300},
+                                   {64, 67, 256}, {1, 9, 513}, {300, 3, 2}, {260, 513, 31}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-        int M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], ldc = N + 2;
-        double *A = normals((size_t)M * (K + 3)), *B = normals((size_t)N * (K + 1)), *C = normals((size_t)M * ldc);
-        double* want = matrix_doubles((size_t)M * ldc, "a product");
-        memcpy(want, C, (size_t)M * ldc * sizeof(double));
+        int M = sizes[s][0], N = sizes[s][1], K = sizes[s][2], lda = K + 3;
+        double *A = normals((size_t)M * K), *B = normals((size_t)N * K), *C = poisoned((size_t)M * N);
+        double* want = (double*)calloc_check((size_t)M * N, sizeof(double), "a product");
         for (int i = 0; i < M; i++) {
             for (int j = 0; j < N; j++) {
-                for (int k = 0; k < K; k++) want[i * ldc + j] += A[i * (K + 3) + k] * B[j * (K + 1) + k];
+                for (int k = 0; k < K; k++) want[i * N + j] += A[i * K + k] * B[j * K + k];
             }
         }
-        products(M, N, K, A, K + 3, B, K + 1, C, ldc);
-        check_error("C", relative_error_double(C, want, (size_t)M * ldc), 1e-14);
-        free(A), free(B), free(C), free(want);
+        matrix_products(M, N, K, A, B, C);
+        check_error("A B'", relative_error_double(C, want, (size_t)M * N), 1e-14);
+        double *X = normals((size_t)M * lda), *S = poisoned((size_t)M * M), *both = matrix_doubles((size_t)M * M, "S");
+        double* upper = (double*)calloc_check((size_t)M * M, sizeof(double), "a product");
+        for (int i = 0; i < M; i++) {
+            for (int j = i; j < M; j++) {
+                for (int k = 0; k < K; k++) upper[i * M + j] += X[i * lda + k] * X[j * lda + k];
+            }
+        }
+        for (int add = 0; add < 2; add++) { // the second time both products are in S
+            matrix_squares(M, K, X, lda, S, add);
+            for (int i = 0; i < M * M; i++) both[i] = i % M >= i / M ? S[i] / (1 + add) : 0;
+            check_error("A A'", relative_error_double(both, upper, (size_t)M * M), 1e-14);
+        }
+        free(A), free(B), free(C), free(want), free(X), free(S), free(both), free(upper);
     }
     test_end_case();
 }
 
-typedef void (*eigen_fn)(int n, const double* A, double* values, double* vectors);
-
 // A = V diag(values) V^T, V orthogonal, values ascending.
-static void check_eigen(eigen_fn eigen, int n, const double* A, double scale) {
+static void check_eigen(int n, const double* A, double scale) {
     double *values = poisoned(n), *vectors = poisoned((size_t)n * n), residual = 0, orthogonal = 0;
-    eigen(n, A, values, vectors);
+    double* upper = poisoned((size_t)n * n); // the other triangle is not read
+    for (int i = 0; i < n; i++) memcpy(upper + (size_t)i * n + i, A + (size_t)i * n + i, (n - i) * sizeof(double));
+    symmetric_eigen(n, upper, values, vectors);
+    free(upper);
     for (int i = 0; i < n; i++) {
         const double* v = vectors + (size_t)i * n;
         if (i) check(values[i] >= values[i - 1], "values ascend");
@@ -88,8 +96,8 @@ static void check_eigen(eigen_fn eigen, int n, const double* A, double scale) {
     free(values), free(vectors);
 }
 
-static void test_eigen(const char* name, eigen_fn eigen) {
-    if (!test_case(name)) return;
+static void test_eigen(void) {
+    if (!test_case("symmetric eigenvectors")) return;
     static const int sizes[] = {1, 2, 3, 4, 17, 64, 65, 130, 400}; // 400: the threads share rows
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         int n = sizes[s];
@@ -97,21 +105,21 @@ static void test_eigen(const char* name, eigen_fn eigen) {
         for (int i = 0; i < n; i++) {
             for (int j = 0; j < i; j++) A[i * n + j] = A[j * n + i];
         }
-        check_eigen(eigen, n, A, 2 * sqrt(n)); // the largest eigenvalue, about
+        check_eigen(n, A, 2 * sqrt(n)); // the largest eigenvalue, about
         if (n > 130) {
             free(A);
             continue;
         }
         for (int i = 0; i < n * n; i++) A[i] *= 1e-100;
-        check_eigen(eigen, n, A, 2e-100 * sqrt(n));
-        double* X = normals((size_t)n * n); // of rank n / 3
+        check_eigen(n, A, 2e-100 * sqrt(n));
+        double* X = normals((size_t)n * (n / 3)); // of rank n / 3
         memset(A, 0, (size_t)n * n * sizeof(double));
-        matrix_products(n, n, n / 3, X, n, X, n, A, n);
-        check_eigen(eigen, n, A, n / 3 + 1);
+        if (n >= 3) matrix_products(n, n, n / 3, X, X, A);
+        check_eigen(n, A, n / 3 + 1);
         for (int i = 0; i < n * n; i++) A[i] = i % (n + 1) == 0 ? 3 : 0; // all values equal
-        check_eigen(eigen, n, A, 3);
+        check_eigen(n, A, 3);
         memset(A, 0, (size_t)n * n * sizeof(double));
-        check_eigen(eigen, n, A, 1);
+        check_eigen(n, A, 1);
         free(A), free(X);
     }
     enum { n = 90 }; // the second difference: 2 - 2 cos(pi k / (n + 1))
@@ -121,32 +129,30 @@ static void test_eigen(const char* name, eigen_fn eigen) {
         if (i) A[i * n + i - 1] = A[(i - 1) * n + i] = -1;
         want[i] = 2 - 2 * cos(M_PI * (i + 1) / (n + 1));
     }
-    eigen(n, A, values, vectors);
+    symmetric_eigen(n, A, values, vectors);
     check_error("second difference", relative_error_double(values, want, n), 1e-14);
     test_end_case();
 }
 
-typedef void (*singular_fn)(int n, double* A, double* values);
-
 // U diag(want) V of orthogonal U, V gives `want` back, which descends.
-static void check_singular(singular_fn singular, int n, const double* want) {
+static void check_singular(int n, const double* want) {
     double *X = normals((size_t)n * n), *U = poisoned((size_t)n * n), *V = poisoned((size_t)n * n);
     double *A = (double*)calloc_check((size_t)n * n, sizeof(double), "A"), *values = poisoned(n);
     for (int i = 0; i < n; i++) {
         for (int j = 0; j < i; j++) X[i * n + j] = X[j * n + i];
     }
-    own_symmetric_eigen(n, X, values, U);
+    symmetric_eigen(n, X, values, U);
     for (int i = 0; i < n * n; i++) X[i] = (i % 7 + 1) * X[i] * X[i];
     for (int i = 0; i < n; i++) {
         for (int j = 0; j < i; j++) X[i * n + j] = X[j * n + i];
     }
-    own_symmetric_eigen(n, X, values, V);
+    symmetric_eigen(n, X, values, V);
     for (int i = 0; i < n; i++) {
         for (int k = 0; k < n; k++) U[i * n + k] *= want[k];
     }
-    own_products(n, n, n, U, n, V, n, A, n);
+    matrix_products(n, n, n, U, V, A);
     for (int i = 0; i < n; i++) values[i] = NAN;
-    singular(n, A, values);
+    singular_values(n, A, values);
     double worst = 0;
     for (int k = 0; k < n; k++) {
         worst = fmax(worst, fabs(values[k] - want[k]) / fmax(want[0], 1e-300));
@@ -156,24 +162,24 @@ static void check_singular(singular_fn singular, int n, const double* want) {
     free(X), free(U), free(V), free(A), free(values);
 }
 
-static void test_singular(const char* name, singular_fn singular) {
-    if (!test_case(name)) return;
+static void test_singular(void) {
+    if (!test_case("singular values")) return;
     static const int sizes[] = {1, 2, 3, 5, 33, 129, 400};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         int n = sizes[s];
         double* want = matrix_doubles(n, "values");
         for (int k = 0; k < n; k++) want[k] = n - k;
-        check_singular(singular, n, want);
+        check_singular(n, want);
         if (n > 129) {
             free(want);
             continue;
         }
         for (int k = 0; k < n; k++) want[k] = 1e80 * pow(10, -0.3 * k); // down to nothing beside the first
-        check_singular(singular, n, want);
+        check_singular(n, want);
         for (int k = 0; k < n; k++) want[k] = k < (n + 1) / 3; // equal ones, and zeros
-        check_singular(singular, n, want);
+        check_singular(n, want);
         for (int k = 0; k < n; k++) want[k] = 0;
-        check_singular(singular, n, want);
+        check_singular(n, want);
         free(want);
     }
     test_end_case();
@@ -216,13 +222,13 @@ static double frechet_of(const double* x, int nx, const double* y, int ny, int d
 
 static void test_moments(void) {
     if (!test_case("moments: two passes, batches of any size, any order, means far from 0")) return;
-    enum { n = 700, dim = 37 };
+    enum { n = 2500, dim = 37 };
     double *x = normals((size_t)n * dim), *mean = matrix_doubles(dim, "mu");
     double *covariance = matrix_doubles(dim * dim, "S"), *got_mean = poisoned(dim), *got = poisoned(dim * dim);
     for (int i = 0; i < n * dim; i++) x[i] = (float)(x[i] * (1 + i % dim) + 1000 * (i % dim));
     for (int j = 0; j < dim; j++) {
         mean[j] = 0;
-        for (int i = 0; i < n; i++) mean[j] += x[i * dim + j] / n;
+        for (int i = 0; i < n; i++) mean[j] += x[i * dim + j] / (double)n;
     }
     for (int p = 0; p < dim * dim; p++) {
         covariance[p] = 0;
@@ -233,13 +239,13 @@ static void test_moments(void) {
     check_error("mean", relative_error_double(one.mean, mean, dim), 1e-14);
     check_error("covariance", relative_error_double(one.covariance, covariance, dim * dim), 1e-12);
     float* rows = to_float(x, (size_t)n * dim);
-    static const int batches[] = {1, 3, 100, 256, 257, 699};
+    static const int batches[] = {1, 3, 100, MOMENTS_ROWS, MOMENTS_ROWS + 1, n - 1};
     for (size_t b = 0; b < sizeof batches / sizeof *batches; b++) {
         moments_t m;
         moments_open(&m, dim);
         for (int i = 0; i < n; i += batches[b])
             moments_add(&m, rows + (size_t)i * dim, n - i < batches[b] ? n - i : batches[b]);
-        check(moments_count(&m) == n, "rows are counted");
+        check(moments_count(&m) == (double)n, "rows are counted");
         moments_read(&m, got_mean, got);
         check(!memcmp(got_mean, one.mean, dim * sizeof(double)), "means are the same bits");
         check(!memcmp(got, one.covariance, dim * dim * sizeof(double)), "covariances are the same bits");
@@ -261,7 +267,7 @@ static void test_moments(void) {
 
 static void test_moments_blocks(void) {
     if (!test_case("moments: several blocks of dimensions, reading in between, two rows, one dimension")) return;
-    enum { n = 300, dim = 2 * MOMENTS_BLOCK + 5 };
+    enum { n = 300, dim = 517 };
     double* x = normals((size_t)n * dim);
     moments_t m;
     statistics_t half = {poisoned(dim), poisoned((size_t)dim * dim)};
@@ -335,7 +341,7 @@ static double trace_of_rows(const double* x, int nx, const double* y, int ny, in
             A[i * n + j] /= sqrt((nx - 1.0) * (ny - 1));
         }
     }
-    own_singular_values(n, A, values);
+    singular_values(n, A, values);
     for (int i = 0; i < n; i++) sum += values[i];
     statistics_free(a), statistics_free(b);
     free(A), free(values);
@@ -367,12 +373,11 @@ static void test_frechet_identities(void) {
     check(fabs(frechet_of(X, 10, X, 10, D3)) < 1e-12, "FID of a small set with itself");
     check_error("symmetry", off(frechet_of(Y, N3, X, N3, D3), fid), 1e-13);
     for (int i = 0; i < N3 * D3; i++) moved[i] = X[i] + .5;
-    check_error("shift", off(frechet_of(moved, N3, X, N3, D3), .25 * D3), 1e-12);
-    matrix_products(D3, D3, N3, X, N3, X, N3, S, D3);
-    own_symmetric_eigen(D3, S, values, U); // some rotation
-    memset(X2, 0, sizeof X2), memset(Y2, 0, sizeof Y2);
-    own_products(N3, D3, D3, X, D3, U, D3, X2, D3);
-    own_products(N3, D3, D3, Y, D3, U, D3, Y2, D3);
+    check_error("shift", off(frechet_of(moved, N3, X, N3, D3), D3 / 4), 1e-12);
+    matrix_squares(D3, N3, X, N3, S, 0);
+    symmetric_eigen(D3, S, values, U); // some rotation
+    matrix_products(N3, D3, D3, X, U, X2);
+    matrix_products(N3, D3, D3, Y, U, Y2);
     for (int i = 0; i < N3 * D3; i++) X2[i] = 3 * X2[i] + 7, Y2[i] = 3 * Y2[i] + 7;
     check_error("rotation, scale and shift of both", off(frechet_of(X2, N3, Y2, N3, D3), 9 * fid), 1e-12);
     double m1[3] = {0}, m2[3] = {1, 1, 1}, s1[9] = {1, 0, 0, 0, 4, 0, 0, 0, 9}, s2[9] = {4, 0, 0, 0, 4, 0, 0, 0, 1};
@@ -406,24 +411,26 @@ static void test_kid_subsets(void) {
     vector_v3(X, Y);
     float *x = to_float(X, N3 * D3), *y = to_float(Y, N3 * D3);
     for (int i = 0; i < N3 * D3; i++) X[i] = x[i], Y[i] = y[i];
-    kid_t all = kid_distance(x, N3, y, N3, D3, 3, N3, 1); // a subset of all rows is all rows
+    feature_set_t a = set_of(x, N3, D3), b = set_of(y, N3, D3);
+    kid_t all = kid_distance(a, b, 3, N3, 1, NULL); // a subset of all rows is all rows
     check_error("all rows", off(all.mean, kid_of_rows(X, Y, N3, D3)), 1e-12);
     check(all.deviation < 1e-12 && all.size == N3 && all.subsets == 3, "all subsets of all rows are equal");
-    kid_t some = kid_distance(x, N3, y, N3, D3, 60, 50, KID_SEED), other = kid_distance(x, N3, y, N3, D3, 60, 50, 1);
+    kid_t some = kid_distance(a, b, 60, 50, KID_SEED, NULL), other = kid_distance(a, b, 60, 50, 1, NULL);
     check(fabs(some.mean - all.mean) < 4 * some.deviation / sqrt(60), "subsets scatter around the value of all");
     check(some.mean != other.mean && some.deviation > .05 && some.deviation < .5, "another seed draws others");
     omp_set_num_threads(3);
-    kid_t threads = kid_distance(x, N3, y, N3, D3, 60, 50, KID_SEED);
+    kid_t threads = kid_distance(a, b, 60, 50, KID_SEED, NULL);
     omp_set_num_threads(1);
     check(threads.mean == some.mean && threads.deviation == some.deviation, "threads do not matter");
-    check(kid_distance(x, 50, y, N3, D3, 20, 50, 1).deviation > .01, "each subset has other rows of the second set");
-    check(kid_distance(x, N3, y, 50, D3, 20, 50, 1).deviation > .01, "each subset has other rows of the first set");
-    kid_t halves = kid_distance(x, N3 / 2, x + N3 / 2 * D3, N3 / 2, D3, 100, 50, 1);
+    feature_set_t few_a = set_of(x, 50, D3), few_b = set_of(y, 50, D3);
+    check(kid_distance(few_a, b, 20, 50, 1, NULL).deviation > .01, "each subset has other rows of the second set");
+    check(kid_distance(a, few_b, 20, 50, 1, NULL).deviation > .01, "each subset has other rows of the first set");
+    kid_t halves = kid_distance(set_of(x, N3 / 2, D3), set_of(x + N3 / 2 * D3, N3 / 2, D3), 100, 50, 1, NULL);
     check(fabs(halves.mean) < 2 * halves.deviation + .4, "halves of a set are alike");
     double same = 0;
     for (int s = 0; s < 50; s++) { // pairs of rows: each row as often as any other
         double rows[2 * D3];
-        kid_draw(rows, 2, x, 5, D3, 7, s);
+        kid_draw(rows, 2, set_of(x, 5, D3), 7, s);
         same += !memcmp(rows, rows + D3, sizeof rows / 2);
     }
     check(same == 0, "the rows of a subset differ");
@@ -444,7 +451,7 @@ static inception_score_result_t score_v5(int block, int seed) { // seed: another
         for (int c = 0; c < C; c++) row[c] = 3 * vector_g(3, 50 * i + c) + (seed ? 100 : 0); // softmax does not mind
         inception_score_add_row(&s, i, row);
     }
-    inception_score_result_t result = inception_score_read(&s);
+    inception_score_result_t result = inception_score_read(&s, n);
     inception_score_free(&s);
     return result;
 }
@@ -467,7 +474,7 @@ static double score_of(const float* logits, int n, int classes, int batch) {
     inception_score_open(&s, n, n, classes);
     for (int i = 0; i < n; i += batch)
         inception_score_add(&s, i, logits + (size_t)i * classes, n - i < batch ? n - i : batch);
-    double mean = inception_score_read(&s).mean;
+    double mean = inception_score_read(&s, n).mean;
     inception_score_free(&s);
     return mean;
 }
@@ -486,7 +493,7 @@ static void test_inception_score_limits(void) {
     check_error("equal rows", off(score_of(equal, n, C, 7), 1), 1e-14);
     check_error("one class each", off(score_of(certain, n, C, 60), C), 1e-14);
     double score = score_of(some, n, C, 60);
-    check(score > 1 && score < C, "between 1 and the number of classes");
+    check(score > 1 && score < (double)C, "between 1 and the number of classes");
     check(score_of(some, n, C, 1) == score && score_of(some, n, C, 13) == score, "batches do not matter");
     int shuffled[n], sorted[n];
     for (int i = 0; i < n; i++) shuffled[i] = i % C, sorted[i] = i / 5;
@@ -505,13 +512,12 @@ static void test_manifold_v6(void) {
     float real[n * dim], generated[n * dim];
     double radius[n];
     for (int i = 0; i < n * dim; i++) real[i] = (float)vector_g(4, i), generated[i] = (float)(.8 * vector_g(5, i) + .1);
-    manifold_t m = manifold_precision_recall(real, n, generated, n, dim, MANIFOLD_K, 0);
+    manifold_t m = manifold_precision_recall(set_of(real, n, dim), set_of(generated, n, dim), MANIFOLD_K, 0, NULL);
     check(m.precision == 286. / 300, "precision is 286 of 300");
     check(m.recall == 207. / 300, "recall is 207 of 300");
-    manifold_set_t sets[2] = {{real, n, dim, 0}, {generated, n, dim, 0}};
-    manifold_radii(&sets[0], MANIFOLD_K, radius);
+    manifold_radii(set_of(real, n, dim), MANIFOLD_K, NEAR_BY_DISTANCE, radius, NULL);
     check_error("radius, real", off(radius[0], 4.749215533787), 1e-7); // features are float32
-    manifold_radii(&sets[1], MANIFOLD_K, radius);
+    manifold_radii(set_of(generated, n, dim), MANIFOLD_K, NEAR_BY_DISTANCE, radius, NULL);
     check_error("radius, generated", off(radius[0], 1.578216518764), 1e-7);
     test_end_case();
 }
@@ -546,22 +552,21 @@ static double share_plain(const float* points, int n, const float* centres, cons
 
 static void test_manifold_tiles(void) {
     if (!test_case("precision and recall: several tiles, sets of unlike size, k, threads")) return;
-    enum { n = 2 * MANIFOLD_TILE + 3, m = MANIFOLD_TILE + 70, dim = 5 };
+    enum { n = 2 * PAIR_TILE + 3, m = PAIR_TILE + 70, dim = 5 };
     double *a = normals(n * dim), *b = normals(m * dim), *got = poisoned(n), *ra = poisoned(n), *rb = poisoned(m);
     for (int i = 0; i < m * dim; i++) b[i] = .7 * b[i] + 1;
     float *x = to_float(a, n * dim), *y = to_float(b, m * dim);
     for (int k = 1; k <= 5; k += 2) {
-        manifold_set_t set = {x, n, dim, 0};
         radii_plain(x, n, dim, k, ra);
         radii_plain(y, m, dim, k, rb);
         omp_set_num_threads(3);
-        manifold_radii(&set, k, got);
-        manifold_t p = manifold_precision_recall(x, n, y, m, dim, k, 0);
+        manifold_radii(set_of(x, n, dim), k, NEAR_BY_DISTANCE, got, NULL);
+        manifold_t p = manifold_precision_recall(set_of(x, n, dim), set_of(y, m, dim), k, 0, NULL);
         omp_set_num_threads(1);
         check_error("radii", relative_error_double(got, ra, n), 1e-13);
         check(p.precision == share_plain(y, m, x, ra, n, dim), "precision");
         check(p.recall == share_plain(x, n, y, rb, m, dim), "recall");
-        manifold_t swapped = manifold_precision_recall(y, m, x, n, dim, k, 0);
+        manifold_t swapped = manifold_precision_recall(set_of(y, m, dim), set_of(x, n, dim), k, 0, NULL);
         check(swapped.precision == p.recall && swapped.recall == p.precision, "exchanged sets");
         check(p.precision > 0 && p.precision < 1 && p.recall > 0 && p.recall < 1, "the case says something");
     }
@@ -571,34 +576,33 @@ static void test_manifold_tiles(void) {
 
 static void test_manifold_limits(void) {
     if (!test_case("precision and recall: one set twice, far sets, copies, half precision")) return;
-    enum { n = 301, dim = 11 };
+    enum { n = 301, dim = 11, wide = 200, few = 7 };
     double* a = normals(n * dim);
     float *x = to_float(a, n * dim), *far = to_float(a, n * dim), copies[n * dim];
     for (int i = 0; i < n * dim; i++) far[i] += 100;
     for (int half = 0; half < 2; half++) {
-        manifold_t same = manifold_precision_recall(x, n, x, n, dim, 3, half);
+        manifold_t same = manifold_precision_recall(set_of(x, n, dim), set_of(x, n, dim), 3, half, NULL);
         check(same.precision == 1 && same.recall == 1, "a set against itself");
-        manifold_t none = manifold_precision_recall(x, n, far, n, dim, 3, half);
+        manifold_t none = manifold_precision_recall(set_of(x, n, dim), set_of(far, n, dim), 3, half, NULL);
         check(none.precision == 0 && none.recall == 0, "far sets");
     }
-    enum { wide = 200, few = 7 }; // images that are there 43 times: all radii are 0
-    double* b = normals(n * wide);
+    double* b = normals(n * wide); // images that are there 43 times: all radii are 0
     float* repeated = to_float(b, n * wide);
     for (int i = 0; i < n * wide; i++) repeated[i] = repeated[i % (few * wide)] * 50;
-    manifold_t copied = manifold_precision_recall(repeated, n, repeated, n / 2, wide, 3, 0);
+    manifold_t copied = manifold_precision_recall(set_of(repeated, n, wide), set_of(repeated, n / 2, wide), 3, 0, NULL);
     check(copied.precision == 1 && copied.recall == 1, "copies lie in each other's balls");
     free(b), free(repeated);
-    manifold_t least = manifold_precision_recall(x, 4, x, 4, dim, 3, 0);
+    manifold_t least = manifold_precision_recall(set_of(x, 4, dim), set_of(x, 4, dim), 3, 0, NULL);
     check(least.precision == 1 && least.recall == 1, "four images");
     static const double table[][2] = {
         {1 / 3., 0.333251953125}, {65519, 65504}, {65520, INFINITY}, {-65520, -INFINITY}, {0x1p-25, 0},
         {0x3p-25, 0x1p-23}, {0x1.01p-24, 0x1p-24}, {2049, 2048}, {2051, 2052}, {-2051, -2052}, {0, 0}, {1, 1},
         {0x1.ff8p-15, 0x1.ff8p-15}, {0x1.ffcp-15, 0x1p-14}, {0x1.fffp-15, 0x1p-14}, {0x1p-14, 0x1p-14}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
-        check(manifold_half(table[i][0]) == table[i][1], "rounding to half precision");
+        check(half_precision(table[i][0]) == table[i][1], "rounding to half precision");
     for (int i = 0; i < n * dim; i++) far[i] = x[i] * 200 + 150 * (float)test_normal(), copies[i] = x[i] * 200;
-    manifold_t overflow = manifold_precision_recall(copies, n, far, n, dim, 3, 1);
-    manifold_t exact = manifold_precision_recall(copies, n, far, n, dim, 3, 0);
+    manifold_t overflow = manifold_precision_recall(set_of(copies, n, dim), set_of(far, n, dim), 3, 1, NULL);
+    manifold_t exact = manifold_precision_recall(set_of(copies, n, dim), set_of(far, n, dim), 3, 0, NULL);
     check(overflow.precision == exact.precision && overflow.recall == exact.recall, "overflow is computed exactly");
     check(exact.precision > 0 && exact.precision < 1 && exact.recall > 0, "the case says something");
     free(a), free(x), free(far);
@@ -612,6 +616,7 @@ static void refuse(const char* m) {
     float x[64] = {0};
     double d[64] = {0}, s[16] = {0};
     int labels[64];
+    feature_set_t five = set_of(x, 5, 2), eight = set_of(x, 8, 2);
     moments_t moments;
     inception_score_t score;
     omp_set_num_threads(1);
@@ -626,20 +631,21 @@ static void refuse(const char* m) {
     if (!strcmp(m, "is not symmetric: 0 in row 1, column 0, but 0.5"))
         d[0] = d[3] = 1, d[1] = .5, frechet_distance(2, s, d, s, s);
     if (!strcmp(m, "in row 1, column 1")) d[3] = NAN, symmetric_eigen(2, d, s, s + 4);
-    if (!strcmp(m, "at least two images in each set; there are 5 and 1")) kid_distance(x, 5, x, 1, 2, 3, 4, 1);
-    if (!strcmp(m, "at least one subset")) kid_distance(x, 5, x, 5, 2, 0, 4, 1);
+    if (!strcmp(m, "at least two images in each set; there are 5 and 1"))
+        kid_distance(five, set_of(x, 1, 2), 3, 4, 1, NULL);
+    if (!strcmp(m, "at least one subset")) kid_distance(five, five, 0, 4, 1, NULL);
     if (!strcmp(m, "image 8 for an inception score of 8")) inception_score_add_row(&score, 8, d);
     if (!strcmp(m, "logit 1 of image 0 is inf")) d[1] = INFINITY, inception_score_add_row(&score, 0, d);
-    if (!strcmp(m, "block 1 of the inception score has 1 images in place of 4"))
-        inception_score_add(&score, 0, x, 5), inception_score_read(&score);
+    if (!strcmp(m, "the inception score has 5 images in place of 8"))
+        inception_score_add(&score, 0, x, 5), inception_score_read(&score, 8);
     if (!strcmp(m, "stored class by class")) inception_score_check_order(labels, 64, 20);
     if (!strcmp(m, "label 2 is -1")) labels[2] = -1, inception_score_check_order(labels, 64, 20);
     if (!strcmp(m, "0 images of 4 classes")) inception_score_open(&score, 0, 4, 4);
-    if (!strcmp(m, "3 real and 8 generated")) manifold_precision_recall(x, 3, x, 8, 2, 3, 0);
-    if (!strcmp(m, "k = 0")) manifold_precision_recall(x, 8, x, 8, 2, 0, 0);
+    if (!strcmp(m, "3 real and 8 generated")) manifold_precision_recall(set_of(x, 3, 2), eight, 3, 0, NULL);
+    if (!strcmp(m, "k = 0")) manifold_precision_recall(eight, eight, 0, 0, NULL);
     if (!strcmp(m, "feature 1 of image 2 of the real set"))
-        x[37] = INFINITY, manifold_precision_recall(x + 32, 8, x, 8, 2, 3, 0);
-    if (!strcmp(m, "the subsets have 5 images, not 9")) kid_distance(x, 5, x, 8, 2, 3, 9, 1), exit(1); // warns
+        x[37] = INFINITY, manifold_precision_recall(set_of(x + 32, 8, 2), eight, 3, 0, NULL);
+    if (!strcmp(m, "the subsets have 5 images, not 9")) kid_distance(five, eight, 3, 9, 1, NULL), exit(1); // warns
 }
 
 static void test_refusals(void) {
@@ -648,7 +654,7 @@ static void test_refusals(void) {
         "is not symmetric: 0 in row 1, column 0, but 0.5", "in row 1, column 1",
         "at least two images in each set; there are 5 and 1", "at least one subset",
         "image 8 for an inception score of 8", "logit 1 of image 0 is inf",
-        "block 1 of the inception score has 1 images in place of 4", "stored class by class", "label 2 is -1",
+        "the inception score has 5 images in place of 8", "stored class by class", "label 2 is -1",
         "0 images of 4 classes", "3 real and 8 generated", "k = 0", "feature 1 of image 2 of the real set",
         "the subsets have 5 images, not 9"};
     if (!test_case("what cannot be computed is refused")) return;
@@ -661,6 +667,21 @@ static void test_refusals(void) {
     }
     temporary_end();
     test_end_case();
+}
+
+// KID, precision and recall, whose subsets and tiles several ranks share.
+static int rank_agrees_on_pairs(comm_t* c) {
+    enum { dim = 6, n = PAIR_TILE + 200, m = PAIR_TILE + 9 };
+    float* x = (float*)malloc_check((n + m) * dim * sizeof(float), "features");
+    for (int i = 0; i < (n + m) * dim; i++) x[i] = (float)(vector_g(4, i) + (i < n * dim ? 0 : .3));
+    feature_set_t a = set_of(x, n, dim), b = set_of(x + n * dim, m, dim);
+    kid_t kid = kid_distance(a, b, 7, 100, 1, c), kid_alone = kid_distance(a, b, 7, 100, 1, NULL);
+    manifold_t found = manifold_precision_recall(a, b, 3, 0, c), alone = manifold_precision_recall(a, b, 3, 0, NULL);
+    free(x);
+    int agrees = kid.mean == kid_alone.mean && kid.deviation == kid_alone.deviation;
+    agrees &= found.precision == alone.precision && found.recall == alone.recall;
+    if (!agrees) printf("rank %d: %g %g %g\n", c->rank, kid.mean, found.precision, found.recall);
+    return agrees && alone.precision > 0 && alone.precision < 1 && alone.recall > 0 && alone.recall < 1;
 }
 
 // One of several ranks: rows are dealt out, the last rank gets none. Returns whether all ranks have the sums of one.
@@ -689,8 +710,8 @@ static int rank_agrees(comm_t* c) {
     for (int i = 0; i < n; i++) memcpy(logits, Y + i * dim, sizeof logits), inception_score_add_row(&alone, i, logits);
     double errors[4] = {relative_error_double(got.mean, want.mean, dim),
                         relative_error_double(got.covariance, want.covariance, dim * dim),
-                        off(inception_score_read(&s).mean, inception_score_read(&alone).mean),
-                        off(inception_score_read(&s).deviation, inception_score_read(&alone).deviation)};
+                        off(inception_score_read(&s, n).mean, inception_score_read(&alone, n).mean),
+                        off(inception_score_read(&s, n).deviation, inception_score_read(&alone, n).deviation)};
     int agrees = errors[0] < 1e-14 && errors[1] < 1e-12 && errors[2] < 1e-13 && errors[3] < 1e-11;
     if (!agrees) printf("rank %d: %g %g %g %g\n", c->rank, errors[0], errors[1], errors[2], errors[3]);
     statistics_free(got), statistics_free(want);
@@ -700,7 +721,7 @@ static int rank_agrees(comm_t* c) {
 
 static void test_ranks(const char* program) {
 #ifdef MPI
-    if (!test_case("moments and inception score of three ranks")) return;
+    if (!test_case("moments, KID, precision, recall, inception score of three ranks")) return;
     char command[TEMPORARY_PATH + 300];
     snprintf(command, sizeof command,
              "command -v mpirun >/dev/null || exit 0; export ASAN_OPTIONS=detect_leaks=0 OMPI_ALLOW_RUN_AS_ROOT=1 "
@@ -719,17 +740,15 @@ int main(int argc, char** argv) {
     comm_open(&comm);
     omp_set_num_threads(1); // children of this process would lack its other threads
     if (comm.size > 1) {
-        int failed = comm_any(&comm, !rank_agrees(&comm));
+        int agrees = rank_agrees(&comm) & rank_agrees_on_pairs(&comm);
+        int failed = comm_any(&comm, !agrees);
         comm_close(&comm);
         return failed;
     }
     test_begin(argc, argv);
-    test_products("products, own code", own_products);
-    test_products("products, as built", matrix_products);
-    test_eigen("symmetric eigenvectors, own code", own_symmetric_eigen);
-    test_eigen("symmetric eigenvectors, as built", symmetric_eigen);
-    test_singular("singular values, own code", own_singular_values);
-    test_singular("singular values, as built", singular_values);
+    test_products();
+    test_eigen();
+    test_singular();
     test_moments();
     test_moments_blocks();
     test_v3();

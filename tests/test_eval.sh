@@ -109,7 +109,7 @@ check "  a point is what -gen measures" near "$(awk '$2 == 5 { print $4 }' pictu
 
 # ---- probe and latent space
 check "-probe" measure probe -probe -probe_images 60
-check "  both readings" grep -q 'probe flat %.*probe mean %' out
+check "  both readings" grep -q 'probe whole latent %.*probe mean latent %' out
 check "  with crops and mirrored images in each epoch" measure augmented -probe -probe_augment -probe_images 0 -probe_epochs 1 \
     -probe_batch 512 -batch 256
 check "-latent" measure latent -latent -latent_images 40 -draws 2 -pca 0,3
@@ -130,7 +130,7 @@ if command -v mpirun >/dev/null 2>&1 && ldd "$eval" | grep -q libmpi; then
         sed -n '/"measure": "latent"/p' "ranks$n.json" >"l$n.json"
         check "$n processes: reconstruction" same recon "r$n" 1e-4 FD-mini PSNR SSIM LPIPS-mini
         check "$n processes: samples" same gen "g$n" 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini IS-mini
-        check "$n processes: probe" same probe "p$n" 1e-4 "probe flat %" "probe mean %"
+        check "$n processes: probe" same probe "p$n" 1e-4 "probe whole latent %" "probe mean latent %"
         check "$n processes: latent space" same latent "l$n" 1e-3 CKNNA "spatial var" "total var"
     done
 else

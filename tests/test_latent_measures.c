@@ -3,17 +3,13 @@
 
 #include <omp.h>
 
-// defines: cknna_measure
-#include "common/measures/cknna.h"
-// defines: density_estimate, density_measure
-#include "common/measures/density.h"
-// defines: latent_measures_*, latent_scores_t
+// defines: latent_measures_*, latent_scores_t, roughness
 #include "common/measures/latent_measures.h"
-// defines: latent_statistics
-#include "common/measures/latent_statistics.h"
+// defines: cknna_measure, neighbours_find
+#include "common/measures/neighbours.h"
 // defines: pca_fit, pca_colours_fit, pca_colours_values, pca_colours_picture
 #include "common/measures/pca.h"
-// defines: tsne_open, tsne_gradient, tsne_step, tsne_divergence, tsne_map
+// defines: tsne_open, tsne_gradient, tsne_step, tsne_divergence, tsne_map, density_estimate, density_measure
 #include "common/measures/tsne.h"
 // defines: check_error, relative_error_double (this makes floatX double)
 #include "tests/gradient.h"
@@ -183,7 +179,7 @@ static void test_statistics(void) {
     for (int i = 0; i < 2 * TOKENS * CHANNELS; i++) sum += z[i];
     close_to("sum", sum, 3834.69113073055, 1e-14);
     for (int n = 0; n < 2; n++) {
-        latent_statistics_t s = latent_statistics(z + n * TOKENS * CHANNELS, SIDE, SIDE, CHANNELS);
+        roughness_t s = roughness(z + n * TOKENS * CHANNELS, SIDE, SIDE, CHANNELS);
         sv += s.sv / 2;
         tv += s.tv / 2;
         tv_sq += s.tv_sq / 2;
@@ -192,10 +188,10 @@ static void test_statistics(void) {
     close_to("TV", tv, 552.306789670911, 1e-14);
     close_to("TV_sq", tv_sq, 996.615001047354, 1e-14);
     double small[6] = {1, 4, 2, 0, -1, 3}; // 3 rows, 2 columns: mean 1.5
-    latent_statistics_t s = latent_statistics(small, 3, 2, 1);
+    roughness_t s = roughness(small, 3, 2, 1);
     close_to("SV by hand", s.sv, 17.5 / 6, 1e-15);
     close_to("TV by hand", s.tv, 3 + 2 + 4 + 1 + 4 + 3 + 3, 1e-15);
-    s = latent_statistics(small, 1, 1, 6);
+    s = roughness(small, 1, 1, 6);
     check(s.sv == 0 && s.tv == 0 && s.tv_sq == 0, "one position varies over nothing");
     test_end_case();
 }
@@ -512,7 +508,7 @@ static void test_images(void) {
             squares[v % Z] += x.latent[i][v] * x.latent[i][v];
         }
         for (int v = 0; v < ROWS * D; v++) tokens[row * D + v % D] += x.tokens[i][v] / ROWS;
-        sv += latent_statistics(x.latent[i], GH, GW, Z).sv / N;
+        sv += roughness(x.latent[i], GH, GW, Z).sv / N;
         for (int draw = 0; draw < DRAWS; draw++) {
             int mirrored, at = latent_measures_position(&m, i, draw, &mirrored);
             check(at >= 0 && at < GH * GW, "a position of the map");

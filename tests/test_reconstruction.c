@@ -3,12 +3,8 @@
 
 #include <omp.h>
 
-// defines: mse_bytes, psnr_bytes, psnr_from_mse, l1_bytes, score_mean, psnr_summary
-#include "common/measures/psnr.h"
-// defines: ssim
-#include "common/measures/ssim.h"
-// defines: perceptual_t, perceptual_open, perceptual_distance, perceptual_distance_bytes, perceptual_close
-#include "common/measures/perceptual.h"
+// defines: mse_bytes, psnr_bytes, psnr_from_mse, l1_bytes, score_mean, psnr_summary, ssim, perceptual_*
+#include "common/measures/reconstruction_measures.h"
 // defines: image_centre_crop_adm, image_centre_crop_tv, image_centre_crop_tv_floats
 #include "common/data/crop.h"
 // defines: eval_sheet_t, eval_sheet_open, eval_sheet_offer, eval_sheet_write, eval_sheet_close

@@ -10,7 +10,7 @@
 // decoders round their characters:
 //      . #      the corner in the middle gets the triangle          at (dx, dy) from it: the cover is
 //      # .      |dx| + |dy| < scale / 2 in both empty dots          scale / 2 - |dx| - |dy| + 1/2, clamped to [0, 1]
-// Pixels outside of the picture are left out. Look next at common/measures/chart.h.
+// Pixels outside of the picture are left out. Look next at common/data/chart.h.
 #pragma once
 #include <math.h>
 #include <stdint.h>

@@ -2,16 +2,16 @@
 //
 //     gFID        Frechet distance of the features of samples and reference (common/measures/frechet.h)
 //     sFID        the same of spatial features
-//     IS          Inception Score, blocks of 5,000 samples in their order (common/measures/inception_score.h)
-//     precision, recall    of balls around 3 nearest neighbours (common/measures/manifold.h)
-//     KID         kernel distance, 100 subsets of 1,000 (common/measures/kid.h)
+//     IS          Inception Score, blocks of 5,000 samples in their order (common/measures/sample_measures.h)
+//     precision, recall    of balls around 3 nearest neighbours (there)
+//     KID         kernel distance, 100 subsets of 1,000 (there)
 //
 // Samples are images that exist (-samples: a folder, an .npz) or are drawn as they are needed from a LightningDiT. The
 // reference is images, or their statistics (common/measures/reference_statistics.h); precision, recall and KID need its
-// images. Means and covariances are streamed. Precision, recall and KID compare images with images, so the features of
-// the samples and of -pr_images of the reference stay in memory: 8 KB an image. Samples are shared among the processes
-// by number.
-// Look next at common/measures/reference_statistics.h and common/drawing/pipeline.h.
+// images. Means, covariances and the Inception Score are streamed. Precision, recall and KID compare images with
+// images, so the features of the samples and of -pr_images of the reference stay in memory of every process: 8 KB an
+// image, 400 MB at 50,000. Processes share the samples by number, and the work on these features. Look next at
+// common/measures/reference_statistics.h and common/drawing/pipeline.h.
 #pragma once
 // defines: eval_t
 #include "common/measures/eval_options.h"
@@ -19,87 +19,60 @@
 #include "common/measures/frechet.h"
 // defines: image_features_t, image_features_open, image_features_measure
 #include "common/measures/image_features.h"
-// defines: inception_score_t, inception_score_*
-#include "common/measures/inception_score.h"
-// defines: kid_distance
-#include "common/measures/kid.h"
-// defines: manifold_precision_recall
-#include "common/measures/manifold.h"
-// defines: reference_t, reference_*
+// defines: reference_statistics_t, reference_statistics_*
 #include "common/measures/reference_statistics.h"
+// defines: kid_distance, manifold_precision_recall, inception_score_*
+#include "common/measures/sample_measures.h"
 
 typedef struct {
     eval_t* e;
     feature_net_t* net;
-    const reference_t* reference;
+    const reference_statistics_t* reference;
     inception_input_t input;
     image_features_t features; // of the samples
 } gen_t;
 
-static inline double gen_frechet(moments_t* m, int dim, const double* mean, const double* covariance) {
-    double *mean1, *covariance1;
-    reference_moments(m, dim, &mean1, &covariance1);
-    double distance = frechet_distance(dim, mean1, covariance1, mean, covariance);
-    free(mean1);
-    free(covariance1);
-    return distance;
-}
-
 // Inception Score; labels that are known must not be in order.
 static inline inception_score_result_t gen_inception_score(const gen_t* g) {
     const image_features_t* f = &g->features;
-    inception_score_t score;
     if (f->n && f->labels[0] >= 0) inception_score_check_order(f->labels, f->n, INCEPTION_SCORE_BLOCK);
-    inception_score_open(&score, f->n, INCEPTION_SCORE_BLOCK, g->net->classes);
-    inception_score_add(&score, 0, f->logits, (int)f->n);
-    inception_score_result_t result = inception_score_read(&score);
-    inception_score_free(&score);
-    return result;
+    return inception_score_read(&f->score, f->n);
 }
 
 // Samples whose class the miniature's classifier recognises, in percent; NaN where it cannot tell.
 static inline double gen_recognised(const gen_t* g, const image_source_t* set) {
-    const image_features_t* f = &g->features;
-    int classes = g->net->classes;
-    if (g->net->network != FEATURES_MINI || !f->logits || set->kind != SOURCE_PIPELINE) return NAN;
-    if (set->pipeline->net.config.classes != classes) return NAN;
-    size_t right = 0;
-    for (size_t i = 0; i < f->n; i++) {
-        const float* logits = f->logits + i * classes;
-        int best = 0;
-        for (int c = 1; c < classes; c++) best = logits[c] > logits[best] ? c : best;
-        right += best == f->labels[i];
-    }
-    return 100.0 * right / f->n;
+    if (g->net->network != FEATURES_MINI || set->kind != SOURCE_PIPELINE) return NAN;
+    if (set->pipeline->net.config.classes != g->net->classes) return NAN;
+    return 100 * g->features.recognised / (double)g->features.n;
 }
 
 // The scores, in the order of the paper's tables.
 static inline void gen_scores(gen_t* g, result_t* result, const image_source_t* set) {
-    const reference_t* r = g->reference;
+    const reference_statistics_t* r = g->reference;
     const feature_net_t* net = g->net;
     image_features_t* f = &g->features;
     char name[32];
     report_score(result, feature_net_score(net, "gFID", name), "%.3f",
-                 gen_frechet(&f->pool, net->dim, r->mu, r->sigma));
+                 frechet_of_moments(&f->pool, r->mu, r->sigma));
     if (r->mu_s) {
         report_score(result, feature_net_score(net, "sFID", name), "%.3f",
-                     gen_frechet(&f->spatial, net->spatial, r->mu_s, r->sigma_s));
+                     frechet_of_moments(&f->spatial, r->mu_s, r->sigma_s));
     }
-    if (f->logits) {
+    if (f->wanted & IMAGE_FEATURES_CLASSES) {
         inception_score_result_t is = gen_inception_score(g);
         report_score(result, feature_net_score(net, "IS", name), "%.2f", is.mean);
         report_detail(result, "IS deviation", "%.2f", is.deviation);
         report_detail(result, "IS one block", "%.2f", is.whole);
     }
-    double recognised = gen_recognised(g, set);
+    double recognised = f->wanted & IMAGE_FEATURES_CLASSES ? gen_recognised(g, set) : NAN;
     if (!isnan(recognised)) report_score(result, "recognised %", "%.1f", recognised);
     if (!r->has_images || !f->rows) return;
-    manifold_t m = manifold_precision_recall(r->features.rows, (int)r->features.rows_n, f->rows, (int)f->n, net->dim,
-                                             MANIFOLD_K, g->e->options.pr_fp16);
+    feature_set_t real = {r->features.rows, (int)r->features.rows_n, net->dim};
+    feature_set_t generated = {f->rows, (int)f->n, net->dim};
+    manifold_t m = manifold_precision_recall(real, generated, MANIFOLD_K, g->e->options.pr_fp16, &g->e->comm);
     report_score(result, feature_net_score(net, "precision", name), "%.4f", m.precision);
     report_score(result, feature_net_score(net, "recall", name), "%.4f", m.recall);
-    kid_t kid = kid_distance(f->rows, (int)f->n, r->features.rows, (int)r->features.rows_n, net->dim, KID_SUBSETS,
-                             KID_SIZE, KID_SEED);
+    kid_t kid = kid_distance(generated, real, KID_SUBSETS, KID_SIZE, KID_SEED, &g->e->comm);
     report_score(result, feature_net_score(net, "KID", name), "%.5f", kid.mean);
     report_detail(result, "KID deviation", "%.5f", kid.deviation);
     report_protocol(result, "KID by", "%d subsets of %d", kid.subsets, kid.size);
@@ -125,7 +98,7 @@ static inline void gen_drawing_protocol(const gen_t* g, result_t* result, const 
 }
 
 static inline void gen_protocol(gen_t* g, result_t* result, const image_source_t* set) {
-    const reference_t* r = g->reference;
+    const reference_statistics_t* r = g->reference;
     char hash[17];
     report_protocol(result, "samples", "%zu, hash %s", g->features.n, fingerprint_text(hash, g->features.hash));
     if (r->n > 0) report_protocol(result, "gFID reference", "%s, %.0f images, hash %s", r->name, r->n,
@@ -143,7 +116,8 @@ static inline void gen_protocol(gen_t* g, result_t* result, const image_source_t
 
 // Measures the samples of a source. `all`: every score; else the Frechet distances alone.
 static inline result_t* eval_gen(eval_t* e, const char* measure, const char* subject, image_source_t* samples,
-                                 feature_net_t* net, const reference_t* reference, inception_input_t input, int all) {
+                                 feature_net_t* net, const reference_statistics_t* reference,
+                                 inception_input_t input, int all) {
     static gen_t g;
     memset(&g, 0, sizeof g);
     g.e = e;
@@ -151,7 +125,7 @@ static inline result_t* eval_gen(eval_t* e, const char* measure, const char* sub
     g.reference = reference;
     g.input = input;
     result_t* result = report_begin(&e->report, measure, "generator", subject);
-    int wanted = IMAGE_FEATURES_SPATIAL | (all && net->classes ? IMAGE_FEATURES_LOGITS : 0);
+    int wanted = IMAGE_FEATURES_SPATIAL | (all && net->classes ? IMAGE_FEATURES_CLASSES : 0);
     image_features_open(&g.features, net, samples->count, all && reference->has_images ? samples->count : 0, wanted);
     image_features_measure(&g.features, samples, input, e->options.batch, &e->comm, "samples", e->stream);
     gen_scores(&g, result, samples);

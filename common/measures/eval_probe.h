@@ -1,11 +1,12 @@
 // eval_probe.h: `./eval -probe`: how much of the class a linear classifier reads off a tokenizer's frozen latent
 // (AlignTok, "L. P. Acc.").
 //
-//     flat    f = the whole latent map: the adapter's output as it is
-//     mean    f = the mean over positions
+//     whole latent    f = the whole latent map: the adapter's output as it is
+//     mean latent     f = the mean over positions
 //
-// The paper does not say which; flat is the primary reading, and both are always printed. Training: Adam, 1e-3, batch
-// 256, 3 epochs of the train split; validation on the val split, centre crop. Training images come in one of two ways:
+// The paper does not say which; the whole latent is the primary reading, and both are always printed. Training: Adam,
+// 1e-3, batch 256, 3 epochs of the train split; validation on the val split, centre crop. Training images come in one
+// of two ways:
 //
 //     -probe_augment 1    as the tokenizer was trained: random crop, mirrored half of the time, encoded in each epoch;
 //                         batches run across the ends of epochs
@@ -25,7 +26,7 @@
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"
 
-typedef enum { PROBE_FLAT, PROBE_MEAN, PROBE_READINGS } probe_reading_t;
+typedef enum { PROBE_WHOLE, PROBE_MEAN, PROBE_READINGS } probe_reading_t;
 
 typedef struct {
     eval_t* e;
@@ -34,30 +35,30 @@ typedef struct {
     probe_t probe[PROBE_READINGS];
     probe_norm_t norm;
     double *mean, *deviation; // (z) of each latent channel, from the checkpoint
-    floatS* latents;          // (batch, flat) on the host
+    floatS* latents;          // (batch, values of the whole latent) on the host
 } eval_probe_t;
 
 // The mean over positions of n latents.
 static inline void eval_probe_means(const eval_probe_t* p, floatS* means, const floatS* latents, int n) {
-    size_t flat = (size_t)p->dim[PROBE_FLAT], z = (size_t)p->dim[PROBE_MEAN], positions = flat / z;
+    size_t values = (size_t)p->dim[PROBE_WHOLE], z = (size_t)p->dim[PROBE_MEAN], positions = values / z;
     memset(means, 0, n * z * sizeof(floatS));
-    for (size_t i = 0; i < n * flat; i++) means[i / flat * z + i % z] += latents[i] / positions;
+    for (size_t i = 0; i < n * values; i++) means[i / values * z + i % z] += latents[i] / positions;
 }
 
 // Latents of n images, on the host.
 static inline void eval_probe_encode(eval_probe_t* p, floatS* latents, const uint8_t* pixels, int n) {
     const floatX* z = autoencoder_encode(p->tokenizer, pixels, n, p->e->stream);
     stream_wait(p->e->stream);
-    copy_floats_to_host(latents, z, (size_t)n * p->dim[PROBE_FLAT]);
+    copy_floats_to_host(latents, z, (size_t)n * p->dim[PROBE_WHOLE]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Sets in memory
 
 static inline void probe_set_free(probe_set_t sets[PROBE_READINGS]) {
-    free(sets[PROBE_FLAT].features);
+    free(sets[PROBE_WHOLE].features);
     free(sets[PROBE_MEAN].features);
-    free(sets[PROBE_FLAT].labels);
+    free(sets[PROBE_WHOLE].labels);
 }
 
 // Both readings of the images of a source; what cannot be read is left out.
@@ -65,8 +66,8 @@ static inline void eval_probe_collect(eval_probe_t* p, probe_set_t sets[PROBE_RE
                                       const char* what) {
     comm_t* c = &p->e->comm;
     int B = p->e->options.batch;
-    size_t flat = (size_t)p->dim[PROBE_FLAT], z = (size_t)p->dim[PROBE_MEAN], n = set->count, kept = 0;
-    floatS* latents = (floatS*)calloc_check(n * flat, sizeof(floatS), "latents");
+    size_t values = (size_t)p->dim[PROBE_WHOLE], z = (size_t)p->dim[PROBE_MEAN], n = set->count, kept = 0;
+    floatS* latents = (floatS*)calloc_check(n * values, sizeof(floatS), "latents");
     double* labels = (double*)calloc_check(n, sizeof(double), "labels"); // plus 1; 0: not read
     image_batch_t b = image_batch_create(set, B);
     progress_t progress = progress_begin(what, (double)n, comm_is_first(c));
@@ -74,24 +75,24 @@ static inline void eval_probe_collect(eval_probe_t* p, probe_set_t sets[PROBE_RE
         if (!image_source_read(set, &b, first, B, c->size)) continue;
         eval_probe_encode(p, p->latents, b.pixels, b.count);
         for (int i = 0; i < b.count; i++) {
-            memcpy(latents + b.numbers[i] * flat, p->latents + i * flat, flat * sizeof(floatS));
+            memcpy(latents + b.numbers[i] * values, p->latents + i * values, values * sizeof(floatS));
             labels[b.numbers[i]] = b.labels[i] + 1;
         }
         progress_say(&progress, (double)(first + (size_t)B * c->size));
     }
-    comm_sum_floats_host(c, latents, n * flat);
+    comm_sum_floats_host(c, latents, n * values);
     comm_sum_host(c, labels, (int)n);
     int* kept_labels = (int*)malloc_check(n * sizeof(int), "labels");
     for (size_t i = 0; i < n; i++) {
         if (labels[i] == 0) continue;
-        if (kept != i) memcpy(latents + kept * flat, latents + i * flat, flat * sizeof(floatS));
+        if (kept != i) memcpy(latents + kept * values, latents + i * values, values * sizeof(floatS));
         kept_labels[kept++] = (int)labels[i] - 1;
     }
     floatS* means = (floatS*)malloc_check(kept * z * sizeof(floatS), "means");
-    for (size_t i = 0; i < kept; i++) eval_probe_means(p, means + i * z, latents + i * flat, 1);
-    probe_set_t whole = {(int)kept, (int)flat, set->data.class_count, latents, kept_labels};
+    for (size_t i = 0; i < kept; i++) eval_probe_means(p, means + i * z, latents + i * values, 1);
+    probe_set_t whole = {(int)kept, (int)values, set->data.class_count, latents, kept_labels};
     probe_set_t mean = {(int)kept, (int)z, set->data.class_count, means, kept_labels};
-    sets[PROBE_FLAT] = whole;
+    sets[PROBE_WHOLE] = whole;
     sets[PROBE_MEAN] = mean;
     image_batch_free(&b);
     free(labels);
@@ -117,10 +118,10 @@ static inline void eval_probe_train_memory(eval_probe_t* p, image_source_t* trai
 static inline void eval_probe_train_augmented(eval_probe_t* p, const dataset_t* train, size_t n) {
     const eval_options_t* o = &p->e->options;
     comm_t* c = &p->e->comm;
-    int B = o->probe_batch, share = B / c->size, flat = p->dim[PROBE_FLAT], z = p->dim[PROBE_MEAN];
+    int B = o->probe_batch, share = B / c->size, values = p->dim[PROBE_WHOLE], z = p->dim[PROBE_MEAN];
     if (B % c->size) fatal("-probe_batch %d is no multiple of the %d processes; choose another", B, c->size);
     size_t steps = (n * o->probe_epochs + B - 1) / B;
-    floatS* latents = (floatS*)malloc_check((size_t)B * flat * sizeof(floatS), "latents");
+    floatS* latents = (floatS*)malloc_check((size_t)B * values * sizeof(floatS), "latents");
     floatS* means = (floatS*)malloc_check((size_t)B * z * sizeof(floatS), "means");
     double* numbers = (double*)malloc_check(B * sizeof(double), "labels");
     int* labels = (int*)malloc_check(B * sizeof(int), "labels");
@@ -130,19 +131,19 @@ static inline void eval_probe_train_augmented(eval_probe_t* p, const dataset_t* 
     progress_t progress = progress_begin("probe", (double)steps, comm_is_first(c));
     for (size_t step = 0; step < steps; step++) {
         const batch_t* batch = dataloader_next(&loader);
-        memset(latents, 0, (size_t)B * flat * sizeof(floatS));
+        memset(latents, 0, (size_t)B * values * sizeof(floatS));
         memset(numbers, 0, B * sizeof(double));
         for (int at = 0; at < share; at += o->batch) {
             int count = share - at < o->batch ? share - at : o->batch, to = c->rank * share + at;
-            eval_probe_encode(p, latents + (size_t)to * flat,
+            eval_probe_encode(p, latents + (size_t)to * values,
                               batch->pixels + at * autoencoder_image_values(p->tokenizer), count);
             for (int i = 0; i < count; i++) numbers[to + i] = batch->labels[at + i];
         }
-        comm_sum_floats_host(c, latents, (size_t)B * flat);
+        comm_sum_floats_host(c, latents, (size_t)B * values);
         comm_sum_host(c, numbers, B);
         for (int i = 0; i < B; i++) labels[i] = (int)numbers[i];
         eval_probe_means(p, means, latents, B);
-        probe_step(&p->probe[PROBE_FLAT], latents, labels, B, p->e->stream);
+        probe_step(&p->probe[PROBE_WHOLE], latents, labels, B, p->e->stream);
         probe_step(&p->probe[PROBE_MEAN], means, labels, B, p->e->stream);
         progress_say(&progress, (double)(step + 1));
     }
@@ -171,7 +172,7 @@ static inline void eval_probe_open(eval_probe_t* p, eval_t* e, autoencoder_t* a,
     memset(p, 0, sizeof *p);
     p->e = e;
     p->tokenizer = a;
-    p->dim[PROBE_FLAT] = (int)autoencoder_latent_values(a);
+    p->dim[PROBE_WHOLE] = (int)autoencoder_latent_values(a);
     p->dim[PROBE_MEAN] = a->z;
     p->mean = (double*)malloc_check(2 * a->z * sizeof(double), "latent statistics");
     p->deviation = p->mean + a->z;
@@ -181,7 +182,7 @@ static inline void eval_probe_open(eval_probe_t* p, eval_t* e, autoencoder_t* a,
     }
     probe_norm_t norm = {a->z, p->mean, p->deviation};
     p->norm = norm;
-    p->latents = (floatS*)malloc_check((size_t)o->batch * p->dim[PROBE_FLAT] * sizeof(floatS), "latents");
+    p->latents = (floatS*)malloc_check((size_t)o->batch * p->dim[PROBE_WHOLE] * sizeof(floatS), "latents");
     probe_options_t options = {o->probe_epochs, o->probe_batch, o->probe_lr, o->seed, o->probe_norm ? &p->norm : NULL};
     for (int r = 0; r < PROBE_READINGS; r++) probe_open(&p->probe[r], p->dim[r], classes, &options);
 }
@@ -221,8 +222,8 @@ static inline void eval_probe(eval_t* e, const char* path, autoencoder_t* tokeni
     probe_set_t sets[PROBE_READINGS];
     eval_probe_collect(&p, sets, &val, "encode val");
     static const char* const names[PROBE_READINGS][4] = {
-        {"probe flat %", "flat top-5 %", "flat train %", "flat train loss"},
-        {"probe mean %", "mean top-5 %", "mean train %", "mean train loss"}};
+        {"probe whole latent %", "whole latent top-5 %", "whole latent train %", "whole latent train loss"},
+        {"probe mean latent %", "mean latent top-5 %", "mean latent train %", "mean latent train loss"}};
     for (int r = 0; r < PROBE_READINGS; r++) {
         probe_count_t held_out = eval_probe_held_out(&p, r, &sets[r]), recent = probe_recent(&p.probe[r]);
         report_score(result, names[r][0], "%.2f", 100.0 * held_out.top1 / held_out.images);

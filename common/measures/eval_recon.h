@@ -7,36 +7,41 @@
 //
 // Originals are the images of the val split, cut to the tokenizer's square; they are the rFID's own reference. Images
 // are shared among the processes by number and summed up in their order, so that scores do not depend on batches or
-// ranks. With the scores comes a picture of the worst, the median and the best reconstructions, by PSNR.
-// Look next at common/measures/psnr.h, common/measures/ssim.h, common/measures/perceptual.h and
-// common/measures/frechet.h for the definitions.
+// ranks. Of several tokenizers the originals' features are made once. With the scores comes a picture of the worst, the
+// median and the best reconstructions, by PSNR.
+// Look next at common/measures/reconstruction_measures.h and common/measures/frechet.h for the definitions.
 #pragma once
-// defines: eval_t
-#include "common/measures/eval_options.h"
-// defines: eval_sheet_t, eval_sheet_open, eval_sheet_offer, eval_sheet_write
-#include "common/measures/eval_sheet.h"
-// defines: feature_net_t, feature_net_run, feature_net_score
-#include "common/measures/feature_net.h"
-// defines: frechet_distance
-#include "common/measures/frechet.h"
-// defines: image_source_t, image_source_read, image_batch_t
-#include "common/measures/image_source.h"
-// defines: mse_bytes, psnr_summary, score_mean
-#include "common/measures/psnr.h"
-// defines: moments_t, moments_add, moments_merge, moments_read
-#include "common/measures/moments.h"
-// defines: perceptual_t, perceptual_open, perceptual_distance
-#include "common/measures/perceptual.h"
 // defines: row_picture_t, row_picture_*
 #include "common/data/row_picture.h"
-// defines: ssim
-#include "common/measures/ssim.h"
+// defines: eval_t
+#include "common/measures/eval_options.h"
+// defines: eval_sheet_t, eval_sheet_open, eval_sheet_offer, eval_sheet_merge, eval_sheet_write, sheet_share
+#include "common/measures/eval_sheet.h"
+// defines: moments_t, moments_add, moments_merge, moments_read_new, frechet_of_moments
+#include "common/measures/frechet.h"
+// defines: feature_net_t, feature_net_run, feature_net_score
+#include "common/measures/image_features.h"
+// defines: image_source_t, image_source_read, image_batch_t
+#include "common/measures/image_source.h"
+// defines: mse_bytes, psnr_summary, score_mean, ssim, perceptual_t, perceptual_distance
+#include "common/measures/reconstruction_measures.h"
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"
+
+// What the tokenizers of a run share: a picture, and the moments of the originals' features while these are the same.
+typedef struct {
+    row_picture_t rows;
+    char set[400]; // the originals' name
+    int H, W;
+    uint64_t hash;
+    double *mean, *covariance; // (dim), (dim, dim); NULL: none yet
+} recon_shared_t;
 
 typedef struct {
     eval_t* e;
     autoencoder_t* tokenizer;
+    recon_shared_t* shared;
+    int known;           // the originals' features are
     image_source_t set;
     size_t images;       // of which each process reads its share
     feature_net_t* net;  // NULL: no rFID
@@ -51,15 +56,18 @@ typedef struct {
 enum { RECON_VALUES = 5, RECON_COLUMNS = 4, RECON_FIRST = 8 }; // columns: worst, median and best of the sheet
 
 static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, feature_net_t* net,
-                              perceptual_t* lpips) {
+                              perceptual_t* lpips, recon_shared_t* shared) {
     const eval_options_t* o = &e->options;
     memset(r, 0, sizeof *r);
     r->e = e;
     r->tokenizer = tokenizer;
     r->net = net;
     r->lpips = lpips;
+    r->shared = shared;
     image_source_dataset(&r->set, eval_data(o, tokenizer->data), SPLIT_VAL, (crop_t)o->crop, tokenizer->H);
     image_source_limit(&r->set, (size_t)o->images);
+    r->known = shared->mean && shared->H == tokenizer->H && shared->W == tokenizer->W &&
+               !strcmp(shared->set, r->set.name);
     r->images = r->set.count;
     r->read = (double*)calloc_check(RECON_VALUES * r->images, sizeof(double), "scores");
     r->mse = r->read + r->images;
@@ -69,13 +77,13 @@ static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, f
     size_t image = autoencoder_image_values(tokenizer);
     r->first_originals = (uint8_t*)calloc_check(2 * RECON_FIRST, image, "a picture");
     r->first = r->first_originals + RECON_FIRST * image;
-    if (net) moments_open(&r->original, net->dim);
+    if (net && !r->known) moments_open(&r->original, net->dim);
     if (net) moments_open(&r->reconstructed, net->dim);
     eval_sheet_open(&r->sheet, RECON_COLUMNS, tokenizer->H, tokenizer->W, 1);
 }
 
 static inline void recon_close(recon_t* r) {
-    if (r->net) moments_free(&r->original);
+    if (r->net && !r->known) moments_free(&r->original);
     if (r->net) moments_free(&r->reconstructed);
     eval_sheet_close(&r->sheet);
     image_source_close(&r->set);
@@ -167,7 +175,7 @@ static inline void recon_measure(recon_t* r) {
         recon_originals(floats + room, b.pixels, b.count * image);
         recon_lpips(r, &b, reconstructed, bytes, device, floats + room, distance);
         recon_scores(r, &b, floats + room, floats, bytes, distance);
-        if (r->net) recon_features(r, b.pixels, b.count, &r->original, pool);
+        if (r->net && !r->known) recon_features(r, b.pixels, b.count, &r->original, pool);
         if (r->net) recon_features(r, bytes, b.count, &r->reconstructed, pool);
         progress_say(&p, (double)(first + (size_t)o->batch * c->size));
     }
@@ -183,9 +191,10 @@ static inline void recon_measure(recon_t* r) {
 static inline size_t recon_merge(recon_t* r) {
     comm_t* c = &r->e->comm;
     for (int v = 0; v < RECON_VALUES; v++) comm_sum_host(c, r->read + v * r->images, (int)r->images);
-    if (r->net) moments_merge(&r->original, c);
+    if (r->net && !r->known) moments_merge(&r->original, c);
     if (r->net) moments_merge(&r->reconstructed, c);
     r->hash = image_hash_of_all(c, r->hash);
+    eval_sheet_merge(&r->sheet, c);
     size_t n = 0;
     for (size_t k = 0; k < r->images; k++) {
         if (r->read[k] == 0) continue;
@@ -196,16 +205,17 @@ static inline size_t recon_merge(recon_t* r) {
     return n;
 }
 
+// The originals' statistics are read once and kept for the next tokenizer.
 static inline double recon_frechet(recon_t* r) {
-    int dim = r->net->dim;
-    size_t square = (size_t)dim * dim;
-    double* work = (double*)malloc_check(2 * (square + dim) * sizeof(double), "covariances");
-    double *mean1 = work, *mean2 = work + dim, *covariance1 = mean2 + dim, *covariance2 = covariance1 + square;
-    moments_read(&r->original, mean1, covariance1);
-    moments_read(&r->reconstructed, mean2, covariance2);
-    double distance = frechet_distance(dim, mean1, covariance1, mean2, covariance2);
-    free(work);
-    return distance;
+    recon_shared_t* shared = r->shared;
+    if (!r->known) {
+        free(shared->mean), free(shared->covariance);
+        moments_read_new(&r->original, &shared->mean, &shared->covariance);
+        snprintf(shared->set, sizeof shared->set, "%s", r->set.name);
+        shared->H = r->set.H, shared->W = r->set.W, shared->hash = r->hash;
+    }
+    if (shared->hash != r->hash) fatal("%s: the images changed between two tokenizers; run again", r->set.name);
+    return frechet_of_moments(&r->reconstructed, shared->mean, shared->covariance);
 }
 
 static inline void recon_protocol(recon_t* r, result_t* result, size_t n) {
@@ -248,16 +258,6 @@ static inline const char* recon_lpips_name(const perceptual_t* p) {
     return !memcmp(&p->lpips.config, &full, sizeof full) ? "LPIPS" : "LPIPS-mini";
 }
 
-// All processes get the first images, of which each has read its share.
-static inline void recon_share_first(recon_t* r) {
-    size_t n = 2 * RECON_FIRST * autoencoder_image_values(r->tokenizer);
-    floatS* values = (floatS*)malloc_check(n * sizeof(floatS), "a picture");
-    for (size_t i = 0; i < n; i++) values[i] = r->first_originals[i];
-    comm_sum_floats_host(&r->e->comm, values, n);
-    for (size_t i = 0; i < n; i++) r->first_originals[i] = (uint8_t)values[i];
-    free(values);
-}
-
 // The first images of the set, and below them what each tokenizer of this size makes of them.
 static inline void recon_add_row(const recon_t* r, row_picture_t* rows, const char* path) {
     const autoencoder_t* a = r->tokenizer;
@@ -270,8 +270,10 @@ static inline void recon_add_row(const recon_t* r, row_picture_t* rows, const ch
 }
 
 // OUT/reconstructions.png
-static inline void recon_rows_close(row_picture_t* rows, const eval_t* e) {
+static inline void recon_shared_close(recon_shared_t* shared, const eval_t* e) {
     char path[1200];
+    row_picture_t* rows = &shared->rows;
+    free(shared->mean), free(shared->covariance);
     if (rows->rows && e->options.out[0] && comm_is_first(&e->comm)) {
         snprintf(path, sizeof path, "%s/reconstructions.png", e->options.out);
         row_picture_write(rows, path, "held-out images, then each tokenizer's reconstruction");
@@ -282,11 +284,11 @@ static inline void recon_rows_close(row_picture_t* rows, const eval_t* e) {
 
 // Measures one tokenizer, whose file is `path`, and adds a row to the picture.
 static inline void eval_recon(eval_t* e, const char* path, autoencoder_t* tokenizer, feature_net_t* net,
-                              perceptual_t* lpips, row_picture_t* rows) {
+                              perceptual_t* lpips, recon_shared_t* shared) {
     static recon_t r;
     char name[32];
     result_t* result = report_begin(&e->report, "recon", "tokenizer", path);
-    recon_open(&r, e, tokenizer, net, lpips);
+    recon_open(&r, e, tokenizer, net, lpips, shared);
     recon_measure(&r);
     size_t n = recon_merge(&r);
     psnr_summary_t psnr = psnr_summary(r.mse, n);
@@ -300,7 +302,7 @@ static inline void eval_recon(eval_t* e, const char* path, autoencoder_t* tokeni
     if (psnr.equal) report_protocol(result, "equal to the original", "%zu images, not in the PSNR", psnr.equal);
     report_end(&e->report, result);
     recon_picture(&r, path, n);
-    recon_share_first(&r);
-    recon_add_row(&r, rows, path);
+    sheet_share(&e->comm, r.first_originals, 2 * RECON_FIRST * autoencoder_image_values(tokenizer));
+    recon_add_row(&r, &shared->rows, path);
     recon_close(&r);
 }

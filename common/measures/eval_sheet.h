@@ -7,10 +7,11 @@
 // images pass by, pixels are kept of the `columns` worst and best so far, and of SHEET_SAMPLE images by lot, among
 // which those nearest the median of all are found: they lie within some percent of it, and the picture says where.
 // The lot is a hash of the image's index, and the sample the smallest ones. So the picture does not depend on the order
-// of the images, nor on batches. Look next at common/data/image.h, which writes it.
+// of the images, nor on batches or processes. Look next at common/data/image.h, which writes it.
 //
 //     eval_sheet_open(&sheet, 4, H, W, 1);
 //     for each image:  eval_sheet_offer(&sheet, index, score, original, reconstruction);
+//     eval_sheet_merge(&sheet, &comm);          several processes: each has offered its own images
 //     eval_sheet_write(&sheet, path, "PSNR in dB", scores, n, error);
 //     eval_sheet_close(&sheet);
 #pragma once
@@ -20,6 +21,8 @@
 #include "common/program/json.h"
 // defines: philox, RANDOM_SHEET
 #include "common/program/rng.h"
+// defines: comm_t, comm_sum_host, comm_sum_floats_host
+#include "common/training/comm.h"
 
 enum { SHEET_SAMPLE = 64, SHEET_GAIN = 4 };
 
@@ -110,6 +113,62 @@ static inline void eval_sheet_offer(eval_sheet_t* sheet, size_t index, double sc
     sheet_keep(&sheet->sample, lot.v[0] * 0x1p32 + lot.v[1], goodness, index, original, reconstruction, pixels);
 }
 
+static inline int sheet_by_key(const void* a, const void* b) {
+    const sheet_image_t *x = (const sheet_image_t*)a, *y = (const sheet_image_t*)b;
+    return x->key != y->key ? (x->key < y->key ? -1 : 1) : x->index < y->index ? -1 : x->index > y->index;
+}
+
+// Bytes that one process has, and all others as zeros, go to all.
+static inline void sheet_share(comm_t* c, uint8_t* bytes, size_t n) { // (n)
+    floatS* values = (floatS*)malloc_check(n * sizeof(floatS), "a picture");
+    for (size_t i = 0; i < n; i++) values[i] = bytes[i];
+    comm_sum_floats_host(c, values, n);
+    for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)values[i];
+    free(values);
+}
+
+// Of what all processes have kept, the smallest keys stay, everywhere.
+static inline void sheet_keep_merge(sheet_keep_t* k, comm_t* c, size_t pixels) {
+    int all = c->size * k->room, own = c->rank * k->room, n = 0;
+    double* table = (double*)calloc_check(4 * all, sizeof(double), "the sheet of images"); // (all, 4), the last: in use
+    sheet_image_t* images = (sheet_image_t*)calloc_check(all, sizeof *images, "the sheet of images");
+    for (int i = 0; i < k->n; i++) {
+        double* row = table + 4 * (own + i);
+        row[0] = k->images[i].key, row[1] = k->images[i].goodness, row[2] = (double)k->images[i].index, row[3] = 1;
+    }
+    comm_sum_host(c, table, 4 * all);
+    for (int i = 0; i < all; i++) {
+        const double* row = table + 4 * i;
+        if (row[3] == 0) continue;
+        images[n].key = row[0], images[n].goodness = row[1], images[n].index = (size_t)row[2];
+        images[n++].pixels = i >= own && i < own + k->room ? k->images[i - own].pixels : NULL;
+    }
+    qsort(images, n, sizeof *images, sheet_by_key);
+    sheet_keep_t merged = sheet_keep_create(k->room, pixels);
+    for (merged.n = 0; merged.n < n && merged.n < k->room; merged.n++) {
+        sheet_image_t* to = &merged.images[merged.n];
+        uint8_t* bytes = to->pixels;
+        *to = images[merged.n];
+        if (to->pixels) memcpy(bytes, to->pixels, 2 * pixels);
+        else memset(bytes, 0, 2 * pixels);
+        sheet_share(c, bytes, 2 * pixels);
+        to->pixels = bytes;
+    }
+    sheet_keep_free(k);
+    *k = merged;
+    free(images);
+    free(table);
+}
+
+// All processes get what one would have that had been offered all images. A collective.
+static inline void eval_sheet_merge(eval_sheet_t* sheet, comm_t* c) {
+    size_t pixels = (size_t)sheet->height * sheet->width * 3;
+    if (c->size == 1) return;
+    sheet_keep_merge(&sheet->worst, c, pixels);
+    sheet_keep_merge(&sheet->best, c, pixels);
+    sheet_keep_merge(&sheet->sample, c, pixels);
+}
+
 // The part of all images that are worse; of those as good, half.
 static inline double sheet_quantile(const eval_sheet_t* sheet, double goodness, const double* scores, size_t n) {
     double below = 0;
@@ -120,10 +179,6 @@ static inline double sheet_quantile(const eval_sheet_t* sheet, double goodness, 
     return below / (double)n;
 }
 
-static inline int sheet_by_key(const void* a, const void* b) {
-    const sheet_image_t *x = (const sheet_image_t*)a, *y = (const sheet_image_t*)b;
-    return x->key != y->key ? (x->key < y->key ? -1 : 1) : x->index < y->index ? -1 : x->index > y->index;
-}
 static inline int sheet_by_goodness(const void* a, const void* b) {
     const sheet_image_t *x = (const sheet_image_t*)a, *y = (const sheet_image_t*)b;
     return x->goodness != y->goodness ? (x->goodness < y->goodness ? -1 : 1) : x->index < y->index ? -1 : 1;

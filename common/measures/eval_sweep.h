@@ -5,12 +5,12 @@
 // images with the same noise and labels. A point that is done is written to OUT/sweep.txt and not measured again: the
 // same command goes on where it was stopped. Each line there begins with a hash of everything that the point depends on
 // beside its two numbers, so a changed model, reference or setting begins a new curve.
-// Look next at common/measures/eval_gen.h and common/measures/chart.h.
+// Look next at common/measures/eval_gen.h and common/data/chart.h.
 #pragma once
 #include <sys/stat.h>
 
 // defines: chart_t, chart_series_t, chart_panels
-#include "common/measures/chart.h"
+#include "common/data/chart.h"
 // defines: cli_numbers
 #include "common/program/cli.h"
 // defines: eval_gen
@@ -40,7 +40,8 @@ static inline void sweep_add(sweep_t* w, int steps, double cfg) {
 }
 
 // All that a point depends on, beside steps and guidance scale.
-static inline void sweep_key(sweep_t* w, const pipeline_t* g, const feature_net_t* net, const reference_t* reference) {
+static inline void sweep_key(sweep_t* w, const pipeline_t* g, const feature_net_t* net,
+                             const reference_statistics_t* reference) {
     const eval_options_t* o = &w->e->options;
     struct stat info;
     char text[2000];
@@ -149,7 +150,7 @@ static inline void sweep_points(sweep_t* w) {
 }
 
 static inline void eval_sweep(eval_t* e, const char* subject, image_source_t* samples, feature_net_t* net,
-                              const reference_t* reference, inception_input_t input) {
+                              const reference_statistics_t* reference, inception_input_t input) {
     static sweep_t w;
     pipeline_t* g = samples->pipeline;
     dit_sampler_options_t options = g->options;

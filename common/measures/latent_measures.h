@@ -21,25 +21,59 @@
 // density. Position and mirroring depend on (seed, draw, i) alone, and everything is summed in the order of the images,
 // so a score does not depend on batches, processes or threads, to the last bit (t-SNE would make a digit of less).
 // An image that could not be read is left out by never adding it.
-// Look next at common/measures/cknna.h, common/measures/latent_statistics.h, common/measures/tsne.h and
-// common/measures/density.h for the definitions.
+//
+// Roughness: three numbers of one image's (H, W, C) map; a set's are their means.
+//
+//   SV     spatial variance: mean over channels of the (population) variance over the H W positions
+//   TV     total variation: mean over channels of  sum |z(y+1, x) - z(y, x)| + sum |z(y, x+1) - z(y, x)|
+//   TV_sq  the same with squares
+//
+// AlignTok's Table 16 gives the first two without formulas. Sums over positions and means over channels are what its
+// magnitudes fit (11.41 and 957.6 for a VAE, 2.141 and 487.9 for the 1024 channels of DINOv2, 16 x 16 positions); the
+// text fits |.| or squares, so both are computed. Latents are raw: a normalised one has a variance near 1.
+// Look next at common/measures/neighbours.h for CKNNA and common/measures/tsne.h for the map and its density.
 #pragma once
 #include <assert.h>
 
-// defines: cknna_t, cknna_measure
-#include "common/measures/cknna.h"
 // defines: comm_t, comm_sum_host, comm_sum_floats_host
 #include "common/training/comm.h"
-// defines: density_t, density_estimate, density_measure
-#include "common/measures/density.h"
-// defines: latent_statistics
-#include "common/measures/latent_statistics.h"
+// defines: cknna_t, cknna_measure
+#include "common/measures/neighbours.h"
 // defines: philox, below_from_bits, RANDOM_POSITIONS
 #include "common/program/rng.h"
-// defines: tsne_map, tsne_options_t, TSNE_PERPLEXITY
+// defines: tsne_map, tsne_options_t, TSNE_PERPLEXITY, density_t, density_estimate, density_measure
 #include "common/measures/tsne.h"
 
 enum { LATENT_DRAWS = 3, LATENT_IMAGES = 10000 }; // usual numbers
+
+typedef struct {
+    double sv, tv, tv_sq;
+} roughness_t;
+
+static inline roughness_t roughness(const floatS* z, int H, int W, int C) { // (H, W, C)
+    roughness_t out = {0, 0, 0};
+    double positions = (double)H * W;
+    for (int c = 0; c < C; c++) {
+        double mean = 0, variance = 0;
+        for (int p = 0; p < H * W; p++) mean += (double)z[(size_t)p * C + c];
+        mean /= positions;
+        for (int y = 0; y < H; y++) {
+            for (int x = 0; x < W; x++) {
+                const floatS* at = z + ((size_t)y * W + x) * C + c;
+                double v = (double)*at;
+                double down = y + 1 < H ? (double)at[(size_t)W * C] - v : 0, right = x + 1 < W ? (double)at[C] - v : 0;
+                variance += (v - mean) * (v - mean);
+                out.tv += fabs(down) + fabs(right);
+                out.tv_sq += down * down + right * right;
+            }
+        }
+        out.sv += variance / positions;
+    }
+    out.sv /= C;
+    out.tv /= C;
+    out.tv_sq /= C;
+    return out;
+}
 
 typedef struct {
     int images, GH, GW, z, D; // D = 0: no tokens, no CKNNA
@@ -57,7 +91,7 @@ typedef struct {
     int n;                     // images
     cknna_t cknna;             // of means over positions; cknna.value is the table's
     int k;                     // its neighbours; 0: not measured
-    latent_statistics_t roughness;
+    roughness_t roughness;
     density_t density, spread; // mean and (unbiased) deviation over the draws
     double divergence;         // KL of the t-SNE maps, mean
     double perplexity;         // TSNE_PERPLEXITY, or less for fewer than 91 images
@@ -86,7 +120,7 @@ static inline void latent_measures_open(latent_measures_t* m, int images, int GH
     m->variance = (floatS*)calloc_check(n * z, sizeof(floatS), "variances of latents");
     m->tokens = (floatS*)calloc_check(n * D, sizeof(floatS), "means of tokens");
     m->drawn = (floatS*)calloc_check(n * z * draws, sizeof(floatS), "vectors of latents");
-    m->roughness = (double*)calloc_check(n * 3, sizeof(double), "statistics of latents");
+    m->roughness = (double*)calloc_check(n * 3, sizeof(double), "roughness of latents");
 }
 
 static inline void latent_measures_close(latent_measures_t* m) {
@@ -143,11 +177,11 @@ static inline void latent_measures_add(latent_measures_t* m, int index,
         for (int r = 0; r < rows; r++) sum += (double)tokens[(size_t)r * m->D + c];
         m->tokens[(size_t)index * m->D + c] = (floatS)(sum / rows);
     }
-    latent_statistics_t s = latent_statistics(latent, m->GH, m->GW, z);
-    double* roughness = m->roughness + 3 * (size_t)index;
-    roughness[0] = s.sv;
-    roughness[1] = s.tv;
-    roughness[2] = s.tv_sq;
+    roughness_t s = roughness(latent, m->GH, m->GW, z);
+    double* to = m->roughness + 3 * (size_t)index;
+    to[0] = s.sv;
+    to[1] = s.tv;
+    to[2] = s.tv_sq;
     for (int draw = 0; draw < m->draws; draw++) {
         int mirrored, at = latent_measures_position(m, index, draw, &mirrored);
         assert(!mirrored || flipped);

@@ -14,7 +14,7 @@
 #pragma once
 // defines: floatS, fatal, malloc_check, calloc_check
 #include "common/device.h"
-// defines: symmetric_eigen, matrix_products_parallel, matrix_doubles
+// defines: symmetric_eigen, matrix_squares, matrix_doubles, compare_doubles
 #include "common/measures/linear_algebra.h"
 
 #define PCA_PERCENT 1.0       // of the values of a component that may be clamped at each end of its range
@@ -60,7 +60,7 @@ static inline void pca_fit(pca_t* p, const floatS* x, int rows, int d, int count
             centred[dual ? r * d + f : f * rows + r] = (double)x[r * d + f] - p->mean[f];
         }
     }
-    matrix_products_parallel(size, size, length, centred, centred, matrix);
+    matrix_squares(size, length, centred, length, matrix, 0);
     double trace = 0;
     for (size_t i = 0; i < (size_t)size; i++) trace += matrix[i * size + i];
     symmetric_eigen(size, matrix, values, vectors); // in rising order
@@ -106,11 +106,6 @@ typedef struct {
     double low[3], high[3]; // what becomes 0 and 1
 } pca_colours_t;
 
-static inline int pca_compare(const void* a, const void* b) {
-    double x = *(const double*)a, y = *(const double*)b;
-    return (x > y) - (x < y);
-}
-
 // Of n sorted values, by linear interpolation between the two nearest.
 static inline double pca_percentile(const double* sorted, int n, double percent) {
     double at = percent / 100 * (n - 1);
@@ -129,7 +124,7 @@ static inline void pca_colours_fit(pca_colours_t* c,
     pca_project(values, &c->pca, tokens, rows);
     for (int i = 0; i < 3; i++) {
         for (int r = 0; r < rows; r++) sorted[r] = values[3 * (size_t)r + i];
-        qsort(sorted, (size_t)rows, sizeof(double), pca_compare);
+        qsort(sorted, (size_t)rows, sizeof(double), compare_doubles);
         c->low[i] = pca_percentile(sorted, rows, percent);
         c->high[i] = pca_percentile(sorted, rows, 100 - percent);
     }

@@ -29,12 +29,12 @@ typedef struct {
     int has_images;
     image_source_t images;   // for precision, recall, KID
     image_features_t features; // of those images
-} reference_t;
+} reference_statistics_t;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Statistics files
 
-static inline double* reference_array(const npz_reader_t* file, const char* name, int dim, int square) {
+static inline double* statistics_array(const npz_reader_t* file, const char* name, int dim, int square) {
     const npz_array_t* a = npz_need(file, name);
     size_t wanted = square ? (size_t)dim * dim : (size_t)dim;
     if (a->numel != wanted || a->ndim != 1 + square) {
@@ -46,7 +46,7 @@ static inline double* reference_array(const npz_reader_t* file, const char* name
     return values;
 }
 
-static inline uint64_t reference_hash_values(uint64_t h, const double* values, size_t n) {
+static inline uint64_t statistics_hash_values(uint64_t h, const double* values, size_t n) {
     for (size_t i = 0; i < n; i++) {
         uint64_t bits;
         memcpy(&bits, values + i, sizeof bits);
@@ -56,7 +56,7 @@ static inline uint64_t reference_hash_values(uint64_t h, const double* values, s
 }
 
 // "network 0123456789abcdef; input tf; precision fp32": what both sides of a comparison share.
-static inline const char* reference_made_with(char* text, size_t size, const feature_net_t* net,
+static inline const char* statistics_made_with(char* text, size_t size, const feature_net_t* net,
                                               inception_input_t input) {
     const char* mode = net->network == FEATURES_MINI ? "own" : input == INCEPTION_TF ? "tf" : "pt";
     snprintf(text, size, "network %s; input %s; precision %s", net->hash, mode, PRECISION_NAME);
@@ -64,7 +64,7 @@ static inline const char* reference_made_with(char* text, size_t size, const fea
 }
 
 // A file of ours says what it is for and how it was made.
-static inline void reference_check_protocol(const eval_t* e, const npz_reader_t* file, const feature_net_t* net,
+static inline void statistics_check_protocol(const eval_t* e, const npz_reader_t* file, const feature_net_t* net,
                                             inception_input_t input) {
     char made_with[200];
     const npz_array_t* a = npz_find(file, "protocol");
@@ -74,7 +74,7 @@ static inline void reference_check_protocol(const eval_t* e, const npz_reader_t*
         fatal("%s is a reference for another score (\"%s\"); a gFID by it would be wrong. -force 1 does it all the "
               "same", file->path, protocol);
     }
-    reference_made_with(made_with, sizeof made_with, net, input);
+    statistics_made_with(made_with, sizeof made_with, net, input);
     if (!strstr(protocol, made_with)) {
         fatal("%s was made with another network, input or precision (\"%s\"; here: %s). Make it again with "
               "-save_reference, or -force 1", file->path, protocol, made_with);
@@ -84,7 +84,7 @@ static inline void reference_check_protocol(const eval_t* e, const npz_reader_t*
 
 // The input that statistics were made with, where -input does not say: ADM's files have spatial statistics, and are of
 // TensorFlow's graph; pytorch-fid's have none.
-static inline inception_input_t reference_input(const eval_t* e, const npz_reader_t* file) {
+static inline inception_input_t statistics_input(const eval_t* e, const npz_reader_t* file) {
     if (e->options.input != EVAL_INPUT_AUTO) return e->options.input == EVAL_INPUT_TF ? INCEPTION_TF : INCEPTION_PT;
     if (!file || !npz_find(file, "mu")) return INCEPTION_TF;
     const npz_array_t* a = npz_find(file, "protocol");
@@ -95,26 +95,26 @@ static inline inception_input_t reference_input(const eval_t* e, const npz_reade
     return input;
 }
 
-static inline void reference_read_statistics(reference_t* r, const npz_reader_t* file, const feature_net_t* net) {
+static inline void statistics_read(reference_statistics_t* r, const npz_reader_t* file, const feature_net_t* net) {
     size_t dim = (size_t)net->dim, spatial = (size_t)net->spatial;
-    r->mu = reference_array(file, "mu", net->dim, 0);
-    r->sigma = reference_array(file, "sigma", net->dim, 1);
-    r->hash = reference_hash_values(reference_hash_values(FINGERPRINT_START, r->mu, dim), r->sigma, dim * dim);
+    r->mu = statistics_array(file, "mu", net->dim, 0);
+    r->sigma = statistics_array(file, "sigma", net->dim, 1);
+    r->hash = statistics_hash_values(statistics_hash_values(FINGERPRINT_START, r->mu, dim), r->sigma, dim * dim);
     if (npz_find(file, "mu_s") && npz_find(file, "sigma_s")) {
-        r->mu_s = reference_array(file, "mu_s", net->spatial, 0);
-        r->sigma_s = reference_array(file, "sigma_s", net->spatial, 1);
-        r->hash = reference_hash_values(reference_hash_values(r->hash, r->mu_s, spatial), r->sigma_s,
+        r->mu_s = statistics_array(file, "mu_s", net->spatial, 0);
+        r->sigma_s = statistics_array(file, "sigma_s", net->spatial, 1);
+        r->hash = statistics_hash_values(statistics_hash_values(r->hash, r->mu_s, spatial), r->sigma_s,
                                         spatial * spatial);
     }
     if (npz_find(file, "n")) npz_read_doubles(npz_find(file, "n"), &r->n);
 }
 
 // Writes mean and covariance of the features, and what they are of.
-static inline void reference_save(const reference_t* r, const char* path, const feature_net_t* net,
+static inline void statistics_save(const reference_statistics_t* r, const char* path, const feature_net_t* net,
                                   inception_input_t input) {
     char protocol[1000], made_with[200], hash[17];
     snprintf(protocol, sizeof protocol, "use " REFERENCE_USE "; %s; %.0f images of %s, hash %s",
-             reference_made_with(made_with, sizeof made_with, net, input), r->n, r->name,
+             statistics_made_with(made_with, sizeof made_with, net, input), r->n, r->name,
              fingerprint_text(hash, r->hash));
     size_t dim = (size_t)net->dim, spatial = (size_t)net->spatial;
     npz_item_t items[6] = {
@@ -127,39 +127,34 @@ static inline void reference_save(const reference_t* r, const char* path, const 
 // ---------------------------------------------------------------------------------------------------------------------
 // References
 
-static inline void reference_free(reference_t* r) {
+static inline void reference_statistics_free(reference_statistics_t* r) {
     free(r->mu), free(r->sigma), free(r->mu_s), free(r->sigma_s);
     if (r->has_images) image_features_close(&r->features);
     image_source_close(&r->images);
     memset(r, 0, sizeof *r);
 }
 
-static inline void reference_moments(moments_t* m, int dim, double** mean, double** covariance) {
-    *mean = (double*)malloc_check(dim * sizeof(double), "a mean");
-    *covariance = (double*)malloc_check((size_t)dim * dim * sizeof(double), "a covariance");
-    moments_read(m, *mean, *covariance);
-}
-
 // Features of the reference's images; and their statistics, where no file has them.
-static inline void reference_measure(reference_t* r, eval_t* e, feature_net_t* net, inception_input_t input) {
+static inline void statistics_measure(reference_statistics_t* r, eval_t* e, feature_net_t* net,
+                                      inception_input_t input) {
     int statistics = !r->mu;
     image_source_limit(&r->images, (size_t)e->options.reference_images);
     image_features_open(&r->features, net, r->images.count, (size_t)e->options.pr_images,
                         statistics ? IMAGE_FEATURES_SPATIAL : 0);
     image_features_measure(&r->features, &r->images, input, e->options.batch, &e->comm, "reference", e->stream);
     if (!statistics) return;
-    reference_moments(&r->features.pool, net->dim, &r->mu, &r->sigma);
-    reference_moments(&r->features.spatial, net->spatial, &r->mu_s, &r->sigma_s);
+    moments_read_new(&r->features.pool, &r->mu, &r->sigma);
+    moments_read_new(&r->features.spatial, &r->mu_s, &r->sigma_s);
     r->n = (double)r->features.n;
     r->hash = r->features.hash;
 }
 
 // Opens what -reference names. Returns the mode of Inception's input.
-static inline inception_input_t reference_open(reference_t* r, eval_t* e, feature_net_t* net,
+static inline inception_input_t reference_statistics_open(reference_statistics_t* r, eval_t* e, feature_net_t* net,
                                                const char* data) { // the pipeline's, or NULL
     const eval_options_t* o = &e->options;
     const char* spec = o->reference;
-    inception_input_t input = reference_input(e, NULL);
+    inception_input_t input = statistics_input(e, NULL);
     memset(r, 0, sizeof *r);
     if (!strcmp(spec, "val") && !o->force) {
         fatal("-reference val: a gFID compares samples with the training set; the val split is for rFIDs (-recon). "
@@ -168,9 +163,9 @@ static inline inception_input_t reference_open(reference_t* r, eval_t* e, featur
     if (image_source_is_npz(spec)) {
         npz_reader_t* file = &r->images.npz;
         npz_open_or_die(file, spec);
-        input = reference_input(e, file);
-        reference_check_protocol(e, file, net, input);
-        if (npz_find(file, "mu")) reference_read_statistics(r, file, net);
+        input = statistics_input(e, file);
+        statistics_check_protocol(e, file, net, input);
+        if (npz_find(file, "mu")) statistics_read(r, file, net);
         r->images.kind = SOURCE_NPZ;
         r->has_images = npz_find(file, "arr_0") != NULL;
         if (r->has_images) image_source_use_npz(&r->images);
@@ -183,11 +178,11 @@ static inline inception_input_t reference_open(reference_t* r, eval_t* e, featur
         r->has_images = 1;
     }
     int statistics_file = r->mu != NULL;
-    if (r->has_images) reference_measure(r, e, net, input);
+    if (r->has_images) statistics_measure(r, e, net, input);
     snprintf(r->name, sizeof r->name, "%s", statistics_file ? spec : r->images.name);
     if (o->save_reference[0] && comm_is_first(&e->comm)) {
         if (!r->mu_s) fatal("-save_reference: %s has no spatial statistics to save", spec);
-        reference_save(r, o->save_reference, net, input);
+        statistics_save(r, o->save_reference, net, input);
         printf("  reference saved: %s\n", o->save_reference);
     }
     return input;

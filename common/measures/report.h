@@ -92,9 +92,11 @@ static inline void report_weights(result_t* r, const char* whose, int raw, doubl
     else report_protocol(r, whose, "averaged (as published)");
 }
 
+// NaN is a dash; what is rounded to nothing has no sign.
 static inline void report_format(char* text, size_t size, const char* format, double value) {
     if (isnan(value)) snprintf(text, size, "-");
     else snprintf(text, size, format, value);
+    if (text[0] == '-' && text[1] && strspn(text + 1, "0.") == strlen(text + 1)) memmove(text, text + 1, strlen(text));
 }
 
 // {"measure": ..., "subject": ..., scores, "protocol": {...}, "seconds": ...}

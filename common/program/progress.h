@@ -24,8 +24,10 @@ static inline progress_t progress_begin(const char* what, double total, int spea
     return p;
 }
 
+// `done` may be the end of a batch that is not full.
 static inline void progress_say(progress_t* p, double done) {
     double now = clock_seconds();
+    if (done > p->total) done = p->total;
     if (!p->speaks || now - p->said < PROGRESS_EVERY || done <= 0) return;
     char left[24];
     clock_duration(left, sizeof left, (now - p->start) * (p->total - done) / done);

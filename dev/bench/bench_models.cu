@@ -34,10 +34,8 @@
 #include "common/drawing/flow_sampler.h"
 // defines: inception_t, inception_register, inception_plan, inception_forward, inception_macs, INCEPTION_POOL, ...
 #include "common/models/inception.h"
-// defines: kid_distance, KID_SIZE, KID_SEED
-#include "common/measures/kid.h"
-// defines: manifold_precision_recall, MANIFOLD_K
-#include "common/measures/manifold.h"
+// defines: kid_distance, KID_SIZE, KID_SEED, manifold_precision_recall, MANIFOLD_K
+#include "common/measures/sample_measures.h"
 // defines: bench_measure, bench_measure_limits, bench_memory, bench_fill
 #include "dev/bench/bench.h"
 
@@ -513,16 +511,21 @@ typedef struct {
     int rows;
 } scores_t;
 
+static feature_set_t score_set(const scores_t* f, const float* rows) { // (f->rows, INCEPTION_POOL)
+    feature_set_t set = {rows, f->rows, INCEPTION_POOL};
+    return set;
+}
+
 static void score_kid(void* state, stream_t s) {
     scores_t* f = (scores_t*)state;
     (void)s;
-    kid_distance(f->generated, f->rows, f->real, f->rows, INCEPTION_POOL, BENCH_KID_SUBSETS, KID_SIZE, KID_SEED);
+    kid_distance(score_set(f, f->generated), score_set(f, f->real), BENCH_KID_SUBSETS, KID_SIZE, KID_SEED, NULL);
 }
 
 static void score_manifold(void* state, stream_t s) {
     scores_t* f = (scores_t*)state;
     (void)s;
-    manifold_precision_recall(f->real, f->rows, f->generated, f->rows, INCEPTION_POOL, MANIFOLD_K, 0);
+    manifold_precision_recall(score_set(f, f->real), score_set(f, f->generated), MANIFOLD_K, 0, NULL);
 }
 
 // Both look at all pairs of two sets of n, and at half of those within each: 2 n^2 products.

@@ -9,36 +9,14 @@
 #pragma once
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 // defines: floatX, floatS, device_malloc, calloc_check
 #include "common/device.h"
 
 #ifdef BLAS
 #include <cblas.h>
-
-// OpenBLAS picks its kernels when it is loaded, by the processor's model number. A processor younger than the library
-// gets those of 2004, "Prescott", at a quarter of the speed. OPENBLAS_CORETYPE names better ones, but is read before
-// anything here runs: so the program sets it and starts itself again, once. (argv: glibc passes main's to
-// constructors.)
-static inline void gemm_choose_blas_kernels(char** argv) {
-#if defined(__GLIBC__) && defined(__x86_64__)
-    if (getenv("OPENBLAS_CORETYPE") || strcmp(openblas_get_corename(), "Prescott")) return;
-    int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (!wide && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return;
-    setenv("OPENBLAS_CORETYPE", wide ? "SKYLAKEX" : "HASWELL", 1);
-    execv("/proc/self/exe", argv); // where it fails, the slow kernels serve
-#else
-    (void)argv;
-#endif
-}
-__attribute__((constructor)) static void gemm_prepare_blas(int argc, char** argv) {
-    (void)argc;
-    gemm_choose_blas_kernels(argv);
-    openblas_set_num_threads(1);
-}
+// defines: blas_prepare, which runs before main
+#include "dev/cpu/blas.h"
 #endif
 
 typedef enum { PLAIN, TRANSPOSED } gemm_op_t;

@@ -7,11 +7,9 @@
 // JSON object.
 // See check_latent_measures.py, which makes such files and runs this. Not part of `make test`.
 // defines: cknna_measure
-#include "common/measures/cknna.h"
+#include "common/measures/neighbours.h"
 // defines: clock_seconds
 #include "common/program/clock.h"
-// defines: density_estimate, density_measure
-#include "common/measures/density.h"
 // defines: tsne_map
 #include "common/measures/tsne.h"
 
