@@ -5,8 +5,6 @@
 #include "common/files/inspect.h"
 // defines: npz_write_arrays, npz_values, npz_string
 #include "common/files/npz.h"
-// defines: npz_open_or_die, npz_parse, npz_find, npz_read_*
-#include "common/files/npz_reader.h"
 // defines: tensor_file_open, tensor_file_parse
 #include "common/files/tensor_file.h"
 // defines: temporary_*

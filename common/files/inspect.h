@@ -9,12 +9,12 @@
 // at once. Sums run over pieces of fixed size, in double, and pieces are joined in their order (Chan et al. 1979), so
 // that the numbers do not depend on the number of threads. A file is read once for this, and a zip archive once more to
 // compare its CRC-32s, which nobody else does for the tensors of PyTorch's files.
-// Look next at common/files/tensor_file.h and common/files/npz_reader.h, which open the files.
+// Look next at common/files/tensor_file.h and common/files/npz.h, which open the files.
 #pragma once
 #include <math.h>
 
 // defines: npz_reader_t, npz_array_t, npz_open_or_die, npz_type_text, npz_read_text
-#include "common/files/npz_reader.h"
+#include "common/files/npz.h"
 // defines: tensor_file_open_or_die, file_kind, file_kind_t, pytorch_prefix, safetensors_t
 #include "common/files/tensor_file.h"
 

@@ -1,23 +1,31 @@
-// npz.h: writes numpy's .npz: generated images as the evaluators of ImageNet samples read them (ADM's guided-diffusion:
-// one uint8 array `arr_0` of shape (N, H, W, 3)), and statistics of features (pytorch-fid's `mu` and `sigma`).
+// npz.h: numpy's arrays: an .npz file of named ones (samples and statistics of evaluators), or one .npy, read and
+// written.
 //
-// An .npz is a zip archive whose entries are .npy files; an .npy is a line of text about the array, and its values:
+//     npz_reader_t file;
+//     npz_open_or_die(&file, "VIRTUAL_imagenet256_labeled.npz");
+//     const npz_array_t* images = npz_need(&file, "arr_0");        // ends the program where it is not there
+//     npz_read_rows(images, pixels, first, count);                 // rows of the first dimension, in the file's type
+//     npz_read_doubles(npz_need(&file, "mu"), mu);                 // a whole array, converted
 //
-//     local header     "PK\3\4", CRC-32, sizes, the name arr_0.npy
-//     arr_0.npy        "\x93NUMPY" 1 0, length, {'descr': '|u1', 'fortran_order': False, 'shape': (N, H, W, 3), }
-//                      padded with spaces to a multiple of 64 bytes, then N H W 3 bytes
-//     directory        "PK\1\2", the same as the local header, and where that is
-//     end              "PK\6\6" and "PK\6\7" (sizes of 64 bits), "PK\5\6"
+//     npz_begin(&writer, "samples.npz", N, H, W);                  // images one at a time, which are not kept: arr_0
+//     npz_write_arrays("statistics.npz", items, n);                // arrays that lie in memory
 //
-// The entry is stored, not compressed: images hardly shrink, and readers can then map them. Sizes have 64 bits always
-// ("zip64"): 50,000 images of 256 x 256 are 9.8 GB, and one way of writing is tested more than two.
+// An .npz is a zip archive (common/files/zip.h) of .npy files, whose names without ".npy" are the arrays'. An .npy is
 //
-// Images come one at a time and are not kept. The size of the file is known from the start and is reserved; the
-// CRC is known at the end, and is written back into the local header. Arrays of statistics lie in memory and are
-// written one after another, with a local header each. The file is PATH.tmp until it is complete. Errors end the
-// program.
-// (PKWARE's APPNOTE 6.3, sections 4.3 and 4.5.3; numpy.lib.format.) Look next at common/files/npz_reader.h, which reads
-// them.
+//     "\x93NUMPY", major, minor, length of the text (2 bytes in version 1, 4 in 2 and 3), the text, the values
+//     {'descr': '<f8', 'fortran_order': False, 'shape': (2048,), }      spaces to a multiple of 64 bytes
+//
+// Reading. numpy.savez stores: the values lie in the mapped file. numpy.savez_compressed deflates: rows come from a
+// stream, which is fast for those who read them in order and starts again for those who go back. 50,000 images of 9.8
+// GB are thus read without memory for them. Types: |u1, <f2, <f4, <f8, <i4, <i8, and texts (<U, |S). Arrays of other
+// types, and those in Fortran's order of more than one dimension, are known by name and refused when they are read.
+// Headers are a stranger's: checked, errors are texts. CRC-32: compared by npz_read_doubles, and by npz_read_rows when
+// all rows are read in order. Not for several threads at once.
+//
+// Writing. Entries are stored: images hardly shrink, and readers can then map them. The size of the file is known from
+// the start and is reserved; the CRC of images is known at the end, and is written back into the local header. The file
+// is PATH.tmp until it is complete. Errors end the program. (numpy/lib/format.py.)
+// Look next at common/files/zip.h.
 #pragma once
 #include <errno.h>
 #include <fcntl.h>
@@ -28,13 +36,462 @@
 #include <unistd.h>
 #include <zlib.h>
 
+// defines: file_map, file_fail, file_number
+#include "common/files/file_map.h"
+// defines: st_dtype_t, st_dtype_info, st_value, ST_MAX_DIMENSIONS
+#include "common/files/safetensors.h"
+// defines: zip_t, zip_entry_t, zip_stream_t, zip_open, zip_stream_*, zip_bytes_t, zip_put_*
+#include "common/files/zip.h"
 // defines: json_utf8_length
 #include "common/program/json.h"
 // defines: fatal, malloc_check, calloc_check
 #include "common/program/log.h"
 
+enum { NPZ_HEADER = 1 << 16 }; // bytes of an .npy header; numpy writes 64 to 192
+
+// Where a sequential reader is.
+typedef struct {
+    zip_stream_t zip;
+    int open;
+    size_t row; // that comes next
+} npz_stream_t;
+
+typedef struct {
+    const char* file;     // the path, for messages
+    const char* name;     // without ".npy"; arr_0 for an .npy file
+    char descr[24];       // "<f8"
+    int readable;         // 0: of a type or order that is not read here
+    st_dtype_t dtype;     // of numbers
+    size_t text;          // bytes of each element of a text array; 0: numbers
+    int fortran;
+    int ndim;
+    size_t shape[ST_MAX_DIMENSIONS], numel;
+    size_t bytes;         // of one element
+    const unsigned char* data; // the values in the map; NULL where they are compressed
+    const zip_t* zip;          // NULL: an .npy file
+    const zip_entry_t* entry;
+    size_t header;             // bytes in front of the values
+    npz_stream_t* stream;
+} npz_array_t;
+
+typedef struct {
+    char* path;
+    void* map; // NULL for a file in memory
+    size_t map_size;
+    zip_t zip;
+    int n;
+    npz_array_t* arrays; // in the order of the file
+    char* names;
+} npz_reader_t;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reading: the header of an array
+
+// A cursor over the text of a header, which is a Python dictionary.
+typedef struct {
+    const char *at, *end;
+    int failed;
+} npz_cursor_t;
+
+static inline int npz_peek(npz_cursor_t* c) {
+    while (c->at < c->end && (*c->at == ' ' || *c->at == '\n')) c->at++;
+    return c->at < c->end && !c->failed ? *c->at : 0;
+}
+
+static inline void npz_expect(npz_cursor_t* c, char wanted) {
+    if (npz_peek(c) != wanted) c->failed = 1;
+    else c->at++;
+}
+
+// A quoted text without escapes into `text`, "" after an error.
+static inline void npz_take_text(npz_cursor_t* c, char* text, size_t size) {
+    char quote = (char)npz_peek(c);
+    text[0] = 0;
+    if (quote != '\'' && quote != '"') c->failed = 1;
+    if (c->failed) return;
+    const char* close = (const char*)memchr(c->at + 1, quote, (size_t)(c->end - c->at - 1));
+    if (!close || (size_t)(close - c->at) > size) {
+        c->failed = 1;
+        return;
+    }
+    snprintf(text, size, "%.*s", (int)(close - c->at - 1), c->at + 1);
+    c->at = close + 1;
+}
+
+// (50000, 256, 256, 3), (3,) or ()
+static inline void npz_take_shape(npz_cursor_t* c, npz_array_t* a) {
+    npz_expect(c, '(');
+    while (!c->failed && npz_peek(c) != ')') {
+        size_t value = 0;
+        int digits = 0;
+        for (; c->at < c->end && *c->at >= '0' && *c->at <= '9'; c->at++, digits++) {
+            if (value > (SIZE_MAX - 9) / 10) c->failed = 1;
+            else value = value * 10 + (size_t)(*c->at - '0');
+        }
+        if (digits && c->at < c->end && *c->at == 'L') c->at++; // a long of Python 2
+        if (digits == 0 || a->ndim == ST_MAX_DIMENSIONS) c->failed = 1;
+        if (c->failed) return;
+        a->shape[a->ndim++] = value;
+        if (npz_peek(c) != ')') npz_expect(c, ',');
+    }
+    npz_expect(c, ')');
+}
+
+// What `descr` means. Structures (a list in its place) and unknown types stay unreadable.
+static inline void npz_set_type(npz_array_t* a) {
+    static const struct { const char* descr; st_dtype_t dtype; } types[] = {
+        {"|u1", ST_U8}, {"<f2", ST_F16}, {"<f4", ST_F32}, {"<f8", ST_F64}, {"<i4", ST_I32}, {"<i8", ST_I64}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+        if (strcmp(a->descr, types[i].descr)) continue;
+        a->readable = 1;
+        a->dtype = types[i].dtype;
+        a->bytes = st_dtype_info(a->dtype).bits / 8;
+    }
+    if (!strncmp(a->descr, "<U", 2) || !strncmp(a->descr, "|S", 2)) {
+        size_t length = strtoul(a->descr + 2, NULL, 10);
+        a->text = a->bytes = (a->descr[1] == 'U' ? 4 : 1) * (length < 1 << 20 ? length : 0);
+        a->readable = a->bytes > 0;
+        a->dtype = ST_U8;
+    }
+    if (a->fortran && a->ndim > 1) a->readable = 0;
+}
+
+// The dictionary of a header. 1, or 0 where it is none.
+static inline int npz_parse_header(npz_array_t* a, const char* text, size_t length) {
+    npz_cursor_t c = {text, text + length, 0};
+    int seen = 0;
+    npz_expect(&c, '{');
+    while (!c.failed && npz_peek(&c) != '}') {
+        char key[32];
+        npz_take_text(&c, key, sizeof key);
+        npz_expect(&c, ':');
+        int first = npz_peek(&c);
+        if (!strcmp(key, "descr") && first != '[') {
+            npz_take_text(&c, a->descr, sizeof a->descr);
+            seen |= 1;
+        } else if (!strcmp(key, "descr")) {
+            snprintf(a->descr, sizeof a->descr, "a structure");
+            return 1; // its text has quotes and brackets of all kinds, and nobody reads it
+        } else if (!strcmp(key, "shape")) {
+            if (seen & 2) return 0;
+            npz_take_shape(&c, a);
+            seen |= 2;
+        } else if (!strcmp(key, "fortran_order") && c.end - c.at > 5) {
+            a->fortran = !strncmp(c.at, "True", 4);
+            if (!a->fortran && strncmp(c.at, "False", 5)) return 0;
+            c.at += a->fortran ? 4 : 5;
+            seen |= 4;
+        } else {
+            return 0;
+        }
+        if (npz_peek(&c) != '}') npz_expect(&c, ',');
+    }
+    if (c.failed || seen != 7) return 0;
+    npz_set_type(a);
+    return 1;
+}
+
+// The next bytes of an array's file, from the stream or the map.
+static inline int npz_take_bytes(const npz_array_t* a, zip_stream_t* s, void* out, size_t at, size_t n, size_t size,
+                                 char* error, size_t error_size) {
+    if (a->zip) return zip_stream_read(s, out, n, error, error_size);
+    if (at + n > size) return file_fail(error, error_size, "the file is truncated");
+    memcpy(out, a->data + at, n);
+    return 1;
+}
+
+// Reads the header of an array whose file has `size` bytes.
+static inline int npz_read_header(npz_array_t* a, zip_stream_t* s, size_t size, char* error, size_t error_size) {
+    unsigned char start[12];
+    char* text = NULL;
+    int good = npz_take_bytes(a, s, start, 0, 10, size, error, error_size);
+    if (!good) return 0;
+    if (memcmp(start, "\x93NUMPY", 6) || start[6] < 1 || start[6] > 3) {
+        return file_fail(error, error_size, "array \"%.80s\" is no .npy of versions 1 to 3", a->name);
+    }
+    size_t length = (size_t)file_number(start + 8, 2);
+    a->header = 10;
+    if (start[6] > 1) {
+        if (!npz_take_bytes(a, s, start + 10, 10, 2, size, error, error_size)) return 0;
+        length = (size_t)file_number(start + 8, 4);
+        a->header = 12;
+    }
+    if (length > NPZ_HEADER) return file_fail(error, error_size, "array \"%.80s\" has a header too long", a->name);
+    text = (char*)malloc_check(length, "an array's header");
+    good = npz_take_bytes(a, s, text, a->header, length, size, error, error_size);
+    a->header += length;
+    if (good && !npz_parse_header(a, text, length)) {
+        good = file_fail(error, error_size, "array \"%.80s\" has a header that is damaged", a->name);
+    }
+    free(text);
+    if (!good || !a->readable) return good;
+    size_t bytes = 0;
+    int overflow = 0;
+    a->numel = 1;
+    for (int i = 0; i < a->ndim; i++) overflow |= __builtin_mul_overflow(a->numel, a->shape[i], &a->numel);
+    overflow |= __builtin_mul_overflow(a->numel, a->bytes, &bytes);
+    if (overflow || bytes != size - a->header) {
+        return file_fail(error, error_size, "array \"%.80s\" has %zu bytes of values, which is not what its shape and "
+                         "type %s say: the file is damaged", a->name, size - a->header, a->descr);
+    }
+    return 1;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reading: opening
+
+static inline void npz_close(npz_reader_t* r) {
+    for (int i = 0; i < r->n; i++) {
+        if (r->arrays[i].stream->open) zip_stream_close(&r->arrays[i].stream->zip);
+        free(r->arrays[i].stream);
+    }
+    zip_close(&r->zip);
+    if (r->map) munmap(r->map, r->map_size);
+    free(r->arrays);
+    free(r->names);
+    free(r->path);
+    memset(r, 0, sizeof *r);
+}
+
+// The next array of the table, called `name` (`length` bytes, which go to `to`).
+static inline npz_array_t* npz_add(npz_reader_t* r, char* to, const char* name, size_t length) {
+    npz_array_t* a = &r->arrays[r->n++];
+    memcpy(to, name, length);
+    to[length] = 0;
+    a->name = to;
+    a->file = r->path;
+    a->stream = (npz_stream_t*)calloc_check(1, sizeof(npz_stream_t), "an array's stream");
+    return a;
+}
+
+static inline int npz_parse_archive(npz_reader_t* r, const unsigned char* bytes, size_t size, char* error,
+                                    size_t error_size) {
+    if (!zip_open(&r->zip, bytes, size, error, error_size)) return 0;
+    size_t room = 1, used = 0;
+    for (int i = 0; i < r->zip.n; i++) room += strlen(r->zip.entries[i].name) + 1;
+    r->names = (char*)malloc_check(room, "the names of arrays");
+    r->arrays = (npz_array_t*)calloc_check((size_t)r->zip.n, sizeof(npz_array_t), "a table of arrays");
+    for (int i = 0; i < r->zip.n; i++) {
+        const zip_entry_t* e = &r->zip.entries[i];
+        size_t length = strlen(e->name);
+        if (length < 4 || strcmp(e->name + length - 4, ".npy")) {
+            return file_fail(error, error_size, "it is a zip archive, but its entry \"%.80s\" is no array of numpy",
+                             e->name);
+        }
+        npz_array_t* a = npz_add(r, r->names + used, e->name, length - 4);
+        used += length - 3;
+        a->zip = &r->zip;
+        a->entry = e;
+        zip_stream_t s;
+        int good = zip_stream_open(&s, &r->zip, e, error, error_size);
+        const unsigned char* data = s.data;
+        good = good && npz_read_header(a, &s, (size_t)e->size, error, error_size);
+        zip_stream_close(&s);
+        if (!good) return 0;
+        if (e->method == ZIP_STORED) a->data = data + a->header;
+    }
+    return 1;
+}
+
+// A whole file in memory, which must stay there until npz_close. 1, or 0 with a message; nothing is left to close then.
+static inline int npz_parse(npz_reader_t* r, const unsigned char* bytes, size_t size, const char* path, char* error,
+                            size_t error_size) {
+    int good = 0;
+    memset(r, 0, sizeof *r);
+    r->path = strdup(path);
+    if (size >= 6 && !memcmp(bytes, "\x93NUMPY", 6)) {
+        r->names = (char*)malloc_check(8, "the name of an array");
+        r->arrays = (npz_array_t*)calloc_check(1, sizeof(npz_array_t), "a table of arrays");
+        npz_array_t* a = npz_add(r, r->names, "arr_0", 5);
+        a->data = bytes;
+        good = npz_read_header(a, NULL, size, error, error_size);
+        a->data = bytes + a->header;
+    } else if (size >= 4 && bytes[0] == 'P' && bytes[1] == 'K') {
+        good = npz_parse_archive(r, bytes, size, error, error_size);
+    } else {
+        file_fail(error, error_size, "it is no .npz or .npy file of numpy");
+    }
+    if (!good) npz_close(r);
+    return good;
+}
+
+// Maps and checks a file. 1, or 0 with a message (without the path).
+static inline int npz_open(npz_reader_t* r, const char* path, char* error, size_t error_size) {
+    size_t size = 0;
+    memset(r, 0, sizeof *r);
+    void* map = file_map(path, "an .npz or .npy file", &size, error, error_size);
+    if (!map) return 0;
+    if (!npz_parse(r, (const unsigned char*)map, size, path, error, error_size)) {
+        munmap(map, size);
+        return 0;
+    }
+    r->map = map;
+    r->map_size = size;
+    return 1;
+}
+
+static inline void npz_open_or_die(npz_reader_t* r, const char* path) {
+    char error[1024];
+    if (!npz_open(r, path, error, sizeof error)) fatal("%s: %s", path, error);
+}
+
+// The array of this name, or NULL.
+static inline const npz_array_t* npz_find(const npz_reader_t* r, const char* name) {
+    for (int i = 0; i < r->n; i++) {
+        if (!strcmp(r->arrays[i].name, name)) return &r->arrays[i];
+    }
+    return NULL;
+}
+
+// "|u1 (50000, 256, 256, 3)"
+static inline const char* npz_type_text(const npz_array_t* a, char* text, size_t size) {
+    size_t used = (size_t)snprintf(text, size, "%s (", a->descr);
+    for (int i = 0; i < a->ndim && used < size; i++) {
+        used += (size_t)snprintf(text + used, size - used, "%s%zu", i ? ", " : "", a->shape[i]);
+    }
+    const char* comma = a->ndim == 1 ? "," : "";
+    if (used < size) snprintf(text + used, size - used, "%s)%s", comma, a->fortran ? ", Fortran's order" : "");
+    return text;
+}
+
+// The array of this name, which must be there and readable.
+static inline const npz_array_t* npz_need(const npz_reader_t* r, const char* name) {
+    char text[256];
+    const npz_array_t* a = npz_find(r, name);
+    if (!a) {
+        fatal("%s has no array \"%s\" (%d arrays, the first is %s); give the file that has it", r->path, name, r->n,
+              r->n ? r->arrays[0].name : "none");
+    }
+    if (!a->readable) {
+        fatal("%s: array \"%s\" is %s; read are |u1, <f2, <f4, <f8, <i4, <i8 in C order: save it again as one of these",
+              r->path, name, npz_type_text(a, text, sizeof text));
+    }
+    return a;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reading: values
+
+static inline size_t npz_rows(const npz_array_t* a) { return a->ndim ? a->shape[0] : 1; }
+
+// Values of one row of the first dimension.
+static inline size_t npz_row_values(const npz_array_t* a) { return npz_rows(a) ? a->numel / npz_rows(a) : 0; }
+
+// Reads on from the stream to the end of a piece of `bytes`, or passes over it where `out` is NULL.
+static inline int npz_stream_read(npz_stream_t* s, unsigned char* out, size_t bytes, char* error, size_t error_size) {
+    unsigned char skipped[16384];
+    while (bytes) {
+        size_t n = out || bytes < sizeof skipped ? bytes : sizeof skipped;
+        if (!zip_stream_read(&s->zip, out ? out : skipped, n, error, error_size)) return 0;
+        bytes -= n;
+    }
+    return 1;
+}
+
+// Puts the stream before `row`.
+static inline int npz_stream_seek(const npz_array_t* a, size_t row, char* error, size_t error_size) {
+    npz_stream_t* s = a->stream;
+    size_t bytes = npz_row_values(a) * a->bytes;
+    if (s->open && s->row > row) {
+        zip_stream_close(&s->zip);
+        s->open = 0;
+    }
+    if (!s->open) {
+        s->open = zip_stream_open(&s->zip, a->zip, a->entry, error, error_size);
+        s->row = 0;
+        if (!s->open || !npz_stream_read(s, NULL, a->header, error, error_size)) return 0;
+    }
+    size_t skip = row - s->row;
+    s->row = row;
+    return npz_stream_read(s, NULL, skip * bytes, error, error_size);
+}
+
+// out = `count` rows from `first` on, as they stand in the file. 1, or 0 with a message.
+static inline int npz_try_rows(const npz_array_t* a, void* out, size_t first, size_t count, char* error,
+                               size_t error_size) { // (count, row values)
+    size_t bytes = npz_row_values(a) * a->bytes;
+    if (first > npz_rows(a) || count > npz_rows(a) - first) {
+        return file_fail(error, error_size, "array \"%.80s\" has %zu rows, but %zu from row %zu on are wanted", a->name,
+                         npz_rows(a), count, first);
+    }
+    if (count == 0 || bytes == 0) return 1;
+    int in_order = a->zip && (a->stream->open ? a->stream->row == first : first == 0);
+    if (a->data && !in_order) {
+        memcpy(out, a->data + first * bytes, count * bytes);
+        return 1;
+    }
+    if (!npz_stream_seek(a, first, error, error_size)) return 0;
+    a->stream->row = first + count;
+    int good = npz_stream_read(a->stream, (unsigned char*)out, count * bytes, error, error_size);
+    if (!good) {
+        zip_stream_close(&a->stream->zip);
+        a->stream->open = 0;
+    }
+    return good;
+}
+
+static inline void npz_read_rows(const npz_array_t* a, void* out, size_t first, size_t count) {
+    char error[512];
+    if (!npz_try_rows(a, out, first, count, error, sizeof error)) fatal("%s: %s", a->file, error);
+}
+
+// Row `row` of a one-dimensional array, such as a label.
+static inline double npz_read_number(const npz_array_t* a, size_t row) {
+    unsigned char value[8];
+    if (!a->readable || a->text || npz_row_values(a) != 1) {
+        fatal("%s: array \"%s\" is no list of numbers; give a file where it is one", a->file, a->name);
+    }
+    npz_read_rows(a, value, row, 1);
+    return st_value(a->dtype, value);
+}
+
+// out = the whole array
+static inline void npz_read_doubles(const npz_array_t* a, double* out) { // (numel)
+    size_t values = npz_row_values(a);
+    if (!a->readable || a->text) fatal("%s: array \"%s\" has no numbers", a->file, a->name);
+    if (a->stream->open) { // from the beginning, so that the CRC-32 is that of the whole
+        zip_stream_close(&a->stream->zip);
+        a->stream->open = 0;
+    }
+    unsigned char* row = (unsigned char*)malloc_check(values * a->bytes, "a row of an array");
+    for (size_t i = 0; i < npz_rows(a); i++) {
+        npz_read_rows(a, row, i, 1);
+        for (size_t j = 0; j < values; j++) out[i * values + j] = st_value(a->dtype, row + j * a->bytes);
+    }
+    free(row);
+}
+
+// A code point as UTF-8; returns its bytes.
+static inline size_t npz_encode(char* to, uint32_t code) { // (4)
+    size_t n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, code >>= 6) to[i] = (char)(0x80 | (code & 0x3F));
+    to[0] = (char)(n == 1 ? code : (0xF00 >> n & 0xFF) | code);
+    return n;
+}
+
+// A text array's first element as UTF-8, to be freed; NULL where it is no text.
+static inline char* npz_read_text(const npz_array_t* a) {
+    if (!a->readable || !a->text || a->numel < 1) return NULL;
+    size_t unit = a->descr[1] == 'U' ? 4 : 1, used = 0;
+    size_t row_bytes = npz_row_values(a) * a->bytes;
+    unsigned char* from = (unsigned char*)malloc_check(row_bytes, "a text");
+    char* text = (char*)malloc_check(a->text + 1, "a text"); // a code point of 4 bytes is at most 4 bytes of UTF-8
+    npz_read_rows(a, from, 0, 1);
+    for (size_t i = 0; i < a->text; i += unit) {
+        uint32_t c = (uint32_t)file_number(from + i, (int)unit);
+        if (c == 0 || c > 0x10FFFF) break;
+        if (unit == 1) text[used++] = (char)c;
+        else used += npz_encode(text + used, c);
+    }
+    text[used] = 0;
+    free(from);
+    return text;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Writing: files
+
 #define NPZ_NAME "arr_0.npy"
-enum { NPZ_CRC_OFFSET = 14, NPZ_BYTES = 2048 }; // where the CRC stands in the file; room for headers or a directory
 
 typedef struct {
     char *path, *temporary;
@@ -44,74 +501,22 @@ typedef struct {
     uint32_t crc;
 } npz_writer_t;
 
-// Bytes of a header, numbers little-endian.
-typedef struct {
-    uint8_t bytes[NPZ_BYTES];
-    size_t length;
-} npz_bytes_t;
-
-static inline void npz_number(npz_bytes_t* to, uint64_t value, int bytes) {
-    for (int i = 0; i < bytes; i++) to->bytes[to->length++] = (uint8_t)(value >> 8 * i);
-}
-static inline void npz_text(npz_bytes_t* to, const void* text, size_t length) {
-    memcpy(to->bytes + to->length, text, length);
-    to->length += length;
-}
-
-// What local header and directory share: version to extract, flags, method, time, date (1 January 1980), CRC, sizes
-// (in the extra field, since they have 64 bits) and lengths of name and extra field.
-static inline void npz_entry(npz_bytes_t* to, const char* name, uint32_t crc) {
-    npz_number(to, 45, 2), npz_number(to, 0, 2), npz_number(to, 0, 2), npz_number(to, 0, 2), npz_number(to, 0x21, 2);
-    npz_number(to, crc, 4), npz_number(to, 0xFFFFFFFF, 4), npz_number(to, 0xFFFFFFFF, 4);
-    npz_number(to, strlen(name), 2), npz_number(to, 20, 2);
-}
-static inline void npz_name_and_sizes(npz_bytes_t* to, const char* name, uint64_t size) {
-    npz_text(to, name, strlen(name));
-    npz_number(to, 1, 2), npz_number(to, 16, 2), npz_number(to, size, 8), npz_number(to, size, 8);
-}
-
 // Everything in front of the values of the array.
-static inline void npz_header(npz_bytes_t* to, const char* name, npz_bytes_t* npy, uint64_t size, uint32_t crc) {
-    npz_text(to, "PK\3\4", 4);
-    npz_entry(to, name, crc);
-    npz_name_and_sizes(to, name, size);
-    npz_text(to, npy->bytes, npy->length);
+static inline void npz_header(zip_bytes_t* to, const char* name, zip_bytes_t* npy, uint64_t size, uint32_t crc) {
+    zip_put_local(to, name, size, crc);
+    zip_put_text(to, npy->bytes, npy->length);
 }
 
 // The beginning of an .npy; `shape` as Python writes it, "(3, 4)".
-static inline void npz_array_header(npz_bytes_t* to, const char* type, const char* shape) {
+static inline void npz_array_header(zip_bytes_t* to, const char* type, const char* shape) {
     char text[256];
     int length = snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': %s, }", type, shape);
     int padded = (10 + length + 1 + 63) / 64 * 64 - 10;
-    npz_text(to, "\x93NUMPY\1\0", 8);
-    npz_number(to, (uint64_t)padded, 2);
-    npz_text(to, text, (size_t)length);
-    while (length++ < padded - 1) npz_number(to, ' ', 1);
-    npz_number(to, '\n', 1);
-}
-
-// An entry of the directory, whose local header is at `offset`.
-static inline void npz_directory(npz_bytes_t* to, const char* name, uint64_t size, uint32_t crc, uint64_t offset) {
-    npz_text(to, "PK\1\2", 4);
-    npz_number(to, 45, 2);
-    npz_entry(to, name, crc);
-    npz_number(to, 0, 2), npz_number(to, 0, 2), npz_number(to, 0, 2); // comment, disk, kind of content
-    npz_number(to, 0, 4), npz_number(to, offset, 4);                  // permissions, offset of the local header
-    npz_name_and_sizes(to, name, size);
-}
-
-// The end of an archive of n entries, whose directory has `directory` bytes and begins at `offset`.
-static inline void npz_end_of_archive(npz_bytes_t* to, uint64_t n, uint64_t directory, uint64_t offset) {
-    npz_text(to, "PK\6\6", 4);
-    npz_number(to, 44, 8), npz_number(to, 45, 2), npz_number(to, 45, 2);           // length of the rest, versions
-    npz_number(to, 0, 4), npz_number(to, 0, 4), npz_number(to, n, 8), npz_number(to, n, 8); // disks, entries
-    npz_number(to, directory, 8), npz_number(to, offset, 8);
-    npz_text(to, "PK\6\7", 4);
-    npz_number(to, 0, 4), npz_number(to, offset + directory, 8), npz_number(to, 1, 4);
-    npz_text(to, "PK\5\6", 4);
-    npz_number(to, 0, 4);                                             // the old end, which says: see above
-    npz_number(to, 0xFFFF, 2), npz_number(to, 0xFFFF, 2), npz_number(to, 0xFFFFFFFF, 4), npz_number(to, 0xFFFFFFFF, 4);
-    npz_number(to, 0, 2);
+    zip_put_text(to, "\x93NUMPY\1\0", 8);
+    zip_put_number(to, (uint64_t)padded, 2);
+    zip_put_text(to, text, (size_t)length);
+    while (length++ < padded - 1) zip_put_number(to, ' ', 1);
+    zip_put_number(to, '\n', 1);
 }
 
 __attribute__((noreturn)) static inline void npz_fail(const npz_writer_t* w, const char* action) {
@@ -136,7 +541,7 @@ static inline void npz_create(npz_writer_t* w, const char* path, uint64_t size) 
     w->file = fopen(w->temporary, "wb");
     if (!w->file) npz_fail(w, "create PATH.tmp");
     // Too little space is better known before the images are drawn than after. Some file systems cannot reserve.
-    if (fallocate(fileno(w->file), 0, 0, (off_t)(size + 2 * NPZ_BYTES)) &&
+    if (fallocate(fileno(w->file), 0, 0, (off_t)(size + 2 * ZIP_BYTES)) &&
         (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)) {
         npz_fail(w, "reserve space for it");
     }
@@ -151,7 +556,7 @@ static inline void npz_rename(npz_writer_t* w) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Images
+// Writing: images
 
 // Creates PATH.tmp for N images of H x W.
 static inline void npz_begin(npz_writer_t* w, const char* path, size_t N, int H, int W) {
@@ -160,7 +565,7 @@ static inline void npz_begin(npz_writer_t* w, const char* path, size_t N, int H,
     }
     memset(w, 0, sizeof *w);
     char shape[96];
-    npz_bytes_t header = {{0}, 0}, npy = {{0}, 0};
+    zip_bytes_t header = {{0}, 0}, npy = {{0}, 0};
     snprintf(shape, sizeof shape, "(%zu, %d, %d, 3)", N, H, W);
     npz_array_header(&npy, "|u1", shape);
     w->images = N, w->image_bytes = (size_t)H * W * 3;
@@ -181,21 +586,21 @@ static inline void npz_image(npz_writer_t* w, const uint8_t* pixels) { // (H, W,
 // Completes the archive and gives it its name.
 static inline void npz_end(npz_writer_t* w) {
     if (w->written != w->images) fatal("%s: %zu images of the %zu it was begun with", w->path, w->written, w->images);
-    npz_bytes_t crc = {{0}, 0}, directory = {{0}, 0};
+    zip_bytes_t crc = {{0}, 0}, directory = {{0}, 0};
     off_t offset = ftello(w->file);
-    npz_directory(&directory, NPZ_NAME, w->size, w->crc, 0);
-    npz_end_of_archive(&directory, 1, directory.length, (uint64_t)offset);
+    zip_put_directory(&directory, NPZ_NAME, w->size, w->crc, 0);
+    zip_put_end(&directory, 1, directory.length, (uint64_t)offset);
     npz_write(w, directory.bytes, directory.length);
     off_t end = offset + (off_t)directory.length;
     if (fflush(w->file) || ftruncate(fileno(w->file), end)) npz_fail(w, "write it");
-    if (fseeko(w->file, NPZ_CRC_OFFSET, SEEK_SET)) npz_fail(w, "write it");
-    npz_number(&crc, w->crc, 4);
+    if (fseeko(w->file, ZIP_CRC_OFFSET, SEEK_SET)) npz_fail(w, "write it");
+    zip_put_number(&crc, w->crc, 4);
     npz_write(w, crc.bytes, crc.length);
     npz_rename(w);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Arrays that lie in memory
+// Writing: arrays that lie in memory
 
 // One array: float64 values, or, where there are none, a text (numpy reads it back as a str; no pickle).
 typedef struct {
@@ -232,12 +637,12 @@ static inline size_t npz_decode(const char* text, uint32_t* codes) {
 }
 
 // Writes one entry at the file's position and adds it to the directory.
-static inline void npz_write_item(npz_writer_t* w, const npz_item_t* item, npz_bytes_t* directory) {
+static inline void npz_write_item(npz_writer_t* w, const npz_item_t* item, zip_bytes_t* directory) {
     char name[80], type[32] = "<f8", shape[96] = "()";
     uint32_t* codes = NULL;
     size_t size = 8;
-    npz_bytes_t header = {{0}, 0}, npy = {{0}, 0};
-    if (strlen(item->name) > 60 || directory->length + 200 > NPZ_BYTES) fatal("%s: too many or long names", w->path);
+    zip_bytes_t header = {{0}, 0}, npy = {{0}, 0};
+    if (strlen(item->name) > 60 || directory->length + 200 > ZIP_BYTES) fatal("%s: too many or long names", w->path);
     for (int i = 0; i < item->ndim; i++) size *= item->shape[i];
     if (!item->values) {
         codes = (uint32_t*)calloc_check(strlen(item->text) + 1, sizeof(uint32_t), "a text");
@@ -256,7 +661,7 @@ static inline void npz_write_item(npz_writer_t* w, const npz_item_t* item, npz_b
     npz_array_header(&npy, type, shape);
     uint32_t crc = (uint32_t)crc32_z(crc32(0, npy.bytes, (uInt)npy.length), (const Bytef*)values, size);
     npz_header(&header, name, &npy, npy.length + size, crc);
-    npz_directory(directory, name, npy.length + size, crc, offset);
+    zip_put_directory(directory, name, npy.length + size, crc, offset);
     npz_write(w, header.bytes, header.length);
     npz_write(w, values, size);
     free(codes);
@@ -265,18 +670,18 @@ static inline void npz_write_item(npz_writer_t* w, const npz_item_t* item, npz_b
 // Writes n arrays as PATH, which appears when it is complete.
 static inline void npz_write_arrays(const char* path, const npz_item_t* items, int n) {
     npz_writer_t w;
-    npz_bytes_t directory = {{0}, 0};
+    zip_bytes_t directory = {{0}, 0};
     uint64_t size = 0;
     memset(&w, 0, sizeof w);
     for (int i = 0; i < n; i++) {
         uint64_t bytes = items[i].values ? 8 : 4 * strlen(items[i].text);
         for (int k = 0; k < items[i].ndim; k++) bytes *= items[i].shape[k];
-        size += bytes + NPZ_BYTES;
+        size += bytes + ZIP_BYTES;
     }
     npz_create(&w, path, size);
     for (int i = 0; i < n; i++) npz_write_item(&w, &items[i], &directory);
     uint64_t offset = (uint64_t)ftello(w.file), length = directory.length;
-    npz_end_of_archive(&directory, (uint64_t)n, length, offset);
+    zip_put_end(&directory, (uint64_t)n, length, offset);
     npz_write(&w, directory.bytes, directory.length);
     if (fflush(w.file) || ftruncate(fileno(w.file), (off_t)(offset + directory.length))) npz_fail(&w, "write it");
     npz_rename(&w);

@@ -1,4 +1,4 @@
-// zip.h: reads zip archives of any origin from memory: numpy's .npz, PyTorch's .pt.
+// zip.h: reads zip archives of any origin from memory, numpy's .npz, PyTorch's .pt; and writes the frames of new ones.
 //
 // A zip is read from its end:
 //
@@ -17,7 +17,10 @@
 // (PKWARE's APPNOTE 6.3, sections 4.3 to 4.5.)
 //
 // Left out: encryption, other methods, archives in several pieces, bytes in front of the archive (self-extracting
-// programs). Look next at common/files/npz_reader.h and common/files/pytorch_file.h, which read what is inside.
+// programs). Look next at common/files/npz.h and common/files/pytorch_file.h, which read what is inside.
+//
+// Writing: the headers around contents that somebody else writes. Entries are stored, not compressed. Sizes have 64
+// bits always ("zip64"), since one way of writing is tested more than two.
 #pragma once
 #include <stdlib.h>
 #include <zlib.h>
@@ -315,4 +318,68 @@ static inline int zip_check(const zip_t* z, const zip_entry_t* e, char* error, s
     } while (good && s.done < e->size);
     zip_stream_close(&s);
     return good;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Writing
+
+enum { ZIP_BYTES = 2048, ZIP_CRC_OFFSET = 14 }; // room for headers or a directory; where the CRC stands in a local header
+
+// Bytes of a header, numbers little-endian.
+typedef struct {
+    uint8_t bytes[ZIP_BYTES];
+    size_t length;
+} zip_bytes_t;
+
+static inline void zip_put_number(zip_bytes_t* to, uint64_t value, int bytes) {
+    for (int i = 0; i < bytes; i++) to->bytes[to->length++] = (uint8_t)(value >> 8 * i);
+}
+static inline void zip_put_text(zip_bytes_t* to, const void* text, size_t length) {
+    memcpy(to->bytes + to->length, text, length);
+    to->length += length;
+}
+
+// What local header and directory share: version to extract, flags, method, time, date (1 January 1980), CRC, sizes
+// (in the extra field, since they have 64 bits) and lengths of name and extra field.
+static inline void zip_put_entry(zip_bytes_t* to, const char* name, uint32_t crc) {
+    zip_put_number(to, 45, 2), zip_put_number(to, 0, 2), zip_put_number(to, 0, 2), zip_put_number(to, 0, 2);
+    zip_put_number(to, 0x21, 2), zip_put_number(to, crc, 4), zip_put_number(to, 0xFFFFFFFF, 4);
+    zip_put_number(to, 0xFFFFFFFF, 4), zip_put_number(to, strlen(name), 2), zip_put_number(to, 20, 2);
+}
+static inline void zip_put_name_and_sizes(zip_bytes_t* to, const char* name, uint64_t size) {
+    zip_put_text(to, name, strlen(name));
+    zip_put_number(to, 1, 2), zip_put_number(to, 16, 2), zip_put_number(to, size, 8), zip_put_number(to, size, 8);
+}
+
+// What stands in front of an entry of `size` bytes.
+static inline void zip_put_local(zip_bytes_t* to, const char* name, uint64_t size, uint32_t crc) {
+    zip_put_text(to, "PK\3\4", 4);
+    zip_put_entry(to, name, crc);
+    zip_put_name_and_sizes(to, name, size);
+}
+
+// An entry of the directory, whose local header is at `offset`.
+static inline void zip_put_directory(zip_bytes_t* to, const char* name, uint64_t size, uint32_t crc, uint64_t offset) {
+    zip_put_text(to, "PK\1\2", 4);
+    zip_put_number(to, 45, 2);
+    zip_put_entry(to, name, crc);
+    zip_put_number(to, 0, 2), zip_put_number(to, 0, 2), zip_put_number(to, 0, 2); // comment, disk, kind of content
+    zip_put_number(to, 0, 4), zip_put_number(to, offset, 4);                      // permissions, local header
+    zip_put_name_and_sizes(to, name, size);
+}
+
+// The end of an archive of n entries, whose directory has `directory` bytes and begins at `offset`.
+static inline void zip_put_end(zip_bytes_t* to, uint64_t n, uint64_t directory, uint64_t offset) {
+    zip_put_text(to, "PK\6\6", 4);
+    zip_put_number(to, 44, 8), zip_put_number(to, 45, 2), zip_put_number(to, 45, 2); // length of the rest, versions
+    zip_put_number(to, 0, 4), zip_put_number(to, 0, 4);                              // disks
+    zip_put_number(to, n, 8), zip_put_number(to, n, 8);                              // entries
+    zip_put_number(to, directory, 8), zip_put_number(to, offset, 8);
+    zip_put_text(to, "PK\6\7", 4);
+    zip_put_number(to, 0, 4), zip_put_number(to, offset + directory, 8), zip_put_number(to, 1, 4);
+    zip_put_text(to, "PK\5\6", 4);
+    zip_put_number(to, 0, 4); // the old end, which says: see above
+    zip_put_number(to, 0xFFFF, 2), zip_put_number(to, 0xFFFF, 2);
+    zip_put_number(to, 0xFFFFFFFF, 4), zip_put_number(to, 0xFFFFFFFF, 4);
+    zip_put_number(to, 0, 2);
 }

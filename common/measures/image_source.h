@@ -20,7 +20,7 @@
 // defines: random_permute, RANDOM_DATA_ORDER
 #include "common/program/rng.h"
 // defines: npz_reader_t, npz_array_t, npz_*
-#include "common/files/npz_reader.h"
+#include "common/files/npz.h"
 
 typedef enum { CROP_ADM, CROP_TORCHVISION, CROP_NONE } crop_t;
 typedef enum { SOURCE_DATASET, SOURCE_NPZ, SOURCE_PIPELINE } image_source_kind_t;
