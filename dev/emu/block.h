@@ -7,101 +7,16 @@
 // missing.
 //
 // Time counts the barriers: dev/emu/shared.h orders accesses to shared memory by it.
-// Look next at dev/emu/shared.h.
+// Look next at dev/emu/warp.h.
 #pragma once
-#include <stdarg.h>
-// defines: dim3, threadIdx, blockIdx
-#include "dev/emu/types.h"
-// defines: emu_fiber, emu_switch_to, emu_take_fiber, emu_leave_fiber, EMU_ASAN
-#include "dev/emu/fiber.h"
+// defines: emu, emu_thread, emu_report, EMU_HERE
+#include "dev/emu/state.h"
+// defines: emu_begin_shared, emu_drop_copies
+#include "dev/emu/shared.h"
+// defines: emu_open, emu_close, emu_is_no_device_memory
+#include "dev/emu/runtime.h"
 
-enum { EMU_MOST_THREADS = 1024, EMU_MOST_WARPS = 32, EMU_SHARED_BYTES = 232448 };
-enum emu_state : uint8_t { EMU_NEW, EMU_READY, EMU_AT_BARRIER, EMU_IN_COLLECTIVE, EMU_DONE };
-
-// Where a kernel's source calls the emulator: two trailing parameters, with the place of the call as their default.
-#define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
-
-struct emu_copy { // one cp_async_16 that has not arrived
-    int64_t to;   // byte of shared memory
-    const void* from;
-    bool valid;
-    unsigned group;
-};
-
-struct emu_thread {
-    emu_fiber* fiber;        // where it waits
-    uint3 index;
-    const char* file;        // what it waits at
-    int line;
-    const char* collective;  // name of the warp collective, its mask, and what this lane brings
-    uint32_t mask;
-    void* record;
-    emu_copy* copies;
-    unsigned copy_count, copy_room, group; // `group`: of the copies since the last commit
-};
-
-struct emu_warp {
-    uint32_t waiting;      // lanes that wait in a collective
-    uint32_t synchronised; // time of the last __syncwarp of all lanes
-    uint32_t pair[32][32]; // time of the last __syncwarp of these two
-};
-
-struct emu_t {
-    // the launch
-    const char* kernel;           // its name, NULL outside of kernels
-    void (*call)(void* arguments);
-    void* arguments;
-    int threads;                  // of a block
-    size_t shared_bytes;
-    uint64_t order, random;       // emu_set_order
-    bool order_set;
-    // the block
-    emu_thread thread[EMU_MOST_THREADS];
-    emu_state state[EMU_MOST_THREADS];
-    emu_warp warp[EMU_MOST_WARPS];
-    uint64_t ready[EMU_MOST_THREADS / 64]; // a bit for each thread that can run
-    int ready_count, alive, at_barrier;
-    int current;                  // the thread that runs
-    uint32_t time, block_time, barrier_time; // time moves at barriers; when the block began, and its last barrier
-    const char* barrier_file;
-    int barrier_line;
-    // counters
-    size_t allocations, synchronisations, float_atomics, launches;
-};
-inline emu_t emu;
-
-// ---- reports --------------------------------------------------------------------------------------------------------
-
-struct emu_text { char s[96]; };
-static inline emu_text emu_thread_name(int t) {
-    emu_text name;
-    uint3 i = emu.thread[t].index;
-    snprintf(name.s, sizeof name.s, "thread (%u,%u,%u)", i.x, i.y, i.z);
-    return name;
-}
-
-// " in kernel k, block (x,y,z), thread (x,y,z)"
-static inline void emu_print_place(FILE* f) {
-    if (!emu.kernel) return;
-    fprintf(f, " in kernel %s, block (%u,%u,%u), %s", emu.kernel, blockIdx.x, blockIdx.y, blockIdx.z,
-            emu_thread_name(emu.current).s);
-}
-
-// Says what is wrong, where, and ends the program.
-[[noreturn]] __attribute__((noinline, format(printf, 2, 3))) static void emu_report(const char* what,
-                                                                                    const char* format, ...) {
-    va_list list;
-    va_start(list, format);
-    fflush(stdout);
-    fprintf(stderr, "emulator: %s", what);
-    emu_print_place(stderr);
-    fprintf(stderr, ": ");
-    vfprintf(stderr, format, list);
-    fprintf(stderr, "\n");
-    fflush(stderr);
-    va_end(list);
-    abort();
-}
+// ---- deadlocks ---------------------------------------------------------------------------------------------------------
 
 // The lanes that have not arrived in the collective that thread t waits in. (A lane may wait in one of other lanes.)
 static inline uint32_t emu_missing_lanes(int t) {
@@ -182,8 +97,6 @@ static inline int emu_pick(void) {
 
 // ---- running --------------------------------------------------------------------------------------------------------
 
-static inline void emu_drop_copies(emu_thread* thread); // dev/emu/shared.h
-
 // The life of a stack: threads that begin on it, one behind the other.
 [[noreturn]] static void emu_fiber_main(void) {
     emu_after_switch();
@@ -251,11 +164,6 @@ static inline void __syncthreads(EMU_HERE) {
     }
     emu_yield();
 }
-
-static inline void emu_begin_shared(size_t bytes); // dev/emu/shared.h
-static inline void emu_open(void);                 // dev/emu/runtime.h
-static inline void emu_close(void);
-static inline bool emu_is_no_device_memory(const void* p);
 
 static inline void emu_run_block(uint3 index) {
     blockIdx = index;

@@ -30,13 +30,15 @@
 #include "dev/emu/types.h"
 // defines: emu_fiber, emu_switch_to
 #include "dev/emu/fiber.h"
-// defines: launch, __syncthreads, emu_set_order, emu_report
-#include "dev/emu/block.h"
+// defines: emu, emu_report
+#include "dev/emu/state.h"
 // defines: shared, shared_array, load16, store16, cp_async_16, atomicAdd, emu_float_atomics
 #include "dev/emu/shared.h"
-// defines: __shfl_sync, __ballot_sync, __syncwarp, ldmatrix_x4, mma_m16n8k16
-#include "dev/emu/warp.h"
 // defines: cudaMalloc, cudaMemcpyAsync, cudaStreamSynchronize, ..., emu_fresh, emu_allocations, emu_synchronisations
 #include "dev/emu/runtime.h"
+// defines: launch, __syncthreads, emu_set_order
+#include "dev/emu/block.h"
+// defines: __shfl_sync, __ballot_sync, __syncwarp, ldmatrix_x4, mma_m16n8k16
+#include "dev/emu/warp.h"
 // defines: cublasLtMatmul and what belongs to it
 #include "dev/emu/cublaslt.h"

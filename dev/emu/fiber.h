@@ -4,7 +4,7 @@
 // Stacks are mapped once and kept for the life of the program. Below each lie pages that may not be touched: a kernel
 // that needs more stack ends there instead of damaging its neighbour. AddressSanitizer is told of every switch: it
 // keeps track of the limits of the stack and of the objects on it.
-// Look next at dev/emu/block.h.
+// Look next at dev/emu/state.h.
 #pragma once
 #include <stdint.h>
 #include <stdio.h>

@@ -5,11 +5,11 @@
 // to memory that was freed, and the kernel, block and thread are printed with it. (A build without it has none of these
 // checks.) Everything is done when it is asked for, except that what is copied to the host arrives when the host has
 // waited for it.
-// Look next at dev/emu/cublaslt.h.
+// Look next at dev/emu/block.h.
 #pragma once
 #include <time.h>
 // defines: emu, emu_report, EMU_ASAN
-#include "dev/emu/block.h"
+#include "dev/emu/state.h"
 
 typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 } cudaError_t;
 typedef enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 } cudaMemcpyKind;
@@ -96,6 +96,21 @@ static inline emu_memory* emu_find_memory(const void* p) {
 // Page-locked memory of the host passes: kernels can read it.
 static inline bool emu_is_no_device_memory(const void* p) { return p && !emu_find_memory(p); }
 
+struct emu_arrival { // a copy to the host that it has not waited for
+    void *to, *data;
+    size_t bytes;
+};
+inline emu_arrival* emu_arrivals;
+inline size_t emu_arrival_count;
+
+static inline void emu_arrive(void) {
+    for (size_t i = 0; i < emu_arrival_count; i++) {
+        memcpy(emu_arrivals[i].to, emu_arrivals[i].data, emu_arrivals[i].bytes);
+        free(emu_arrivals[i].data);
+    }
+    emu_arrival_count = 0;
+}
+
 static inline cudaError_t emu_allocate(void** p, size_t bytes, bool pinned) {
     emu.allocations++;
     char* raw = (char*)malloc(bytes + 2 * EMU_ZONE + 256);
@@ -111,7 +126,6 @@ static inline cudaError_t emu_allocate(void** p, size_t bytes, bool pinned) {
     *p = start;
     return cudaSuccess;
 }
-static inline void emu_arrive(void);
 static inline cudaError_t emu_release(void* p, bool pinned) {
     emu.allocations++;
     emu_arrive();
@@ -148,21 +162,6 @@ static inline void emu_fresh(void* p, size_t bytes) {
 }
 
 // ---- copies ---------------------------------------------------------------------------------------------------------
-
-struct emu_arrival { // a copy to the host that it has not waited for
-    void *to, *data;
-    size_t bytes;
-};
-inline emu_arrival* emu_arrivals;
-inline size_t emu_arrival_count;
-
-static inline void emu_arrive(void) {
-    for (size_t i = 0; i < emu_arrival_count; i++) {
-        memcpy(emu_arrivals[i].to, emu_arrivals[i].data, emu_arrivals[i].bytes);
-        free(emu_arrivals[i].data);
-    }
-    emu_arrival_count = 0;
-}
 
 static inline void emu_check_copy(const void* dst, const void* src, size_t bytes, cudaMemcpyKind kind) {
     if (!bytes) return;

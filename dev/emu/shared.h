@@ -12,10 +12,10 @@
 // is cleared between.
 //
 // cp_async_16 reserves its 16 bytes at once (any access before the wait is an error) and copies at the wait.
-// Look next at dev/emu/warp.h.
+// Look next at dev/emu/runtime.h.
 #pragma once
 // defines: emu, emu_report, EMU_HERE
-#include "dev/emu/block.h"
+#include "dev/emu/state.h"
 
 #define EMU_UNCHECKED __attribute__((no_sanitize("address"), no_sanitize("undefined")))
 

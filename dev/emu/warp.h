@@ -3,7 +3,7 @@
 // A lane leaves what it brings in a record on its stack and waits. The last lane of the mask to arrive does the work
 // for all of them, after which all can run. Lanes must agree on the collective and on the mask, and each must be in its
 // own mask. The layouts of ldmatrix and mma are told in common/cuda/launch.cuh.
-// Look next at dev/emu/runtime.h.
+// Look next at dev/emu/cublaslt.h.
 #pragma once
 // defines: emu, emu_report, emu_yield, EMU_HERE
 #include "dev/emu/block.h"
