@@ -101,7 +101,7 @@ help:
 	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
 	@echo "make clean           remove build/ and the programs (not the cached miniature world in runs/)"
 	@echo "Builds: GPU where nvcc and a GPU are, else CPU. GPU=1, CPU=1, EMU=1 choose; PRECISION=FP32 instead of BF16 for GPU, EMU."
-	@echo "Variables: GPU_ARCH=90 for other GPUs, BLAS=0 portable loops, MPI=0, NCCL=0, CC=..., V=1 show commands. Programs have -h."
+	@echo "Variables: GPU_ARCH=90 for other GPUs, BLAS=0 portable loops (eval keeps LAPACK), MPI=0, NCCL=0, CC=..., V=1 show commands. Programs have -h."
 
 which:
 	@echo "$(KIND) build$(if $(filter cpu,$(KIND)),$(if $(filter 1,$(BLAS)), with OpenBLAS, with portable loops (no OpenBLAS)),$(if $(FP32), in fp32, in bf16)): $(WHY)"

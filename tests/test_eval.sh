@@ -42,6 +42,9 @@ check "  the same in batches of 7" same recon recon7 1e-4 FD-mini PSNR SSIM LPIP
 check "  of the same originals" test "$(entry recon originals)" = "$(entry recon7 originals)"
 check "-crop tv is another crop of images that are not square" measure tv -recon -crop tv -data photos
 check "  and LPIPS of bytes" measure bytes -recon -lpips_u8
+check "-recon of two tokenizers" measure twice -recon -tokenizer "$here/miniature/tokenizer.safetensors,$here/miniature/tokenizer.safetensors"
+sed -n 2p twice.json >second.json
+check "  makes the features of the originals once, for the same score" same recon second 1e-9 FD-mini PSNR SSIM LPIPS-mini
 measure whole -recon -data photos
 mkdir damaged
 cp photos/* damaged
@@ -84,6 +87,7 @@ check "-save_reference" measure saved -gen -samples samples.npz -save_reference 
 measure stored -gen -samples samples.npz -reference reference.npz
 check "  statistics from the file give the same distance" same saved stored 1e-9 FD-mini sFD-mini
 check "  without images there is no recall" test -z "$(value stored recall-mini)"
+check "  and the protocol names the file and its data set" grep -q 'gFID reference reference.npz (shapes, train split, hash' out
 refuse() { # refuse NAME PATTERN FLAGS...
     name=$1
     pattern=$2
@@ -119,6 +123,9 @@ measure all -recon -probe -gen -probe_images 60
 check "several at once end in a table for each kind" sh -c "tail -n 5 out | grep -q '^tokenizer  *FD-mini  *PSNR' && grep -q '^generator ' out"
 
 # ---- several processes
+columns() { grep -a -o 'Images.*' "$1" | tr '\000,' '\n\n' | sed -n 's/^[^0-9]*\([0-9]*\): .*/\1/p'; } # columns SHEET: its images
+columns pictures/recon_tokenizer.png >sheet # of the last -recon, of 40 images
+check "the sheet names 4 of the worst, the middling and the best images" test "$(wc -l <sheet)" -eq 12
 if command -v mpirun >/dev/null 2>&1 && ldd "$eval" | grep -q libmpi; then
     for n in 2 3; do
         # shellcheck disable=SC2086
@@ -128,6 +135,8 @@ if command -v mpirun >/dev/null 2>&1 && ldd "$eval" | grep -q libmpi; then
         sed -n '/"measure": "gen"/p' "ranks$n.json" >"g$n.json"
         sed -n '/"measure": "probe"/p' "ranks$n.json" >"p$n.json"
         sed -n '/"measure": "latent"/p' "ranks$n.json" >"l$n.json"
+        columns ranks/recon_tokenizer.png >sheet$n
+        check "$n processes: the sheet shows the same images" cmp sheet sheet$n
         check "$n processes: reconstruction" same recon "r$n" 1e-4 FD-mini PSNR SSIM LPIPS-mini
         check "$n processes: samples" same gen "g$n" 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini IS-mini
         check "$n processes: probe" same probe "p$n" 1e-4 "probe whole latent %" "probe mean latent %"

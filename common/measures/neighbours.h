@@ -136,6 +136,17 @@ static inline void pair_tile_fill(pair_tile_t* t, int i, int j) {
     if (!pair_tile_compute(t, half) && half) pair_tile_compute(t, 0);
 }
 
+// What one thread looks at: a piece of the rows and all columns, or all rows and a piece of the columns.
+enum { PAIR_PIECE = 64 };
+typedef struct { int row, row_end, column, column_end; } pair_range_t;
+static inline pair_range_t pair_range(const pair_tile_t* t, int columns, int piece) {
+    pair_range_t in = {0, t->rows, 0, t->columns};
+    int *begin = columns ? &in.column : &in.row, *end = columns ? &in.column_end : &in.row_end;
+    *begin = piece * PAIR_PIECE;
+    if (*end > *begin + PAIR_PIECE) *end = *begin + PAIR_PIECE;
+    return in;
+}
+
 // Is tile number b one of this process' own? `c` may be NULL: there is one process.
 static inline int pair_tile_mine(const comm_t* c, long b) { return !c || c->size <= 1 || b % c->size == c->rank; }
 
@@ -164,18 +175,20 @@ static inline void nearest_insert(nearest_t l, double key, int index) {
     l.index[at] = index;
 }
 
-// A tile's pairs go into the lists of its rows, or, with `columns`, into those of its columns.
+// A tile's pairs go into the lists of its rows, or, with `columns`, into those of its columns. Threads share pieces of
+// these; each reads the tile along its rows.
 static inline void nearest_take(const pair_tile_t* t, int columns, double* key, int* index, int k) { // (n, k)
     double sign = t->nearness == NEAR_BY_PRODUCT ? -1 : 1;
-    int lists = columns ? t->columns : t->rows, entries = columns ? t->rows : t->columns;
-    int first = columns ? t->j : t->i, other = columns ? t->i : t->j;
+    int pieces = ((columns ? t->columns : t->rows) + PAIR_PIECE - 1) / PAIR_PIECE;
 #pragma omp parallel for schedule(static)
-    for (int a = 0; a < lists; a++) {
-        nearest_t list = {key + (size_t)(first + a) * k, index + (size_t)(first + a) * k, k};
-        for (int b = 0; b < entries; b++) {
-            if (other + b == first + a) continue;
-            size_t at = columns ? (size_t)b * t->columns + a : (size_t)a * t->columns + b;
-            nearest_insert(list, sign * t->near[at], other + b);
+    for (int piece = 0; piece < pieces; piece++) {
+        pair_range_t in = pair_range(t, columns, piece);
+        for (int r = in.row; r < in.row_end; r++) {
+            for (int c = in.column; c < in.column_end; c++) {
+                int list = columns ? t->j + c : t->i + r, other = columns ? t->i + r : t->j + c;
+                nearest_t nearest = {key + (size_t)list * k, index + (size_t)list * k, k};
+                if (other != list) nearest_insert(nearest, sign * t->near[(size_t)r * t->columns + c], other);
+            }
         }
     }
 }

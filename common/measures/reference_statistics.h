@@ -1,5 +1,5 @@
-// reference_statistics.h: what samples are compared with: mean and covariance of the features of real images, from a
-// file or from images, and what these are statistics of.
+// reference_statistics.h: what samples are compared with, their reference: mean and covariance of the features of real
+// images, from a file or from images, and what these are statistics of.
 //
 //     .npz of ADM        arr_0 (10,000 images, for precision and recall), mu, sigma, mu_s, sigma_s   (TensorFlow input)
 //     .npz of pytorch-fid  mu, sigma                                                                 (PyTorch input)
@@ -19,9 +19,10 @@
 #include "common/files/npz.h"
 
 #define REFERENCE_USE "gFID" // what a file of ours says that it is for
+#define STATISTICS_OF " images of "
 
 typedef struct {
-    char name[500];          // for the protocol
+    char name[500];          // for the protocol: the data set, or the file and what it says that it is of
     uint64_t hash;           // of the images, or of the statistics' values
     double n;                // images behind the statistics; 0: the file does not say
     double *mu, *sigma;      // (dim), (dim, dim)
@@ -65,14 +66,14 @@ static inline const char* statistics_made_with(char* text, size_t size, const fe
 
 // A file of ours says what it is for and how it was made.
 static inline void statistics_check_protocol(const eval_t* e, const npz_reader_t* file, const feature_net_t* net,
-                                            inception_input_t input) {
+                                             inception_input_t input) {
     char made_with[200];
     const npz_array_t* a = npz_find(file, "protocol");
     if (!a || e->options.force) return;
     char* protocol = npz_read_text(a);
     if (!strstr(protocol, "use " REFERENCE_USE ";")) {
-        fatal("%s is a reference for another score (\"%s\"); a gFID by it would be wrong. -force 1 does it all the "
-              "same", file->path, protocol);
+        fatal("%s holds reference statistics for another score (\"%s\"); a gFID by them would be wrong. -force 1 does "
+              "it all the same", file->path, protocol);
     }
     statistics_made_with(made_with, sizeof made_with, net, input);
     if (!strstr(protocol, made_with)) {
@@ -113,7 +114,7 @@ static inline void statistics_read(reference_statistics_t* r, const npz_reader_t
 static inline void statistics_save(const reference_statistics_t* r, const char* path, const feature_net_t* net,
                                   inception_input_t input) {
     char protocol[1000], made_with[200], hash[17];
-    snprintf(protocol, sizeof protocol, "use " REFERENCE_USE "; %s; %.0f images of %s, hash %s",
+    snprintf(protocol, sizeof protocol, "use " REFERENCE_USE "; %s; %.0f" STATISTICS_OF "%s, hash %s",
              statistics_made_with(made_with, sizeof made_with, net, input), r->n, r->name,
              fingerprint_text(hash, r->hash));
     size_t dim = (size_t)net->dim, spatial = (size_t)net->spatial;
@@ -149,9 +150,18 @@ static inline void statistics_measure(reference_statistics_t* r, eval_t* e, feat
     r->hash = r->features.hash;
 }
 
+// "FILE", or, of a file of ours, "FILE (imagenet, train split, hash 0123456789abcdef)".
+static inline void statistics_name(reference_statistics_t* r, const npz_reader_t* file) {
+    const npz_array_t* a = npz_find(file, "protocol");
+    char *protocol = a ? npz_read_text(a) : NULL, *of = protocol ? strstr(protocol, STATISTICS_OF) : NULL;
+    if (of) snprintf(r->name, sizeof r->name, "%.240s (%.240s)", file->path, of + strlen(STATISTICS_OF));
+    else snprintf(r->name, sizeof r->name, "%s", file->path);
+    free(protocol);
+}
+
 // Opens what -reference names. Returns the mode of Inception's input.
 static inline inception_input_t reference_statistics_open(reference_statistics_t* r, eval_t* e, feature_net_t* net,
-                                               const char* data) { // the pipeline's, or NULL
+                                                          const char* data) { // the pipeline's, or NULL
     const eval_options_t* o = &e->options;
     const char* spec = o->reference;
     inception_input_t input = statistics_input(e, NULL);
@@ -179,11 +189,12 @@ static inline inception_input_t reference_statistics_open(reference_statistics_t
     }
     int statistics_file = r->mu != NULL;
     if (r->has_images) statistics_measure(r, e, net, input);
-    snprintf(r->name, sizeof r->name, "%s", statistics_file ? spec : r->images.name);
+    if (statistics_file) statistics_name(r, &r->images.npz);
+    else snprintf(r->name, sizeof r->name, "%s", r->images.name);
     if (o->save_reference[0] && comm_is_first(&e->comm)) {
         if (!r->mu_s) fatal("-save_reference: %s has no spatial statistics to save", spec);
         statistics_save(r, o->save_reference, net, input);
-        printf("  reference saved: %s\n", o->save_reference);
+        printf("  reference statistics saved: %s\n", o->save_reference);
     }
     return input;
 }

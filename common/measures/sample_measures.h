@@ -140,20 +140,17 @@ static inline void manifold_radii(feature_set_t set, int k, nearness_t nearness,
     free(value);
 }
 
-// Marks the rows of u in a ball of v, and those of v in a ball of u, that a tile shows.
-static inline void manifold_mark(const pair_tile_t* t, const double* radius_u, const double* radius_v, double* inside_u,
-                                 double* inside_v) {
+// Marks the rows of u that a tile shows in a ball of v, or, with `columns`, those of v in a ball of u.
+static inline void manifold_mark(const pair_tile_t* t, int columns, const double* radius, double* inside) {
+    int pieces = ((columns ? t->columns : t->rows) + PAIR_PIECE - 1) / PAIR_PIECE;
 #pragma omp parallel for schedule(static)
-    for (int r = 0; r < t->rows; r++) {
-        const double* d = t->near + (size_t)r * t->columns;
-        for (int c = 0; c < t->columns; c++) {
-            if (d[c] <= radius_v[t->j + c]) inside_u[t->i + r] = 1;
-        }
-    }
-#pragma omp parallel for schedule(static)
-    for (int c = 0; c < t->columns; c++) {
-        for (int r = 0; r < t->rows; r++) {
-            if (t->near[(size_t)r * t->columns + c] <= radius_u[t->i + r]) inside_v[t->j + c] = 1;
+    for (int piece = 0; piece < pieces; piece++) {
+        pair_range_t in = pair_range(t, columns, piece);
+        for (int r = in.row; r < in.row_end; r++) {
+            for (int c = in.column; c < in.column_end; c++) {
+                int point = columns ? t->j + c : t->i + r, centre = columns ? t->i + r : t->j + c;
+                if (t->near[(size_t)r * t->columns + c] <= radius[centre]) inside[point] = 1;
+            }
         }
     }
 }
@@ -185,7 +182,8 @@ static inline manifold_t manifold_precision_recall(feature_set_t real, feature_s
     for (long b = 0; b < (long)down * across; b++) {
         if (!pair_tile_mine(c, b)) continue;
         pair_tile_fill(&t, (int)(b / across) * PAIR_TILE, (int)(b % across) * PAIR_TILE);
-        manifold_mark(&t, radius_u, radius_v, inside_u, inside_v);
+        manifold_mark(&t, 0, radius_v, inside_u);
+        manifold_mark(&t, 1, radius_u, inside_v);
     }
     pair_tile_close(&t);
     manifold_t result = {manifold_share(inside_u, u.n, c), manifold_share(inside_v, v.n, c)};
