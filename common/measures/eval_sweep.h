@@ -15,6 +15,8 @@
 #include "common/program/cli.h"
 // defines: eval_gen
 #include "common/measures/eval_gen.h"
+// defines: compare_doubles
+#include "common/measures/linear_algebra.h"
 
 enum { SWEEP_POINTS = 32, SWEEP_LINE = 200 };
 
@@ -125,11 +127,6 @@ static inline void sweep_picture(const sweep_t* w) {
     free(settings);
 }
 
-static inline int sweep_ascending(const void* a, const void* b) {
-    double x = *(const double*)a, y = *(const double*)b;
-    return (x > y) - (x < y);
-}
-
 // The points of -sweep_steps and -sweep_cfg, each in ascending order.
 static inline void sweep_points(sweep_t* w) {
     const eval_options_t* o = &w->e->options;
@@ -137,7 +134,7 @@ static inline void sweep_points(sweep_t* w) {
     for (int axis = 0; axis < 2; axis++) {
         const char* list = axis ? o->sweep_cfg : o->sweep_steps;
         int n = list[0] ? cli_numbers(axis ? "sweep_cfg" : "sweep_steps", list, values, SWEEP_POINTS) : 0;
-        qsort(values, n, sizeof values[0], sweep_ascending);
+        qsort(values, n, sizeof values[0], compare_doubles);
         for (int i = 0; i < n; i++) {
             if (!axis && (values[i] < 2 || values[i] != floor(values[i]))) {
                 fatal("-sweep_steps %s: %g is no number of steps from 2 on", list, values[i]);

@@ -14,7 +14,7 @@
 //   inception  what `eval` asks of the FID network: -feature_images images of 256x256 bytes on the device, resized to
 //           299x299, to features, spatial features and logits. In the fp32 build for a GPU, which the figures that are
 //           published want, it is called inception_fp32
-//   kid, manifold  what follows on the host, in double: 4 subsets of 1000 of -rows features of 2048 (eval: 100), and
+//   kid, manifold  what follows, in double: 4 subsets of 1000 of -rows features of 2048 (eval: 100), and
 //           precision and recall of -rows real and as many generated ones. Only where -only names them
 //
 // Weights and images are random; the time does not depend on them. With -json each line is an object of its own, and
