@@ -27,7 +27,7 @@
 #include "common/measures/eval_probe.h"
 // defines: eval_recon
 #include "common/measures/eval_recon.h"
-// defines: eval_sweep
+// defines: eval_sweep, eval_sweep_check
 #include "common/measures/eval_sweep.h"
 // defines: inspect_file
 #include "common/files/inspect.h"
@@ -160,6 +160,7 @@ static void parse(eval_t* e, int argc, char** argv) {
     if (!o->recon && !o->gen && !o->probe && !o->latent && !o->sweep && !o->inspect[0]) {
         fatal("what shall be measured? Give -recon, -probe, -latent, -gen, -sweep or -inspect FILE (-h explains them)");
     }
+    if (o->sweep) eval_sweep_check(e);
     e->report.json_path = o->json;
 }
 

@@ -146,6 +146,14 @@ static inline void sweep_points(sweep_t* w) {
     if (!w->count) fatal("-sweep: nothing to vary; give -sweep_steps or -sweep_cfg");
 }
 
+// Refuses lists that are none, before hours of work.
+static inline void eval_sweep_check(eval_t* e) {
+    sweep_t w;
+    memset(&w, 0, sizeof w);
+    w.e = e;
+    sweep_points(&w);
+}
+
 static inline void eval_sweep(eval_t* e, const char* subject, image_source_t* samples, feature_net_t* net,
                               const reference_statistics_t* reference, inception_input_t input) {
     static sweep_t w;
