@@ -177,6 +177,10 @@ build/gpu_fp32/%: %.cu $(HEADERS) | build/gpu_fp32
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< -o $@ $(NVCC_LIBS)
 
+build/gpu/test_%: tests/test_%.c $(HEADERS) | build/gpu
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
+
 build/gpu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) $(NVCC_FLAGS) $< build/reference.o -o $@ $(NVCC_LIBS)

@@ -75,15 +75,16 @@ printf '#include <nccl.h>\n' | nvcc -x cu -E - >/dev/null 2>&1 || say "nccl.h is
 part "build"
 kernels=$(for t in tests/kernels_*.cu; do b=$(basename "$t" .cu); echo "build/gpu/${b}_bf16 build/gpu/${b}_fp32"; done)
 # shellcheck disable=SC2086
-run build 240 make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/train_dit build/cpu/eval build/cpu/pretrain \
+run build 240 make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/train_dit build/cpu/pretrain \
     build/gpu/train_tokenizer build/gpu/train_dit build/gpu/sample build/gpu_fp32/train_tokenizer build/gpu_fp32/train_dit \
-    build/gpu/eval build/gpu/pretrain build/gpu/bench_ops build/gpu/bench_models build/gpu_fp32/bench_models $kernels
+    build/gpu/eval build/gpu/pretrain build/gpu/bench_ops build/gpu/bench_models build/gpu_fp32/bench_models $kernels \
+    build/gpu/test_distribution
 status=$?
 say "status $status after $(elapsed) s; $(ls build/gpu 2>/dev/null | wc -l) programs for the GPU"
 [ $status -eq 0 ] || grep -E 'error|Error' "$out/build.log" | head -n 12 | cut -c 1-200
 
-part "kernels on the GPU"
-for t in $kernels; do
+part "kernels on the GPU, and cuBLAS and cuSOLVER in double"
+for t in $kernels build/gpu/test_distribution; do
     [ -x "$t" ] || { say "not built: $t"; failed=$((failed + 1)); continue; }
     test_of "$(basename "$t")" 60 "$t"
 done
