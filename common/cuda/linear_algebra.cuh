@@ -50,11 +50,11 @@ static inline void matrix_from_device(double* host, double* p, size_t n) {
 
 static inline void matrix_products(int M, int N, int K, const double* A, const double* B, double* C) {
     const double one = 1, zero = 0;
-    double *a = matrix_on_device(A, (size_t)M * K), *b = A == B && M == N ? a : matrix_on_device(B, (size_t)N * K);
+    double *a = matrix_on_device(A, (size_t)M * K), *b = matrix_on_device(B, (size_t)N * K);
     double* c = matrix_on_device(NULL, (size_t)M * N);
     MATRIX_CALL(cublasDgemm(matrix_library()->blas, CUBLAS_OP_T, CUBLAS_OP_N, N, M, K, &one, b, K, a, K, &zero, c, N));
     matrix_from_device(C, c, (size_t)M * N);
-    if (b != a) device_free(b);
+    device_free(b);
     device_free(a);
 }
 
