@@ -323,7 +323,7 @@ static inline int zip_check(const zip_t* z, const zip_entry_t* e, char* error, s
 // ---------------------------------------------------------------------------------------------------------------------
 // Writing
 
-enum { ZIP_BYTES = 2048, ZIP_CRC_OFFSET = 14 }; // room for headers or a directory; where the CRC stands in a local header
+enum { ZIP_BYTES = 2048, ZIP_CRC_OFFSET = 14 }; // room for headers or a directory; place of a local header's CRC
 
 // Bytes of a header, numbers little-endian.
 typedef struct {

@@ -16,7 +16,7 @@
 // defines: emu_open, emu_close, emu_is_no_device_memory
 #include "dev/emu/runtime.h"
 
-// ---- deadlocks ---------------------------------------------------------------------------------------------------------
+// ---- deadlocks ------------------------------------------------------------------------------------------------------
 
 // The lanes that have not arrived in the collective that thread t waits in. (A lane may wait in one of other lanes.)
 static inline uint32_t emu_missing_lanes(int t) {
