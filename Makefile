@@ -7,9 +7,11 @@
 # Variables: see `make help`. After a change of CC, BLAS or MPI: make clean.
 
 CC      ?= gcc
-NVCC    ?= nvcc
+NVCC    ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc),nvcc)
+NVCC    := $(NVCC)
 V       ?= 0
 SANITIZE ?= 0
+WERROR  ?= 0
 PRECISION ?= BF16
 Q       := $(if $(filter 1,$(V)),,@)
 
@@ -44,19 +46,27 @@ BUILD  := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
 # ----------------------------------------------------------------------------------------------------------------------
 # Compilers and their flags
 
+# What is there is asked of the linker, since a header can be there without its library; and once (`:=` behind `?=`).
 BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
              $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
+BLAS    := $(BLAS)
 # LAPACK and its BLAS, for what measures distributions (eval): OpenBLAS has both; else another library, also with BLAS=0.
 # The GPU build takes cuSOLVER and cuBLAS instead.
 LAPACK  ?= $(shell for l in $(if $(filter 1,$(BLAS)),-lopenblas,-llapack,-lblas) -lopenblas,-llapack -llapack,-lblas -lopenblas; do \
              l=$$(echo $$l | tr , ' '); printf 'void dgemm_(void), dsyrk_(void), dsyevd_(void), dgesdd_(void);\n\
              int main(void) { dgemm_(); dsyrk_(); dsyevd_(); dgesdd_(); return 0; }\n' | \
              $(CC) -x c - -o /dev/null $$l 2>/dev/null && echo $$l && break; done)
+LAPACK  := $(LAPACK)
 LAPACK_FLAGS := $(if $(LAPACK),-DLAPACK=1,)
-MPI     ?= $(shell command -v mpicc >/dev/null 2>&1 && echo 1 || echo 0)
+# MPI: Open MPI, whose mpicc tells what it adds
+MPI     ?= $(shell printf '\043include <mpi.h>\nint main(void) { return MPI_Finalize(); }\n' | \
+             $(CC) -x c - -o /dev/null $$(mpicc --showme:compile) $$(mpicc --showme:link) 2>/dev/null && echo 1 || echo 0)
+MPI     := $(MPI)
 MPI_FLAGS := $(if $(filter 1,$(MPI)),-DMPI=1 $(patsubst -I%,-isystem %,$(shell mpicc --showme:compile)),)
 MPI_LIBS  := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:link),)
-WARN    := -Wall -Wextra -Werror
+# WERROR=1, as in CI: a warning is an error. Not so for users, whose compilers may know warnings that ours do not.
+FATAL   := $(filter 1,$(WERROR))
+WARN    := -Wall -Wextra $(if $(FATAL),-Werror)
 FAST    := -O3 -march=native -fno-math-errno
 CHECKED := -O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,) $(LAPACK_FLAGS) $(MPI_FLAGS)
@@ -72,12 +82,26 @@ EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DE
 EMU_LIBS  := -x none -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
 # NCCL is no part of the CUDA Toolkit: without it the build is for one GPU.
-NCCL      ?= $(if $(HAVE_NVCC),$(shell printf '\043include <nccl.h>\n' | $(NVCC) -x cu -E - >/dev/null 2>&1 && echo 1 || echo 0),0)
-# GPU_ARCH: compute capabilities without the dot, such as 90; the GPU's own, or, where there is none, A100's and H100's
-GPU_ARCH  ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .),80 90)
-NVCC_FLAGS = -x cu -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,-Wextra,-Werror,-fopenmp \
-              -Werror all-warnings $(if $(filter 0,$(NCCL)),-DNO_NCCL=1,) $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
-NVCC_LIBS = -Xlinker --as-needed -lcusolver -lcublas -lcublasLt $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
+NCCL      ?= $(if $(HAVE_NVCC),$(shell probe=$$(mktemp); \
+               printf '\043include <nccl.h>\nint main(void) { return !ncclGetLastError(0); }\n' | \
+               $(NVCC) -x c - -o $$probe -lnccl >/dev/null 2>&1 && echo 1 || echo 0; rm -f $$probe),0)
+NCCL      := $(NCCL)
+# GPU_ARCH: compute capabilities without the dot, such as 90: those of the GPUs here that nvcc knows and that the kernels
+# can use (8.0 or newer), else A100's and H100's. The newest also as PTX, which drivers compile for GPUs to come.
+GPU_ARCH  ?= $(or $(filter $(shell $(NVCC) --list-gpu-code 2>/dev/null | tr -dc '0-9\n'), \
+               $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+               sed -n 's/^ *\([89]\|[1-9][0-9]\)\.\([0-9]\) *$$/\1\2/p' | sort -nu)),80 90)
+GPU_ARCH  := $(GPU_ARCH)
+GPU_NEWEST := $(shell printf '%s\n' $(GPU_ARCH) | sort -n | tail -n 1)
+GPU_CODE  := $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+              -gencode arch=compute_$(GPU_NEWEST),code=compute_$(GPU_NEWEST)
+# where the toolkit's libraries are, for programs that start without LD_LIBRARY_PATH
+CUDA_LIBS := $(abspath $(dir $(firstword $(wildcard $(foreach d,lib64 lib targets/x86_64-linux/lib targets/sbsa-linux/lib,\
+               $(dir $(realpath $(shell command -v $(NVCC) 2>/dev/null)))../$(d)/libcublasLt.so)))))
+NVCC_FLAGS := -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,-Wextra,-fopenmp \
+              $(if $(FATAL),-Xcompiler -Werror -Werror all-warnings) $(if $(filter 0,$(NCCL)),-DNO_NCCL=1,) $(GPU_CODE)
+NVCC_LIBS := $(if $(CUDA_LIBS),-Xlinker -rpath=$(CUDA_LIBS)) -Xlinker --as-needed -lcusolver -lcublas -lcublasLt \
+              $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
 
 HEADERS  := $(wildcard common/*.h common/*/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
 PROGRAMS := train_tokenizer train_dit sample eval
@@ -86,9 +110,14 @@ KERNELS  := $(patsubst tests/kernels_%.cu,%,$(wildcard tests/kernels_*.cu))
 EMU_TESTS := $(foreach k,$(KERNELS),build/emu/kernels_$(k)_bf16 build/emu/kernels_$(k)_fp32) \
              $(if $(wildcard tests/emulator.cu),build/emu/emulator_test,) build/emu/test_distribution
 GPU_TESTS := $(foreach k,$(KERNELS),build/gpu/kernels_$(k)_bf16 build/gpu/kernels_$(k)_fp32)
+# all that gpu-check runs; the slowest to compile come first, so that no processor is left alone at the end
+GPU_CHECK := $(addprefix build/gpu/,bench_models train_tokenizer train_dit eval sample pretrain bench_ops) \
+             $(addprefix build/gpu_fp32/,bench_models train_tokenizer train_dit) $(GPU_TESTS) build/gpu/test_distribution \
+             $(addprefix build/cpu/,train_tokenizer train_dit pretrain)
 BENCHES  := $(patsubst dev/bench/%.cu,$(FOLDER)/%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help which check test run_tests demo run_demo sanitize bench gpu-check deps clean FORCE
+.PHONY: all help which check test run_tests test-gpu-build demo run_demo sanitize bench gpu-check gpu_check_programs deps clean \
+        FORCE
 all: which check $(PROGRAMS)
 
 help:
@@ -97,11 +126,14 @@ help:
 	@echo "make test            prove every derivative, kernel, model, file format and resume (under 10 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
-	@echo "make gpu-check       on a machine with a GPU: all kernels' tests, ten steps beside the CPU's, speed; needs 9 minutes"
+	@echo "make test-gpu-build  compile and link all that gpu-check runs; needs nvcc and no GPU (7 minutes on two cores)"
+	@echo "make gpu-check       on a machine with a GPU, 12 minutes: kernels' tests, ten steps beside the CPU's, a demo, speed, races;"
+	@echo "                     no network needed; PARTS=\"kernels speed\" for some of it, see dev/gpu_check.sh"
 	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
 	@echo "make clean           remove build/ and the programs (not the cached miniature world in runs/)"
 	@echo "Builds: GPU where nvcc and a GPU are, else CPU. GPU=1, CPU=1, EMU=1 choose; PRECISION=FP32 instead of BF16 for GPU, EMU."
-	@echo "Variables: GPU_ARCH=90 for other GPUs, BLAS=0 portable loops (eval keeps LAPACK), MPI=0, NCCL=0, CC=..., V=1 show commands. Programs have -h."
+	@echo "Variables: GPU_ARCH=90 for other GPUs, BLAS=0 portable loops (eval keeps LAPACK), MPI=0, NCCL=0, CC=..., V=1 show commands, WERROR=1"
+	@echo "warnings are errors, as in CI; DATA=FOLDER for the demo: a folder with the files of Fashion-MNIST. Programs have -h."
 
 which:
 	@echo "$(KIND) build$(if $(filter cpu,$(KIND)),$(if $(filter 1,$(BLAS)), with OpenBLAS, with portable loops (no OpenBLAS)),$(if $(FP32), in fp32, in bf16)): $(WHY)"
@@ -179,7 +211,7 @@ build/gpu_fp32/%: %.cu $(HEADERS) | build/gpu_fp32
 
 build/gpu/test_%: tests/test_%.c $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
+	$(Q)$(NVCC) -x cu $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
 
 build/gpu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
@@ -214,13 +246,18 @@ sanitize: deps
 demo: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) run_demo
 run_demo: which $(PROGRAMS) $(FOLDER)/pretrain
-	@sh dev/demo.sh $(FOLDER)
+	@sh dev/demo.sh $(FOLDER) $(DATA)
 
 bench: which $(BENCHES)
 	@for b in $(BENCHES); do $$b || exit 1; done
 
+# what gpu-check builds, for one architecture: on a machine that has nvcc and no GPU, this is how it can break
+test-gpu-build: deps
+	$(if $(HAVE_NVCC),@$(MAKE) --no-print-directory -j $$(nproc) GPU_ARCH=90 gpu_check_programs,@echo "skipped: no nvcc here")
+gpu_check_programs: $(GPU_CHECK)
+
 gpu-check:
-	@sh dev/gpu_check.sh
+	@sh dev/gpu_check.sh $(PARTS)
 
 clean:
 	rm -rf build $(PROGRAMS)

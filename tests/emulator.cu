@@ -426,9 +426,28 @@ static void test_runtime(void) {
     copy_to_host(&got, scratch, sizeof got, 0);
     check(isnan(got), "scratch memory forgets");
     check(min(3, 5) == 3 && max(3u, 5u) == 5 && max(-1.f, 2.f) == 2 && rsqrtf(4.f) == 0.5f, "min, max, rsqrtf");
-    cudaDeviceProp prop;
-    cudaGetDeviceProperties(&prop, 0);
-    check(prop.major == 9 && prop.sharedMemPerBlockOptin == 232448, "properties of an H100");
+    device_zero(NULL, 0, s);
+    copy_to_device(NULL, &three, 0, s);
+    copy_to_host(&three, NULL, 0, 0);
+    check(three == 3, "nothing is set and copied");
+    test_end_case();
+}
+
+// What a block may have of shared memory, by capability.
+static void test_capabilities(void) {
+    if (!test_case("EMU_CAPABILITY: the shared memory of other GPUs")) return;
+    static const struct { const char* capability; int shared_bytes; } gpus[] = {
+        {"8.0", 166912}, {"8.6", 101376}, {"8.9", 101376}, {"9.0", 232448},
+        {"10.0", 232448}, {"12.0", 101376}, {NULL, 232448}}; // without it, an H100's
+    const char* before = getenv("EMU_CAPABILITY");
+    for (int i = 0; i < 7; i++) {
+        if (gpus[i].capability) setenv("EMU_CAPABILITY", gpus[i].capability, 1);
+        else unsetenv("EMU_CAPABILITY");
+        stream_t other = device_open(0);
+        check(other->shared_bytes == gpus[i].shared_bytes, gpus[i].capability ? gpus[i].capability : "none");
+        device_close(other);
+    }
+    if (before) setenv("EMU_CAPABILITY", before, 1);
     test_end_case();
 }
 
@@ -579,6 +598,20 @@ static void run_wait_without_barrier(void) { launch<bug_wait_without_barrier>(1,
 static void run_ldmatrix_race(void) { launch<bug_ldmatrix_race>(1, 32, 512, s, (uint32_t*)x); }
 static void run_misaligned(void) { launch<bug_misaligned>(1, 32, 0, s, x); }
 static void run_too_much_shared(void) { launch<nothing>(1, 32, 232448 + 4, s); }
+static void run_too_much_for_a_small_gpu(void) {
+    setenv("EMU_CAPABILITY", "8.6", 1);
+    launch<nothing>(1, 32, 101376 + 4, device_open(0));
+}
+static void run_old_gpu(void) {
+    setenv("EMU_CAPABILITY", "7.5", 1);
+    device_open(0);
+}
+static void run_capability_misspelt(void) {
+    setenv("EMU_CAPABILITY", "86", 1);
+    device_open(0);
+}
+static void run_set_nothing(void) { CUDA_CHECK(cudaMemsetAsync(x, 0, 0)); }
+static void run_copy_nothing(void) { CUDA_CHECK(cudaMemcpy(x, x + 1, 0, cudaMemcpyDeviceToDevice)); }
 static void run_block_size(void) { launch<nothing>(1, 1025, 0, s); }
 static void run_grid_size(void) { launch<nothing>(dim3(1, 65536), 32, 0, s); }
 static void run_host_pointer(void) {
@@ -670,6 +703,11 @@ static const struct { void (*run)(void); const char* says[4]; } bugs[] = {
                          "what thread (1,0,0) wrote"}},
     {run_misaligned, {"misaligned 16-byte access in kernel bug_misaligned", "thread (1,0,0)"}},
     {run_too_much_shared, {"too much shared memory in kernel nothing", "232452 bytes"}},
+    {run_too_much_for_a_small_gpu, {"too much shared memory in kernel nothing", "101380 bytes asked for, of 101376"}},
+    {run_old_gpu, {"GPU 0 (emulator) is of compute capability 7.5; the kernels need 8.0"}},
+    {run_capability_misspelt, {"EMU_CAPABILITY is not understood"}},
+    {run_set_nothing, {"cudaMemsetAsync(x, 0, 0) failed"}},
+    {run_copy_nothing, {"cudaMemcpy(x, x + 1, 0, cudaMemcpyDeviceToDevice) failed"}},
     {run_block_size, {"bad block size in kernel nothing", "(1025,1,1)"}},
     {run_grid_size, {"bad grid size in kernel nothing", "(1,65536,1)"}},
     {run_host_pointer, {"not to device memory", "takes_pointer"}},
@@ -795,6 +833,7 @@ int main(int argc, char** argv) {
     test_no_race();
     test_elements();
     test_runtime();
+    test_capabilities();
     for (int i = 0; i < BUGS; i++) test_bug(i);
     test_results();
     device_free(x);

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The programs are C11 and C++20 at once: the text that gcc compiles here is what nvcc and g++ compile for the other builds.
-# Compiles each program as C++ without a warning. Skipped, and said so, where there is no g++.
+# Compiles each program as C++; with WERROR=1, as in CI, without a warning. Skipped, and said so, where there is no g++.
 set -u
 passed=0
 failed=0
@@ -9,8 +9,9 @@ if ! command -v g++ >/dev/null 2>&1; then
     echo "0 passed, 0 failed"
     exit 0
 fi
+strict=$([ "${WERROR:-0}" != 1 ] || echo -Werror)
 for source in train_tokenizer.cu train_dit.cu sample.cu eval.cu dev/pretrain.cu; do
-    if g++ -x c++ -std=c++20 -fsyntax-only -Wall -Wextra -Werror -fopenmp -DLAPACK=1 -I. "$source"; then
+    if g++ -x c++ -std=c++20 -fsyntax-only -Wall -Wextra $strict -fopenmp -DLAPACK=1 -I. "$source"; then
         echo "ok   $source as C++20"
         passed=$((passed + 1))
     else

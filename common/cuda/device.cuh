@@ -47,6 +47,18 @@ typedef device_stream_t* stream_t;
 
 static inline cudaStream_t cuda_stream(stream_t s) { return s ? s->cuda : 0; }
 
+// A GPU runs what was compiled for it, or its driver compiles the PTX of an older one (GPU_ARCH in the Makefile). Any
+// kernel of the program shows whether it does.
+#ifdef EMU
+static inline cudaError_t device_finds_code(void) { return cudaSuccess; }
+#else
+static __global__ void device_kernel(void) {}
+static inline cudaError_t device_finds_code(void) {
+    cudaFuncAttributes attributes;
+    return cudaFuncGetAttributes(&attributes, device_kernel);
+}
+#endif
+
 static inline stream_t device_open(int number) {
     int count = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
@@ -64,6 +76,12 @@ static inline stream_t device_open(int number) {
     if (prop.major * 10 + prop.minor < DEVICE_LEAST_CAPABILITY) {
         fatal("GPU %d (%s) is of compute capability %d.%d; the kernels need 8.0 (A100) or newer. The CPU build runs "
               "everywhere: `make CPU=1`", number, prop.name, prop.major, prop.minor);
+    }
+    status = device_finds_code();
+    if (status != cudaSuccess) {
+        fatal("this program cannot run on GPU %d (%s, compute capability %d.%d): %s. Build it on this machine after `make "
+              "clean`, or with `make GPU=1 GPU_ARCH=%d%d`; if that does not help, update the driver",
+              number, prop.name, prop.major, prop.minor, cudaGetErrorString(status), prop.major, prop.minor);
     }
     device_stream_t* s = (device_stream_t*)calloc_check(1, sizeof *s, "the device's stream");
     CUDA_CHECK(cudaStreamCreate(&s->cuda));
@@ -122,11 +140,13 @@ static inline void* host_malloc(size_t bytes, const char* what) {
 }
 static inline void host_free(void* p) { CUDA_CHECK(cudaFreeHost(p)); }
 
+// Of nothing, neither is asked of CUDA, which may refuse it: the pointer to nothing can be NULL, or just behind a block.
 static inline void device_zero(void* p, size_t bytes, stream_t s) {
-    CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, cuda_stream(s)));
+    if (bytes) CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, cuda_stream(s)));
 }
 
 static inline void device_copy(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind, stream_t s) {
+    if (!bytes) return;
     if (s) CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, kind, s->cuda));
     else CUDA_CHECK(cudaMemcpy(dst, src, bytes, kind));
 }

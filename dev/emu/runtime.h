@@ -29,8 +29,19 @@ static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceCount(int* count) { *count = 1; return cudaSuccess; }
 static inline cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+// An H100's, or those of another GPU, whose compute capability is in the environment's EMU_CAPABILITY ("8.6"): what a
+// block may have of shared memory depends on it (CUDA programming guide, technical specifications per capability).
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
-    *prop = {"emulator", 9, 0, 4, (size_t)16 << 30, EMU_SHARED_BYTES};
+    int major = 9, minor = 0;
+    const char* capability = getenv("EMU_CAPABILITY");
+    if (capability && sscanf(capability, "%d.%d", &major, &minor) != 2) {
+        emu_report("EMU_CAPABILITY is not understood", "\"%s\"; it is a compute capability such as 8.6", capability);
+    }
+    size_t shared_bytes = EMU_SHARED_BYTES;                                         // 9.0 to 11.0: 227 KiB
+    if (major < 8) shared_bytes = 64 << 10;                                         // 7.5: 64 KiB
+    else if (major == 8) shared_bytes = minor == 0 || minor == 7 ? 163 << 10 : 99 << 10; // A100; RTX 30 and 40, A10, L40
+    else if (major >= 12) shared_bytes = 99 << 10;                                  // RTX 50
+    *prop = {"emulator", major, minor, 4, (size_t)16 << 30, shared_bytes};
     return cudaSuccess;
 }
 
@@ -164,7 +175,6 @@ static inline void emu_fresh(void* p, size_t bytes) {
 // ---- copies ---------------------------------------------------------------------------------------------------------
 
 static inline void emu_check_copy(const void* dst, const void* src, size_t bytes, cudaMemcpyKind kind) {
-    if (!bytes) return;
     emu_memory *to = emu_find_memory(dst), *from = emu_find_memory(src);
     bool to_device = to && !to->pinned, from_device = from && !from->pinned;
     if (to_device != (kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice) ||
@@ -173,7 +183,9 @@ static inline void emu_check_copy(const void* dst, const void* src, size_t bytes
                    to_device ? "device" : "host", src, from_device ? "device" : "host", bytes);
     }
 }
+// Copies and memsets of nothing are refused, as a GPU's runtime may do.
 static inline cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind) {
+    if (!bytes) return cudaErrorInvalidValue;
     emu.synchronisations++;
     emu_arrive();
     emu_check_copy(dst, src, bytes, kind);
@@ -184,10 +196,11 @@ static inline cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, c
 }
 static inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind,
                                           cudaStream_t = 0) {
+    if (!bytes) return cudaErrorInvalidValue;
     emu_check_copy(dst, src, bytes, kind);
     emu_open();
     if (kind == cudaMemcpyDeviceToHost) {
-        void* data = malloc(bytes ? bytes : 1);
+        void* data = malloc(bytes);
         memcpy(data, src, bytes);
         memset(dst, 0xff, bytes); // not there yet
         emu_arrivals = (emu_arrival*)realloc(emu_arrivals, (emu_arrival_count + 1) * sizeof *emu_arrivals);
@@ -199,6 +212,7 @@ static inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t byt
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = 0) {
+    if (!bytes) return cudaErrorInvalidValue;
     emu_open();
     memset(p, value, bytes);
     emu_close();
