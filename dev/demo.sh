@@ -1,25 +1,27 @@
 #!/bin/sh
 # `make demo`: the whole recipe in the miniature world, from nothing to pictures and a table.
-# Usage: sh dev/demo.sh FOLDER, with pretrain in it (build/cpu, build/gpu); the other programs stand in the root.
+# Usage: sh dev/demo.sh FOLDER [DATA]: with pretrain in FOLDER (build/cpu, build/gpu); the other programs stand in the root. DATA is
+# what -data takes, such as a folder with the files of Fashion-MNIST.
 # Prepares the encoder and the VGG (kept in runs/mini for the next time), trains the three stages; then trains a LightningDiT on
 # the latents of the result and draws with it, one class a row; and measures all of it.
 # The images are Fashion-MNIST where it is installed (Debian: dataset-fashion-mnist), else drawn shapes.
 set -eu
 out=runs/mini
+data=${2:-auto}
 echo "== the miniature world: a ViT (for DINOv2) and a VGG (for LPIPS and Inception)"
-"${1:-build/cpu}/pretrain"
+"${1:-build/cpu}/pretrain" -data "$data"
 echo
 echo "== stage 1, latent alignment: the encoder is frozen, adapter and decoder learn"
-./train_tokenizer -stage 1
+./train_tokenizer -stage 1 -data "$data"
 echo
 echo "== stage 2, perceptual alignment: all learn, the semantic loss holds the latent"
-./train_tokenizer -stage 2
+./train_tokenizer -stage 2 -data "$data"
 echo
 echo "== stage 3, decoder refinement: the decoder alone"
-./train_tokenizer -stage 3
+./train_tokenizer -stage 3 -data "$data"
 echo
 echo "== the latents of 10,000 training images"
-./train_dit -extract 1
+./train_dit -extract 1 -data "$data"
 echo
 echo "== LightningDiT learns to draw them"
 ./train_dit

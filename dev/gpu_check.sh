@@ -1,36 +1,47 @@
 #!/bin/sh
-# `make gpu-check`: on a machine with a GPU, proves the kernels on it and measures them. Less than 9 minutes on an H100 with 16
-# cores; no network; works in a plain copy of the tree.
-#   1  builds programs, tests and benchmarks for the GPU that it finds
-#   2  every kernel's test, in bf16 and in fp32
-#   3  ten training steps of each stage and of LightningDiT beside the CPU build's; the same bits again, and when resumed
-#   4  the kernel tests under compute-sanitizer, where it is installed
-#   5  speed: LightningDiT-XL/1 in training and drawing, every training stage at full size and every operation, beside PyTorch
-#      where python3 has torch; SPEED_OF="dit" or "tokenizer" for one of them where the time does not suffice for both
-# Prints a summary of at most 150 lines. Into the folder $OUT, or build/gpu_check: logs.txt, all logs one behind the other, and
-# the benchmarks' tables and JSON lines.
-# A machine that lacks the headers of zlib, stb or NCCL and has no network: `sh dev/carry.sh` on one that has them puts them
-# into build/carried, which is used from there.
+# `make gpu-check`: on a machine with a GPU, proves the kernels on it and measures them. 12 minutes on an H100 with 16 cores; no
+# network; works in a plain copy of the tree.
+#     sh dev/gpu_check.sh [PART...]      all parts in this order, or those that are named:
+#   kernels   every kernel's test, in bf16 and in fp32
+#   losses    ten training steps of each stage and of LightningDiT beside the CPU build's; the same bits again, and when resumed
+#   demo      the miniature world, trained, drawn and measured (dev/demo.sh)
+#   speed     every training stage at full size, LightningDiT-XL/1 in training and drawing, operations, beside PyTorch where
+#             python3 has torch
+#   races     the kernels' tests under compute-sanitizer's racecheck, where it is installed
+#   memory    likewise under its memcheck
+# First it builds what they run. What does not fit into GPU_CHECK_SECONDS (700) is left out, and said so.
+# Prints a summary. The folder $OUT, or build/gpu_check, has it in summary.txt, what the commands print in logs.txt, speed_* and
+# demo_*; everything is there as soon as it is known.
+# A machine that lacks zlib's or stb's headers and has no network: `sh dev/carry.sh` on one that has them puts them, with
+# Fashion-MNIST, into build/carried, which is used from there. dev/gpu_rehearsal.sh runs all of this on a machine without a GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 1
+parts=" ${*:-kernels losses demo speed races memory} "
 results=${OUT:-build/gpu_check}
 out=build/gpu_check/logs # one file a command
 rm -rf "$out"
 mkdir -p "$results" "$out"
 results=$(cd "$results" && pwd)
 out=$(cd "$out" && pwd)
-limit=${GPU_CHECK_SECONDS:-530} # what is not begun by then is left out, and said so
+summary=$results/summary.txt
+logs=$results/logs.txt
+: >"$summary"
+: >"$logs"
+limit=${GPU_CHECK_SECONDS:-700}
 begin=$(date +%s)
+cores=$(nproc)
+at_once=4 # tests that share the GPU: most of their time is the reference's, on the host
 passed=0
 failed=0
 left_out=0
 
 elapsed() { echo $(($(date +%s) - begin)); }
 left() { echo $((limit - $(elapsed))); }
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$*" | tee -a "$summary"; }
 part() { say ""; say "== $* ($(elapsed) s)"; }
+is_part() { case $parts in *" $1 "*) return 0 ;; esac; return 1; }
 
-# run NAME SECONDS COMMAND...: with a time limit, output to NAME.log; 99 when there is no time left
+# run NAME SECONDS COMMAND...: with a time limit, output to NAME.log and, as it comes, to logs.txt; 99 when there is no time left
 run() {
     name=$1
     seconds=$2
@@ -41,16 +52,36 @@ run() {
         left_out=$((left_out + 1))
         return 99
     }
-    timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+    {
+        echo "==== $name"
+        timeout -k 5 "$seconds" "$@" 2>&1
+        echo $? >"$out/$name.status"
+    } | tee "$out/$name.log" >>"$logs"
+    return "$(cat "$out/$name.status")"
 }
 
-# test_of NAME SECONDS COMMAND...: runs a test, adds "N passed, N failed", the last line of its log, to the sums, and shows
-# what failed
-test_of() {
-    run "$@"
-    status=$?
-    [ $status -ne 99 ] || return 0
-    set -- "$1" $status
+# run_all SUFFIX SECONDS COMMAND PROGRAM...: programs behind a command, several at once, each with a time limit; NAME.SUFFIX.log and
+# NAME.SUFFIX.status, and logs.txt as each ends. A program that the time does not suffice for has no status.
+run_all() {
+    suffix=$1
+    seconds=$2
+    command=$3
+    shift 3
+    threads=$(((cores + at_once - 1) / at_once))
+    # shellcheck disable=SC2016
+    printf '%s\n' "$@" | OMP_NUM_THREADS=$threads xargs -P $at_once -I PROGRAM sh -c '
+        seconds=$2; left=$(($3 - $(date +%s)))
+        [ "$seconds" -lt "$left" ] || seconds=$left
+        [ "$seconds" -gt 5 ] || exit 0
+        log=$4/$(basename PROGRAM).$1
+        timeout -k 5 "$seconds" $6 PROGRAM >"$log.log" 2>&1
+        echo $? >"$log.status"
+        { echo "==== PROGRAM $1"; cat "$log.log"; } >>"$5"
+    ' sh "$suffix" "$seconds" $((begin + limit)) "$out" "$logs" "$command"
+}
+
+# result_of NAME STATUS: adds "N passed, N failed", the last line of a test's log, to the sums, and shows what failed
+result_of() {
     last=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$out/$1.log" | tail -n 1)
     p=$(printf '%s' "$last" | sed -n 's/ passed.*//p')
     f=$(printf '%s' "$last" | sed -n 's/.*, \([0-9]*\) failed/\1/p')
@@ -58,73 +89,121 @@ test_of() {
     [ "$2" -eq 0 ] || [ "$f" -gt 0 ] || f=1
     passed=$((passed + p))
     failed=$((failed + f))
-    printf '%-34s %4d passed %3d failed\n' "$1" "$p" "$f"
-    [ "$2" -ne 124 ] || say "     not finished in its time"
-    [ "$f" -eq 0 ] || grep -Ev '^ok ' "$out/$1.log" | tail -n 6 | cut -c 1-160
+    say "$(printf '%-34s %4d passed %3d failed' "${1%.test}" "$p" "$f")"
+    case $2 in 124 | 137) say "     not finished in its time" ;; esac
+    [ "$f" -eq 0 ] || grep -Ev '^(ok |====)' "$out/$1.log" | tail -n 6 | cut -c 1-160 | tee -a "$summary"
 }
 
-if [ -d build/carried ]; then
-    export CPATH="$PWD/build/carried/include${CPATH:+:$CPATH}" LIBRARY_PATH="$PWD/build/carried/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
+# sanitize TOOL SECONDS: the kernels' tests in bf16 under a tool of compute-sanitizer, but for the full sizes. A tool that does
+# not work on this machine is no failure of the kernels.
+sanitize() {
+    command -v compute-sanitizer >/dev/null 2>&1 || { say "compute-sanitizer is not installed"; return; }
+    tests=$(for t in $kernels; do case $t in *_fp32 | *full_size*) ;; *) [ ! -x "$t" ] || echo "$t" ;; esac; done)
+    # shellcheck disable=SC2086
+    run_all "$1" "$2" "compute-sanitizer --tool $1 --error-exitcode 9" $tests
+    for t in $tests; do
+        name=$(basename "$t")
+        status=$(cat "$out/$name.$1.status" 2>/dev/null) || { say "left out: $name"; left_out=$((left_out + 1)); continue; }
+        verdict=$(grep -E '(ERROR|RACECHECK) SUMMARY' "$out/$name.$1.log" | tail -n 1 | sed 's/=* *//')
+        case $status in
+        124 | 137) verdict="not finished in its time" ;;
+        0) ;;
+        *)
+            if [ -n "$verdict" ]; then failed=$((failed + 1))
+            else verdict="$1 does not work here: $(tail -n 1 "$out/$name.$1.log" | cut -c 1-80)"; fi
+            ;;
+        esac
+        say "$(printf '%-34s %s' "$name" "$verdict")"
+    done
+}
+
+if [ -d build/carried ]; then # as system headers, whose warnings are nobody's (CPATH would make them the user's)
+    export C_INCLUDE_PATH="$PWD/build/carried/include${C_INCLUDE_PATH:+:$C_INCLUDE_PATH}"
+    export CPLUS_INCLUDE_PATH="$PWD/build/carried/include${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}"
+    export LIBRARY_PATH="$PWD/build/carried/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 fi
+PATH="$PATH:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer"
 command -v nvcc >/dev/null 2>&1 || { say "error: no nvcc on the PATH; gpu-check needs the CUDA Toolkit" >&2; exit 1; }
 gpu=$(nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
 [ -n "$gpu" ] || { say "error: nvidia-smi shows no GPU; gpu-check needs one. 'make test' proves the kernels without" >&2; exit 1; }
-say "gpu-check of $(date -u +%Y-%m-%d), $gpu, $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p'), $(nproc) cores"
-printf '#include <nccl.h>\n' | nvcc -x cu -E - >/dev/null 2>&1 || say "nccl.h is not here: built for one GPU"
+say "gpu-check of $(date -u +%Y-%m-%d), $gpu, $(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/nvcc \1/p'), $cores cores"
 
 part "build"
-kernels=$(for t in tests/kernels_*.cu; do b=$(basename "$t" .cu); echo "build/gpu/${b}_bf16 build/gpu/${b}_fp32"; done)
-# shellcheck disable=SC2086
-run build 240 make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/train_dit build/cpu/pretrain \
-    build/gpu/train_tokenizer build/gpu/train_dit build/gpu/sample build/gpu_fp32/train_tokenizer build/gpu_fp32/train_dit \
-    build/gpu/eval build/gpu/pretrain build/gpu/bench_ops build/gpu/bench_models build/gpu_fp32/bench_models $kernels \
-    build/gpu/test_distribution
+run build $((limit / 3)) make -k -j "$cores" gpu_check_programs
 status=$?
-say "status $status after $(elapsed) s; $(ls build/gpu 2>/dev/null | wc -l) programs for the GPU"
-[ $status -eq 0 ] || grep -E 'error|Error' "$out/build.log" | head -n 12 | cut -c 1-200
+say "status $status after $(elapsed) s; $(find build/gpu build/gpu_fp32 -type f 2>/dev/null | wc -l) programs for the GPU"
+[ $status -eq 0 ] || {
+    failed=$((failed + 1))
+    grep -E 'error|Error|undefined' "$out/build.log" | head -n 12 | cut -c 1-200 | tee -a "$summary"
+}
+ldd build/gpu/train_tokenizer 2>/dev/null | grep -q libnccl || say "without NCCL: built for one GPU"
+kernels=$(for t in tests/kernels_*.cu; do b=$(basename "$t" .cu); echo "build/gpu/${b}_bf16 build/gpu/${b}_fp32"; done)
 
-part "kernels on the GPU, and cuBLAS and cuSOLVER in double"
-for t in $kernels build/gpu/test_distribution; do
-    [ -x "$t" ] || { say "not built: $t"; failed=$((failed + 1)); continue; }
-    test_of "$(basename "$t")" 60 "$t"
-done
-
-part "training on the GPU beside the CPU build"
-test_of same_losses 170 sh tests/gpu_losses.sh build/cpu
-grep -hs 'largest difference' "$out/same_losses.log" | cut -c 1-160
-
-if command -v compute-sanitizer >/dev/null 2>&1; then
-    part "compute-sanitizer"
-    for tool in memcheck racecheck; do
-        for t in $kernels; do
-            case $t in *_fp32) continue ;; esac
-            [ -x "$t" ] || continue
-            [ "$(left)" -gt 235 ] || { say "left out for lack of time: $tool of $(basename "$t")"; continue; }
-            run "${tool}_$(basename "$t")" 25 compute-sanitizer --tool $tool --error-exitcode 9 "$t"
-            status=$?
-            verdict=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/${tool}_$(basename "$t").log" | tail -n 1 | sed 's/=* *//')
-            [ $status -ne 124 ] || verdict="not finished in its 25 s"
-            [ $status -eq 0 ] || [ $status -eq 124 ] || failed=$((failed + 1))
-            printf '%-10s %-34s %s\n' $tool "$(basename "$t")" "$verdict"
-        done
+if is_part kernels; then
+    part "kernels on the GPU"
+    # shellcheck disable=SC2046,SC2086
+    run_all test 60 "" $(ls $kernels 2>/dev/null)
+    for t in $kernels; do
+        name=$(basename "$t").test
+        [ -x "$t" ] || { say "not built: $t"; failed=$((failed + 1)); continue; }
+        status=$(cat "$out/$name.status" 2>/dev/null) || { say "left out: $t"; left_out=$((left_out + 1)); continue; }
+        result_of "$name" "$status"
     done
-else
-    say "compute-sanitizer is not installed"
 fi
 
-part "speed"
-torch=""
-python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null && torch=python3
-SPEED_SECONDS=$(($(left) - 8))
-[ "$SPEED_SECONDS" -lt 330 ] || SPEED_SECONDS=330
-export SPEED_SECONDS
-run speed 335 sh dev/bench/gpu_speed.sh "$results" "$torch"
-[ $? -eq 99 ] || cut -c 1-150 "$out/speed.log" | head -n 90
+if is_part losses; then
+    part "training on the GPU beside the CPU build"
+    run same_losses 150 sh tests/gpu_losses.sh build/cpu
+    status=$?
+    [ $status -eq 99 ] || result_of same_losses $status
+    grep -hs 'largest difference' "$out/same_losses.log" | cut -c 1-160 | tee -a "$summary"
+fi
 
-for log in "$out"/*.log; do
-    say "==== $(basename "$log")"
-    cat "$log"
-done >"$results/logs.txt"
+if is_part demo; then
+    part "the miniature world on the GPU"
+    data=/usr/share/datasets/fashion-mnist
+    [ -d $data ] || data=$PWD/build/carried/fashion-mnist
+    [ -d "$data" ] || data=shapes
+    world=build/gpu_check/demo # a root of its own: what runs/mini holds stays as it is
+    rm -rf $world
+    mkdir -p $world
+    for program in train_tokenizer train_dit sample eval; do ln -s "../../gpu/$program" $world/; done
+    start=$(elapsed)
+    # shellcheck disable=SC2016
+    run demo 200 sh -c 'cd "$1" && exec sh ../../../dev/demo.sh ../../gpu "$2"' sh $world "$data"
+    status=$?
+    if [ $status -eq 0 ]; then say "make demo on $data: $(($(elapsed) - start)) s"
+    elif [ $status -ne 99 ]; then
+        failed=$((failed + 1))
+        say "make demo ended with status $status after $(($(elapsed) - start)) s in $(grep '^==' "$out/demo.log" | tail -n 1)"
+    fi
+    sed -n '/^== measured/,$p' "$out/demo.log" 2>/dev/null | cut -c 1-150 | tail -n 40 | tee -a "$summary"
+    for picture in samples eval/reconstructions; do
+        [ ! -f $world/runs/mini/$picture.png ] || cp $world/runs/mini/$picture.png "$results/demo_$(basename $picture).png"
+    done
+fi
+
+if is_part speed; then
+    part "speed"
+    torch=""
+    python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null && torch=python3
+    SPEED_SECONDS=$(($(left) - 8))
+    is_part races && SPEED_SECONDS=$((SPEED_SECONDS - 70))
+    [ "$SPEED_SECONDS" -lt 330 ] || SPEED_SECONDS=330
+    export SPEED_SECONDS
+    run speed $((SPEED_SECONDS + 5)) sh dev/bench/gpu_speed.sh "$results" "$torch"
+    [ $? -eq 99 ] || sed 1d "$out/speed.log" | cut -c 1-150 | head -n 90 | tee -a "$summary"
+fi
+
+if is_part races; then
+    part "races in shared memory"
+    sanitize racecheck 60
+fi
+if is_part memory; then
+    part "accesses to memory"
+    sanitize memcheck 60
+fi
+
 say ""
 [ "$left_out" -eq 0 ] || say "$left_out parts were left out for lack of time (GPU_CHECK_SECONDS=$limit)"
 say "$passed passed, $failed failed ($(elapsed) s; logs in $results)"

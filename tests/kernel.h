@@ -112,11 +112,15 @@ template <typename T> static void check_tensor(const char* what, tensor<T> t, do
 }
 
 // Every launch shape that a case runs in: `run` is called with the stream, after the stream was given another number of
-// multiprocessors. In the emulator each shape has its own order of threads.
+// multiprocessors: few, and on a GPU its own. In the emulator each shape has its own order of threads.
 static inline void for_each_shape(stream_t s, void (*run)(stream_t s, void* context), void* context) {
     int real = s->multiprocessors;
-    int shapes[2] = {1, 5};
-    for (int i = 0; i < 2; i++) {
+#ifdef EMU
+    int shapes[] = {1, 5};
+#else
+    int shapes[] = {1, 5, real};
+#endif
+    for (int i = 0; i < (int)(sizeof shapes / sizeof *shapes); i++) {
         s->multiprocessors = shapes[i];
 #ifdef EMU
         emu_set_order(i ? 12345 : 0);

@@ -3,7 +3,8 @@
 #     sh dev/bench/gpu_speed.sh OUT [PYTHON]
 # OUT is a folder. PYTHON has torch and timm; without it only this project is timed. Prints at most 90 lines, and writes
 # OUT/speed_tables.txt (all lines, and what the programs printed), OUT/speed_ours.json and OUT/speed_torch.json.
-# The important comes first; what does not fit into SPEED_SECONDS (330) is left out, and a part that fails is named.
+# The important comes first: ours, PyTorch's eager, PyTorch's compiled, then operations and FID's network. What does not fit into
+# SPEED_SECONDS (330) is left out, and a part that fails is named. The files are written anew behind every part.
 # SPEED_OF ("dit tokenizer inception inception_fp32") says of what: LightningDiT-XL/1, training at 64, 32 and 128 images
 # and drawing 64 with guidance; the tokenizer's stages; FID's network on FEATURES (64) images in bf16, and in fp32, with
 # which FIDs are published, where FP32 (build/gpu_fp32) holds a bench_models; operations are timed either way. PyTorch's
@@ -59,6 +60,7 @@ part() {
     esac
     grep -E '^(failed|no time left)' "$scratch/$name.err" | head -n 4 | cut -c 1-150 >>"$notes"
     echo "$name $(($(date +%s) - start)) s" >>"$scratch/times"
+    write
 }
 
 # What there is by now, as tables.
@@ -90,10 +92,9 @@ tables() {
         head -n 12 "$notes"
     } | cut -c 1-150
 }
-finish() {
-    trap '' TERM INT
-    [ "$1" = complete ] || echo "stopped after $(($(date +%s) - begin)) s" >>"$notes"
-    tables
+
+# The files: what is known by now, in full.
+write() {
     {
         tables 1000 1000
         for f in "$scratch"/*.out "$scratch"/*.err; do
@@ -102,6 +103,12 @@ finish() {
             cat "$f"
         done
     } >"$out/speed_tables.txt" 2>/dev/null
+}
+finish() {
+    trap '' TERM INT
+    [ "$1" = complete ] || echo "stopped after $(($(date +%s) - begin)) s" >>"$notes"
+    write
+    tables
     rm -rf "$scratch"
     exit 0
 }
@@ -121,35 +128,34 @@ pytorch() { # NAME SECONDS SCRIPT FLAGS...
     [ -z "$python" ] || part "$name" "$seconds" "$python" -W ignore "$@"
 }
 
-# 1  the steps that count most, and the operations
+# 1  the steps that count most, here and in PyTorch's eager mode
 # shellcheck disable=SC2086
-! is_of dit || models ours_dit 70 -only dit,draw ${DIT:-} -json "$scratch/ours_0.json"
-! is_of tokenizer || models ours_steps 70 -only step1,step2 -images "$images" -json "$scratch/ours_1.json"
-# shellcheck disable=SC2086
-part ours_ops 70 "$folder/bench_ops" ${OPS:-} -json "$scratch/ours_2.json"
-! is_of inception || models ours_inception 25 -only inception -feature_images "$features" -json "$scratch/ours_4.json"
-! is_of inception_fp32 || part ours_inception_fp32 25 "$fp32/bench_models" -runs 5 -only inception \
-    -feature_images "$features" -json "$scratch/ours_5.json"
-# 2  PyTorch on the same: eager, then operations
-[ ! -s "$scratch/ours_0.json" ] || pytorch torch_0 60 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --runs 3 --warmup 1
+! is_of dit || models ours_dit 60 -only dit,draw ${DIT:-} -json "$scratch/ours_0.json"
+! is_of tokenizer || models ours_steps 80 -only step1,step2,step3 -images "$images" -json "$scratch/ours_1.json"
+[ ! -s "$scratch/ours_0.json" ] || pytorch torch_0 50 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --runs 3 --warmup 1
 [ ! -s "$scratch/ours_1.json" ] || pytorch torch_1 60 dev/reference/bench_torch.py --from "$scratch/ours_1.json" --runs 3
+# 2  operations
+# shellcheck disable=SC2086
+part ours_ops 50 "$folder/bench_ops" ${OPS:-} -json "$scratch/ours_2.json"
+# 3  PyTorch compiled
+[ ! -s "$scratch/ours_0.json" ] ||
+    pytorch torch_5 100 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --no-eager --compile --runs 3
+third=$(echo "$images" | cut -s -d , -f 3)
+grep -v "\"images\": ${third:-none}," "$scratch/ours_1.json" >"$scratch/first" 2>/dev/null
+[ ! -s "$scratch/first" ] ||
+    pytorch torch_3 105 dev/reference/bench_torch.py --from "$scratch/first" --no-eager --compile 100 --runs 3
+# 4  PyTorch's operations; FID's network; the tokenizer's models alone
 if [ -s "$scratch/ours_2.json" ]; then
     cp "$scratch/ours_2.json" "$scratch/ops"
     [ "$mini" = 1 ] || grep -v '"where": "mini' "$scratch/ours_2.json" >"$scratch/ops"
     pytorch torch_2 60 dev/reference/bench_kernels.py "$scratch/ops" --seconds 35 --runs 3
 fi
+! is_of inception || models ours_inception 25 -only inception -feature_images "$features" -json "$scratch/ours_4.json"
+! is_of inception_fp32 || part ours_inception_fp32 25 "$fp32/bench_models" -runs 5 -only inception \
+    -feature_images "$features" -json "$scratch/ours_5.json"
 cat "$scratch"/ours_[45].json >"$scratch/inception" 2>/dev/null
 [ ! -s "$scratch/inception" ] ||
     pytorch torch_6 40 dev/reference/bench_inception.py --from "$scratch/inception" --repeats 5
-# 3  LightningDiT compiled; the other stage, and the tokenizer's models alone
-[ ! -s "$scratch/ours_0.json" ] ||
-    pytorch torch_5 100 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --no-eager --compile --runs 3
-! is_of tokenizer || models ours_rest 40 -only step3,encode,decode -images "${images%%,*}" -json "$scratch/ours_3.json"
-# 4  PyTorch: the tokenizer compiled, then the rest
-seconds=$(($(left) - 25))
-third=$(echo "$images" | cut -s -d , -f 3)
-grep -v "\"images\": ${third:-none}," "$scratch/ours_1.json" >"$scratch/first" 2>/dev/null
-[ "$seconds" -lt 10 ] || [ ! -s "$scratch/first" ] ||
-    pytorch torch_3 $((seconds + 5)) dev/reference/bench_torch.py --from "$scratch/first" --no-eager --compile "$seconds" --runs 3
+! is_of tokenizer || models ours_rest 40 -only encode,decode -json "$scratch/ours_3.json"
 [ ! -s "$scratch/ours_3.json" ] || pytorch torch_4 40 dev/reference/bench_torch.py --from "$scratch/ours_3.json" --runs 3
 finish complete
