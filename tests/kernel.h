@@ -98,6 +98,7 @@ template <typename T> static double tensor_error(tensor<T> t) {
     T* host = (T*)malloc_check(t.n * sizeof(T), "a test's tensor");
     copy_to_host(host, t.dev, t.n * sizeof(T), 0);
     double difference = 0, norm = 0;
+#pragma omp parallel for reduction(+ : difference, norm) if (t.n > 1000000)
     for (size_t i = 0; i < t.n; i++) {
         double d = (double)(float)host[i] - t.ref[i];
         difference += d * d;
