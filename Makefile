@@ -46,6 +46,13 @@ BUILD  := build/$(if $(filter 1,$(SANITIZE)),sanitize,cpu)
 # ----------------------------------------------------------------------------------------------------------------------
 # Compilers and their flags
 
+# What dev/carry.sh brought to a machine that has no network; as system headers (CPATH would make them the user's)
+ifneq ($(wildcard build/carried),)
+export C_INCLUDE_PATH     := $(CURDIR)/build/carried/include$(addprefix :,$(C_INCLUDE_PATH))
+export CPLUS_INCLUDE_PATH := $(CURDIR)/build/carried/include$(addprefix :,$(CPLUS_INCLUDE_PATH))
+export LIBRARY_PATH       := $(CURDIR)/build/carried/lib$(addprefix :,$(LIBRARY_PATH))
+endif
+
 # What is there is asked of the linker, since a header can be there without its library; and once (`:=` behind `?=`).
 BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
              $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
@@ -60,7 +67,8 @@ LAPACK  := $(LAPACK)
 LAPACK_FLAGS := $(if $(LAPACK),-DLAPACK=1,)
 # MPI: Open MPI, whose mpicc tells what it adds
 MPI     ?= $(shell printf '\043include <mpi.h>\nint main(void) { return MPI_Finalize(); }\n' | \
-             $(CC) -x c - -o /dev/null $$(mpicc --showme:compile) $$(mpicc --showme:link) 2>/dev/null && echo 1 || echo 0)
+             $(CC) -x c - -o /dev/null $$(mpicc --showme:compile 2>&1) $$(mpicc --showme:link 2>&1) 2>/dev/null && \
+             echo 1 || echo 0)
 MPI     := $(MPI)
 MPI_FLAGS := $(if $(filter 1,$(MPI)),-DMPI=1 $(patsubst -I%,-isystem %,$(shell mpicc --showme:compile)),)
 MPI_LIBS  := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:link),)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Puts what programs and `make gpu-check` need besides compilers, CUDA Toolkit and Python into build/carried (33 MB): zlib, stb,
-# Fashion-MNIST. For a machine that has no network: copy the tree with that folder. dev/gpu_check.sh finds it.
+# Fashion-MNIST. For a machine that has no network: copy the tree with that folder. The Makefile finds it.
 # (NCCL is not among them: its library is 200 MB, and belongs to the machine.)
 set -eu
 cd "$(dirname "$0")/.."

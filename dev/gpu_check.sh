@@ -76,7 +76,8 @@ run_all() {
         log=$4/$(basename PROGRAM).$1
         timeout -k 5 "$seconds" $6 PROGRAM >"$log.log" 2>&1
         echo $? >"$log.status"
-        { echo "==== PROGRAM $1"; cat "$log.log"; } >>"$5"
+        { echo "==== PROGRAM $1"; cat "$log.log"; } >"$log.whole"
+        cat "$log.whole" >>"$5" # at once: others write too
     ' sh "$suffix" "$seconds" $((begin + limit)) "$out" "$logs" "$command"
 }
 
@@ -91,14 +92,14 @@ result_of() {
     failed=$((failed + f))
     say "$(printf '%-34s %4d passed %3d failed' "${1%.test}" "$p" "$f")"
     case $2 in 124 | 137) say "     not finished in its time" ;; esac
-    [ "$f" -eq 0 ] || grep -Ev '^(ok |====)' "$out/$1.log" | tail -n 6 | cut -c 1-160 | tee -a "$summary"
+    [ "$f" -eq 0 ] || grep -Ev '^(ok |====|[0-9]+ passed)' "$out/$1.log" | tail -n 6 | cut -c 1-160 | tee -a "$summary"
 }
 
 # sanitize TOOL SECONDS: the kernels' tests in bf16 under a tool of compute-sanitizer, but for the full sizes. A tool that does
 # not work on this machine is no failure of the kernels.
 sanitize() {
     command -v compute-sanitizer >/dev/null 2>&1 || { say "compute-sanitizer is not installed"; return; }
-    tests=$(for t in $kernels; do case $t in *_fp32 | *full_size*) ;; *) [ ! -x "$t" ] || echo "$t" ;; esac; done)
+    tests=$(for t in $built; do case $t in *_fp32 | *full_size*) ;; *) echo "$t" ;; esac; done)
     # shellcheck disable=SC2086
     run_all "$1" "$2" "compute-sanitizer --tool $1 --error-exitcode 9" $tests
     for t in $tests; do
@@ -117,11 +118,6 @@ sanitize() {
     done
 }
 
-if [ -d build/carried ]; then # as system headers, whose warnings are nobody's (CPATH would make them the user's)
-    export C_INCLUDE_PATH="$PWD/build/carried/include${C_INCLUDE_PATH:+:$C_INCLUDE_PATH}"
-    export CPLUS_INCLUDE_PATH="$PWD/build/carried/include${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH}"
-    export LIBRARY_PATH="$PWD/build/carried/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
-fi
 PATH="$PATH:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer"
 command -v nvcc >/dev/null 2>&1 || { say "error: no nvcc on the PATH; gpu-check needs the CUDA Toolkit" >&2; exit 1; }
 gpu=$(nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
@@ -137,12 +133,17 @@ say "status $status after $(elapsed) s; $(find build/gpu build/gpu_fp32 -type f 
     grep -E 'error|Error|undefined' "$out/build.log" | head -n 12 | cut -c 1-200 | tee -a "$summary"
 }
 ldd build/gpu/train_tokenizer 2>/dev/null | grep -q libnccl || say "without NCCL: built for one GPU"
-kernels=$(for t in tests/kernels_*.cu; do b=$(basename "$t" .cu); echo "build/gpu/${b}_bf16 build/gpu/${b}_fp32"; done)
+kernels="" # the longest first
+for t in tests/kernels_*.cu; do
+    t=build/gpu/$(basename "$t" .cu)
+    case $t in *full_size) kernels="${t}_bf16 ${t}_fp32 $kernels" ;; *) kernels="$kernels ${t}_bf16 ${t}_fp32" ;; esac
+done
+built=$(for t in $kernels; do [ ! -x "$t" ] || echo "$t"; done)
 
 if is_part kernels; then
     part "kernels on the GPU"
-    # shellcheck disable=SC2046,SC2086
-    run_all test 60 "" $(ls $kernels 2>/dev/null)
+    # shellcheck disable=SC2086
+    run_all test 100 "" $built
     for t in $kernels; do
         name=$(basename "$t").test
         [ -x "$t" ] || { say "not built: $t"; failed=$((failed + 1)); continue; }
@@ -153,7 +154,7 @@ fi
 
 if is_part losses; then
     part "training on the GPU beside the CPU build"
-    run same_losses 150 sh tests/gpu_losses.sh build/cpu
+    run same_losses $((limit / 4)) sh tests/gpu_losses.sh build/cpu
     status=$?
     [ $status -eq 99 ] || result_of same_losses $status
     grep -hs 'largest difference' "$out/same_losses.log" | cut -c 1-160 | tee -a "$summary"
@@ -170,7 +171,7 @@ if is_part demo; then
     for program in train_tokenizer train_dit sample eval; do ln -s "../../gpu/$program" $world/; done
     start=$(elapsed)
     # shellcheck disable=SC2016
-    run demo 200 sh -c 'cd "$1" && exec sh ../../../dev/demo.sh ../../gpu "$2"' sh $world "$data"
+    run demo $((limit / 3)) sh -c 'cd "$1" && exec sh ../../../dev/demo.sh ../../gpu "$2"' sh $world "$data"
     status=$?
     if [ $status -eq 0 ]; then say "make demo on $data: $(($(elapsed) - start)) s"
     elif [ $status -ne 99 ]; then

@@ -36,7 +36,8 @@ line="apt-get update && apt-get install -y$needed$optional"
 if [ "${1:-}" != -check ] && command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
     echo "installing:$needed$optional"
     log=$(mktemp)
-    if apt-get update >"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y $needed $optional >>"$log" 2>&1; then
+    once="-o Acquire::Retries=0 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20" # there may be no network
+    if apt-get $once update >"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y $needed $optional >>"$log" 2>&1; then
         rm -f "$log"
         exit 0
     fi
