@@ -1,5 +1,5 @@
 #!/bin/sh
-# `make gpu-check`: on a machine with a GPU, proves the kernels on it and measures them. 12 minutes on an H100 with 16 cores; no
+# `make gpu-check`: on a machine with a GPU, proves the kernels on it and measures them, in at most 12 minutes; no
 # network; works in a plain copy of the tree.
 #     sh dev/gpu_check.sh [PART...]      all parts in this order, or those that are named:
 #   kernels   every kernel's test, in bf16 and in fp32
@@ -16,7 +16,11 @@
 # Fashion-MNIST, into build/carried, which is used from there. dev/gpu_rehearsal.sh runs all of this on a machine without a GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-parts=" ${*:-kernels losses demo speed races memory} "
+every="kernels losses demo speed races memory"
+parts=" ${*:-$every} "
+for part in $parts; do
+    case " $every " in *" $part "*) ;; *) echo "error: there is no part '$part'; there are: $every" >&2; exit 1 ;; esac
+done
 results=${OUT:-build/gpu_check}
 out=build/gpu_check/logs # one file a command
 rm -rf "$out"

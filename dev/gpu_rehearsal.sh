@@ -1,7 +1,7 @@
 #!/bin/sh
 # Rehearses `make gpu-check` on a machine without a GPU: the whole of it, in a bare root such as a rented GPU machine has: shell,
 # make, compiler, CUDA Toolkit; no network, git, MPI, BLAS, NCCL, zlib, stb; a plain copy of this tree with what dev/carry.sh put
-# into build/carried. On Debian or Ubuntu, as root, with nvcc; half an hour on two free cores.
+# into build/carried. On Debian or Ubuntu, as root, with nvcc; two busy cores took half an hour for the build.
 #     sh dev/gpu_rehearsal.sh [PART...]      as for dev/gpu_check.sh; prints its summary; all it leaves is in build/rehearsal/out
 #
 # Real are the build, the scripts, their time limits and files. nvcc compiles and links every program for the GPU (an H100's), and
