@@ -2,7 +2,7 @@
 # `make gpu-check`: on a machine with a GPU, proves the kernels on it and measures them, in at most 12 minutes; no
 # network; works in a plain copy of the tree.
 #     sh dev/gpu_check.sh [PART...]      all parts in this order, or those that are named:
-#   kernels   every kernel's test, in bf16 and in fp32
+#   kernels   every kernel's test, in bf16 and in fp32; cuBLAS and cuSOLVER in double
 #   losses    ten training steps of each stage and of LightningDiT beside the CPU build's; the same bits again, and when resumed
 #   demo      the miniature world, trained, drawn and measured (dev/demo.sh)
 #   speed     every training stage at full size, LightningDiT-XL/1 in training and drawing, operations, beside PyTorch where
@@ -103,7 +103,7 @@ result_of() {
 # not work on this machine is no failure of the kernels.
 sanitize() {
     command -v compute-sanitizer >/dev/null 2>&1 || { say "compute-sanitizer is not installed"; return; }
-    tests=$(for t in $built; do case $t in *_fp32 | *full_size*) ;; *) echo "$t" ;; esac; done)
+    tests=$(for t in $built; do case $t in *_fp32 | *full_size* | */test_*) ;; *) echo "$t" ;; esac; done)
     # shellcheck disable=SC2086
     run_all "$1" "$2" "compute-sanitizer --tool $1 --error-exitcode 9" $tests
     for t in $tests; do
@@ -142,10 +142,11 @@ for t in tests/kernels_*.cu; do
     t=build/gpu/$(basename "$t" .cu)
     case $t in *full_size) kernels="${t}_bf16 ${t}_fp32 $kernels" ;; *) kernels="$kernels ${t}_bf16 ${t}_fp32" ;; esac
 done
+kernels="$kernels build/gpu/test_distribution"
 built=$(for t in $kernels; do [ ! -x "$t" ] || echo "$t"; done)
 
 if is_part kernels; then
-    part "kernels on the GPU"
+    part "kernels on the GPU, and cuBLAS and cuSOLVER in double"
     # shellcheck disable=SC2086
     run_all test 100 "" $built
     for t in $kernels; do

@@ -6,7 +6,7 @@
 #
 # Real are the build, the scripts, their time limits and files. nvcc compiles and links every program for the GPU (an H100's), and
 # what it made must find its libraries. Since nothing can run it here, this then takes its place:
-#   programs          the CPU build's, which gcc made in the same root
+#   programs          the CPU build's, which gcc made in the same root; but eval's, with its LAPACK, outside
 #   kernels' tests    a script that passes (make test runs them in the emulator)
 #   benchmarks        a script that writes the lines of a benchmark
 #   nvidia-smi, compute-sanitizer, python3 with torch     scripts that answer as these do
@@ -66,10 +66,15 @@ build/gpu*) ;;
 esac
 if ldd "$made" | grep 'not found' >&2; then exit 1; fi
 case $made in
-*/kernels_*) cp /usr/local/bin/stand_in_test "$made" ;;
+*/kernels_* | */test_*) cp /usr/local/bin/stand_in_test "$made" ;;
 */bench_*) cp /usr/local/bin/stand_in_bench "$made" ;;
+*/eval) cp /usr/local/bin/stand_in_eval "$made" ;;
 *) cp "build/cpu/$(basename "$made")" "$made" ;;
 esac
+END
+stand_in usr/local/bin/stand_in_eval <<'END'
+#!/bin/sh
+LD_LIBRARY_PATH=/usr/local/lib/stand_in exec /work/tree/build/cpu/eval "$@"
 END
 stand_in usr/local/bin/stand_in_test <<'END'
 #!/bin/sh
@@ -130,6 +135,9 @@ mkdir -p "$to/tree/build" "$to/out"
 sh dev/carry.sh
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$to/tree"
 cp -r build/carried "$to/tree/build/"
+make -C "$to/tree" --no-print-directory MPI=0 build/cpu/eval
+mkdir -p "$root/usr/local/lib/stand_in"
+ldd "$to/tree/build/cpu/eval" | sed -n 's/.*=> \(\/[^ ]*\).*/\1/p' | xargs cp -t "$root/usr/local/lib/stand_in"
 
 # ---- the check
 cat >"$to/inside.sh" <<'END'
@@ -144,7 +152,7 @@ shift
 exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin OUT=/work/out GPU_CHECK_SECONDS=9000 \
     OMP_WAIT_POLICY=passive chroot "$folder/root" /bin/sh -c '
     cd /work/tree || exit
-    make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/train_dit build/cpu/sample build/cpu/eval build/cpu/pretrain \
+    make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/train_dit build/cpu/sample build/cpu/pretrain \
         >/work/out/stand_ins.log 2>&1 || { tail -n 5 /work/out/stand_ins.log; exit 1; }
     exec make gpu-check PARTS="$*"' sh "$@"
 END
