@@ -177,15 +177,16 @@ static void run_tiles(stream_t s, void* context) {
     conv_case_t t = *(conv_case_t*)context;
     conv_tensors_t v = make_case(t);
     const floatX* mask = t.with & MASK ? v.x.dev : nullptr;
-    void (*tiles[3])(conv_job_t, bool, stream_t) = {conv_gemm_tile<16, 64, 64, 64>, conv_gemm_tile<8, 64, 64, 32>,
-                                                    conv_gemm_tile<4, 64, 32, 32>};
-    for (int k = 0; k < 3; k++) {
+    void (*tiles[3])(const conv_job_t&, int, bool, stream_t) = {conv_gemm_tile<256, 64, 64>, conv_gemm_tile<128, 64, 32>,
+                                                                conv_gemm_tile<64, 32, 32>};
+    for (int k = 0; k < 6; k++) {
         poison(v.out), poison(v.dx);
         conv_job_t forward = conv_forward_job(v.out.dev, v.x.dev, v.weight.dev, v.bias.dev, v.residual.dev, t.B, t.H,
                                               t.W, t.conv, t.act);
         conv_job_t data = conv_data_job(v.dx.dev, v.dout.dev, v.weight.dev, mask, t.B, t.H, t.W, t.conv, t.act);
-        tiles[k](forward, false, s);
-        tiles[k](data, true, s);
+        int columns = k % 2 ? 8 : 16;
+        tiles[k / 2](forward, columns, false, s);
+        tiles[k / 2](data, columns, true, s);
         check_tensor("out", v.out, TOLERANCE_X);
         check_tensor("dx", v.dx, TOLERANCE_X);
     }

@@ -38,10 +38,7 @@ static inline void conv_product(const conv_job_t& job, bool data, stream_t s) {
 #ifndef FP32
     int contiguous = data ? job.OC : job.C; // of the weights
     int aligned = conv_is_aligned(job.x) && conv_is_aligned(job.weight);
-    if (job.C % 8 == 0 && contiguous % 8 == 0 && aligned) {
-        conv_gemm(job, data, s);
-        return;
-    }
+    if (job.C % 8 == 0 && contiguous % 8 == 0 && aligned && conv_gemm(job, data, s)) return;
 #endif
     conv_plain(job, data, s);
 }
@@ -55,8 +52,8 @@ void conv2d_forward(floatX* out,            // (B, OH, OW, out_row)
     int square = conv_is_square(conv), own_rows = conv_out_row(conv) == conv.OC;
     if (conv.C <= 4 && square) conv_narrow_in_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
     else if (conv.OC <= 4 && square) conv_narrow_out_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
-    else if (conv_is_matmul(conv) && own_rows && !residual && act == ACT_NONE) {
-        matmul_forward(out, x, weight, bias, (size_t)B * H * W, conv.C, conv.OC, s);
+    else if (conv_is_matmul(conv) && own_rows && act == ACT_NONE) {
+        matmul_residual_forward(out, x, weight, bias, residual, (size_t)B * H * W, conv.C, conv.OC, s);
     } else conv_product(conv_forward_job(out, x, weight, bias, residual, B, H, W, conv, act), false, s);
 }
 
