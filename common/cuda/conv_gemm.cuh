@@ -137,26 +137,34 @@ __device__ static inline void conv_copy_weights(shared<bf16> tile, const conv_jo
     }
 }
 
-// Where the copies, or the product, have got to.
+// Where the copies have got to: channels [c, c + CONV_SLAB) of tap number `tap`, and the patch that it sees.
 typedef struct {
-    int tap, c; // channels [c, c + CONV_SLAB)
-    int patch;  // its slot's first element
+    int tap, c;
+    int slot;        // first pixel of the patch's slot in the ring
+    conv_tap_t what;
 } conv_step_t;
 
 __device__ static inline void conv_next_step(conv_step_t* step, const conv_plan_t& plan, int first, int last) {
     if (++step->tap == last) step->tap = first, step->c += CONV_SLAB;
-    int patch = plan.patch_pixels * CONV_SLAB, next = step->patch + patch;
-    if (plan.taps[step->tap].phase >= 0) step->patch = next < plan.patch_slots * patch ? next : 0;
+    step->what = plan.taps[step->tap];
+    int next = step->slot + plan.patch_pixels;
+    if (step->what.phase >= 0) step->slot = next < plan.patch_slots * plan.patch_pixels ? next : 0;
 }
 
-// As tile_load_a, for 16 windows each that lie in one row of a patch, or in two.
+__device__ static inline void conv_copy_step_patch(shared<bf16> patches, const conv_job_t& job,
+                                                   const conv_copier_t& copier, const conv_step_t& step) {
+    if (step.what.phase < 0 || step.c >= job.C) return; // it is there, or behind the last channel
+    conv_copy_patch(patches + step.slot * CONV_SLAB, job, copier, step.what.phase, step.c);
+}
+
+// As tile_load_a, for 16 windows each that lie in one row of a patch, or in two. `pixel`: of the block's first window.
 template <int WM>
 __device__ static inline void conv_windows(int from[WM / 16], const conv_plan_t& plan, int window, int pitch,
-                                           conv_step_t step) {
+                                           int pixel) {
     int lane = threadIdx.x % WARP, first = window + lane % 16;
-    int pixel = (first >> plan.shift) * pitch + (first & (plan.columns - 1)) + plan.taps[step.tap].pixel;
+    pixel += (first >> plan.shift) * pitch + (first & (plan.columns - 1));
     int apart = (16 >> plan.shift) * pitch;
-    for (int m = 0; m < WM / 16; m++) from[m] = step.patch + tile_at<CONV_SLAB>(pixel + m * apart, lane / 16);
+    for (int m = 0; m < WM / 16; m++) from[m] = tile_at<CONV_SLAB>(pixel + m * apart, lane / 16);
 }
 
 // Fragments of 16 channels. 16 channels on is two pieces on: c / 8 changes that bit of a window's place.
@@ -175,12 +183,13 @@ __device__ static inline void conv_gemm_sum(float d[WM / 16][WN / 8][4], const c
     int all = plan.patch_slots * plan.patch_pixels * CONV_SLAB, steps = (last - first) * ((job.C + CONV_SLAB - 1) / CONV_SLAB);
     shared<bf16> patches = shared_array<bf16>(0, all);
     shared<bf16> weights = shared_array<bf16>(all * sizeof(bf16), CONV_STAGES * CONV_BN * CONV_SLAB);
-    conv_step_t ahead = {first, 0, 0}, now = {first, 0, 0};
+    conv_step_t ahead = {first, 0, 0, plan.taps[first]};
+    int pixels[CONV_STAGES - 1]; // of the block's first window, in the steps that were copied and not yet multiplied
     for (int k = 0; k < CONV_STAGES - 1; k++) {
-        conv_copy_weights<DATA>(weights + k * (CONV_BN * CONV_SLAB), job, copier, plan.taps[ahead.tap].weight, ahead.c);
-        int phase = plan.taps[ahead.tap].phase;
-        if (phase >= 0 && ahead.c < job.C) conv_copy_patch(patches + ahead.patch, job, copier, phase, ahead.c);
+        conv_copy_weights<DATA>(weights + k * (CONV_BN * CONV_SLAB), job, copier, ahead.what.weight, ahead.c);
+        conv_copy_step_patch(patches, job, copier, ahead);
         cp_async_commit();
+        pixels[k] = ahead.slot + ahead.what.pixel;
         conv_next_step(&ahead, plan, first, last);
     }
     cp_async_wait<CONV_STAGES - 2>();
@@ -188,22 +197,22 @@ __device__ static inline void conv_gemm_sum(float d[WM / 16][WN / 8][4], const c
 
     int from[WM / 16];
     uint32_t a[2][WM / 16][4], b[2][WN / 16][4];
-    conv_windows<WM>(from, plan, window, copier.pitch, now);
+    conv_windows<WM>(from, plan, window, copier.pitch, pixels[0]);
     conv_load<WM, WN, DATA>(a[0], b[0], patches, from, weights, warp_n, 0);
     for (int k = 0; k < steps; k++) {
         shared<bf16> w = weights + k % CONV_STAGES * (CONV_BN * CONV_SLAB);
         conv_load<WM, WN, DATA>(a[1], b[1], patches, from, w, warp_n, 16);
-        shared<bf16> to = weights + (k + CONV_STAGES - 1) % CONV_STAGES * (CONV_BN * CONV_SLAB);
-        conv_copy_weights<DATA>(to, job, copier, plan.taps[ahead.tap].weight, ahead.c);
         if (k + 1 < steps) {
-            conv_next_step(&now, plan, first, last);
-            conv_windows<WM>(from, plan, window, copier.pitch, now);
+            conv_windows<WM>(from, plan, window, copier.pitch, pixels[1]);
             w = weights + (k + 1) % CONV_STAGES * (CONV_BN * CONV_SLAB);
         }
+        shared<bf16> to = weights + (k + CONV_STAGES - 1) % CONV_STAGES * (CONV_BN * CONV_SLAB);
+        conv_copy_weights<DATA>(to, job, copier, ahead.what.weight, ahead.c);
         tile_multiply<WM, WN>(d, a[0], b[0]);
-        int phase = plan.taps[ahead.tap].phase;
-        if (phase >= 0 && ahead.c < job.C) conv_copy_patch(patches + ahead.patch, job, copier, phase, ahead.c);
+        conv_copy_step_patch(patches, job, copier, ahead);
         cp_async_commit();
+        for (int i = 1; i + 1 < CONV_STAGES - 1; i++) pixels[i] = pixels[i + 1];
+        pixels[CONV_STAGES - 2] = ahead.slot + ahead.what.pixel;
         conv_next_step(&ahead, plan, first, last);
         cp_async_wait<CONV_STAGES - 2>(); // step k + 1 is there,
         __syncthreads();                  // for all threads, and all have read step k: its stage is free
@@ -315,6 +324,7 @@ static inline conv_plan_t conv_gemm_plan(const conv_job_t& job, int windows, int
         }
     }
     plan.first[job.classes] = n;
+    plan.patch_pixels = (plan.patch_pixels + 7) / 8 * 8; // the swizzle repeats: pixels count through all slots
     plan.patch_slots = least >= CONV_STAGES - 1 ? 2 : CONV_STAGES;
     return plan;
 }
