@@ -7,10 +7,11 @@
 // forms it depends on the shape:
 //
 //   path                      when                           where it occurs
-//   matmul                    1x1, stride 1, nothing beside  decoder: q, k, v, shortcuts of ResBlocks (512 -> 256)
-//   conv_gemm.cuh             channels of the windows a      decoder 3x3 (32 -> 512, 512, 256, 128), and 1x1 with a
-//     (tensor cores)          multiple of 8; in the          residual; VGG 3x3 (64 to 512); PatchGAN 4x4 (64 -> 128
-//                             gradient of x both C and OC    -> 256 -> 512); Inception 1x1 to 7x1 (32 to 2048)
+//   matmul                    1x1, stride 1, no activation   decoder: q, k, v, the projection behind attention with its
+//                             or mask, rows of its own       residual, shortcuts of ResBlocks (512 -> 256)
+//   conv_gemm.cuh             channels of the windows a      decoder 3x3 (32 -> 512, 512, 256, 128); VGG 3x3 (64 to
+//     (tensor cores)          multiple of 8; in the          512); PatchGAN 4x4 (64 -> 128 -> 256 -> 512); Inception
+//                             gradient of x both C and OC    1x1 to 7x1 (32 to 2048)
 //   conv_narrow.cuh           C <= 4 or OC <= 4, square      decoder conv_out 128 -> 3; VGG and PatchGAN 3 -> 64;
 //                             kernels                        PatchGAN 512 -> 1; Inception 3 -> 32
 //   conv_plain.cuh            any other, and the fp32 build  no shape of these models in bf16
@@ -29,7 +30,7 @@
 #include "common/cuda/conv_plain.cuh"
 // defines: conv_narrow_in_forward, conv_narrow_out_forward, conv_narrow_in_backward_data, conv_narrow_out_backward_data
 #include "common/cuda/conv_narrow.cuh"
-// defines: matmul_forward, matmul_backward
+// defines: matmul_residual_forward, matmul_backward
 #include "common/cuda/matmul.cuh"
 
 // Tensor cores read pixels and weights 16 bytes at a time; a batch that begins in the middle of another one need not

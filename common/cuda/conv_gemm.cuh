@@ -3,11 +3,12 @@
 //
 //   sum (windows, OC) = windows (windows, taps C) w (taps C, OC)
 //
-// The matrix of windows never exists, not even a tile of it. A block owns PH x 16 windows of one image and BN output
-// channels. All taps of these windows read the same pixels, shifted: a patch of (PH + KH - 1) x (16 + KW - 1). So the
-// block brings 32 channels of the patch to shared memory, then goes through the taps. A step is one tap: BN x 32
-// weights. 16 neighbouring windows see, at any tap, 16 neighbouring pixels, and the rows that ldmatrix reads may begin
-// anywhere: the patch, with its pixels numbered row by row, is a tile of common/cuda/mma_tile.cuh.
+// The matrix of windows never exists, not even a tile of it. A block owns 256, 128 or 64 windows of one image, in rows
+// of 16 or 8, and 64 output channels. All taps of these windows read the same pixels, shifted: with 16 x 16 windows a
+// patch of (15 + KH) x (15 + KW). So the block brings 32 channels of the patch to shared memory, then goes through the
+// taps. A step is one tap: 64 x 32 weights. 8 neighbouring windows see, at any tap, 8 neighbouring pixels, and the rows
+// that ldmatrix reads may begin anywhere: the patch, with its pixels numbered row by row, is a tile of
+// common/cuda/mma_tile.cuh.
 //
 //   L2. What a block of 16 x 16 windows and 64 channels copies for 32 channels and 3 x 3 taps is 18 x 18 pixels and
 //   9 x 64 rows of weights, 58 KB for 4.7 M MAC. At 250 T MAC/s that is 3.0 TB/s; the L2 of an H100 gives about 5.5.
@@ -18,29 +19,35 @@
 //
 // Patches and weights come by cp_async, three steps ahead of the tensor cores, zeros where a pixel is outside the
 // image and behind the last channel: the product need not know of borders. Weights lie in a ring of four stages,
-// either as they lie in memory: (BN, 32) for the forward, whose weights (OC, K, K, C) have c as the last index, and
-// (32, BN) for the gradient of x, where that index is the output. ldmatrix turns the second: there is no other copy of
+// either as they lie in memory: (64, 32) for the forward, whose weights (OC, K, K, C) have c as the last index, and
+// (32, 64) for the gradient of x, where that index is the output. ldmatrix turns the second: there is no other copy of
 // the weights. Patches lie in a ring of two where each has at least three taps, as no more are then in use or on their
 // way.
 //
-// A warp owns WM windows, in rows of 16, and WN output channels, its sums in registers. At the end they pass through
-// shared memory, 32 windows at a time, to get from fragments to rows: bias, activation and residual or mask are applied
-// in fp32 and one thread stores 8 neighbouring channels, 16 bytes.
+// The tensor cores must not wait for anything. So the fragments of the next 16 channels are loaded while the last 16
+// multiply, across the barrier too; and copies and addresses stand between two products, in one stretch of code without
+// a branch: which weights and pixels belong to a tap is read from a table that the host made. A step of the large tile
+// is 64 mma in some 190 instructions, with at most 24 others in a row (sm_90). Only a new patch, once in KH KW steps,
+// has a loop of its own: 20 instructions for each of a thread's 11 pieces.
+//
+// A warp owns WM windows and WN output channels, its sums in registers. At the end they pass through shared memory, 32
+// windows at a time, to get from fragments to rows: bias, activation and residual or mask are applied in fp32 and one
+// thread stores 8 neighbouring channels, 16 bytes.
 //
 // Tiles. What limits them is the tensor cores or shared memory, 128 bytes a cycle. For 16 channels of a step a warp of
 // 64 x 64 reads 4 KB of fragments, a warp of 64 x 32 reads 3 KB for half the products. An H100's tensor cores do 2048
 // MAC a cycle and multiprocessor, by mma.sync about 1280. In cycles for these 16 channels, at 3 x 3 taps:
 //
 //     windows x channels   4 warps of   fragments   copies   tensor cores   shared memory   registers   blocks
-//     16 x 16 x 64         64 x 64      128         25       205            58 KB           224         2
-//      8 x 16 x 64         64 x 32       96         21       102            39 KB           128         4
-//      4 x 16 x 64         32 x 32       64         19        51            31 KB            72         7
+//     256 x 64             64 x 64      128         25       205            57 KB           255         2
+//     128 x 64             64 x 32      96          21       102            39 KB           168         3
+//      64 x 64             32 x 32      64          19        51            30 KB           128         4
 //
 // The large tile is worth its registers: the tensor cores are its limit. It runs with 8 warps a multiprocessor, in two
-// blocks, so that one computes while the other starts, ends or waits; 32 independent mma behind 8 loads hide their
-// latency. A step is 64 mma in about 225 instructions of a warp: two warps a scheduler need 450 issue slots in the 820
-// cycles that the mma take. The smaller tiles serve where there would be fewer large ones than multiprocessors, or
-// where maps are low.
+// blocks, so that one computes while the other starts, ends or waits. The smaller tiles serve where there would be
+// fewer large ones than multiprocessors, where a multiprocessor has memory for one large block only (100 KB: RTX 30, 40
+// and 50, A10, L4, L40S), or where maps are low. Rows of 8 windows serve maps whose width is not near a multiple of 16:
+// of 8 x 8 they waste nothing, where rows of 16 waste half.
 //
 // Blocks with the same windows and neighbouring output channels are neighbours: pixels, which are many, come from
 // device memory once and from L2 for the other OC / 64 - 1 blocks; the weights, at most 4.7 MB in these models, stay
@@ -53,8 +60,8 @@
 
 enum { CONV_SLAB = 32, CONV_STAGES = 4, CONV_THREADS = 128, CONV_BN = 64, CONV_MOST_TAPS = 64 };
 
-// One step: its weights, as an offset from those of the class, and the first window's pixel in the patch. Where a patch
-// begins, `phase` says which, else it is -1.
+// A tap: its weights, as an offset from those of the class, and the block's first window's pixel in the patch. Where a
+// patch begins, `phase` says which, else it is -1.
 typedef struct {
     int weight;
     short pixel, phase;
@@ -62,23 +69,23 @@ typedef struct {
 
 // What the host knows before the launch.
 typedef struct {
-    int columns, shift;             // windows in a row of a block: 1 << shift, 16 or 8
-    int patch_pixels, patch_slots;
-    int first[5];                   // taps of class k: [first[k], first[k + 1])
+    int columns, shift;            // windows in a row of a block: 1 << shift, 16 or 8
+    int patch_pixels, patch_slots; // the ring of patches
+    int first[5];                  // taps of class k: [first[k], first[k + 1])
     conv_tap_t taps[CONV_MOST_TAPS];
 } conv_plan_t;
 
 // The windows of a block: (i, j) is the first of them.
 typedef struct { int image, i, j; } conv_place_t;
 
-// A thread's part in copying: its pieces of a patch are those of every 32nd pixel, from pixel `first` on, which is (h,
-// w) of the image in phase 0. The next one is `down` rows and `across` columns further, and where that is behind `end`,
-// a row more and a patch's width less.
+// A thread's part in copying. Its pieces of a patch are those of every 32nd pixel; the first is at (h, w) of the image
+// in phase 0, the next `down` rows and `across` columns further, and where that is not before column `end`, a row more
+// and a patch's width less.
 typedef struct {
-    const bf16 *image, *weight;     // of tap 0 and channel 0, this thread's first piece
-    int pixels, pitch;              // of a patch
+    const bf16 *image, *weight;  // its first pieces, of pixel (0, 0), tap 0 and channels 0 to 31
+    int pixels, pitch;           // of a patch
     int h, w, down, across, end;
-    int column;                     // output channel of the first piece of weights
+    int column;                  // output channel of its first piece of weights
 } conv_copier_t;
 
 template <int WINDOWS, bool DATA>
@@ -137,24 +144,25 @@ __device__ static inline void conv_copy_weights(shared<bf16> tile, const conv_jo
     }
 }
 
-// Where the copies have got to: channels [c, c + CONV_SLAB) of tap number `tap`, and the patch that it sees.
+// Where the copies have got to: channels [c, c + CONV_SLAB) of a tap, and in which slot of the ring its patch lies.
+// Pixels are counted through all slots.
 typedef struct {
-    int tap, c;
-    int slot;        // first pixel of the patch's slot in the ring
-    conv_tap_t what;
+    int number, c, slot; // of the tap; first channel; the slot's first pixel
+    conv_tap_t tap;
 } conv_step_t;
 
 __device__ static inline void conv_next_step(conv_step_t* step, const conv_plan_t& plan, int first, int last) {
-    if (++step->tap == last) step->tap = first, step->c += CONV_SLAB;
-    step->what = plan.taps[step->tap];
+    if (++step->number == last) step->number = first, step->c += CONV_SLAB;
+    step->tap = plan.taps[step->number];
     int next = step->slot + plan.patch_pixels;
-    if (step->what.phase >= 0) step->slot = next < plan.patch_slots * plan.patch_pixels ? next : 0;
+    if (step->tap.phase >= 0) step->slot = next < plan.patch_slots * plan.patch_pixels ? next : 0;
 }
 
+// The patch of a step, where one begins, unless it is behind the last channel.
 __device__ static inline void conv_copy_step_patch(shared<bf16> patches, const conv_job_t& job,
                                                    const conv_copier_t& copier, const conv_step_t& step) {
-    if (step.what.phase < 0 || step.c >= job.C) return; // it is there, or behind the last channel
-    conv_copy_patch(patches + step.slot * CONV_SLAB, job, copier, step.what.phase, step.c);
+    if (step.tap.phase < 0 || step.c >= job.C) return;
+    conv_copy_patch(patches + step.slot * CONV_SLAB, job, copier, step.tap.phase, step.c);
 }
 
 // As tile_load_a, for 16 windows each that lie in one row of a patch, or in two. `pixel`: of the block's first window.
@@ -176,20 +184,21 @@ __device__ static inline void conv_load(uint32_t a[WM / 16][4], uint32_t b[WN / 
     else tile_load_b<WN, CONV_SLAB>(b, w, warp_n, c);
 }
 
-// The sums of WM windows from `window` on and WN channels from warp_n on.
+// The sums of a warp: WM windows from `window` on and WN channels from warp_n on, over taps [first, last).
 template <int WM, int WN, bool DATA>
 __device__ static inline void conv_gemm_sum(float d[WM / 16][WN / 8][4], const conv_job_t& job, const conv_plan_t& plan,
                                             const conv_copier_t& copier, int window, int warp_n, int first, int last) {
-    int all = plan.patch_slots * plan.patch_pixels * CONV_SLAB, steps = (last - first) * ((job.C + CONV_SLAB - 1) / CONV_SLAB);
+    int all = plan.patch_slots * plan.patch_pixels * CONV_SLAB;
+    int steps = (last - first) * ((job.C + CONV_SLAB - 1) / CONV_SLAB);
     shared<bf16> patches = shared_array<bf16>(0, all);
     shared<bf16> weights = shared_array<bf16>(all * sizeof(bf16), CONV_STAGES * CONV_BN * CONV_SLAB);
     conv_step_t ahead = {first, 0, 0, plan.taps[first]};
-    int pixels[CONV_STAGES - 1]; // of the block's first window, in the steps that were copied and not yet multiplied
+    int pixels[CONV_STAGES - 1]; // of the block's first window, in the steps that are copied but not multiplied
     for (int k = 0; k < CONV_STAGES - 1; k++) {
-        conv_copy_weights<DATA>(weights + k * (CONV_BN * CONV_SLAB), job, copier, ahead.what.weight, ahead.c);
+        conv_copy_weights<DATA>(weights + k * (CONV_BN * CONV_SLAB), job, copier, ahead.tap.weight, ahead.c);
         conv_copy_step_patch(patches, job, copier, ahead);
         cp_async_commit();
-        pixels[k] = ahead.slot + ahead.what.pixel;
+        pixels[k] = ahead.slot + ahead.tap.pixel;
         conv_next_step(&ahead, plan, first, last);
     }
     cp_async_wait<CONV_STAGES - 2>();
@@ -207,12 +216,12 @@ __device__ static inline void conv_gemm_sum(float d[WM / 16][WN / 8][4], const c
             w = weights + (k + 1) % CONV_STAGES * (CONV_BN * CONV_SLAB);
         }
         shared<bf16> to = weights + (k + CONV_STAGES - 1) % CONV_STAGES * (CONV_BN * CONV_SLAB);
-        conv_copy_weights<DATA>(to, job, copier, ahead.what.weight, ahead.c);
+        conv_copy_weights<DATA>(to, job, copier, ahead.tap.weight, ahead.c);
         tile_multiply<WM, WN>(d, a[0], b[0]);
         conv_copy_step_patch(patches, job, copier, ahead);
         cp_async_commit();
         for (int i = 1; i + 1 < CONV_STAGES - 1; i++) pixels[i] = pixels[i + 1];
-        pixels[CONV_STAGES - 2] = ahead.slot + ahead.what.pixel;
+        pixels[CONV_STAGES - 2] = ahead.slot + ahead.tap.pixel;
         conv_next_step(&ahead, plan, first, last);
         cp_async_wait<CONV_STAGES - 2>(); // step k + 1 is there,
         __syncthreads();                  // for all threads, and all have read step k: its stage is free
@@ -230,37 +239,39 @@ __device__ static inline bool conv_window_at(size_t* to, const conv_job_t& job, 
 }
 
 // Windows [first, first + 32) of the block and WN channels from o on, from a warp's fragments to out. All shared memory
-// is free for this; each warp has a piece of it. A thread writes one piece of every (256 / WN)-th window. What is
-// beside them is asked for at once, before anything is written: `out` may be `beside`, so that the compiler could not
-// move a load before a store.
+// is free for this; each warp has a piece of it. A thread writes one piece of every (256 / WN)-th window. It asks for
+// all that is beside them before it writes: `out` may be `beside`, so that the compiler could not move a load before a
+// store.
 template <int WN, bool DATA>
 __device__ static inline void conv_write(const conv_job_t& job, const conv_class_t& at, const conv_plan_t& plan,
                                          const float d[2][WN / 8][4], conv_place_t place, int first, int o) {
     constexpr int windows = 32, pitch = WN + 8, pieces = WN / 8, apart = WARP / pieces; // rows g and g + 1: 8 banks
     int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4, row = lane / pieces, column = lane % pieces * 8;
+    bool in_row = job.aligned && o + column < job.OC;
     size_t to;
-    pack<bf16> beside[windows / apart] = {};
-    for (int k = 0; k < windows / apart; k++) {
-        bool valid = conv_window_at(&to, job, at, plan, place, first + row + k * apart) && o + column < job.OC;
-        if (job.beside && job.aligned && valid) beside[k] = load16(job.beside + to + o + column);
+    pack<bf16> beside[pieces] = {};
+    for (int k = 0; k < pieces; k++) {
+        bool valid = conv_window_at(&to, job, at, plan, place, first + row + k * apart) && in_row;
+        if (job.beside && valid) beside[k] = load16(job.beside + to + o + column);
     }
     shared<float> sums = shared_array<float>(threadIdx.x / WARP * windows * pitch * sizeof(float), windows * pitch);
     for (int k = 0; k < 2; k++) {
-        for (int n = 0; n < WN / 8; n++) {
+        for (int n = 0; n < pieces; n++) {
             for (int e = 0; e < 4; e++) sums[(16 * k + g + e / 2 * 8) * pitch + 8 * n + 2 * q + e % 2] = d[k][n][e];
         }
     }
     __syncwarp();
     if (job.aligned) {
         float bias[8];
-        for (int e = 0; e < 8; e++) bias[e] = !DATA && job.bias && o + column < job.OC ? (float)job.bias[o + column + e] : 0;
-        for (int k = 0; k < windows / apart; k++) {
-            bool valid = conv_window_at(&to, job, at, plan, place, first + row + k * apart) && o + column < job.OC;
+        for (int e = 0; e < 8; e++) bias[e] = !DATA && job.bias && in_row ? (float)job.bias[o + column + e] : 0;
+        for (int k = 0; k < pieces; k++) {
+            bool valid = conv_window_at(&to, job, at, plan, place, first + row + k * apart) && in_row;
             shared<float> from = sums + (row + k * apart) * pitch + column;
             pack<float> low = load16(from), high = load16(from + 4);
             pack<bf16> out;
             for (int e = 0; e < 8; e++) {
-                out[e] = (bf16)conv_finish<DATA>(job, (e < 4 ? low[e % 4] : high[e % 4]) + bias[e], (float)beside[k][e]);
+                float sum = (e < 4 ? low[e % 4] : high[e % 4]) + bias[e];
+                out[e] = (bf16)conv_finish<DATA>(job, sum, (float)beside[k][e]);
             }
             if (valid) store16(job.out + to + o + column, out);
         }
@@ -268,7 +279,8 @@ __device__ static inline void conv_write(const conv_job_t& job, const conv_class
         for (int i = lane; i < windows * WN; i += WARP) {
             int channel = o + i % WN;
             if (!conv_window_at(&to, job, at, plan, place, first + i / WN) || channel >= job.OC) continue;
-            float bias = job.bias ? (float)job.bias[channel] : 0, other = job.beside ? (float)job.beside[to + channel] : 0;
+            float bias = job.bias ? (float)job.bias[channel] : 0;
+            float other = job.beside ? (float)job.beside[to + channel] : 0;
             job.out[to + channel] = (bf16)conv_finish<DATA>(job, sums[i / WN * pitch + i % WN] + bias, other);
         }
     }
@@ -278,13 +290,13 @@ __device__ static inline void conv_write(const conv_job_t& job, const conv_class
 // Blocks: x runs over output channels, then columns and rows of patches, then images; y over parity classes. DATA: o is
 // the last index of the weights.
 template <int WINDOWS, int WM, int WN, bool DATA>
-__global__ void __launch_bounds__(CONV_THREADS, WINDOWS == 256 ? 2 : WINDOWS == 128 ? 3 : 4) conv_gemm_kernel(conv_job_t job, conv_plan_t plan) {
+__global__ void __launch_bounds__(CONV_THREADS, WINDOWS == 256 ? 2 : WINDOWS == 128 ? 3 : 4)
+conv_gemm_kernel(conv_job_t job, conv_plan_t plan) {
     const conv_class_t at = job.at[blockIdx.y];
     int rows = WINDOWS >> plan.shift, down = (at.OH + rows - 1) / rows;
     int across = (at.OW + plan.columns - 1) >> plan.shift;
     int tiles_n = (job.OC + CONV_BN - 1) / CONV_BN, tile = blockIdx.x / tiles_n, n = blockIdx.x % tiles_n * CONV_BN;
-    conv_place_t place = {tile / across / down, tile / across % down * rows,
-                          tile % across * plan.columns};
+    conv_place_t place = {tile / across / down, tile / across % down * rows, tile % across * plan.columns};
     if (place.image >= job.B) return; // this class has fewer windows than the first
     int warp = threadIdx.x / WARP, warp_n = warp % (CONV_BN / WN) * WN; // the warp's first output channel
     int window = warp / (CONV_BN / WN) * WM;                            // and first window
@@ -294,14 +306,14 @@ __global__ void __launch_bounds__(CONV_THREADS, WINDOWS == 256 ? 2 : WINDOWS == 
         conv_copier_t copier = conv_copier<WINDOWS, DATA>(job, at, plan, place, n);
         conv_gemm_sum<WM, WN, DATA>(d, job, plan, copier, window, warp_n, first, last);
     }
-    cp_async_wait<0>(); // copies of zeros behind the last channel
+    cp_async_wait<0>(); // zeros behind the last channel
     __syncthreads();
     conv_write<WN, DATA>(job, at, plan, d, place, window, n + warp_n);
     if (WM == 64) conv_write<WN, DATA>(job, at, plan, d + WM / 32, place, window + 32, n + warp_n);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// What the host decides
+// On the host
 
 static inline conv_plan_t conv_gemm_plan(const conv_job_t& job, int windows, int columns) {
     conv_plan_t plan = {};

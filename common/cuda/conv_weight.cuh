@@ -15,6 +15,12 @@
 // 309 GMAC) 4.9 GB pass from L2 instead of 9.7, 0.9 ms at 5.5 TB/s. Device memory is read about once, as the blocks of
 // a split run side by side. The product takes 1.2 ms at 500 TFLOP/s, of which mma instructions are capable.
 //
+// One block of 8 warps runs on a multiprocessor, all in the same step, so that nobody computes while they copy or wait.
+// Hence copies are asked for among the products of a step's first 16 positions, two steps ahead, and the fragments of
+// the next 16 are loaded while the last 16 multiply, across the barrier too. A step is 96 mma (K = 3) in some 370
+// instructions of a warp, at most 40 others in a row (sm_90). Three steps take 86 KB of shared memory. With 4 x 4 taps
+// or stride 2 a step has 32 positions, as registers and memory are scarce: four of them take 80 KB.
+//
 // Both operands lie with the positions as rows, K of the product down a column: ldmatrix turns them.
 //
 // Where one side has at most four channels, the product of conv_narrow.cuh is bound by one read of the wide tensor. 1x1
@@ -107,9 +113,9 @@ static inline conv_weight_t conv_weight_sizes(int B, int H, int W, conv_t conv) 
 
 enum { WEIGHT_OC = 128, WEIGHT_C = 64, WEIGHT_PIXELS = 96, WEIGHT_THREADS = 256 };
 
-// Positions of a step; the pixels of x under them, at most: for pieces of 8 x 8 with K = 4, 8 x 11, or with stride 2
-// and 4 x 8 positions, 4 x 18, rounded up to what all threads copy at a time; and steps in shared memory, as many as 99
-// KB hold, so that every device can run it.
+// Positions of a step, and steps in shared memory, as many as fit into the 99 KB that every device has. Pixels of x
+// under a step: at most 8 x 11 (K = 4, pieces of 4 x 8) or 4 x 18 (with stride 2), 8 x 10 (K = 3), rounded up to what
+// all threads copy at a time.
 template <int K, int STRIDE> static inline __host__ __device__ constexpr int conv_weight_positions() {
     return K == 3 && STRIDE == 1 ? 64 : 32;
 }
