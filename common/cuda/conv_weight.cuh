@@ -36,12 +36,13 @@
 // defines: matmul_backward, add_column_sums
 #include "common/cuda/matmul.cuh"
 
-// Where sums go: split k of a gradient to partial + k * stride, in the layout of dweight and then dbias. With one split
-// there is no partial, and they are added to the gradients at once.
+// Where sums go: split k of a gradient to partial + k * stride, in the layout of dweight and then `parts` of dbias. With
+// one split there is no partial, and they are added to the gradients at once.
 typedef struct {
     float* partial;
     float *dweight, *dbias; // (weights), (OC) or NULL
     size_t weights, stride;
+    int parts;
 } conv_sums_t;
 
 __device__ static inline float* conv_sums_weights(const conv_sums_t& to, size_t split) {
@@ -60,7 +61,11 @@ __global__ void conv_sums_add_kernel(conv_sums_t sums, int splits, size_t n) {
     int rows = blockDim.y, here = threadIdx.y * blockDim.x + threadIdx.x;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     float sum = 0;
-    for (int k = threadIdx.y; i < n && k < splits; k += rows) sum += sums.partial[k * sums.stride + i];
+    for (int k = threadIdx.y; i < n && k < splits; k += rows) {
+        const float* from = sums.partial + k * sums.stride + i;
+        sum += *from;
+        for (int part = 1; i >= sums.weights && part < sums.parts; part++) sum += from[part * (n - sums.weights)];
+    }
     row_sums[here] = sum;
     __syncthreads();
     if (threadIdx.y || i >= n) return;
@@ -69,7 +74,7 @@ __global__ void conv_sums_add_kernel(conv_sums_t sums, int splits, size_t n) {
     *to += sum;
 }
 static inline void conv_sums_add(conv_sums_t sums, int splits, int with_bias, stream_t s) {
-    size_t n = with_bias ? sums.stride : sums.weights;
+    size_t n = with_bias ? sums.weights + (sums.stride - sums.weights) / sums.parts : sums.weights;
     int rows = splits >= 32 ? 16 : splits >= 8 ? 4 : 1, columns = CONV_ADD_THREADS / rows;
     launch<conv_sums_add_kernel>(blocks_for(n, columns), dim3(columns, rows), CONV_ADD_THREADS * sizeof(float), s, sums,
                                  splits, n);
@@ -202,7 +207,8 @@ __device__ static inline void conv_weight_load(uint32_t a[4][4], uint32_t b[K][1
 
 // Eight warps: two times 64 output channels, four times 16 input channels with all K taps, so 64 x 16 K sums a warp.
 // The sums of dout itself, for dbias, are a product with ones; the four warps that hold the same dout share it, one
-// mma each. blockIdx.x counts input channels first, then u, then output channels; blockIdx.y is the split.
+// mma each, and the blocks that do take turns, step by step: each has a part of dbias. blockIdx.x counts input channels
+// first, then u, then output channels; blockIdx.y is the split.
 template <int K, int STRIDE>
 __global__ void __launch_bounds__(WEIGHT_THREADS, 1)
 conv_weight_kernel(conv_sums_t sums,
@@ -216,7 +222,7 @@ conv_weight_kernel(conv_sums_t sums,
     int tiles_c = (c.C + WEIGHT_C - 1) / WEIGHT_C, first_c = blockIdx.x % tiles_c * WEIGHT_C;
     int u = blockIdx.x / tiles_c % K, first_o = blockIdx.x / tiles_c / K * WEIGHT_OC;
     size_t step = c.steps * blockIdx.y / gridDim.y, end = c.steps * (blockIdx.y + 1) / gridDim.y;
-    bool with_bias = sums.dbias && first_c == 0 && u == 0;
+    int part = blockIdx.x % (tiles_c * K), turn = sums.dbias && part < sums.parts ? part : 1 << 30; // steps until then
     shared<bf16> stages = shared_array<bf16>(0, STAGES * STAGE);
 
     float d[K][4][2][4] = {}, bias[4] = {0, 0, 0, 0};
@@ -234,11 +240,12 @@ conv_weight_kernel(conv_sums_t sums,
     for (int slot = 0; step < end; step++) {
         shared<bf16> stage = stages + slot * STAGE, free_stage = stages + (slot + STAGES - 1) % STAGES * STAGE;
         slot = (slot + 1) % STAGES;
-        for (int k = 0; with_bias && k < POSITIONS; k += 16) {
+        for (int k = 0; turn == 0 && k < POSITIONS; k += 16) {
             uint32_t e[1][4];
             tile_load_a_transposed<16, WEIGHT_OC>(e, stage, warp_o + 16 * (warp % 4), k);
             mma_m16n8k16(bias, e[0], ones);
         }
+        turn = turn ? turn - 1 : sums.parts - 1;
         UNROLL for (int k = 0; k < POSITIONS; k += 16) {
             int now = k / 16 % 2;
             if (k + 16 < POSITIONS) {
@@ -277,7 +284,9 @@ conv_weight_kernel(conv_sums_t sums,
     }
     for (int half = 0; half < 2; half++) { // all columns of this product are alike
         int o = first_o + warp_o + 16 * (warp % 4) + 8 * half + g;
-        if (with_bias && o < c.OC && q == 0) bias_sums[o] = bias[2 * half] + (add ? bias_sums[o] : 0);
+        if (sums.dbias && part < sums.parts && o < c.OC && q == 0) {
+            bias_sums[part * c.OC + o] = bias[2 * half] + (add ? bias_sums[o] : 0);
+        }
     }
 }
 
@@ -302,10 +311,12 @@ static inline void conv_weight_launch(conv_sums_t sums, const floatX* dout, cons
                                       stream_t s) {
     int tiles = (c.C + WEIGHT_C - 1) / WEIGHT_C * K * ((c.OC + WEIGHT_OC - 1) / WEIGHT_OC);
     conv_weight_pieces(&c, conv_weight_positions<K, STRIDE>());
+    sums.parts = (c.C + WEIGHT_C - 1) / WEIGHT_C * K, sums.stride = sums.weights + (size_t)sums.parts * c.OC;
     // a step of 64 positions takes all multiprocessors 0.8 us; a split's sums are written and read at 3 TB/s
     double extra = 2 * (double)sums.stride * sizeof(float) / 3e12 / (0.8e-6 * conv_weight_positions<K, STRIDE>() / 64);
     int splits = conv_weight_splits(c.steps, tiles, s->multiprocessors, extra, conv_sums_most(sums));
     if (splits > 1) sums.partial = (float*)device_scratch(s, splits * sums.stride * sizeof(float));
+    else sums.parts = 1;
     size_t bytes = conv_weight_stages<K, STRIDE>() * conv_weight_stage<K, STRIDE>() * sizeof(bf16);
     launch<conv_weight_kernel<K, STRIDE>>(dim3(tiles, splits), WEIGHT_THREADS, bytes, s, sums, dout, x, c);
     if (splits > 1) conv_sums_add(sums, splits, sums.dbias != NULL, s);
@@ -435,7 +446,7 @@ void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
         return;
     }
     size_t weights = (size_t)conv.OC * conv.KH * conv.KW * conv.C;
-    conv_sums_t sums = {nullptr, dweight, dbias, weights, weights + conv.OC};
+    conv_sums_t sums = {nullptr, dweight, dbias, weights, weights + conv.OC, 1};
     conv_weight_t c = conv_weight_sizes(B, H, W, conv);
     if (B == 0 || c.OH <= 0 || c.OW <= 0) return;
     if (conv_weight_narrow(sums, dout, x, B, H, W, conv, s)) return;
