@@ -17,8 +17,8 @@
 //
 // One block of 8 warps runs on a multiprocessor, all in the same step, so that nobody computes while they copy or wait.
 // Hence copies are asked for among the products of a step's first 16 positions, two steps ahead, and the fragments of
-// the next 16 are loaded while the last 16 multiply, across the barrier too. A step is 96 mma (K = 3) in some 370
-// instructions of a warp, at most 40 others in a row (sm_90). Three steps take 86 KB of shared memory. With 4 x 4 taps
+// the next 16 are loaded while the last 16 multiply, across the barrier too. A step is 96 mma (K = 3) in some 380
+// instructions of a warp, at most 13 others in a row (sm_90). Three steps take 84 KB of shared memory. With 4 x 4 taps
 // or stride 2 a step has 32 positions, as registers and memory are scarce: four of them take 80 KB.
 //
 // Both operands lie with the positions as rows, K of the product down a column: ldmatrix turns them.
