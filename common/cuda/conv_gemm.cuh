@@ -58,6 +58,7 @@
 // defines: tile_at, tile_load_b, tile_load_b_transposed, tile_multiply
 #include "common/cuda/mma_tile.cuh"
 
+// Channels of a step, steps in shared memory; threads and output channels of a block.
 enum { CONV_SLAB = 32, CONV_STAGES = 4, CONV_THREADS = 128, CONV_BN = 64, CONV_MOST_TAPS = 64 };
 
 // A tap: its weights, as an offset from those of the class, and the block's first window's pixel in the patch. Where a
