@@ -108,12 +108,12 @@ __device__ static inline conv_copier_t conv_copier(const conv_job_t& job, const 
     return copier;
 }
 
-// A patch, channels [c, c + CONV_SLAB).
+// The patch of a phase, 2 row + column, channels [c, c + CONV_SLAB).
 __device__ static inline void conv_copy_patch(shared<bf16> patch, const conv_job_t& job, const conv_copier_t& copier,
                                               int phase, int c) {
     constexpr int pieces = CONV_SLAB / 8, apart = CONV_THREADS / pieces;
-    int pixel = threadIdx.x / pieces, piece = threadIdx.x % pieces, column = phase % job.stride;
-    int h = copier.h + phase / job.stride, w = copier.w + column, end = copier.end + column;
+    int pixel = threadIdx.x / pieces, piece = threadIdx.x % pieces, column = phase & 1;
+    int h = copier.h + (phase >> 1), w = copier.w + column, end = copier.end + column;
     int width = copier.pitch * job.stride;
     bool channel = c + piece * 8 < job.C;
     shared<bf16> to = patch + tile_at<CONV_SLAB>(pixel, piece);
