@@ -152,6 +152,23 @@ static void test_sizes(stream_t s) {
     }
 }
 
+// A device that has 99 KB of shared memory a block, where a larger one would take the large tile; one that has less
+// than any tile needs; and more taps than the tensor cores' table holds.
+static void test_small_memory(stream_t s) {
+    if (!test_case("conv2d with 99 KB and with 16 KB of shared memory; 9 x 9 taps")) return;
+    conv_t same = conv_square(16, 64, 3, 1, 1, 1), half = conv_square(24, 32, 3, 2, 0, 1);
+    conv_t wide = conv_square(8, 8, 9, 1, 4, 4);
+    int real = s->shared_bytes;
+    s->shared_bytes = 99 * 1024;
+    check_conv(s, 1, 33, 31, same, ACT_RELU, BIAS | RESIDUAL | MASK, 0);
+    check_conv(s, 2, 19, 17, half, ACT_LEAKY, BIAS | MASK, 0);
+    s->shared_bytes = 16 * 1024;
+    check_conv(s, 1, 9, 7, same, ACT_LEAKY, BIAS | MASK, 0);
+    s->shared_bytes = real;
+    check_conv(s, 1, 9, 7, wide, ACT_LEAKY, BIAS | MASK, 0);
+    test_end_case();
+}
+
 // The models' channels with a narrow side.
 static void test_narrow(stream_t s) {
     if (!test_case("conv2d images and logits: 3 -> 64, 128 -> 3, 512 -> 1")) return;
@@ -172,20 +189,21 @@ static void poison(tensor<floatX> t) {
     free(host);
 }
 
-// Each tile size, whatever conv_gemm() would choose.
+// Each tile size, in rows of 16 and of 8 windows, whatever conv_gemm() would choose.
 static void run_tiles(stream_t s, void* context) {
     conv_case_t t = *(conv_case_t*)context;
     conv_tensors_t v = make_case(t);
     const floatX* mask = t.with & MASK ? v.x.dev : nullptr;
-    void (*tiles[3])(conv_job_t, bool, stream_t) = {conv_gemm_tile<16, 64, 64, 64>, conv_gemm_tile<8, 64, 64, 32>,
-                                                    conv_gemm_tile<4, 64, 32, 32>};
-    for (int k = 0; k < 3; k++) {
+    void (*tiles[3])(const conv_job_t& job, int columns, bool data, stream_t s) = {
+        conv_gemm_tile<256, 64, 64>, conv_gemm_tile<128, 64, 32>, conv_gemm_tile<64, 32, 32>};
+    for (int k = 0; k < 6; k++) {
         poison(v.out), poison(v.dx);
         conv_job_t forward = conv_forward_job(v.out.dev, v.x.dev, v.weight.dev, v.bias.dev, v.residual.dev, t.B, t.H,
                                               t.W, t.conv, t.act);
         conv_job_t data = conv_data_job(v.dx.dev, v.dout.dev, v.weight.dev, mask, t.B, t.H, t.W, t.conv, t.act);
-        tiles[k](forward, false, s);
-        tiles[k](data, true, s);
+        int columns = k % 2 ? 8 : 16;
+        tiles[k / 2](forward, columns, false, s);
+        tiles[k / 2](data, columns, true, s);
         check_tensor("out", v.out, TOLERANCE_X);
         check_tensor("dx", v.dx, TOLERANCE_X);
     }
@@ -196,8 +214,40 @@ static void test_tiles(stream_t s) {
     if (!test_case("conv2d every tile size")) return;
     conv_case_t same = {2, 9, 18, conv_square(40, 72, 3, 1, 1, 1), ACT_LEAKY, BIAS | RESIDUAL | MASK, 0};
     conv_case_t half = {1, 37, 21, conv_square(40, 64, 3, 2, 0, 1), ACT_RELU, BIAS | MASK, 0};
+    conv_case_t matrix = {1, 11, 17, conv_square(72, 40, 1, 1, 0, 0), ACT_RELU, BIAS | RESIDUAL | MASK, 0};
     for_each_shape(s, run_tiles, &same);
     for_each_shape(s, run_tiles, &half);
+    for_each_shape(s, run_tiles, &matrix);
+    test_end_case();
+}
+
+static conv_choice_t choice(int B, int H, int W, conv_t conv, bool data, size_t shared_bytes) {
+    conv_job_t job = data ? conv_data_job(NULL, NULL, NULL, NULL, B, H, W, conv, ACT_NONE)
+                          : conv_forward_job(NULL, NULL, NULL, NULL, NULL, B, H, W, conv, ACT_NONE);
+    return conv_gemm_choose(job, 132, shared_bytes);
+}
+static int is_tile(conv_choice_t tile, int windows, int columns) {
+    return tile.windows == windows && (windows == 0 || tile.columns == columns);
+}
+
+// The tile by the shared memory of a block: 227 KB (H100), 163 KB (A100), 99 KB (RTX 30, 40, 50, A10, L4, L40S).
+static void test_choice(void) {
+    if (!test_case("conv2d tile by shared memory and size of the map")) return;
+    conv_t decoder = conv_square(128, 128, 3, 1, 1, 1), half = conv_square(128, 128, 3, 2, 0, 1);
+    size_t limits[3] = {227 * 1024, 163 * 1024, 99 * 1024};
+    for (int k = 0; k < 3; k++) {
+        for (int data = 0; data < 2; data++) {
+            int large = limits[k] > 99 * 1024 ? 256 : 128;
+            check(is_tile(choice(64, 256, 256, decoder, data, limits[k]), large, 16), "large maps");
+            check(choice(64, 256, 256, half, data, limits[k]).windows > 0, "stride 2");
+            check(is_tile(choice(64, 8, 8, decoder, data, limits[k]), 64, 8), "maps of 8 x 8");
+            check(choice(64, 64, 24, decoder, data, limits[k]).columns == 8, "maps 24 wide");
+            check(choice(1, 16, 16, decoder, data, limits[k]).windows == 64, "one small image");
+        }
+    }
+    check(is_tile(choice(64, 256, 256, decoder, false, 48 * 1024), 128, 16), "48 KB");
+    check(is_tile(choice(64, 256, 256, decoder, false, 32 * 1024), 64, 16), "32 KB");
+    check(is_tile(choice(64, 256, 256, decoder, false, 16 * 1024), 0, 0), "no tile fits");
     test_end_case();
 }
 #endif
@@ -209,9 +259,11 @@ int main(int argc, char** argv) {
     test_rectangles(s);
     test_side_by_side(s);
     test_sizes(s);
+    test_small_memory(s);
     test_narrow(s);
 #ifndef FP32
     test_tiles(s);
+    test_choice();
 #endif
     device_close(s);
     return test_finish();

@@ -98,11 +98,23 @@ static void test_models(stream_t s) {
     }
 }
 
+// A device that has 99 KB of shared memory a block: tiles are smaller, the kernels the same.
+static void test_small_memory(stream_t s) {
+    if (!test_case("narrow conv with 99 KB of shared memory: 512 -> 3 and 128 -> 3")) return;
+    int real = s->shared_bytes;
+    s->shared_bytes = 99 * 1024;
+    check_narrow(s, 1, 17, 35, conv_square(512, 3, 3, 1, 1, 1), ACT_NONE, BIAS);
+    check_narrow(s, 1, 17, 35, conv_square(128, 3, 3, 1, 1, 1), ACT_NONE, BIAS | MASK);
+    s->shared_bytes = real;
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     stream_t s = device_open(0);
     test_shapes(s);
     test_models(s);
+    test_small_memory(s);
     device_close(s);
     return test_finish();
 }

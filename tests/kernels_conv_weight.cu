@@ -84,7 +84,7 @@ static void test_sizes(stream_t s) {
         check_weight(s, 1, 5, 6, odd, 1);
         test_end_case();
     }
-    if (test_case("dweight rows of 64, 32, 16 and 8 positions, several splits")) {
+    if (test_case("dweight pieces of 1, 2, 4 and 8 rows, several splits")) {
         conv_t same = conv_square(16, 24, 3, 1, 1, 1), half = conv_square(16, 24, 4, 2, 1, 1);
         conv_t odd = conv_square(7, 9, 3, 1, 1, 1);
         check_splits(s, 1, 5, 130, same, 1);
@@ -123,6 +123,20 @@ static void test_sizes(stream_t s) {
     }
 }
 
+// A device that has 99 KB of shared memory a block: the kernels of all strides and kernels fit.
+static void test_small_memory(stream_t s) {
+    if (!test_case("dweight with 99 KB of shared memory")) return;
+    int real = s->shared_bytes;
+    s->shared_bytes = 99 * 1024;
+    for (int K = 3; K <= 4; K++) {
+        for (int stride = 1; stride <= 2; stride++) check_splits(s, 1, 13, 40, conv_square(16, 24, K, stride, 1, 1), 1);
+    }
+    check_splits(s, 1, 9, 20, conv_square(512, 3, 3, 1, 1, 1), 1);
+    check_weight(s, 1, 5, 6, conv_square(7, 9, 3, 1, 1, 1), 1);
+    s->shared_bytes = real;
+    test_end_case();
+}
+
 // The number of splits: one in which sums go to the gradients at once, several, more than there is work for.
 static void test_splits(void) {
     if (!test_case("dweight splits")) return;
@@ -139,6 +153,7 @@ int main(int argc, char** argv) {
     test_shapes(s);
     test_rectangles(s);
     test_sizes(s);
+    test_small_memory(s);
     test_splits();
     device_close(s);
     return test_finish();

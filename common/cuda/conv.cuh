@@ -7,10 +7,11 @@
 // forms it depends on the shape:
 //
 //   path                      when                           where it occurs
-//   matmul                    1x1, stride 1, nothing beside  decoder: q, k, v, shortcuts of ResBlocks (512 -> 256)
-//   conv_gemm.cuh             channels of the windows a      decoder 3x3 (32 -> 512, 512, 256, 128), and 1x1 with a
-//     (tensor cores)          multiple of 8; in the          residual; VGG 3x3 (64 to 512); PatchGAN 4x4 (64 -> 128
-//                             gradient of x both C and OC    -> 256 -> 512); Inception 1x1 to 7x1 (32 to 2048)
+//   matmul                    1x1, stride 1, no activation   decoder: q, k, v, the projection behind attention with its
+//                             or mask, rows of its own       residual, shortcuts of ResBlocks (512 -> 256)
+//   conv_gemm.cuh             channels of the windows a      decoder 3x3 (32 -> 512, 512, 256, 128); VGG 3x3 (64 to
+//     (tensor cores)          multiple of 8; in the          512); PatchGAN 4x4 (64 -> 128 -> 256 -> 512); Inception
+//                             gradient of x both C and OC    1x1 to 7x1 (32 to 2048)
 //   conv_narrow.cuh           C <= 4 or OC <= 4, square      decoder conv_out 128 -> 3; VGG and PatchGAN 3 -> 64;
 //                             kernels                        PatchGAN 512 -> 1; Inception 3 -> 32
 //   conv_plain.cuh            any other, and the fp32 build  no shape of these models in bf16
@@ -29,7 +30,7 @@
 #include "common/cuda/conv_plain.cuh"
 // defines: conv_narrow_in_forward, conv_narrow_out_forward, conv_narrow_in_backward_data, conv_narrow_out_backward_data
 #include "common/cuda/conv_narrow.cuh"
-// defines: matmul_forward, matmul_backward
+// defines: matmul_residual_forward, matmul_backward
 #include "common/cuda/matmul.cuh"
 
 // Tensor cores read pixels and weights 16 bytes at a time; a batch that begins in the middle of another one need not
@@ -38,10 +39,7 @@ static inline void conv_product(const conv_job_t& job, bool data, stream_t s) {
 #ifndef FP32
     int contiguous = data ? job.OC : job.C; // of the weights
     int aligned = conv_is_aligned(job.x) && conv_is_aligned(job.weight);
-    if (job.C % 8 == 0 && contiguous % 8 == 0 && aligned) {
-        conv_gemm(job, data, s);
-        return;
-    }
+    if (job.C % 8 == 0 && contiguous % 8 == 0 && aligned && conv_gemm(job, data, s)) return;
 #endif
     conv_plain(job, data, s);
 }
@@ -55,8 +53,8 @@ void conv2d_forward(floatX* out,            // (B, OH, OW, out_row)
     int square = conv_is_square(conv), own_rows = conv_out_row(conv) == conv.OC;
     if (conv.C <= 4 && square) conv_narrow_in_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
     else if (conv.OC <= 4 && square) conv_narrow_out_forward(out, x, weight, bias, residual, B, H, W, conv, act, s);
-    else if (conv_is_matmul(conv) && own_rows && !residual && act == ACT_NONE) {
-        matmul_forward(out, x, weight, bias, (size_t)B * H * W, conv.C, conv.OC, s);
+    else if (conv_is_matmul(conv) && own_rows && act == ACT_NONE) {
+        matmul_residual_forward(out, x, weight, bias, residual, (size_t)B * H * W, conv.C, conv.OC, s);
     } else conv_product(conv_forward_job(out, x, weight, bias, residual, B, H, W, conv, act), false, s);
 }
 

@@ -33,7 +33,6 @@ typedef struct {
     const floatX* weight;
     const floatX* bias;        // (OC) or NULL
     const floatX* beside;      // like out, or NULL: the residual, or the mask
-    int masked;                // beside is a mask
     int aligned;               // rows of out and beside are multiples of 16 bytes
     float slope;               // factor of negative sums, or where the mask is not positive: 1, 0 or LEAKY_SLOPE
     int B, H, W, C, OC, out_H, out_W, out_row;
@@ -42,7 +41,6 @@ typedef struct {
     int by_channel, by_output; // and from channel to channel: one of them is 1
     int classes;               // 1, or 4
     conv_class_t at[4];        // the first has the most windows
-    int patch_pixels, patch_slots; // filled in by conv_gemm.cuh
 } conv_job_t;
 
 static inline float conv_slope(activation_t act) {
@@ -87,7 +85,6 @@ static inline conv_job_t conv_data_job(floatX* dx, const floatX* dout, const flo
     conv_check(H, W, conv);
     conv_job_t job = {};
     job.out = dx, job.x = dout, job.weight = weight, job.beside = mask;
-    job.masked = mask != NULL;
     job.slope = mask ? conv_slope(act) : 1;
     job.aligned = conv.C % 8 == 0 && conv_is_aligned(dx) && conv_is_aligned(mask);
     job.B = B, job.H = conv_out_height(H, conv), job.W = conv_out_width(W, conv), job.C = conv.OC, job.OC = conv.C;
@@ -111,11 +108,13 @@ static inline conv_job_t conv_data_job(floatX* dx, const floatX* dout, const flo
 
 // Where the sums of window (b, i, j) go in out.
 __device__ static inline size_t conv_out_at(const conv_job_t& job, const conv_class_t& at, int b, int i, int j) {
-    return (((size_t)b * job.out_H + i * job.step + at.row) * job.out_W + j * job.step + at.column) * job.out_row;
+    int pixel = (i * job.step + at.row) * job.out_W + j * job.step + at.column;
+    return ((size_t)b * job.out_H * job.out_W + pixel) * job.out_row;
 }
 
-// The way from a sum, with its bias, to an output; `beside` is the value of the residual or mask, 0 without one.
-__device__ static inline float conv_finish(const conv_job_t& job, float sum, float beside) {
-    if (job.masked) return sum * (beside > 0 ? 1.0f : job.slope);
+// The way from a sum, with its bias, to an output; `beside` is the value of the residual or mask, 0 without one. DATA:
+// the gradient of x.
+template <bool DATA> __device__ static inline float conv_finish(const conv_job_t& job, float sum, float beside) {
+    if (DATA) return sum * (beside > 0 ? 1.0f : job.slope);
     return (sum > 0 ? sum : job.slope * sum) + beside;
 }

@@ -508,11 +508,16 @@ template <int TILES>
 static inline int conv_narrow_contract_tiles(conv_narrow_io_t io, conv_narrow_t c, stream_t s) {
     // 16 x 32 pixels of an image need 18 x 34 = 1.2 times as many of the wide tensor; y then has 66 KB (N = 27)
     int rows = 16, cols = c.narrow_is_input ? 32 * c.stride : 32, most = 2 * s->multiprocessors;
-    while (rows > 1 && conv_narrow_y_bytes(c, rows, cols) > 80 * 1024) rows /= 2;
-    while (cols > 8 && conv_narrow_y_bytes(c, rows, cols) > 80 * 1024) cols /= 2;
+    size_t weights = (size_t)8 * TILES * conv_narrow_pitch(c.wide) * sizeof(bf16), room = 80 * 1024;
+    if (weights + room > (size_t)s->shared_bytes) {
+        if (weights > (size_t)s->shared_bytes) return 0;
+        room = s->shared_bytes - weights;
+    }
+    while (rows > 1 && conv_narrow_y_bytes(c, rows, cols) > room) rows /= 2;
+    while (cols > 8 && conv_narrow_y_bytes(c, rows, cols) > room) cols /= 2;
     while (rows > 4 && conv_narrow_grid(c.B, c.narrow_H, c.narrow_W, rows, cols).tiles < most) rows /= 2;
     conv_narrow_grid_t grid = conv_narrow_grid(c.B, c.narrow_H, c.narrow_W, rows, cols);
-    size_t bytes = (size_t)8 * TILES * conv_narrow_pitch(c.wide) * sizeof(bf16) + conv_narrow_y_bytes(c, rows, cols);
+    size_t bytes = weights + conv_narrow_y_bytes(c, rows, cols);
     if (bytes > (size_t)s->shared_bytes) return 0;
     int blocks = grid.tiles < most ? grid.tiles : most;
     launch<conv_narrow_contract_kernel<TILES>>(blocks, NARROW_THREADS, bytes, s, io, c, grid);

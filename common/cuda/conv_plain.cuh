@@ -69,7 +69,7 @@ template <bool DATA> __global__ void conv_plain_kernel(conv_job_t job) {
             int o = n + x + q;
             if (o >= job.OC) break;
             float bias = job.bias ? (float)job.bias[o] : 0, beside = job.beside ? (float)job.beside[to + o] : 0;
-            job.out[to + o] = (floatX)conv_finish(job, sum[p][q] + bias, beside);
+            job.out[to + o] = (floatX)conv_finish<DATA>(job, sum[p][q] + bias, beside);
         }
     }
 }

@@ -15,6 +15,12 @@
 // 309 GMAC) 4.9 GB pass from L2 instead of 9.7, 0.9 ms at 5.5 TB/s. Device memory is read about once, as the blocks of
 // a split run side by side. The product takes 1.2 ms at 500 TFLOP/s, of which mma instructions are capable.
 //
+// One block of 8 warps runs on a multiprocessor, all in the same step, so that nobody computes while they copy or wait.
+// Hence copies are asked for among the products of a step's first 16 positions, two steps ahead, and the fragments of
+// the next 16 are loaded while the last 16 multiply, across the barrier too. A step is 96 mma (K = 3) in some 380
+// instructions of a warp, at most 13 others in a row (sm_90). Three steps take 84 KB of shared memory. With 4 x 4 taps
+// or stride 2 a step has 32 positions, as registers and memory are scarce: four of them take 80 KB.
+//
 // Both operands lie with the positions as rows, K of the product down a column: ldmatrix turns them.
 //
 // Where one side has at most four channels, the product of conv_narrow.cuh is bound by one read of the wide tensor. 1x1
@@ -30,12 +36,13 @@
 // defines: matmul_backward, add_column_sums
 #include "common/cuda/matmul.cuh"
 
-// Where sums go: split k of a gradient to partial + k * stride, in the layout of dweight and then dbias. With one split
-// there is no partial, and they are added to the gradients at once.
+// Where sums go: split k of a gradient to partial + k * stride, in the layout of dweight and then `parts` of dbias. With
+// one split there is no partial, and they are added to the gradients at once.
 typedef struct {
     float* partial;
     float *dweight, *dbias; // (weights), (OC) or NULL
     size_t weights, stride;
+    int parts;
 } conv_sums_t;
 
 __device__ static inline float* conv_sums_weights(const conv_sums_t& to, size_t split) {
@@ -54,7 +61,11 @@ __global__ void conv_sums_add_kernel(conv_sums_t sums, int splits, size_t n) {
     int rows = blockDim.y, here = threadIdx.y * blockDim.x + threadIdx.x;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     float sum = 0;
-    for (int k = threadIdx.y; i < n && k < splits; k += rows) sum += sums.partial[k * sums.stride + i];
+    for (int k = threadIdx.y; i < n && k < splits; k += rows) {
+        const float* from = sums.partial + k * sums.stride + i;
+        sum += *from;
+        for (int part = 1; i >= sums.weights && part < sums.parts; part++) sum += from[part * (n - sums.weights)];
+    }
     row_sums[here] = sum;
     __syncthreads();
     if (threadIdx.y || i >= n) return;
@@ -63,7 +74,7 @@ __global__ void conv_sums_add_kernel(conv_sums_t sums, int splits, size_t n) {
     *to += sum;
 }
 static inline void conv_sums_add(conv_sums_t sums, int splits, int with_bias, stream_t s) {
-    size_t n = with_bias ? sums.stride : sums.weights;
+    size_t n = with_bias ? sums.weights + (sums.stride - sums.weights) / sums.parts : sums.weights;
     int rows = splits >= 32 ? 16 : splits >= 8 ? 4 : 1, columns = CONV_ADD_THREADS / rows;
     launch<conv_sums_add_kernel>(blocks_for(n, columns), dim3(columns, rows), CONV_ADD_THREADS * sizeof(float), s, sums,
                                  splits, n);
@@ -105,15 +116,19 @@ static inline conv_weight_t conv_weight_sizes(int B, int H, int W, conv_t conv) 
 
 #ifndef FP32 // ---------------------------------------------------------------------------------- tensor cores, bf16
 
-enum { WEIGHT_OC = 128, WEIGHT_C = 64, WEIGHT_POSITIONS = 64, WEIGHT_STAGES = 4, WEIGHT_THREADS = 256 };
+enum { WEIGHT_OC = 128, WEIGHT_C = 64, WEIGHT_PIXELS = 96, WEIGHT_THREADS = 256 };
 
-// Pixels of x in a step, at most: for pieces of 8 x 8 with K = 4, 8 x 11 or (stride 2) 8 x 18, rounded up to what all
-// threads copy at a time.
-template <int STRIDE> static inline __host__ __device__ constexpr int conv_weight_pixels() {
-    return STRIDE == 1 ? 96 : 160;
+// Positions of a step, and steps in shared memory, as many as fit into the 99 KB that every device has. Pixels of x
+// under a step: at most 8 x 11 (K = 4, pieces of 4 x 8) or 4 x 18 (with stride 2), 8 x 10 (K = 3), rounded up to what
+// all threads copy at a time.
+template <int K, int STRIDE> static inline __host__ __device__ constexpr int conv_weight_positions() {
+    return K == 3 && STRIDE == 1 ? 64 : 32;
 }
-template <int STRIDE> static inline __host__ __device__ constexpr size_t conv_weight_stage() { // elements
-    return WEIGHT_POSITIONS * WEIGHT_OC + conv_weight_pixels<STRIDE>() * WEIGHT_C;
+template <int K, int STRIDE> static inline __host__ __device__ constexpr int conv_weight_stages() {
+    return K == 3 && STRIDE == 1 ? 3 : 4;
+}
+template <int K, int STRIDE> static inline __host__ __device__ constexpr size_t conv_weight_stage() { // elements
+    return conv_weight_positions<K, STRIDE>() * WEIGHT_OC + WEIGHT_PIXELS * WEIGHT_C;
 }
 
 // Piece p of a pixel of x, in shared memory: as tile_at, for rows that ldmatrix meets in steps of the stride.
@@ -123,7 +138,7 @@ template <int STRIDE> __device__ static inline int conv_weight_at(int pixel, int
 
 // What a thread copies in every step: of dout, piece p of positions m, m + 16, ...; of x, piece p of every 32nd pixel.
 template <int STRIDE> struct conv_weight_copy_t {
-    enum { PIXELS = conv_weight_pixels<STRIDE>() / (WEIGHT_THREADS / (WEIGHT_C / 8)) };
+    enum { APART = WEIGHT_THREADS / (WEIGHT_C / 8), PIXELS = WEIGHT_PIXELS / APART };
     int image, i, j;   // of the step that is copied next: its first position
     int o, channel;    // first of the eight
     int place[PIXELS]; // row and column of the pixels in the piece of x, in one word; -1 behind the last
@@ -140,102 +155,115 @@ __device__ static inline conv_weight_copy_t<STRIDE> conv_weight_first(const conv
     copy.channel = first_c + threadIdx.x % (WEIGHT_C / 8) * 8;
     for (int k = 0; k < copy.PIXELS; k++) {
         int pixel = threadIdx.x / (WEIGHT_C / 8) + k * (WEIGHT_THREADS / (WEIGHT_C / 8)), line = pixel / length;
-        copy.place[k] = line < c.rows ? line * STRIDE << 16 | (pixel - line * length) : -1;
+        copy.place[k] = line < c.rows ? line * STRIDE << 16 | (pixel - line * length) : 0x7fff << 16;
     }
     return copy;
 }
 
-// Copies a step's dout (64 positions, 128) and x (pixels, 64) to shared memory, zeros for what is outside, and goes on
-// to the next step.
+// Copies a step's dout (positions, 128) and x (pixels, 64) to shared memory, zeros for what is outside and where there
+// are no `more` steps, and goes on to the next step.
 template <int K, int STRIDE>
-__device__ static inline void conv_weight_load(shared<bf16> stage, const bf16* dout, const bf16* x,
-                                               const conv_weight_t& c, int u, conv_weight_copy_t<STRIDE>& copy) {
-    size_t first = (((size_t)copy.image * c.OH + copy.i) * c.OW + copy.j) * c.OC + copy.o;
+__device__ static inline void conv_weight_copy(shared<bf16> stage, const bf16* dout, const bf16* x,
+                                               const conv_weight_t& c, int u, conv_weight_copy_t<STRIDE>& copy,
+                                               bool more) {
+    constexpr int positions = conv_weight_positions<K, STRIDE>(), apart = WEIGHT_THREADS / (WEIGHT_OC / 8);
+    const bf16* from = dout + (((size_t)copy.image * c.OH + copy.i) * c.OW + copy.j) * c.OC + copy.o;
     int m = threadIdx.x / (WEIGHT_OC / 8), p = threadIdx.x % (WEIGHT_OC / 8);
-    for (int k = 0; k < WEIGHT_POSITIONS / (WEIGHT_THREADS / (WEIGHT_OC / 8)); k++) {
-        int line = m >> c.shift, col = m & (c.cols - 1);
-        bool valid = copy.i + line < c.OH && copy.j + col < c.OW && copy.o < c.OC;
-        cp_async_16(stage + tile_at<WEIGHT_OC>(m, p), dout + (valid ? first + (line * c.OW + col) * c.OC : 0), valid);
-        m += WEIGHT_THREADS / (WEIGHT_OC / 8);
+    bool inside = more && copy.o < c.OC;
+    for (int k = 0; k < positions; k += apart) {
+        int line = (m + k) >> c.shift, col = (m + k) & (c.cols - 1);
+        bool valid = inside && copy.i + line < c.OH && copy.j + col < c.OW;
+        cp_async_16(stage + tile_at<WEIGHT_OC>(m + k, p), from + (ptrdiff_t)(line * c.OW + col) * c.OC, valid);
     }
-    shared<bf16> window = stage + WEIGHT_POSITIONS * WEIGHT_OC;
+    shared<bf16> window = stage + positions * WEIGHT_OC;
     int top = copy.i * STRIDE + u - c.pad_top, left = copy.j * STRIDE - c.pad_left;
-    ptrdiff_t corner = (((ptrdiff_t)copy.image * c.H + top) * c.W + left) * c.C + copy.channel; // may be outside
+    inside = more && copy.channel < c.C;
+    from = x + (((ptrdiff_t)copy.image * c.H + top) * c.W + left) * c.C + copy.channel; // may be outside
     int pixel = threadIdx.x / (WEIGHT_C / 8);
     for (int k = 0; k < copy.PIXELS; k++) {
-        int line = copy.place[k] >> 16, col = copy.place[k] & 0xffff;
-        bool inside = (unsigned)(top + line) < (unsigned)c.H && (unsigned)(left + col) < (unsigned)c.W;
-        bool valid = inside && copy.channel < c.C;
-        if (copy.place[k] >= 0) {
-            cp_async_16(window + conv_weight_at<STRIDE>(pixel, threadIdx.x % (WEIGHT_C / 8)),
-                        x + (valid ? corner + (line * c.W + col) * c.C : 0), valid);
-        }
-        pixel += WEIGHT_THREADS / (WEIGHT_C / 8);
+        int line = copy.place[k] >> 16, col = copy.place[k] & 0xffff, row = top + line;
+        bool valid = inside && (unsigned)row < (unsigned)c.H && (unsigned)(left + col) < (unsigned)c.W;
+        cp_async_16(window + conv_weight_at<STRIDE>(pixel + k * copy.APART, threadIdx.x % (WEIGHT_C / 8)),
+                    from + (ptrdiff_t)(line * c.W + col) * c.C, valid);
     }
     copy.j += c.cols;
     if (copy.j >= c.OW) copy.j = 0, copy.i += c.rows;
     if (copy.i >= c.OH) copy.i = 0, copy.image++;
 }
 
+// The fragments of positions [k, k + 16): 64 channels of dout from warp_o on, and 16 channels of x from warp_c on, for
+// each tap.
+template <int K, int STRIDE>
+__device__ static inline void conv_weight_load(uint32_t a[4][4], uint32_t b[K][1][4], shared<const bf16> stage,
+                                               const conv_weight_t& c, int warp_o, int warp_c, int k) {
+    shared<const bf16> window = stage + conv_weight_positions<K, STRIDE>() * WEIGHT_OC;
+    int lane = threadIdx.x % WARP, m = k + lane % 16; // the position of this thread's row in ldmatrix
+    int pixel = (m >> c.shift) * ((c.cols - 1) * STRIDE + K) + (m & (c.cols - 1)) * STRIDE;
+    tile_load_a_transposed<64, WEIGHT_OC>(a, stage, warp_o, k);
+    for (int v = 0; v < K; v++) {
+        ldmatrix_x4_transposed(b[v][0], window + conv_weight_at<STRIDE>(pixel + v, warp_c / 8 + lane / 16));
+    }
+}
+
 // Eight warps: two times 64 output channels, four times 16 input channels with all K taps, so 64 x 16 K sums a warp.
 // The sums of dout itself, for dbias, are a product with ones; the four warps that hold the same dout share it, one
-// mma each. blockIdx.x counts input channels first, then u, then output channels; blockIdx.y is the split.
+// mma each, and the blocks that do take turns, step by step: each has a part of dbias. blockIdx.x counts input channels
+// first, then u, then output channels; blockIdx.y is the split.
 template <int K, int STRIDE>
 __global__ void __launch_bounds__(WEIGHT_THREADS, 1)
 conv_weight_kernel(conv_sums_t sums,
                    const bf16* dout, // (B, OH, OW, OC)
                    const bf16* x,    // (B, H, W, C)
                    conv_weight_t c) {
-    constexpr size_t STAGE = conv_weight_stage<STRIDE>();
-    constexpr int UNROLLED = K == 3 ? 64 : 32; // positions; with K = 4 registers are scarce
+    constexpr size_t STAGE = conv_weight_stage<K, STRIDE>();
+    constexpr int STAGES = conv_weight_stages<K, STRIDE>(), POSITIONS = conv_weight_positions<K, STRIDE>();
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
     int warp_o = warp / 4 * 64, warp_c = warp % 4 * 16;
     int tiles_c = (c.C + WEIGHT_C - 1) / WEIGHT_C, first_c = blockIdx.x % tiles_c * WEIGHT_C;
     int u = blockIdx.x / tiles_c % K, first_o = blockIdx.x / tiles_c / K * WEIGHT_OC;
     size_t step = c.steps * blockIdx.y / gridDim.y, end = c.steps * (blockIdx.y + 1) / gridDim.y;
-    bool with_bias = sums.dbias && first_c == 0 && u == 0;
-    shared<bf16> stages = shared_array<bf16>(0, WEIGHT_STAGES * STAGE);
+    int part = blockIdx.x % (tiles_c * K), turn = sums.dbias && part < sums.parts ? part : 1 << 30; // steps until then
+    shared<bf16> stages = shared_array<bf16>(0, STAGES * STAGE);
 
-    float d[K][4][2][4], bias[4] = {0, 0, 0, 0};
-    for (int v = 0; v < K; v++) {
-        for (int m = 0; m < 4; m++) {
-            for (int e = 0; e < 4; e++) d[v][m][0][e] = d[v][m][1][e] = 0;
-        }
-    }
+    float d[K][4][2][4] = {}, bias[4] = {0, 0, 0, 0};
     uint32_t ones[2] = {bf16x2(1, 1), bf16x2(1, 1)};
 
     conv_weight_copy_t<STRIDE> copy = conv_weight_first<K, STRIDE>(c, step, first_o, first_c);
-    for (int k = 0; k < WEIGHT_STAGES - 1; k++) {
-        if (step + k < end) conv_weight_load<K, STRIDE>(stages + k * STAGE, dout, x, c, u, copy);
+    for (int k = 0; k < STAGES - 1; k++) {
+        conv_weight_copy<K, STRIDE>(stages + k * STAGE, dout, x, c, u, copy, step + k < end);
         cp_async_commit();
     }
-    for (int slot = 0; step < end; step++, slot = (slot + 1) % WEIGHT_STAGES) {
-        cp_async_wait<WEIGHT_STAGES - 2>();
-        __syncthreads(); // this step's values are there, and everyone is done with those of the step before
-        int free_slot = (slot + WEIGHT_STAGES - 1) % WEIGHT_STAGES;
-        if (step + WEIGHT_STAGES - 1 < end) {
-            conv_weight_load<K, STRIDE>(stages + free_slot * STAGE, dout, x, c, u, copy);
+    cp_async_wait<STAGES - 2>();
+    __syncthreads();
+    uint32_t a[2][4][4], b[2][K][1][4];
+    conv_weight_load<K, STRIDE>(a[0], b[0], stages, c, warp_o, warp_c, 0);
+    for (int slot = 0; step < end; step++) {
+        shared<bf16> stage = stages + slot * STAGE, free_stage = stages + (slot + STAGES - 1) % STAGES * STAGE;
+        slot = (slot + 1) % STAGES;
+        for (int k = 0; turn == 0 && k < POSITIONS; k += 16) {
+            uint32_t e[1][4];
+            tile_load_a_transposed<16, WEIGHT_OC>(e, stage, warp_o + 16 * (warp % 4), k);
+            mma_m16n8k16(bias, e[0], ones);
         }
-        cp_async_commit();
-        shared<bf16> stage = stages + slot * STAGE, window = stage + WEIGHT_POSITIONS * WEIGHT_OC;
-        for (int first = 0; first < WEIGHT_POSITIONS; first += UNROLLED) {
-            UNROLL for (int k = first; k < first + UNROLLED; k += 16) {
-                uint32_t a[4][4], b[1][4];
-                tile_load_a_transposed<64, WEIGHT_OC>(a, stage, warp_o, k);
-                int m = k + lane % 16; // the position of this thread's row in ldmatrix
-                int pixel = (m >> c.shift) * ((c.cols - 1) * STRIDE + K) + (m & (c.cols - 1)) * STRIDE;
-                for (int v = 0; v < K; v++) {
-                    ldmatrix_x4_transposed(b[0], window + conv_weight_at<STRIDE>(pixel + v, warp_c / 8 + lane / 16));
-                    tile_multiply<64, 16>(d[v], a, b);
-                }
+        turn = turn ? turn - 1 : sums.parts - 1;
+        UNROLL for (int k = 0; k < POSITIONS; k += 16) {
+            int now = k / 16 % 2;
+            if (k + 16 < POSITIONS) {
+                conv_weight_load<K, STRIDE>(a[1 - now], b[1 - now], stage, c, warp_o, warp_c, k + 16);
+            } else {
+                cp_async_wait<STAGES - 2>(); // the next step's values are there,
+                __syncthreads();             // for all threads, and everyone has read this one's
+                conv_weight_load<K, STRIDE>(a[1 - now], b[1 - now], stages + slot * STAGE, c, warp_o, warp_c, 0);
             }
-        }
-        for (int k = 0; with_bias && k < WEIGHT_POSITIONS; k += 16) {
-            uint32_t a[1][4];
-            tile_load_a_transposed<16, WEIGHT_OC>(a, stage, warp_o + 16 * (warp % 4), k);
-            mma_m16n8k16(bias, a[0], ones);
+            tile_multiply<64, 16>(d[0], a[now], b[now][0]);
+            if (k == 0) {
+                conv_weight_copy<K, STRIDE>(free_stage, dout, x, c, u, copy, step + STAGES - 1 < end);
+                cp_async_commit();
+            }
+            for (int v = 1; v < K; v++) tile_multiply<64, 16>(d[v], a[now], b[now][v]);
         }
     }
+    cp_async_wait<0>();
 
     float *weight_sums = conv_sums_weights(sums, blockIdx.y), *bias_sums = conv_sums_bias(sums, blockIdx.y);
     bool add = !sums.partial;
@@ -256,15 +284,18 @@ conv_weight_kernel(conv_sums_t sums,
     }
     for (int half = 0; half < 2; half++) { // all columns of this product are alike
         int o = first_o + warp_o + 16 * (warp % 4) + 8 * half + g;
-        if (with_bias && o < c.OC && q == 0) bias_sums[o] = bias[2 * half] + (add ? bias_sums[o] : 0);
+        if (sums.dbias && part < sums.parts && o < c.OC && q == 0) {
+            bias_sums[part * c.OC + o] = bias[2 * half] + (add ? bias_sums[o] : 0);
+        }
     }
 }
 
-// Pieces of rows x cols = 64 positions that cover an image of the output with the least waste; wide ones are better.
-static inline void conv_weight_pieces(conv_weight_t* c) {
+// Pieces of rows x cols positions that cover an image of the output with the least waste; wide ones are better.
+static inline void conv_weight_pieces(conv_weight_t* c, int positions) {
     int least = 0;
     for (int shift = 6; shift >= 3; shift--) {
-        int cols = 1 << shift, rows = WEIGHT_POSITIONS / cols;
+        int cols = 1 << shift, rows = positions / cols;
+        if (rows == 0) continue;
         int pieces = ((c->OH + rows - 1) / rows) * ((c->OW + cols - 1) / cols);
         if (least && pieces >= least) continue;
         least = pieces;
@@ -279,11 +310,14 @@ template <int K, int STRIDE>
 static inline void conv_weight_launch(conv_sums_t sums, const floatX* dout, const floatX* x, conv_weight_t c,
                                       stream_t s) {
     int tiles = (c.C + WEIGHT_C - 1) / WEIGHT_C * K * ((c.OC + WEIGHT_OC - 1) / WEIGHT_OC);
-    // a step of all multiprocessors is 0.8 us; a split's sums are written and read at 3 TB/s
-    double extra = 2 * (double)sums.stride * sizeof(float) / 3e12 / 0.8e-6;
+    conv_weight_pieces(&c, conv_weight_positions<K, STRIDE>());
+    sums.parts = (c.C + WEIGHT_C - 1) / WEIGHT_C * K, sums.stride = sums.weights + (size_t)sums.parts * c.OC;
+    // a step of 64 positions takes all multiprocessors 0.8 us; a split's sums are written and read at 3 TB/s
+    double extra = 2 * (double)sums.stride * sizeof(float) / 3e12 / (0.8e-6 * conv_weight_positions<K, STRIDE>() / 64);
     int splits = conv_weight_splits(c.steps, tiles, s->multiprocessors, extra, conv_sums_most(sums));
     if (splits > 1) sums.partial = (float*)device_scratch(s, splits * sums.stride * sizeof(float));
-    size_t bytes = WEIGHT_STAGES * conv_weight_stage<STRIDE>() * sizeof(bf16);
+    else sums.parts = 1;
+    size_t bytes = conv_weight_stages<K, STRIDE>() * conv_weight_stage<K, STRIDE>() * sizeof(bf16);
     launch<conv_weight_kernel<K, STRIDE>>(dim3(tiles, splits), WEIGHT_THREADS, bytes, s, sums, dout, x, c);
     if (splits > 1) conv_sums_add(sums, splits, sums.dbias != NULL, s);
 }
@@ -292,7 +326,6 @@ static inline void conv_weight_launch(conv_sums_t sums, const floatX* dout, cons
 static inline int conv_weight_tensor(conv_sums_t sums, const floatX* dout, const floatX* x, conv_weight_t c,
                                      stream_t s) {
     if (c.C % 8 || c.OC % 8 || !conv_narrow_aligned(dout) || !conv_narrow_aligned(x)) return 0;
-    conv_weight_pieces(&c);
     if (c.KH != c.KW) return 0;
     if (c.KH == 3 && c.stride == 1) conv_weight_launch<3, 1>(sums, dout, x, c, s);
     else if (c.KH == 3 && c.stride == 2) conv_weight_launch<3, 2>(sums, dout, x, c, s);
@@ -413,7 +446,7 @@ void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
         return;
     }
     size_t weights = (size_t)conv.OC * conv.KH * conv.KW * conv.C;
-    conv_sums_t sums = {nullptr, dweight, dbias, weights, weights + conv.OC};
+    conv_sums_t sums = {nullptr, dweight, dbias, weights, weights + conv.OC, 1};
     conv_weight_t c = conv_weight_sizes(B, H, W, conv);
     if (B == 0 || c.OH <= 0 || c.OW <= 0) return;
     if (conv_weight_narrow(sums, dout, x, B, H, W, conv, s)) return;
