@@ -30,6 +30,8 @@
 #include "common/cuda/blas.cuh"
 // defines: load_upto
 #include "common/cuda/reduce.cuh"
+// defines: add_parts
+#include "common/cuda/parts.cuh"
 // defines: gelu_forward
 #include "common/cuda/activation.cuh"
 
@@ -173,9 +175,9 @@ void matmul_gelu_forward(floatX* out,          // (N, OC)
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums over rows
 
-// First kernel: block (i, slab) adds up the rows of one slab, for 32 packs of columns: a lane owns the columns of one
-// pack, the 8 warps take every eighth row. Second kernel: the slabs' sums, again dealt to 8 warps. There are about 4
-// blocks a multiprocessor; N is cut into as many slabs as that takes. `whole`: every pack is complete and aligned.
+// Block (i, slab) adds up the rows of one slab, for 32 packs of columns: a lane owns the columns of one
+// pack, the 8 warps take every eighth row. add_parts adds the slabs. There are about 4 blocks a multiprocessor; N is cut
+// into as many slabs as that takes. `whole`: every pack is complete and aligned.
 enum {
     COLUMN_WARPS = 8,
     COLUMN_THREADS = COLUMN_WARPS * WARP,
@@ -217,20 +219,6 @@ __global__ void column_sums_kernel(float* partial, const floatX* x, size_t N, in
     }
 }
 
-// sums += the `slabs` rows of partial
-__global__ void add_partial_sums_kernel(float* sums, const float* partial, int slabs, int C) {
-    shared<float> work = shared_array<float>(0, COLUMN_THREADS);
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = blockIdx.x * WARP + lane;
-    float sum = 0;
-    for (int slab = warp; slab < slabs && column < C; slab += COLUMN_WARPS) sum += partial[(size_t)slab * C + column];
-    work[threadIdx.x] = sum;
-    __syncthreads();
-    if (warp > 0 || column >= C) return;
-    float total = 0;
-    for (int w = 0; w < COLUMN_WARPS; w++) total += work[w * WARP + lane];
-    sums[column] += total;
-}
-
 // sums += sum over rows of x. Uses the stream's scratch memory.
 static inline void add_column_sums(float* sums,     // (C) +=
                                    const floatX* x, // (N, C)
@@ -249,8 +237,7 @@ static inline void add_column_sums(float* sums,     // (C) +=
     } else {
         launch<column_sums_kernel<false>>(grid, COLUMN_THREADS, bytes, s, partial, x, N, C, slab_rows);
     }
-    launch<add_partial_sums_kernel>(blocks_for(C, WARP), COLUMN_THREADS, COLUMN_THREADS * sizeof(float), s, sums,
-                                    (const float*)partial, (int)slabs, C);
+    add_parts(sums, NULL, NULL, partial, slabs, 1, C, s);
 }
 
 void matmul_backward(floatX* dx,           // (N, C) or NULL

@@ -16,6 +16,8 @@
 #pragma once
 // defines: launch, shared_array, pack, load16, store16, block_sum, blocks_for
 #include "common/cuda/launch.cuh"
+// defines: finish_sums, WRITE_SUM, ADD_SUM
+#include "common/cuda/parts.cuh"
 
 enum {
     REDUCE_THREADS = 256,
@@ -101,26 +103,6 @@ __global__ static void reduce_pieces(float* partial, // (groups, pieces)
     }
     sum = block_sum(sum, work);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-}
-
-// Block k: out_k = scale times the sum of the partial sums of group k, added to out_k where `accumulate` says so.
-__global__ static void add_partials(float* out,           // (groups)
-                                    const float* partial, // (groups, pieces)
-                                    unsigned pieces, float scale, int accumulate) {
-    shared<float> work = shared_array<float>(0, WARP);
-    const float* mine = partial + (size_t)blockIdx.x * pieces;
-    float sum = 0;
-    for (unsigned i = threadIdx.x; i < pieces; i += blockDim.x) sum += mine[i];
-    sum = scale * block_sum(sum, work);
-    if (threadIdx.x == 0) out[blockIdx.x] = accumulate ? out[blockIdx.x] + sum : sum;
-}
-
-enum { WRITE_SUM = 0, ADD_SUM = 1 };
-static inline void finish_sums(float* out,           // (groups)
-                               const float* partial, // (groups, pieces)
-                               int groups, unsigned pieces, double scale, int accumulate, stream_t s) {
-    unsigned warps = pieces < 32 * WARP ? blocks_for(pieces, WARP) : 32;
-    launch<add_partials>(groups, warps * WARP, WARP * sizeof(float), s, out, partial, pieces, (float)scale, accumulate);
 }
 
 // ARRAYS is 2 for terms in a and b, and 1 for terms in a alone, where b is given as a and not read.
