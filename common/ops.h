@@ -63,6 +63,8 @@ void gelu_backward(floatX* dpre,       // (n)
 // ---------------------------------------------------------------------------------------------------------------------
 // Normalisation                                                                                         dev/cpu/norm.h
 
+// The residual stream (x, sum, and their gradients) is floatS in the LayerNorms: it collects what all blocks add.
+//
 // LayerNorm: mean and variance over C; rstd = 1 / sqrt(var + eps); out = (x - mean) rstd weight + bias.       2 passes
 void layernorm_forward(floatX* out,                   // (N, C)
                        floatS* mean, floatS* rstd,    // (N)
@@ -520,8 +522,9 @@ void silu_backward(floatX* dx, const floatX* dout, const floatX* x, size_t n, st
 void swiglu_forward(floatX* out,     // (N, F)
                     const floatX* x, // (N, 2F)
                     size_t N, int F, stream_t s);
-// da = dout b sigmoid(a) (1 + a (1 - sigmoid(a)));  db = dout SiLU(a)                                          5 passes
+// da = dout b sigmoid(a) (1 + a (1 - sigmoid(a)));  db = dout SiLU(a);  dbias += sum over rows of dx           5 passes
 void swiglu_backward(floatX* dx,         // (N, 2F)
+                     floatS* dbias,      // (2F) of the linear layer in front, or NULL
                      const floatX* dout, // (N, F)
                      const floatX* x,    // (N, 2F)
                      size_t N, int F, stream_t s);

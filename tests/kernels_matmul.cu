@@ -2,8 +2,8 @@
 // offers to other families: products with a residual, batched products, sums over rows.
 //
 // Every product runs in three ways: by the library, by its algorithm that is measured to be the fastest, and by our own
-// kernel, which stands in for it. In the emulator the library is dev/emu/cublaslt.h, which can be told to fail and counts
-// the questions it is asked.
+// kernel, which stands in for it. In the emulator the library is dev/emu/cublaslt.h, which can be told to fail and
+// counts the questions it is asked.
 #define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, for_each_shape, namespace cpu
 #include "tests/kernel.h"
@@ -353,7 +353,8 @@ static product_t new_product(size_t N, int C, int OC) {
             random_gradient((size_t)OC * C)};
 }
 
-// A product that writes, one that adds to its own output, twice, and a gradient that adds up; all against the reference.
+// A product that writes, one that adds to its own output, twice, and a gradient that adds up; all against the
+// reference.
 static void check_products(product_t p, stream_t s) {
     cpu::matmul_forward(p.out.ref, p.x.ref, p.weight.ref, p.bias.ref, p.N, p.C, p.OC, 0);
     for (int twice = 0; twice < 2; twice++) {
@@ -411,7 +412,7 @@ static void test_failures(stream_t s) {
         char* said = temporary_read("stderr", NULL);
         check(occurrences(said, "warning: ") == (words ? 3 : 0), "a warning for each product, not for each call");
         check(!words || occurrences(said, words) == 3, "the library's words");
-        check(!words || strstr(said, "a product of (70, 40) and (40, 72), batch 1, with bias: "), "the product's shape");
+        check(!words || strstr(said, "a product of (70, 40) and (40, 72), batch 1, with bias: "), "its shape");
         check(!words || strstr(said, "30 to 50 times slower"), "what it costs");
         free(said);
         unlink(temporary_path(path, "stderr"));

@@ -1,5 +1,5 @@
-// blas.cuh: matrix products by NVIDIA's cuBLASLt, whose kernels reach 80 to 90 % of what the tensor cores can do: what a
-// product is, how the library is told, and which of its algorithms it takes.
+// blas.cuh: matrix products by NVIDIA's cuBLASLt, whose kernels reach 80 to 90 % of what the tensor cores can do: what
+// a product is, how the library is told, and which of its algorithms it takes.
 //
 //   matmul_blas(call, s)   1: the product is queued; 0: the library has no algorithm, and nothing was done
 //
@@ -14,10 +14,10 @@
 //   in a training step   the fastest of the MATMUL_CANDIDATES best by the library's estimate, measured when a problem
 //                        first comes up, on the call's own matrices. The host waits then, and never again. Several
 //                        processes add up their times, so that all choose alike: a first use in a step is a collective.
-//                        The choices are kept beside the checkpoint (common/training/algorithms.h): a measurement depends on
-//                        chance, and another algorithm adds up in another order.
-//   elsewhere            the best by the library's estimate. Sampling and evaluation never measure: what they write is a
-//                        function of weights, inputs, library and GPU alone, whatever ran before.
+//                        The choices are kept beside the checkpoint (common/training/algorithms.h): a measurement
+//                        depends on chance, and another algorithm adds up in another order.
+//   elsewhere            the best by the library's estimate. Sampling and evaluation never measure: what they write is
+//                        a function of weights, inputs, library and GPU alone, whatever ran before.
 // The two have tables of their own. So what a process does besides the steps (only the first one draws pictures) has no
 // influence on them.
 //
@@ -77,8 +77,8 @@ static inline void blas_check(cublasStatus_t status, const char* call, const cha
 }
 #define BLAS_CHECK(call) blas_check((call), #call, __FILE__, __LINE__)
 
-// What the library answered for a problem. A training run has a few dozen problems, so a table is never full; were it, an
-// answer would make room for the next.
+// What the library answered for a problem. A training run has a few dozen problems, so a table is never full; were it,
+// an answer would make room for the next.
 enum { MATMUL_CACHE_SIZE = 512, MATMUL_CACHE_PROBES = 8, MATMUL_KEY_WORDS = 12 };
 typedef enum {
     MATMUL_EMPTY,
@@ -273,9 +273,9 @@ static inline size_t matmul_d_bytes(const matmul_call_t* call) {
     return values * (call->float_d ? sizeof(float) : sizeof(floatX));
 }
 
-// Milliseconds of the candidates on the call's own matrices, each the least of MATMUL_ROUNDS; INFINITY for one that does
-// not run. A run in front of the one that is measured keeps the GPU busy until that one and its events are queued. All
-// runs write the same D, but where D is what they add to: then it is put aside and back. Returns 0 when there is no
+// Milliseconds of the candidates on the call's own matrices, each the least of MATMUL_ROUNDS; INFINITY for one that
+// does not run. A run in front of the one that is measured keeps the GPU busy until that one and its events are queued.
+// All runs write the same D, but where D is what they add to: then it is put aside and back. Returns 0 when there is no
 // memory for that, and nothing was measured.
 static inline int matmul_time(double* times, // (count)
                               const cublasLtMatmulAlgo_t* algos, int count, const matmul_call_t* call,

@@ -5,8 +5,8 @@
 //   matmul_batched, matmul_batched_float                   D_i = alpha op(A_i) op(B_i) + beta D_i
 //   add_column_sums                                        sums += sum over rows
 //
-// Products go through NVIDIA's cuBLASLt (common/cuda/blas.cuh); everything around them is ours. Where the library does not
-// compute one, a small kernel of ours does, at any size, slowly.
+// Products go through NVIDIA's cuBLASLt (common/cuda/blas.cuh); everything around them is ours. Where the library does
+// not compute one, a small kernel of ours does, at any size, slowly.
 //
 // Bias and residual are added in the product's epilogue, on sums that are still in registers. GELU behind the product:
 //   tanh form   the library's epilogue GELU_AUX_BIAS writes `pre` and `out` at once
@@ -30,8 +30,8 @@
 #include "common/cuda/blas.cuh"
 // defines: load_upto
 #include "common/cuda/reduce.cuh"
-// defines: add_parts
-#include "common/cuda/parts.cuh"
+// defines: COLUMN_WARPS, COLUMN_THREADS, column_slab_rows, column_sums_write, add_parts
+#include "common/cuda/rows.cuh"
 // defines: gelu_forward
 #include "common/cuda/activation.cuh"
 
@@ -175,21 +175,15 @@ void matmul_gelu_forward(floatX* out,          // (N, OC)
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums over rows
 
-// Block (i, slab) adds up the rows of one slab, for 32 packs of columns: a lane owns the columns of one
-// pack, the 8 warps take every eighth row. add_parts adds the slabs. There are about 4 blocks a multiprocessor; N is cut
-// into as many slabs as that takes. `whole`: every pack is complete and aligned.
+// Block (i, slab) adds up the rows of one slab, for 32 packs of columns. `whole`: every pack is complete and aligned.
 enum {
-    COLUMN_WARPS = 8,
-    COLUMN_THREADS = COLUMN_WARPS * WARP,
-    COLUMN_AHEAD = 4,                          // rows that a thread asks for at once
-    COLUMN_ROWS = COLUMN_AHEAD * COLUMN_WARPS, // the fewest rows of a slab
-    COLUMN_BLOCKS_EACH = 4
+    COLUMN_AHEAD = 4,                         // rows that a thread asks for at once
+    COLUMN_ROWS = COLUMN_AHEAD * COLUMN_WARPS // the fewest rows of a slab
 };
 
 template <bool whole>
 __global__ void column_sums_kernel(float* partial, const floatX* x, size_t N, int C, size_t slab_rows) {
     constexpr int size = pack<floatX>::size;
-    shared<float> work = shared_array<float>(0, COLUMN_THREADS * size); // (warp, column within the pack, lane)
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int column = (blockIdx.x * WARP + lane) * size;
     size_t first = blockIdx.y * slab_rows, last = first + slab_rows < N ? first + slab_rows : N;
@@ -209,14 +203,7 @@ __global__ void column_sums_kernel(float* partial, const floatX* x, size_t N, in
         pack<floatX> value = load_upto(x + row * C + column, C - column);
         for (int k = 0; k < size; k++) sum[k] += (float)value[k];
     }
-    for (int k = 0; k < size; k++) work[(warp * size + k) * WARP + lane] = sum[k];
-    __syncthreads();
-    for (int i = threadIdx.x; i < WARP * size; i += COLUMN_THREADS) {
-        int to = (blockIdx.x * WARP + i % WARP) * size + i / WARP;
-        float total = 0;
-        for (int w = 0; w < COLUMN_WARPS; w++) total += work[w * WARP * size + i];
-        if (to < C) partial[(size_t)blockIdx.y * C + to] = total;
-    }
+    column_sums_write<size>(partial + (size_t)blockIdx.y * C, sum, C);
 }
 
 // sums += sum over rows of x. Uses the stream's scratch memory.
@@ -225,10 +212,9 @@ static inline void add_column_sums(float* sums,     // (C) +=
                                    size_t N, int C, stream_t s) {
     if (N == 0 || C == 0) return;
     constexpr int size = pack<floatX>::size;
-    unsigned columns = blocks_for(C, WARP * size), most = blocks_for(N, COLUMN_ROWS);
-    unsigned slabs = blocks_for((size_t)COLUMN_BLOCKS_EACH * s->multiprocessors, columns);
-    size_t slab_rows = blocks_for(N, slabs < most ? slabs : most);
-    slabs = blocks_for(N, slab_rows);
+    unsigned columns = blocks_for(C, WARP * size);
+    size_t slab_rows = column_slab_rows(N, columns, COLUMN_ROWS, 4, s);
+    unsigned slabs = blocks_for(N, slab_rows);
     float* partial = (float*)device_scratch(s, (size_t)slabs * C * sizeof(float));
     size_t bytes = COLUMN_THREADS * size * sizeof(float);
     dim3 grid(columns, slabs);

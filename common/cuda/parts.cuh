@@ -1,7 +1,8 @@
 // parts.cuh: sums whose terms come from many blocks, always in the same order.
 //
-// Each block of a kernel leaves its sums, one `part`, in device_scratch, and a second kernel adds the parts: so no block
-// waits for another, no atomic addition makes the order a matter of chance, and the result is the same bits every time.
+// Each block of a kernel leaves its sums, one `part`, in device_scratch, and a second kernel adds the parts: so no
+// block waits for another, no atomic addition makes the order a matter of chance, and the result is the same bits every
+// time.
 //
 //   add_parts     gradients of weights and biases: neighbouring threads own neighbouring values
 //   finish_sums   few values with thousands of parts each (losses, norms): neighbouring threads own neighbouring parts
@@ -23,8 +24,9 @@ typedef struct {
     int accumulate;   // 1: +=; 0: =
 } part_sums_t;
 
-// Thread (x, y) adds parts y, y + rows, ... of one value; then halves of the rows are added until one is left. Few values
-// with many parts need the rows, or a sum would be one long chain of loads. The number of rows is a power of two.
+// Thread (x, y) adds parts y, y + rows, ... of one value; then halves of the rows are added until one is left. Few
+// values with many parts need the rows, or a sum would be one long chain of loads. The number of rows is a power of
+// two.
 __global__ static void add_parts_kernel(part_sums_t p) {
     shared<float> work = shared_array<float>(0, blockDim.x * blockDim.y);
     int y = threadIdx.y, here = y * blockDim.x + threadIdx.x;

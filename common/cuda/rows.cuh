@@ -21,8 +21,8 @@ template <typename... T> static inline int packable(int C, const T*... tensors) 
     return C % PACKED == 0 && (((uintptr_t)tensors % 16 == 0) && ...);
 }
 
-// Memory holds floatX, or floatS where it is the residual stream, a sum or a statistic: N values of bf16 are one access,
-// of fp32 N / 4. T is float, or floatX for values that wait in registers: bf16 takes half as many.
+// Memory holds floatX, or floatS where it is the residual stream, a sum or a statistic: N values of bf16 are one
+// access, of fp32 N / 4. T is float, or floatX for values that wait in registers: bf16 takes half as many.
 template <int N, typename T, typename M> __device__ static inline void load_values(T to[N], const M* from) {
     if constexpr (N == 1) {
         to[0] = (T)from[0];
@@ -44,5 +44,32 @@ template <int N, typename M> __device__ static inline void store_values(M* to, c
             for (int k = 0; k < pack<M>::size; k++) p[k] = (M)from[i + k];
             store16(to + i, p);
         }
+    }
+}
+
+// Sums down all columns. A block of COLUMN_WARPS warps adds up the rows of one slab, for 32 groups of K columns: a lane
+// owns the columns of one group, the warps take the rows in turn.
+constexpr int COLUMN_WARPS = 8, COLUMN_THREADS = COLUMN_WARPS * WARP;
+
+// Rows of a slab, at least `least`, with which a grid of (columns, slabs) has about `each` blocks a multiprocessor.
+static inline size_t column_slab_rows(size_t N, unsigned columns, size_t least, unsigned each, stream_t s) {
+    unsigned most = blocks_for(N, least), slabs = blocks_for((size_t)each * s->multiprocessors, columns);
+    return blocks_for(N, slabs < most ? slabs : most);
+}
+
+// The sums of a block's warps, added in order, become the block's columns of a part. All threads call.
+template <int K>
+__device__ static inline void column_sums_write(float* part, // (C)
+                                                const float sum[K], int C) {
+    shared<float> work = shared_array<float>(0, COLUMN_THREADS * K); // (warp, column within the group, lane)
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    __syncthreads(); // a call before may still be reading
+    for (int k = 0; k < K; k++) work[(warp * K + k) * WARP + lane] = sum[k];
+    __syncthreads();
+    for (int i = threadIdx.x; i < WARP * K; i += COLUMN_THREADS) {
+        int to = (blockIdx.x * WARP + i % WARP) * K + i / WARP;
+        float total = 0;
+        for (int w = 0; w < COLUMN_WARPS; w++) total += work[w * WARP * K + i];
+        if (to < C) part[to] = total;
     }
 }

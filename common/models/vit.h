@@ -14,6 +14,9 @@
 // The position table keeps the size it has in the checkpoint (37 x 37 for DINOv2) and is resampled in every forward: so
 // all image sizes train the same table.
 //
+// The residual stream is floatS, as it is under the reference's autocast: in bf16 each of its 2 depth additions would
+// round all of it.
+//
 // The backward walks the same chain from the end; `dstream` is the gradient of the residual stream, to which each
 // norm adds its part. It needs what the forward saved, about 18 D numbers a token and block. With `recompute` only
 // the stream (D) is kept and each block's forward is run again just before its backward: a third more arithmetic.

@@ -8,9 +8,9 @@
 //     NVIDIA H100 80GB HBM3, 132 multiprocessors, cuBLASLt 130101, bf16
 //     M N K flags alignments lda ldb ldd batch stride_a stride_b stride_d   the algorithm, 8 words in base 16
 //
-// A run that goes on takes the choices of the file, and so does one that begins in a folder that has a file: one that is
-// to repeat another's bits elsewhere is given a copy. A file of another GPU, library or precision means nothing here, and
-// neither does one that is damaged: the run says so in one line, measures for itself, and writes its own.
+// A run that goes on takes the choices of the file, and so does one that begins in a folder that has a file: one that
+// is to repeat another's bits elsewhere is given a copy. A file of another GPU, library or precision means nothing
+// here, and neither does one that is damaged: the run says so in one line, measures for itself, and writes its own.
 //
 // All processes of a run choose alike: they read the same file, and add up what they measure. In the CPU build there is
 // nothing to choose, and the functions below do nothing.
@@ -115,7 +115,7 @@ static inline void algorithms_open(const char* folder, comm_t* comm, stream_t s)
 
 static inline void algorithms_step(stream_t s, int begins) { matmul_cache(s)->in_step = begins; }
 
-// Writes the choices, under a temporary name first. A failure is a warning: the checkpoint that follows is whole without.
+// Writes the choices, under a temporary name first. A failure is a warning: the checkpoint that follows does without.
 static inline void algorithms_save(const char* folder, comm_t* comm, stream_t s) {
     if (!comm_is_first(comm)) return;
     const matmul_table_t* table = &matmul_cache(s)->tables[1];

@@ -365,7 +365,8 @@ static void run_swiglu(sizes_t z, stream_t s) {
 static void run_swiglu_backward(sizes_t z, stream_t s) {
     size_t N = (size_t)z.B * z.H;
     floatX *dx = once(2 * N * z.C), *dout = once(N * z.C), *x = once(2 * N * z.C);
-    if (ready()) swiglu_backward(dx, dout, x, N, z.C, s);
+    floatS* dbias = sums_twice(2 * z.C);
+    if (ready()) swiglu_backward(dx, dbias, dout, x, N, z.C, s);
 }
 static void run_time_features(sizes_t z, stream_t s) {
     floatX* out = once((size_t)z.B * 2 * TIME_FREQUENCIES);

@@ -18,9 +18,9 @@
 // Misuse returns the library's status after a line on stderr. A problem that the heuristic has no algorithm for is no
 // misuse: it returns CUBLAS_STATUS_NOT_SUPPORTED, as the library does, and the caller has to have another way.
 //
-// A problem has up to EMU_BLAS_ALGORITHMS algorithms. They cut the sum over k into more and more pieces, so that each may
-// give other last bits; and they take different times on the device's clock (emu_elapse), which are a function of the
-// problem, the slowest being the one that the heuristic estimates as the best.
+// A problem has up to EMU_BLAS_ALGORITHMS algorithms. They cut the sum over k into more and more pieces, so that each
+// may give other last bits; and they take different times on the device's clock (emu_elapse), which are a function of
+// the problem, the slowest being the one that the heuristic estimates as the best.
 //
 // Handles for tests: emu_blas_queries counts the heuristic's calls; emu_blas_answer, emu_blas_empty and emu_blas_broken
 // let it and the products fail in the ways that the library can.
@@ -356,7 +356,10 @@ static inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cu
     return CUBLAS_STATUS_SUCCESS;
 }
 
-// First byte behind the last matrix of a batch.
+// Matrix i of a batch; and the first byte behind the last.
+static inline const void* emu_blas_matrix(const void* p, const emu_blas_layout_t* m, int64_t i) {
+    return (const char*)p + i * m->batch_stride * (int64_t)emu_blas_size(m->type);
+}
 static inline const char* emu_blas_end(const void* p, const emu_blas_layout_t* m) {
     int64_t elements = (m->batch - 1) * m->batch_stride + ((int64_t)m->cols - 1) * m->ld + (int64_t)m->rows;
     return (const char*)p + elements * emu_blas_size(m->type);
@@ -427,8 +430,8 @@ static inline void emu_blas_unpack(float* to, const void* from, const emu_blas_l
     }
 }
 
-// sums[j m + i] += a[l m + i] b[j k + l] for four columns j and begin <= l < end. The inner loop becomes vector instructions; it works on
-// private memory only, so it goes without sanitizers.
+// sums[j m + i] += a[l m + i] b[j k + l] for four columns j and begin <= l < end. The inner loop becomes vector
+// instructions; it works on private memory only, so it goes without sanitizers.
 __attribute__((noinline, optimize("O3"), no_sanitize_address, no_sanitize_undefined))
 static void emu_blas_columns(float* __restrict__ sums, const float* __restrict__ a, const float* __restrict__ b,
                              size_t m, size_t k, size_t begin, size_t end) {
@@ -453,9 +456,9 @@ static inline float emu_blas_gelu(float u) { // the tanh form
 }
 
 // One matrix of the batch; all pointers are this matrix's. The sum over k is that of `pieces` sums.
-static inline void emu_blas_product(const emu_blas_desc_t* desc, size_t pieces, float alpha, const void* A, const emu_blas_layout_t* a,
-                                    const void* B, const emu_blas_layout_t* b, float beta, const void* C,
-                                    const emu_blas_layout_t* c, void* D, const emu_blas_layout_t* d) {
+static inline void emu_blas_product(const emu_blas_desc_t* desc, size_t pieces, float alpha, const void* A,
+                                    const emu_blas_layout_t* a, const void* B, const emu_blas_layout_t* b, float beta,
+                                    const void* C, const emu_blas_layout_t* c, void* D, const emu_blas_layout_t* d) {
     size_t m = d->rows, n = d->cols, k = desc->transpose_a ? a->rows : a->cols, wide = (n + 3) / 4 * 4;
     float* left = (float*)malloc(m * k * sizeof(float));           // (k, m)
     float* right = (float*)calloc(wide * k, sizeof(float));        // (wide, k), zeros behind the last column
@@ -514,10 +517,9 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMat
     emu_open();
     memset(workspace, 0xff, mine.workspace);
     for (int64_t i = 0; i < d->batch; i++) {
-        emu_blas_product(desc, mine.number + 1, *(const float*)alpha, (const char*)A + i * a->batch_stride * emu_blas_size(a->type), a,
-                         (const char*)B + i * b->batch_stride * emu_blas_size(b->type), b, *(const float*)beta,
-                         (const char*)C + i * c->batch_stride * emu_blas_size(c->type), c,
-                         (char*)D + i * d->batch_stride * emu_blas_size(d->type), d);
+        emu_blas_product(desc, mine.number + 1, *(const float*)alpha, emu_blas_matrix(A, a, i), a,
+                         emu_blas_matrix(B, b, i), b, *(const float*)beta, emu_blas_matrix(C, c, i), c,
+                         (void*)emu_blas_matrix(D, d, i), d);
     }
     emu_close();
     return CUBLAS_STATUS_SUCCESS;

@@ -239,8 +239,8 @@ static inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
 }
 static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSuccess; }
-// The device's clock is not the host's: so that what is measured is the same every time, a kernel takes a microsecond, and
-// a product what dev/emu/cublaslt.h says.
+// The device's clock is not the host's: so that what is measured is the same every time, a kernel takes a microsecond,
+// and a product what dev/emu/cublaslt.h says.
 inline double emu_milliseconds;
 static inline void emu_elapse(double milliseconds) { emu_milliseconds += milliseconds; }
 static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = 0) {
