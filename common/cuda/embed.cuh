@@ -13,10 +13,8 @@
 #include "common/cuda/launch.cuh"
 // defines: channel_affine_t, the operations' contracts
 #include "common/ops.h"
-// defines: load_upto, store_upto, PACK_THREADS
-#include "common/cuda/reduce.cuh"
-// defines: PACKED, packable, load_values, store_values
-#include "common/cuda/rows.cuh"
+// defines: load_upto, store_upto, PACK_THREADS; PACKED, packable, load_values, store_values
+#include "common/cuda/access.cuh"
 
 // Threads of a block that owns a row of C values.
 static inline unsigned row_threads(int C) {

@@ -29,7 +29,7 @@
 // defines: matmul_shape_t, matmul_shape, matmul_call_t, matmul_blas
 #include "common/cuda/blas.cuh"
 // defines: load_upto
-#include "common/cuda/reduce.cuh"
+#include "common/cuda/access.cuh"
 // defines: COLUMN_WARPS, COLUMN_THREADS, column_slab_rows, column_sums_write, add_parts
 #include "common/cuda/rows.cuh"
 // defines: gelu_forward

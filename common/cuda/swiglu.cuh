@@ -18,7 +18,7 @@
 // defines: the operations' contracts
 #include "common/ops.h"
 // defines: load_upto, store_upto, pack_begin, pack_blocks, PACK_THREADS
-#include "common/cuda/reduce.cuh"
+#include "common/cuda/access.cuh"
 // defines: COLUMN_WARPS, COLUMN_THREADS, column_slab_rows, column_sums_write, add_parts
 #include "common/cuda/rows.cuh"
 
