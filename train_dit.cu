@@ -7,8 +7,8 @@
 //
 // A run writes into one folder (-out): dit.safetensors (the whole state, see common/training/dit_checkpoint.h),
 // dit.jsonl (every status line), dit_STEP.png (samples of some classes, one a row: left by the raw weights, right by
-// their average, from the same noise each time). Ctrl-C saves and stops. On several GPUs, one process each, which share
-// -batch:
+// their average, from the same noise each time), on a GPU algorithms.txt (common/training/algorithms.h). Ctrl-C saves
+// and stops. On several GPUs, one process each, which share -batch:
 //     torchrun --no-python --nproc_per_node 8 ./train_dit ...      or srun, or mpirun: see common/training/comm.h
 //
 // This file is the outermost layer: flags, data, the loop, files. What a step computes is in common/training/dit.h.
@@ -19,6 +19,8 @@
 #include "common/program/cli.h"
 // defines: clock_seconds
 #include "common/program/clock.h"
+// defines: algorithms_open, algorithms_step, algorithms_save
+#include "common/training/algorithms.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
 #include "common/training/comm.h"
 // defines: dit_options_t, dit_options_parse, dit_options_config
@@ -196,6 +198,7 @@ static void set_up(run_t* run) {
     }
     lightningdit_set_tables(&d->net, &d->params);
     run_check_same_start(&run->comm, run->step, o->out);
+    algorithms_open(o->out, &run->comm, run->stream);
     open_pictures(run);
     run->measures = (floatS*)host_malloc(dit_measure_count(d) * sizeof(floatS), "measures");
 }
@@ -278,6 +281,7 @@ static void save(run_t* run) {
     char losses[400], error[1024];
     dit_info_t info = {run->step, run->step * o->batch, 0, run->tokenizer_name,
                        losses_text(run, losses, sizeof losses), run->config_json};
+    algorithms_save(o->out, &run->comm, run->stream);
     if (!dit_save(run->checkpoint_path, &run->dit, &info, run->latent_mean, run->latent_std, error, sizeof error,
                   run->stream)) {
         fatal("%s. The run ends at step %lld; the same command will go on from the last checkpoint, or begin where "
@@ -354,7 +358,9 @@ static void train(run_t* run) {
     latent_loader_open(&loader, &run->latents, &options, (uint64_t)run->step);
     while (run->step < run->steps && !stop) {
         take_batch(d, latent_loader_next(&loader), run->stream);
+        algorithms_step(run->stream, 1);
         dit_gradients(d, run->step, run->stream);
+        algorithms_step(run->stream, 0);
         dit_report_t report = dit_read(d, run->measures, run->stream);
         stop_on_nan(run, &report); // the process in which a number went wrong finds it first, and names the tensor
         stop = share_report(run, &report, stop_requested);

@@ -7,8 +7,8 @@
 //
 // A run writes into one folder (-out): stageN.safetensors (the whole state, see
 // common/training/tokenizer_checkpoint.h), stageN.jsonl (every status line), stageN_STEP.png (held-out images above
-// their reconstructions). The same command again resumes where it stopped, bit for bit. Ctrl-C saves and stops. A
-// trained stage becomes one small file for use with
+// their reconstructions), on a GPU algorithms.txt (common/training/algorithms.h). The same command again resumes where
+// it stopped, bit for bit. Ctrl-C saves and stops. A trained stage becomes one small file for use with
 //     ./train_tokenizer -stage 3 -export FILE
 //
 // On several GPUs, one process each, which share -batch among them:
@@ -37,6 +37,8 @@
 #include "common/training/tokenizer_checkpoint.h"
 // defines: run_catch_signals, run_has_checkpoint, run_check_config, run_way_back, is_due, size_text
 #include "common/training/run.h"
+// defines: algorithms_open, algorithms_step, algorithms_save
+#include "common/training/algorithms.h"
 // defines: autoencoder_export
 #include "common/drawing/autoencoder.h"
 // defines: make_folder
@@ -206,6 +208,7 @@ static void set_up(run_t* run) {
     if (!resumed) params_start_averages(&t->params);
     run_check_same_start(&run->comm, run->step, o->out);
     tokenizer_freeze(t);
+    algorithms_open(o->out, &run->comm, run->stream);
 
     int batch = t->config.batch;
     size_t bytes = (size_t)batch * tokenizer_pixels(t) * 3;
@@ -365,6 +368,7 @@ static void save(run_t* run) {
     measure_latents(run);
     checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json};
     char error[1024];
+    algorithms_save(o->out, &run->comm, run->stream);
     if (!checkpoint_save(run->checkpoint_path, &run->tokenizer, &info, run->latent_mean, run->latent_std, error,
                          sizeof error, run->stream)) {
         fatal(
@@ -407,7 +411,9 @@ static void train(run_t* run) {
     while (run->step < run->steps && !stop) {
         const batch_t* batch = dataloader_next(&loader);
         copy_to_device(t->bytes, batch->pixels, (size_t)batch->count * tokenizer_pixels(t) * 3, run->stream);
+        algorithms_step(run->stream, 1);
         tokenizer_gradients(t, run->step, run->stream);
+        algorithms_step(run->stream, 0);
         tokenizer_report_t report = tokenizer_read(t, run->measures, run->stream);
         int gan = tokenizer_gan_is_on(t, run->step);
         // Norms of gradients are the same everywhere; what comes before them is this process's own. So the process in

@@ -63,29 +63,31 @@ void gelu_backward(floatX* dpre,       // (n)
 // ---------------------------------------------------------------------------------------------------------------------
 // Normalisation                                                                                         dev/cpu/norm.h
 
+// The residual stream (x, sum, and their gradients) is floatS in the LayerNorms: it collects what all blocks add.
+//
 // LayerNorm: mean and variance over C; rstd = 1 / sqrt(var + eps); out = (x - mean) rstd weight + bias.       2 passes
 void layernorm_forward(floatX* out,                   // (N, C)
                        floatS* mean, floatS* rstd,    // (N)
-                       const floatX* x,               // (N, C)
+                       const floatS* x,               // (N, C)
                        const floatX* weight,          // (C)
                        const floatX* bias,            // (C)
                        size_t N, int C, double eps, stream_t s);
 
 // dx += the gradient through the norm: the residual stream collects. dweight += sum dout xhat; dbias += sum dout.
-void layernorm_backward(floatX* dx,                               // (N, C) +=
+void layernorm_backward(floatS* dx,                               // (N, C) +=
                         floatS* dweight, floatS* dbias,           // (C) or both NULL
                         const floatX* dout,                       // (N, C)
-                        const floatX* x,                          // (N, C)
+                        const floatS* x,                          // (N, C)
                         const floatX* weight,                     // (C)
                         const floatS* mean, const floatS* rstd,   // (N)
                         size_t N, int C, stream_t s);
 
 // Residual branch with LayerScale and the norm that follows it, in one pass:
 //   sum = x + gamma y;  out = layernorm(sum)                                                                  4 passes
-void residual_layernorm_forward(floatX* sum,                // (N, C)
+void residual_layernorm_forward(floatS* sum,                // (N, C)
                                 floatX* out,                // (N, C)
                                 floatS* mean, floatS* rstd, // (N)
-                                const floatX* x,            // (N, C) the residual stream
+                                const floatS* x,            // (N, C) the residual stream
                                 const floatX* y,            // (N, C) the branch
                                 const floatX* gamma,        // (C) LayerScale, or NULL for 1
                                 const floatX* weight,       // (C)
@@ -94,12 +96,12 @@ void residual_layernorm_forward(floatX* sum,                // (N, C)
 
 // dsum += the gradient through the norm (dsum then is the gradient of the residual stream, above and below the branch);
 // dy = gamma dsum;  dgamma += sum over rows of dsum y;  dweight, dbias as above.
-void residual_layernorm_backward(floatX* dsum,                             // (N, C) +=
+void residual_layernorm_backward(floatS* dsum,                             // (N, C) +=
                                  floatX* dy,                               // (N, C)
                                  floatS* dgamma,                           // (C) or NULL
                                  floatS* dweight, floatS* dbias,           // (C) or both NULL
                                  const floatX* dout,                       // (N, C)
-                                 const floatX* sum,                        // (N, C)
+                                 const floatS* sum,                        // (N, C)
                                  const floatX* y,                          // (N, C), needed for dgamma
                                  const floatX* gamma,                      // (C) or NULL
                                  const floatX* weight,                     // (C)
@@ -222,7 +224,7 @@ void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +
 
 // The token sequence: class token (if any), registers, patches. pos has N rows, or N + 1 with pos_class = 1: then its
 // first row is added to the class token. T = (cls ? 1 : 0) + R + N.
-void tokens_forward(floatX* out,           // (B, T, C)
+void tokens_forward(floatS* out,           // (B, T, C)
                     const floatX* patches, // (B, N, C)
                     const floatX* cls,     // (C) or NULL
                     const floatX* reg,     // (R, C) or NULL when R is 0
@@ -231,7 +233,7 @@ void tokens_forward(floatX* out,           // (B, T, C)
 void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL
                      floatS* dpos,               // (pos_class + N, C) +=
-                     const floatX* dout,         // (B, T, C)
+                     const floatS* dout,         // (B, T, C)
                      int B, int N, int C, int R, int pos_class, stream_t s);
 
 // Leaves out the first P tokens of each image; the backward writes zeros there.
@@ -520,8 +522,9 @@ void silu_backward(floatX* dx, const floatX* dout, const floatX* x, size_t n, st
 void swiglu_forward(floatX* out,     // (N, F)
                     const floatX* x, // (N, 2F)
                     size_t N, int F, stream_t s);
-// da = dout b sigmoid(a) (1 + a (1 - sigmoid(a)));  db = dout SiLU(a)                                          5 passes
+// da = dout b sigmoid(a) (1 + a (1 - sigmoid(a)));  db = dout SiLU(a);  dbias += sum over rows of dx           5 passes
 void swiglu_backward(floatX* dx,         // (N, 2F)
+                     floatS* dbias,      // (2F) of the linear layer in front, or NULL
                      const floatX* dout, // (N, F)
                      const floatX* x,    // (N, 2F)
                      size_t N, int F, stream_t s);

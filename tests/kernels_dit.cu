@@ -145,13 +145,20 @@ static void run_swiglu(stream_t s, void* context) {
     size_t N = v[0];
     int F = v[1], shift = v[2];
     tensor<floatX> x = shifted(random_input(N * 2 * F + shift, 3), shift), out = output(N * F);
-    tensor<floatX> dout = random_input(N * F), dx = output(N * 2 * F);
+    tensor<floatX> dout = random_input(N * F), dx = output(N * 2 * F), frozen = output(N * 2 * F);
+    tensor<float> dbias = random_gradient(2 * F);
     swiglu_forward(out.dev, x.dev, N, F, s);
     cpu::swiglu_forward(out.ref, x.ref, N, F, 0);
     check_tensor("out", out, TOLERANCE_X);
-    swiglu_backward(dx.dev, dout.dev, x.dev, N, F, s);
-    cpu::swiglu_backward(dx.ref, dout.ref, x.ref, N, F, 0);
+    for (int i = 0; i < 2; i++) { // the bias's gradient accumulates
+        swiglu_backward(dx.dev, dbias.dev, dout.dev, x.dev, N, F, s);
+        cpu::swiglu_backward(dx.ref, dbias.ref, dout.ref, x.ref, N, F, 0);
+    }
     check_tensor("dx", dx, TOLERANCE_X);
+    check_tensor("dbias", dbias, TOLERANCE_S);
+    swiglu_backward(frozen.dev, NULL, dout.dev, x.dev, N, F, s);
+    memcpy(frozen.ref, dx.ref, dx.n * sizeof(double));
+    check_tensor("dx without dbias", frozen, TOLERANCE_X);
     free_tensors();
 }
 
@@ -276,6 +283,8 @@ int main(int argc, char** argv) {
     test_shapes(s, "swiglu", run_swiglu, {{5, 64}});
     test_shapes(s, "swiglu, rows longer than a block", run_swiglu, {{2, 3080}});
     test_shapes(s, "swiglu, primes", run_swiglu, {{7, 131}});
+    test_shapes(s, "swiglu, many rows", run_swiglu, {{301, 24}});
+    test_shapes(s, "swiglu, several blocks a row, primes", run_swiglu, {{67, 523}});
     test_shapes(s, "swiglu, shifted", run_swiglu, {{3, 40, 1}});
     test_shapes(s, "swiglu, one value", run_swiglu, {{1, 1}});
     test_shapes(s, "timestep_features", run_features, {{5, 128}});

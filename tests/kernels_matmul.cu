@@ -1,13 +1,18 @@
 // Matrix products and GELU: matmul_forward, matmul_backward, matmul_gelu_forward, gelu_backward; and what matmul.cuh
 // offers to other families: products with a residual, batched products, sums over rows.
 //
-// Every product runs in two ways: by the library, and by our own kernel, which stands in for it. In the emulator the
-// library is dev/emu/cublaslt.h, which can be told to refuse and counts the questions it is asked.
+// Every product runs in three ways: by the library, by its algorithm that is measured to be the fastest, and by our own
+// kernel, which stands in for it. In the emulator the library is dev/emu/cublaslt.h, which can be told to fail and
+// counts the questions it is asked.
 #define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, for_each_shape, namespace cpu
 #include "tests/kernel.h"
+// defines: temporary_begin, temporary_end, temporary_read, temporary_write, temporary_catch_stderr, temporary_run_child
+#include "tests/temporary.h"
 // defines: the operations under test
 #include "common/cuda/matmul.cuh"
+// defines: algorithms_open, algorithms_step, algorithms_save
+#include "common/training/algorithms.h"
 
 typedef struct {
     size_t N;
@@ -17,17 +22,24 @@ typedef struct {
                 // odd
 } linear_t;
 
-// Runs `run` with the library and, where that can be arranged, without it.
+// As a new process has it.
+static void forget_products(stream_t s) {
+    free(s->matmul);
+    s->matmul = NULL;
+}
+
+// Runs `run` with the library, its algorithms measured and not, and, where that can be arranged, without it.
 static void with_and_without_library(stream_t s, void (*run)(stream_t s, void* context), void* context) {
     for_each_shape(s, run, context);
-#ifdef EMU
-    emu_blas_refuse = 1;
-    free(s->matmul);
-    s->matmul = NULL;
+    algorithms_step(s, 1);
     for_each_shape(s, run, context);
-    emu_blas_refuse = 0;
-    free(s->matmul);
-    s->matmul = NULL;
+    algorithms_step(s, 0);
+#ifdef EMU
+    emu_blas_answer = CUBLAS_STATUS_NOT_SUPPORTED;
+    forget_products(s);
+    for_each_shape(s, run, context);
+    emu_blas_answer = CUBLAS_STATUS_SUCCESS;
+    forget_products(s);
 #endif
 }
 
@@ -293,12 +305,12 @@ static void test_cache(stream_t s) {
         matmul_batched(out.dev, x.dev, weight.dev, m, s);
     }
     check(emu_blas_queries == before + 3, "another distance between rows: another problem");
-    emu_blas_refuse = 1;
+    emu_blas_answer = CUBLAS_STATUS_NOT_SUPPORTED;
     matmul_forward(out.dev, x.dev, weight.dev, bias.dev, N - 2, C, OC, s);
     before = emu_blas_queries;
     matmul_forward(out.dev, x.dev, weight.dev, bias.dev, N - 2, C, OC, s);
     check(emu_blas_queries == before, "what the library does not have is not asked for again");
-    emu_blas_refuse = 0;
+    emu_blas_answer = CUBLAS_STATUS_SUCCESS;
     free_tensors();
     test_end_case();
 }
@@ -313,6 +325,266 @@ static void test_full_cache(stream_t s) {
     for (int n = 1; n <= N; n++) matmul_forward(out.dev, x.dev, weight.dev, NULL, n, C, OC, s);
     check(emu_blas_queries == before + N, "each is asked for");
     check_tensor("out", out, TOLERANCE_X);
+    free_tensors();
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What the library may answer
+
+typedef struct {
+    size_t N;
+    int C, OC;
+    tensor<floatX> x, weight, bias, out, residual;
+    tensor<float> dweight;
+} product_t;
+
+// The reference takes what the device wrote, as the input of what follows.
+static void share_output(tensor<floatX> t) {
+    floatS* host = (floatS*)malloc_check(t.n * sizeof(floatS), "a test's tensor");
+    copy_floats_to_host(host, t.dev, t.n);
+    for (size_t i = 0; i < t.n; i++) t.ref[i] = host[i];
+    free(host);
+}
+
+static product_t new_product(size_t N, int C, int OC) {
+    size_t n = N * OC;
+    return {N, C, OC, random_input(N * C), random_input((size_t)OC * C), random_input(OC), output(n), random_input(n),
+            random_gradient((size_t)OC * C)};
+}
+
+// A product that writes, one that adds to its own output, twice, and a gradient that adds up; all against the
+// reference.
+static void check_products(product_t p, stream_t s) {
+    cpu::matmul_forward(p.out.ref, p.x.ref, p.weight.ref, p.bias.ref, p.N, p.C, p.OC, 0);
+    for (int twice = 0; twice < 2; twice++) {
+        matmul_forward(p.out.dev, p.x.dev, p.weight.dev, p.bias.dev, p.N, p.C, p.OC, s);
+        check_tensor("out", p.out, TOLERANCE_X);
+        matmul_residual_forward(p.residual.dev, p.x.dev, p.weight.dev, p.bias.dev, p.residual.dev, p.N, p.C, p.OC, s);
+        for (size_t i = 0; i < p.out.n; i++) p.residual.ref[i] += p.out.ref[i];
+        check_tensor("residual, in place", p.residual, TOLERANCE_X);
+        matmul_backward(NULL, p.dweight.dev, NULL, p.out.dev, p.x.dev, NULL, p.N, p.C, p.OC, s);
+        share_output(p.out);
+        cpu::matmul_backward(NULL, p.dweight.ref, NULL, p.out.ref, p.x.ref, NULL, p.N, p.C, p.OC, 0);
+        check_tensor("dweight", p.dweight, TOLERANCE_S);
+    }
+}
+
+static int occurrences(const char* text, const char* what) {
+    int n = 0;
+    for (const char* at = text; (at = strstr(at, what)); at++) n++;
+    return n;
+}
+
+// Whatever goes wrong in the library, the products are right; what is not to be expected is told once for each product,
+// with its shape and the library's own words.
+static void test_failures(stream_t s) {
+    typedef struct {
+        const char* name;
+        cublasStatus_t answer;
+        int empty;
+        unsigned broken;
+        const char* words; // NULL: it says nothing
+    } failure_t;
+    static const failure_t failures[] = {
+        {"has no algorithm", CUBLAS_STATUS_NOT_SUPPORTED, 0, 0, NULL},
+        {"refuses a value", CUBLAS_STATUS_INVALID_VALUE, 0, 0, "an unsupported value or parameter"},
+        {"wants another GPU", CUBLAS_STATUS_ARCH_MISMATCH, 0, 0, "another architecture"},
+        {"fails when asked", CUBLAS_STATUS_EXECUTION_FAILED, 0, 0, "failed to launch on the GPU"},
+        {"finds nothing", CUBLAS_STATUS_SUCCESS, 1, 0, "it finds no algorithm"},
+        {"fails in all its algorithms", CUBLAS_STATUS_SUCCESS, 0, ~0u, NULL},
+        {"fails in the first of its algorithms", CUBLAS_STATUS_SUCCESS, 0, 1, NULL},
+    };
+    for (size_t i = 0; i < 2 * sizeof failures / sizeof *failures; i++) {
+        failure_t f = failures[i / 2];
+        int in_step = i % 2, survives = in_step && f.broken == 1; // another algorithm takes its place
+        char title[120], path[TEMPORARY_PATH];
+        snprintf(title, sizeof title, "the library %s%s", f.name, in_step ? ", in a step" : "");
+        if (!test_case(title)) continue;
+        const char* words = f.words;
+        if (f.broken) words = survives ? NULL : in_step ? "none of its algorithms runs" : "failed to launch on the GPU";
+        emu_blas_answer = f.answer, emu_blas_empty = f.empty, emu_blas_broken = f.broken;
+        forget_products(s);
+        algorithms_step(s, in_step);
+        int saved = temporary_catch_stderr();
+        check_products(new_product(70, 40, 72), s);
+        temporary_release_stderr(saved);
+        char* said = temporary_read("stderr", NULL);
+        check(occurrences(said, "warning: ") == (words ? 3 : 0), "a warning for each product, not for each call");
+        check(!words || occurrences(said, words) == 3, "the library's words");
+        check(!words || strstr(said, "a product of (70, 40) and (40, 72), batch 1, with bias: "), "its shape");
+        check(!words || strstr(said, "30 to 50 times slower"), "what it costs");
+        free(said);
+        unlink(temporary_path(path, "stderr"));
+        emu_blas_answer = CUBLAS_STATUS_SUCCESS, emu_blas_empty = 0, emu_blas_broken = 0;
+        forget_products(s);
+        free_tensors();
+        test_end_case();
+    }
+}
+
+// An error of a kernel before shows in the library first, and looks like one of its own. Nothing can go on after it.
+static stream_t failing_stream;
+static void fail_behind_an_error(const char* unused) {
+    (void)unused;
+    emu_sticky_error = cudaErrorIllegalAddress, emu_blas_broken = ~0u;
+    product_t p = new_product(8, 8, 8);
+    matmul_forward(p.out.dev, p.x.dev, p.weight.dev, p.bias.dev, p.N, p.C, p.OC, failing_stream);
+}
+static void test_error_before(stream_t s) {
+    if (!test_case("an error of CUDA is none of the library's")) return;
+    failing_stream = s;
+    int code = temporary_run_child(fail_behind_an_error, "");
+    char* said = temporary_read("stderr", NULL);
+    check(code == 1 && strstr(said, "illegal memory access"), "it ends the program with its own name");
+    check(!strstr(said, "warning"), "and no warning");
+    free(said);
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Which algorithm
+
+// Products of steps that the library's first algorithm computes.
+static int count_first(stream_t s) {
+    int n = 0;
+    for (int i = 0; i < MATMUL_CACHE_SIZE; i++) {
+        const matmul_entry_t* entry = &s->matmul->tables[1].entries[i];
+        emu_blas_algo_t taken;
+        memcpy(&taken, &entry->algo, sizeof taken);
+        n += entry->answer == MATMUL_FOUND && taken.number == 0;
+    }
+    return n;
+}
+
+// The fastest is taken, by what the emulated library says that its algorithms take; it is measured once, and what was
+// in D stays there. Outside of steps it is the first, unmeasured.
+static void test_fastest(stream_t s) {
+    if (!test_case("the fastest algorithm is measured once")) return;
+    product_t p = new_product(30, 24, 40);
+    forget_products(s);
+    algorithms_step(s, 1);
+    check_products(p, s);
+    int queries = emu_blas_queries, found = 0;
+    size_t waits = emu_synchronisations(), allocations = emu_allocations();
+    for (int i = 0; i < 3; i++) matmul_forward(p.out.dev, p.x.dev, p.weight.dev, p.bias.dev, p.N, p.C, p.OC, s);
+    check(emu_blas_queries == queries && emu_synchronisations() == waits && emu_allocations() == allocations,
+          "from then on nothing is asked, waited for or allocated");
+    for (int i = 0; i < MATMUL_CACHE_SIZE; i++) {
+        const matmul_entry_t* entry = &s->matmul->tables[1].entries[i];
+        if (entry->answer != MATMUL_FOUND) continue;
+        emu_blas_algo_t taken, other;
+        memcpy(&taken, &entry->algo, sizeof taken);
+        other = taken;
+        for (other.number = 0; other.number < EMU_BLAS_ALGORITHMS; other.number++) {
+            check(emu_blas_milliseconds(&taken) <= emu_blas_milliseconds(&other), "no other is faster");
+        }
+        found++;
+    }
+    check(found == 3 && count_first(s) == 0, "three products, none by the first algorithm");
+    algorithms_step(s, 0);
+    waits = emu_synchronisations();
+    matmul_forward(p.out.dev, p.x.dev, p.weight.dev, p.bias.dev, p.N, p.C, p.OC, s);
+    check(emu_blas_queries == queries + 1 && emu_synchronisations() == waits, "elsewhere it is asked for one");
+    const matmul_entry_t* entry = s->matmul->tables[0].entries;
+    while (entry->answer != MATMUL_FOUND) entry++;
+    emu_blas_algo_t first;
+    memcpy(&first, &entry->algo, sizeof first);
+    check(first.number == 0, "which is its first");
+    forget_products(s);
+    free_tensors();
+    test_end_case();
+}
+
+// Where D is to be put aside and there is no memory, the first algorithm is taken.
+static void test_no_memory(stream_t s) {
+    if (!test_case("no memory to measure in")) return;
+    product_t p = new_product(30, 24, 40);
+    forget_products(s);
+    algorithms_step(s, 1);
+    emu_memory_limit = 1;
+    check_products(p, s);
+    emu_memory_limit = 0;
+    algorithms_step(s, 0);
+    check(count_first(s) == 2, "the two that add to D; the other was measured");
+    forget_products(s);
+    free_tensors();
+    test_end_case();
+}
+
+// The times of another process, which is twice as fast in what is the slowest here.
+static void add_other_process(void* context, double* values, int n) {
+    *(int*)context += n == MATMUL_CANDIDATES;
+    for (int i = 0; i < n; i++) values[i] += i == 0 ? 0 : 100;
+}
+static void test_processes(stream_t s) {
+    if (!test_case("processes add up their times")) return;
+    product_t p = new_product(30, 24, 40);
+    int sums = 0;
+    forget_products(s);
+    matmul_cache(s)->add_up = add_other_process;
+    matmul_cache(s)->context = &sums;
+    algorithms_step(s, 1);
+    check_products(p, s);
+    check(sums == 3, "once for each product");
+    check(count_first(s) == 3, "the sum decides");
+    forget_products(s);
+    free_tensors();
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The file of choices
+
+static size_t measured_waits; // of the products of run_with_file
+
+// A process with this file in its folder: what it writes, after its products; and whether it had to measure.
+static char* run_with_file(product_t p, stream_t s) {
+    comm_t comm = {};
+    comm.size = 1;
+    forget_products(s);
+    algorithms_open(temporary_folder, &comm, s);
+    algorithms_step(s, 1);
+    size_t before = emu_synchronisations();
+    for (int i = 0; i < 2; i++) matmul_forward(p.out.dev, p.x.dev, p.weight.dev, p.bias.dev, p.N, p.C, p.OC, s);
+    matmul_backward(NULL, p.dweight.dev, NULL, p.out.dev, p.x.dev, NULL, p.N, p.C, p.OC, s);
+    measured_waits = emu_synchronisations() - before;
+    algorithms_step(s, 0);
+    algorithms_save(temporary_folder, &comm, s);
+    return temporary_read("algorithms.txt", NULL);
+}
+
+static void test_file(stream_t s) {
+    if (!test_case("choices go on from one process to the next")) return;
+    product_t p = new_product(30, 24, 40);
+    char* first = run_with_file(p, s);
+    check(measured_waits > 0 && occurrences(first, "\n") == 4, "two lines of heading, and one for each product");
+    char* second = run_with_file(p, s);
+    check(measured_waits == 0 && !strcmp(first, second), "taken as they are");
+    // not the fastest, but what the file says
+    char* number = strrchr(first, ' ');
+    while (number[-1] != ' ') number--; // the last word but one: the algorithm's number
+    *number = *number == '0' ? '1' : '0';
+    temporary_write("algorithms.txt", first, strlen(first));
+    char* third = run_with_file(p, s);
+    check(measured_waits == 0 && !strcmp(first, third), "another choice is taken too");
+    free(first), free(second), free(third);
+    // what cannot be used: another GPU, another format, a damaged line, an algorithm that the library does not take
+    char* good = run_with_file(p, s);
+    for (int damage = 0; damage < 5; damage++) {
+        char* bad = strdup(good);
+        if (damage == 0) strstr(bad, "emulator")[0] = 'E';
+        if (damage == 1) bad[0] = 'A';
+        if (damage == 2) strrchr(bad, ' ')[0] = 'x';
+        if (damage == 3) bad[strlen(bad) - 4] = 0;
+        if (damage == 4) number = strrchr(bad, ' ') - 1, *number = '9';
+        temporary_write("algorithms.txt", bad, strlen(bad));
+        char* mended = run_with_file(p, s);
+        check(measured_waits > 0 && occurrences(mended, "\n") == 4, "what cannot be used is measured anew");
+        free(bad), free(mended);
+    }
+    free(good);
+    forget_products(s);
     free_tensors();
     test_end_case();
 }
@@ -379,6 +651,14 @@ int main(int argc, char** argv) {
     test_cache(s);
     test_full_cache(s);
     test_fused(s);
+    temporary_begin();
+    test_failures(s);
+    test_error_before(s);
+    test_fastest(s);
+    test_no_memory(s);
+    test_processes(s);
+    test_file(s);
+    temporary_end();
 #endif
     device_close(s);
     return test_finish();

@@ -7,6 +7,8 @@
 
 // defines: options_t, options_parse, options_tokenizer; tokenizer_t and its functions
 #include "common/training/tokenizer_options.h"
+// defines: algorithms_step
+#include "common/training/algorithms.h"
 // defines: test_begin, test_case, check, test_uniform
 #include "tests/test.h"
 
@@ -39,7 +41,9 @@ static void make_tokenizer(tokenizer_t* t, stream_t s) {
 }
 
 static void step(tokenizer_t* t, int64_t number, stream_t s) {
+    algorithms_step(s, 1);
     tokenizer_gradients(t, number, s);
+    algorithms_step(s, 0);
     tokenizer_update(t, number, s);
 }
 
@@ -52,7 +56,7 @@ static floatS* train_two_steps(stream_t s, int seed, size_t* n, tokenizer_report
     (void)seed;
 #endif
     make_tokenizer(&t, s);
-    step(&t, 0, s); // the first use of a shape may look for an algorithm
+    step(&t, 0, s); // the first use of a shape measures algorithms
 #ifdef EMU
     size_t allocations = emu_allocations(), synchronisations = emu_synchronisations();
 #endif

@@ -124,7 +124,7 @@ typedef struct {
     size_t N;
     int F; // 0: SiLU of N values
     size_t n_in, n_out;
-    double *x, *out, *dout, *dx;
+    double *x, *out, *dout, *dx, *dbias; // dbias (2F): of SwiGLU
 } gate_t;
 
 static double gate_objective(void* context) {
@@ -137,8 +137,21 @@ static double gate_objective(void* context) {
 static void gate_both(void* context) {
     gate_t* g = (gate_t*)context;
     gate_objective(context);
-    if (g->F) swiglu_backward(g->dx, g->dout, g->x, g->N, g->F, 0);
+    memset(g->dbias, 0, 2 * g->F * sizeof(double));
+    if (g->F) swiglu_backward(g->dx, g->dbias, g->dout, g->x, g->N, g->F, 0);
     else silu_backward(g->dx, g->dout, g->x, g->N, 0);
+}
+
+// A bias in front of SwiGLU is added to every row: its gradient is the sum of dx's rows, added to what is there.
+static void test_gate_bias(gate_t* g) {
+    double* want = copy_of(g->dbias, 2 * g->F);
+    for (size_t i = 0; i < g->n_in; i++) want[i % (2 * g->F)] += g->dx[i];
+    double* dx = poisoned_buffer(g->n_in);
+    swiglu_backward(dx, g->dbias, g->dout, g->x, g->N, g->F, 0);
+    check_error("dbias", relative_error_double(g->dbias, want, 2 * g->F), 1e-13);
+    swiglu_backward(g->dx, NULL, g->dout, g->x, g->N, g->F, 0);
+    check(!memcmp(dx, g->dx, g->n_in * sizeof(double)), "dx is the same without it");
+    free(want), free(dx);
 }
 
 static void test_gate(const char* name, size_t N, int F) {
@@ -146,7 +159,7 @@ static void test_gate(const char* name, size_t N, int F) {
     gate_t g;
     g.N = N, g.F = F, g.n_in = F ? 2 * N * F : N, g.n_out = F ? N * F : N;
     g.x = random_buffer(g.n_in), g.dout = random_buffer(g.n_out);
-    g.out = poisoned_buffer(g.n_out), g.dx = poisoned_buffer(g.n_in);
+    g.out = poisoned_buffer(g.n_out), g.dx = poisoned_buffer(g.n_in), g.dbias = random_buffer(2 * F + 1);
     double* want = poisoned_buffer(g.n_out);
     gate_both(&g);
     for (size_t i = 0; i < g.n_out; i++) {
@@ -156,15 +169,16 @@ static void test_gate(const char* name, size_t N, int F) {
     check_error("out", relative_error_double(g.out, want, g.n_out), 1e-14);
     free(want);
     check_gradient("dx", gate_objective, &g, g.x, g.dx, g.n_in);
-    const result_t results[] = {{"out", g.out, g.n_out}, {"dx", g.dx, g.n_in}};
-    check_any_thread_count(gate_both, &g, results, 2);
+    const result_t results[] = {{"out", g.out, g.n_out}, {"dx", g.dx, g.n_in}, {"dbias", g.dbias, 2 * (size_t)F}};
+    check_any_thread_count(gate_both, &g, results, F ? 3 : 2);
+    if (F) test_gate_bias(&g);
     if (!F) {
         double* d = copy_of(g.dout, N);
         silu_backward(d, d, g.x, N, 0);
         check(!memcmp(d, g.dx, N * sizeof(double)), "in place it is the same");
         free(d);
     }
-    free(g.x), free(g.out), free(g.dout), free(g.dx);
+    free(g.x), free(g.out), free(g.dout), free(g.dx), free(g.dbias);
     test_end_case();
 }
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The GPU's whole code path without a GPU: train_tokenizer and train_dit on the CUDA kernels, in the emulator, do what the CPU
-# build does, the tokenizer in all three stages, in fp32 and in bf16.
+# build does, the tokenizer in all three stages, in fp32 and in bf16; and resume with the same bits.
 # Usage: sh tests/test_emulated.sh BUILD_FOLDER; the emulated programs stand beside it, in emu/ and emu_fp32/.
 . tests/programs.sh "$1"
 . "$here/tests/same_losses.sh"
@@ -16,6 +16,17 @@ flags="-disc_start 0 -lr 2e-5 -disc_lr 2e-5 -batch 2 -chunk 1 -image_size 24"
 same_losses "$kinds/emu_fp32" 2 1e-4 $flags
 # shellcheck disable=SC2086
 same_losses "$kinds/emu" 2 2e-2 $flags
+
+# a run that is stopped and goes on takes the algorithms of cuBLASLt that its first half has chosen
+# shellcheck disable=SC2086
+emulated() { "$kinds/emu/train_tokenizer" -data shapes $nano $flags -stage 2 -from base/stage1.safetensors "$@"; }
+expect "stage 2 in one go" 0 '' emulated -out whole -steps 2
+check "it has measured algorithms" test "$(wc -l <whole/algorithms.txt)" -gt 20
+expect "half of it" 0 '' emulated -out halves -steps 1
+expect "and the rest" 0 '' emulated -out halves -steps 2
+check "with the algorithms of the first half" grep -Eq '^algorithms .*algorithms.txt: [0-9]+ products$' out
+check "the same bits when resumed" cmp whole/stage2.safetensors halves/stage2.safetensors
+check "the same choices" cmp whole/algorithms.txt halves/algorithms.txt
 
 # LightningDiT with every option, on the latents of that tokenizer
 same_dit_losses 2 3 "tiny/1 -qk_norm 1" emu_fp32 emu

@@ -7,10 +7,8 @@
 //
 // Look next at common/cuda/matmul.cuh, where the forward is called.
 #pragma once
-// defines: floatX, launch, pack
-#include "common/cuda/launch.cuh"
-// defines: load_upto, store_upto, pack_begin, pack_blocks, PACK_THREADS
-#include "common/cuda/reduce.cuh"
+// defines: load_upto, store_upto, pack_begin, pack_blocks, PACK_THREADS; launch, pack
+#include "common/cuda/access.cuh"
 // defines: activation_t
 #include "common/ops.h"
 

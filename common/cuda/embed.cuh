@@ -13,8 +13,8 @@
 #include "common/cuda/launch.cuh"
 // defines: channel_affine_t, the operations' contracts
 #include "common/ops.h"
-// defines: load_upto, store_upto, PACK_THREADS
-#include "common/cuda/reduce.cuh"
+// defines: load_upto, store_upto, PACK_THREADS; PACKED, packable, load_values, store_values
+#include "common/cuda/access.cuh"
 
 // Threads of a block that owns a row of C values.
 static inline unsigned row_threads(int C) {
@@ -297,8 +297,9 @@ void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +
 // Tokens
 
 // A block owns a row of the output. One read of the patches and one write; cls, reg and pos stay in the cache.
-__global__ void tokens_kernel(floatX* out, const floatX* patches, const floatX* cls, const floatX* reg,
-                              const floatX* pos, int N, int C, int R, int pos_class) {
+template <int K> // values that a thread takes at once
+__global__ static void tokens_kernel(floatS* out, const floatX* patches, const floatX* cls, const floatX* reg,
+                                     const floatX* pos, int N, int C, int R, int pos_class) {
     int prefix = (cls ? 1 : 0) + R, T = prefix + N;
     size_t row = blockIdx.x, image = row / T;
     int t = (int)(row % T);
@@ -312,26 +313,23 @@ __global__ void tokens_kernel(floatX* out, const floatX* patches, const floatX* 
     } else {
         value = reg + (size_t)(t - (cls ? 1 : 0)) * C;
     }
-    if (!position) {
-        copy_row(out + row * C, value, C);
-        return;
-    }
-    for (int c = row_begin(); c < C; c += row_step()) {
-        pack<floatX> sum = load_upto(value + c, C - c), add = load_upto(position + c, C - c);
-        for (int k = 0; k < pack<floatX>::size; k++) sum[k] = (floatX)((float)sum[k] + (float)add[k]);
-        store_upto(out + row * C + c, sum, C - c);
+    for (int c = threadIdx.x * K; c < C; c += blockDim.x * K) {
+        float sum[K], add[K] = {};
+        load_values<K>(sum, value + c);
+        if (position) load_values<K>(add, position + c);
+        for (int k = 0; k < K; k++) sum[k] += add[k];
+        store_values<K>(out + row * C + c, sum);
     }
 }
 
-// A thread owns one pack of one place t in all images: it sums their gradients in order and copies those of patches on
+// A thread owns K columns of one place t in all images: it sums their gradients in order and copies those of patches on
 // the way. 257 places of 128 packs are 33 thousand threads, only 250 a multiprocessor: so each asks for four images at
-// once. `whole`: every pack is complete and aligned.
+// once.
 enum { TOKENS_AHEAD = 4 };
-template <bool whole>
-__global__ void tokens_backward_kernel(floatX* dpatches, float* dcls, float* dreg, float* dpos, const floatX* dout,
-                                       int B, int N, int C, int R, int pos_class) {
-    int prefix = (dcls ? 1 : 0) + R, T = prefix + N, t = blockIdx.x;
-    int c = (blockIdx.y * blockDim.x + threadIdx.x) * pack<floatX>::size;
+template <int K>
+__global__ static void tokens_backward_kernel(floatX* dpatches, float* dcls, float* dreg, float* dpos,
+                                              const floatS* dout, int B, int N, int C, int R, int pos_class) {
+    int prefix = (dcls ? 1 : 0) + R, T = prefix + N, t = blockIdx.x, c = (blockIdx.y * blockDim.x + threadIdx.x) * K;
     if (c >= C) return;
     float *token = nullptr, *position = nullptr;
     if (t >= prefix) {
@@ -342,52 +340,53 @@ __global__ void tokens_backward_kernel(floatX* dpatches, float* dcls, float* dre
     } else {
         token = dreg + (size_t)(t - (dcls ? 1 : 0)) * C;
     }
-    float sum[pack<floatX>::size] = {};
+    float sum[K] = {};
     size_t from = (size_t)t * C + c, to = ((size_t)t - prefix) * C + c; // of image 0; `to` counts only for patches
-    int b = 0;
-    for (; whole && b + TOKENS_AHEAD <= B; b += TOKENS_AHEAD) {
-        pack<floatX> d[TOKENS_AHEAD];
-        for (int i = 0; i < TOKENS_AHEAD; i++) d[i] = load16(dout + (size_t)(b + i) * T * C + from);
+    for (int first = 0; first < B; first += TOKENS_AHEAD) {
+        float d[TOKENS_AHEAD][K] = {};
+        UNROLL
         for (int i = 0; i < TOKENS_AHEAD; i++) {
-            if (t >= prefix) store16(dpatches + (size_t)(b + i) * N * C + to, d[i]);
-            for (int k = 0; k < pack<floatX>::size; k++) sum[k] += (float)d[i][k];
+            if (first + i < B) load_values<K>(d[i], dout + (size_t)(first + i) * T * C + from);
+        }
+        UNROLL
+        for (int i = 0; i < TOKENS_AHEAD; i++) {
+            if (first + i >= B) continue;
+            if (t >= prefix) store_values<K>(dpatches + (size_t)(first + i) * N * C + to, d[i]);
+            for (int k = 0; k < K; k++) sum[k] += d[i][k];
         }
     }
-    for (; b < B; b++) {
-        pack<floatX> d = load_upto(dout + (size_t)b * T * C + from, C - c);
-        if (t >= prefix) store_upto(dpatches + (size_t)b * N * C + to, d, C - c);
-        for (int k = 0; k < pack<floatX>::size; k++) sum[k] += (float)d[k];
-    }
-    for (int k = 0; k < pack<floatX>::size && c + k < C; k++) {
+    for (int k = 0; k < K; k++) {
         if (token) token[c + k] += sum[k];
         if (position) position[c + k] += sum[k];
     }
 }
 
-void tokens_forward(floatX* out,           // (B, T, C)
+void tokens_forward(floatS* out,           // (B, T, C)
                     const floatX* patches, // (B, N, C)
                     const floatX* cls,     // (C) or NULL
                     const floatX* reg,     // (R, C) or NULL when R is 0
                     const floatX* pos,     // (pos_class + N, C)
                     int B, int N, int C, int R, int pos_class, stream_t s) {
-    size_t rows = (size_t)B * ((cls ? 1 : 0) + R + N);
-    launch<tokens_kernel>((unsigned)rows, row_threads(C), 0, s, out, patches, cls, reg, pos, N, C, R, pos_class);
+    unsigned rows = (unsigned)((size_t)B * ((cls ? 1 : 0) + R + N));
+    if (packable(C, out, patches, cls, reg, pos)) {
+        launch<tokens_kernel<PACKED>>(rows, row_threads(C), 0, s, out, patches, cls, reg, pos, N, C, R, pos_class);
+    } else {
+        launch<tokens_kernel<1>>(rows, row_threads(C), 0, s, out, patches, cls, reg, pos, N, C, R, pos_class);
+    }
 }
 
 void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL
                      floatS* dpos,               // (pos_class + N, C) +=
-                     const floatX* dout,         // (B, T, C)
+                     const floatS* dout,         // (B, T, C)
                      int B, int N, int C, int R, int pos_class, stream_t s) {
-    unsigned threads = row_threads(C) < 64 ? WARP : 64; // small blocks, to spread over the GPU
-    dim3 grid((dcls ? 1 : 0) + R + N, blocks_for(C, threads * pack<floatX>::size));
-    int whole = C % pack<floatX>::size == 0 && ((uintptr_t)dpatches | (uintptr_t)dout) % 16 == 0;
-    if (whole) {
-        launch<tokens_backward_kernel<true>>(grid, threads, 0, s, dpatches, dcls, dreg, dpos, dout, B, N, C, R,
-                                             pos_class);
+    unsigned threads = row_threads(C) < 64 ? WARP : 64, places = (dcls ? 1 : 0) + R + N; // small blocks, to spread
+    if (packable(C, dpatches, dout)) {
+        launch<tokens_backward_kernel<PACKED>>(dim3(places, blocks_for(C, threads * PACKED)), threads, 0, s, dpatches,
+                                               dcls, dreg, dpos, dout, B, N, C, R, pos_class);
     } else {
-        launch<tokens_backward_kernel<false>>(grid, threads, 0, s, dpatches, dcls, dreg, dpos, dout, B, N, C, R,
-                                              pos_class);
+        launch<tokens_backward_kernel<1>>(dim3(places, blocks_for(C, threads)), threads, 0, s, dpatches, dcls, dreg,
+                                          dpos, dout, B, N, C, R, pos_class);
     }
 }
 

@@ -26,29 +26,6 @@
 enum { FLOW_THREADS = 256 };
 constexpr float FLOW_SMALL = 1e-8f; // e: the least norm that the cosine divides by
 
-// N values of fp32, as load_values and store_values take N of floatX.
-template <int N> __device__ static inline void flow_load(float to[N], const float* from) {
-    if constexpr (N == 1) {
-        to[0] = from[0];
-    } else {
-        for (int i = 0; i < N; i += 4) {
-            pack<float> p = load16(from + i);
-            for (int k = 0; k < 4; k++) to[i + k] = p[k];
-        }
-    }
-}
-template <int N> __device__ static inline void flow_store(float* to, const float from[N]) {
-    if constexpr (N == 1) {
-        to[0] = from[0];
-    } else {
-        for (int i = 0; i < N; i += 4) {
-            pack<float> p;
-            for (int k = 0; k < 4; k++) p[k] = from[i + k];
-            store16(to + i, p);
-        }
-    }
-}
-
 // The first value of a thread's N, and the blocks for n values, N a thread.
 template <int N> __device__ static inline size_t flow_begin(void) {
     return ((size_t)blockIdx.x * FLOW_THREADS + threadIdx.x) * N;
@@ -83,13 +60,13 @@ __global__ static void flow_path_kernel(floatX* xt,       // (B, n)
             for (int k = 0; k < 4; k++) x0[4 * four + k] = value.v[k];
         }
     }
-    flow_load<N>(data, x1 + i);
+    load_values<N>(data, x1 + i);
     float velocity[N], point[N];
     for (int k = 0; k < N; k++) {
         velocity[k] = data[k] - x0[k];
         point[k] = time * data[k] + (1 - time) * x0[k];
     }
-    flow_store<N>(u + i, velocity);
+    store_values<N>(u + i, velocity);
     store_values<N>(xt + i, point);
 }
 
@@ -137,7 +114,7 @@ flow_loss_kernel(floatS* mse, floatS* cosine, // (B)
         float vv = 0, uu = 0, vu = 0, a[N], b[N];
         for (int c = lane * N; c < end; c += lanes * N) {
             load_values<N>(a, v + at + c);
-            flow_load<N>(b, u + at + c);
+            load_values<N>(b, u + at + c);
             for (int k = 0; k < N; k++) {
                 squares += (a[k] - b[k]) * (a[k] - b[k]);
                 vv += a[k] * a[k];
@@ -152,7 +129,7 @@ flow_loss_kernel(floatS* mse, floatS* cosine, // (B)
         float of_u = share_cosine / (U * M), of_v = V > 0 ? share_cosine * cos_vu / V / M : 0;
         for (int c = lane * N; c < end; c += lanes * N) {
             load_values<N>(a, v + at + c);
-            flow_load<N>(b, u + at + c);
+            load_values<N>(b, u + at + c);
             for (int k = 0; k < N; k++) a[k] = 2 * share_mse * (a[k] - b[k]) - (of_u * b[k] - of_v * a[k]);
             store_values<N>(dv + at + c, a);
         }
@@ -204,7 +181,7 @@ __global__ static void flow_guide_kernel(floatS* out,        // (B, HW, C)
             if (k < guided) value[k] = other[k] + weight * (value[k] - other[k]);
         }
     }
-    flow_store<N>(out + i, value);
+    store_values<N>(out + i, value);
 }
 
 void flow_guide(floatS* out,        // (B, HW, C)
@@ -238,12 +215,12 @@ __global__ static void flow_combine_kernel(floatS* out,     // (B, n)
     UNROLL for (int stage = 0; stage < FLOW_STAGES; stage++) {
         float a = weights.a[stage];
         if (a == 0) continue; // not read: also the stages behind the last
-        flow_load<N>(value, k + stage * size + i);
+        load_values<N>(value, k + stage * size + i);
         for (int j = 0; j < N; j++) sum[j] += a * value[j];
     }
-    flow_load<N>(value, x + i);
+    load_values<N>(value, x + i);
     for (int j = 0; j < N; j++) value[j] += step * sum[j];
-    flow_store<N>(out + i, value);
+    store_values<N>(out + i, value);
 }
 
 void flow_combine(floatS* out,       // (B, n)
@@ -274,9 +251,9 @@ __global__ static void latent_denormalise_kernel(floatX* z,                     
     if (i >= size) return;
     int c = (int)(i % C);
     float value[N], m[N], d[N];
-    flow_load<N>(value, x + i);
-    flow_load<N>(m, mean + c);
-    flow_load<N>(d, std + c);
+    load_values<N>(value, x + i);
+    load_values<N>(m, mean + c);
+    load_values<N>(d, std + c);
     for (int k = 0; k < N; k++) value[k] = value[k] * d[k] + m[k];
     store_values<N>(z + i, value);
 }

@@ -15,15 +15,13 @@
 // threads of the warp. A block is ROW_WARPS such warps, which share nothing but their place on the multiprocessor.
 // A longer row gets a block of its own, of as many warps as it needs; its sums then cross shared memory (row_sum).
 //
-// Passes over (64 images of 257 tokens, 1024) in bf16, 33.7 MB each, and the time they take at 3 TB/s:
-//   layernorm_forward            2: x; out                             22 us
-//   residual_layernorm_forward   4: x, y; sum, out                     45 us
-//   layernorm_backward           4: dout, x, dx; dx                    45 us
-//   residual_layernorm_backward  6: dout, sum, dsum, y; dsum, dy       67 us
+// The residual stream (x, sum and their gradients) is floatS, all else floatX. Bytes at (64 images of 257 tokens, 1024)
+// in the bf16 build, where a tensor of the stream is 67.4 MB and any other 33.7 MB, and the time at 3 TB/s:
+//   layernorm_forward            101 MB: x; out                              34 us
+//   residual_layernorm_forward   202 MB: x, y; sum, out                      67 us
+//   layernorm_backward           236 MB: dout, x, dx; dx                     79 us
+//   residual_layernorm_backward  303 MB: dout, sum, dsum, y; dsum, dy       101 us
 // Statistics, weights and the parts of sums are 2% of that or less.
-//
-// Numbers: the norm behind a residual branch takes x + gamma y before it is rounded to floatX; dy and dgamma come from
-// dsum before it is rounded.
 //
 // Look next at common/cuda/groupnorm.cuh, where the values that share a mean are more than a block can hold.
 #pragma once
@@ -59,8 +57,8 @@ __device__ static inline float row_sum(float x) {
 }
 
 // A thread's values of a row, and zeros behind its end.
-template <int N, typename T>
-__device__ static inline void load_row(T value[lane_values<N>], const floatX* row, int C) {
+template <int N, typename T, typename M>
+__device__ static inline void load_row(T value[lane_values<N>], const M* row, int C) {
     for (int i = 0; i < lane_values<N> / N; i++) {
         int c = layernorm_column<N>(i);
         for (int k = 0; k < N; k++) value[i * N + k] = (T)0.0f;
@@ -73,10 +71,10 @@ __device__ static inline void load_row(T value[lane_values<N>], const floatX* ro
 
 // sum = x + gamma y, then its norm; with y = NULL the norm of x. One row a warp, or a block.
 template <int N>
-__global__ static void layernorm_forward_kernel(floatX* sum,                // (rows, C), written where there is a y
+__global__ static void layernorm_forward_kernel(floatS* sum,                // (rows, C), written where there is a y
                                                 floatX* out,                // (rows, C)
                                                 floatS* mean, floatS* rstd, // (rows)
-                                                const floatX* x,            // (rows, C)
+                                                const floatS* x,            // (rows, C)
                                                 const floatX* y,            // (rows, C) or NULL
                                                 const floatX* gamma,        // (C) or NULL
                                                 const floatX* weight,       // (C)
@@ -123,7 +121,7 @@ __global__ static void layernorm_forward_kernel(floatX* sum,                // (
 
 // sum and y NULL: the norm alone.
 template <int N>
-static inline void layernorm_launch_forward(floatX* sum, floatX* out, floatS* mean, floatS* rstd, const floatX* x,
+static inline void layernorm_launch_forward(floatS* sum, floatX* out, floatS* mean, floatS* rstd, const floatS* x,
                                             const floatX* y, const floatX* gamma, const floatX* weight,
                                             const floatX* bias, size_t rows, int C, double eps, stream_t s) {
     dim3 block = layernorm_block<N>(C);
@@ -133,7 +131,7 @@ static inline void layernorm_launch_forward(floatX* sum, floatX* out, floatS* me
 
 void layernorm_forward(floatX* out,                   // (N, C)
                        floatS* mean, floatS* rstd,    // (N)
-                       const floatX* x,               // (N, C)
+                       const floatS* x,               // (N, C)
                        const floatX* weight,          // (C)
                        const floatX* bias,            // (C)
                        size_t N, int C, double eps, stream_t s) {
@@ -142,10 +140,10 @@ void layernorm_forward(floatX* out,                   // (N, C)
         (NULL, out, mean, rstd, x, NULL, NULL, weight, bias, N, C, eps, s);
 }
 
-void residual_layernorm_forward(floatX* sum,                // (N, C)
+void residual_layernorm_forward(floatS* sum,                // (N, C)
                                 floatX* out,                // (N, C)
                                 floatS* mean, floatS* rstd, // (N)
-                                const floatX* x,            // (N, C)
+                                const floatS* x,            // (N, C)
                                 const floatX* y,            // (N, C)
                                 const floatX* gamma,        // (C) or NULL
                                 const floatX* weight,       // (C)
@@ -162,7 +160,7 @@ void residual_layernorm_forward(floatX* sum,                // (N, C)
 // dx runs along rows, the gradients of the parameters run down columns. A warp visits many rows, and as its threads own
 // the same columns in all of them, each thread keeps the three sums of its 32 columns in registers: 96 of its 255. That
 // leaves room for one block of 8 warps on a multiprocessor. To keep memory busy with so few, a warp asks for all that
-// it needs of a row at once (16 accesses a thread, 8 KB a warp), before it waits for any. The grid is as large as the
+// it needs of a row at once (24 accesses a thread, 12 KB a warp), before it waits for any. The grid is as large as the
 // machine; at the end the warps of a block are added in shared memory, and each block writes one part: on an H100 132
 // parts of 12 KB, which add_parts adds.
 
@@ -196,11 +194,11 @@ __device__ static inline void layernorm_write_part(float* part,                 
 // A warp (a block, where rows are long) takes row blockIdx.x blockDim.y + threadIdx.y and then every
 // (gridDim.x blockDim.y)-th.
 template <int N>
-__global__ static void layernorm_backward_kernel(floatX* dx,                             // (rows, C) +=
+__global__ static void layernorm_backward_kernel(floatS* dx,                             // (rows, C) +=
                                                  floatX* dy,                             // (rows, C) or NULL
                                                  float* parts,                           // (blocks, 3, C) or NULL
                                                  const floatX* dout,                     // (rows, C)
-                                                 const floatX* x,                        // (rows, C)
+                                                 const floatS* x,                        // (rows, C)
                                                  const floatX* y,                        // (rows, C) or NULL
                                                  const floatX* gamma,                    // (C) or NULL
                                                  const floatX* weight,                   // (C)
@@ -210,18 +208,19 @@ __global__ static void layernorm_backward_kernel(floatX* dx,                    
     float sum[3][values] = {}; // of dweight, dbias, dgamma
     size_t step = (size_t)gridDim.x * blockDim.y;
     for (size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y; row < rows; row += step) {
-        floatX x_row[values], dout_row[values], dx_row[values], y_row[values]; // a bf16 is half a register
+        float x_row[values], dx_row[values];
+        floatX dout_row[values], y_row[values]; // a bf16 is half a register
         float m = mean[row], r = rstd[row], sum_h = 0, sum_h_xhat = 0;
+        if (y) load_row<N>(y_row, y + row * C, C); // behind the others nvcc would run out of registers
         load_row<N>(x_row, x + row * C, C);
         load_row<N>(dout_row, dout + row * C, C);
         load_row<N>(dx_row, dx + row * C, C);
-        if (y) load_row<N>(y_row, y + row * C, C);
         for (int i = 0; i < values / N; i++) { // behind the end of the row dout is 0, and so is every term
             float w[N] = {};
             if (layernorm_column<N>(i) < C) load_values<N>(w, weight + layernorm_column<N>(i));
             for (int k = 0; k < N; k++) {
                 int j = i * N + k;
-                float d = (float)dout_row[j], h = d * w[k], xhat = ((float)x_row[j] - m) * r;
+                float d = (float)dout_row[j], h = d * w[k], xhat = (x_row[j] - m) * r;
                 sum_h += h;
                 sum_h_xhat += h * xhat;
                 sum[0][j] += d * xhat;
@@ -236,8 +235,8 @@ __global__ static void layernorm_backward_kernel(floatX* dx,                    
             load_values<N>(w, weight + c);
             for (int k = 0; k < N; k++) {
                 int j = i * N + k;
-                float h = (float)dout_row[j] * w[k], xhat = ((float)x_row[j] - m) * r;
-                d[k] = (float)dx_row[j] + r * (h - mean_h - xhat * mean_h_xhat);
+                float h = (float)dout_row[j] * w[k], xhat = (x_row[j] - m) * r;
+                d[k] = dx_row[j] + r * (h - mean_h - xhat * mean_h_xhat);
                 if (y) sum[2][j] += d[k] * (float)y_row[j];
             }
             store_values<N>(dx + row * C + c, d);
@@ -252,8 +251,8 @@ __global__ static void layernorm_backward_kernel(floatX* dx,                    
 
 // dy NULL: there is no branch.
 template <int N>
-static inline void layernorm_launch_backward(floatX* dx, floatX* dy, floatS* dgamma, floatS* dweight, floatS* dbias,
-                                             const floatX* dout, const floatX* x, const floatX* y, const floatX* gamma,
+static inline void layernorm_launch_backward(floatS* dx, floatX* dy, floatS* dgamma, floatS* dweight, floatS* dbias,
+                                             const floatX* dout, const floatS* x, const floatX* y, const floatX* gamma,
                                              const floatX* weight, const floatS* mean, const floatS* rstd, size_t rows,
                                              int C, stream_t s) {
     dim3 block = layernorm_block<N>(C);
@@ -266,10 +265,10 @@ static inline void layernorm_launch_backward(floatX* dx, floatX* dy, floatS* dga
     add_parts(dweight, dbias, dgamma, parts, blocks, 3, C, s);
 }
 
-void layernorm_backward(floatX* dx,                               // (N, C) +=
+void layernorm_backward(floatS* dx,                               // (N, C) +=
                         floatS* dweight, floatS* dbias,           // (C) or both NULL
                         const floatX* dout,                       // (N, C)
-                        const floatX* x,                          // (N, C)
+                        const floatS* x,                          // (N, C)
                         const floatX* weight,                     // (C)
                         const floatS* mean, const floatS* rstd,   // (N)
                         size_t N, int C, stream_t s) {
@@ -278,12 +277,12 @@ void layernorm_backward(floatX* dx,                               // (N, C) +=
         (dx, NULL, NULL, dweight, dbias, dout, x, NULL, NULL, weight, mean, rstd, N, C, s);
 }
 
-void residual_layernorm_backward(floatX* dsum,                             // (N, C) +=
+void residual_layernorm_backward(floatS* dsum,                             // (N, C) +=
                                  floatX* dy,                               // (N, C)
                                  floatS* dgamma,                           // (C) or NULL
                                  floatS* dweight, floatS* dbias,           // (C) or both NULL
                                  const floatX* dout,                       // (N, C)
-                                 const floatX* sum,                        // (N, C)
+                                 const floatS* sum,                        // (N, C)
                                  const floatX* y,                          // (N, C), needed for dgamma
                                  const floatX* gamma,                      // (C) or NULL
                                  const floatX* weight,                     // (C)

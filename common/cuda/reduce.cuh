@@ -1,10 +1,9 @@
-// reduce.cuh: sums over many values by the whole GPU, always in the same order; and 16-byte accesses to arrays of any
-// length.
+// reduce.cuh: sums over many values by the whole GPU, always in the same order.
 //
 //   out_k = scale sum_i term(a_ki, b_ki)        for groups k (an image, a chunk, a whole gradient) of n values each
 //
 // A group is cut into pieces of REDUCE_PIECE values, and a block sums one piece: a thread its 32 values, a warp its
-// threads, the block its warps. A second kernel, one block a group, adds the pieces in the same way. So no float sum is
+// threads, the block its warps. finish_sums, one block a group, adds the pieces in the same way. So no float sum is
 // longer than a few dozen terms (relative error about 1e-7 times the root of that), a single image already fills 24
 // blocks, and the tree depends on n alone: neither on the number of multiprocessors nor on the alignment of the arrays.
 //
@@ -14,55 +13,16 @@
 // The term is a function given at compile time, as dev/cpu/reduce.h is given one: see l1_term in common/cuda/loss.cuh,
 // the file to read next.
 #pragma once
-// defines: launch, shared_array, pack, load16, store16, block_sum, blocks_for
-#include "common/cuda/launch.cuh"
+// defines: load_upto; launch, shared_array, pack, load16, block_sum, blocks_for
+#include "common/cuda/access.cuh"
+// defines: finish_sums, WRITE_SUM, ADD_SUM
+#include "common/cuda/parts.cuh"
 
 enum {
     REDUCE_THREADS = 256,
     REDUCE_BATCH = 4,    // packs of each array that a thread asks for at once, so that enough of them are under way
     REDUCE_PIECE = 8192, // values: a multiple of REDUCE_THREADS REDUCE_BATCH packs of 4 or 8
 };
-
-// The next `count` values of an array as one pack; behind the end of the array the pack holds zeros. One 16-byte access
-// where all are there and p allows it; the test comes out alike for nearly all threads. The values pass through whole
-// words: taking the halves of words apart in the two branches would wait for the load, and loads that follow each other
-// in a kernel would no longer be under way together.
-template <typename T> __device__ static inline pack<T> load_upto(const T* p, size_t count) {
-    uint32_t words[4] = {};
-    pack<T> out;
-    if (count >= (size_t)pack<T>::size && (uintptr_t)p % 16 == 0) {
-        out = load16(p);
-        memcpy(words, (const void*)&out, sizeof words);
-    } else {
-        for (int i = 0; i < pack<T>::size; i++) {
-            if ((size_t)i >= count) continue;
-            T value = p[i];
-            uint32_t bits = 0;
-            memcpy(&bits, (const void*)&value, sizeof value);
-            words[i * sizeof(T) / 4] |= bits << (i * sizeof(T) % 4 * 8);
-        }
-    }
-    memcpy((void*)&out, words, sizeof words);
-    return out;
-}
-template <typename T> __device__ static inline void store_upto(T* p, pack<T> value, size_t count) {
-    if (count >= (size_t)pack<T>::size && (uintptr_t)p % 16 == 0) {
-        store16(p, value);
-        return;
-    }
-    for (int i = 0; i < pack<T>::size; i++) {
-        if ((size_t)i < count) p[i] = value[i];
-    }
-}
-
-// The first value of this thread's pack, and the blocks that give each of n values to one thread, a pack at a time.
-enum { PACK_THREADS = 256 };
-template <typename T> __device__ static inline size_t pack_begin(void) {
-    return ((size_t)blockIdx.x * PACK_THREADS + threadIdx.x) * (size_t)pack<T>::size;
-}
-template <typename T> static inline unsigned pack_blocks(size_t n) {
-    return blocks_for(n, (size_t)PACK_THREADS * (size_t)pack<T>::size);
-}
 
 // Block i sums piece i % pieces of group i / pieces. A thread's packs are REDUCE_THREADS packs apart. Where all of a
 // batch is inside the piece, its loads stand in one run of code, so that none waits for another to arrive.
@@ -101,26 +61,6 @@ __global__ static void reduce_pieces(float* partial, // (groups, pieces)
     }
     sum = block_sum(sum, work);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-}
-
-// Block k: out_k = scale times the sum of the partial sums of group k, added to out_k where `accumulate` says so.
-__global__ static void add_partials(float* out,           // (groups)
-                                    const float* partial, // (groups, pieces)
-                                    unsigned pieces, float scale, int accumulate) {
-    shared<float> work = shared_array<float>(0, WARP);
-    const float* mine = partial + (size_t)blockIdx.x * pieces;
-    float sum = 0;
-    for (unsigned i = threadIdx.x; i < pieces; i += blockDim.x) sum += mine[i];
-    sum = scale * block_sum(sum, work);
-    if (threadIdx.x == 0) out[blockIdx.x] = accumulate ? out[blockIdx.x] + sum : sum;
-}
-
-enum { WRITE_SUM = 0, ADD_SUM = 1 };
-static inline void finish_sums(float* out,           // (groups)
-                               const float* partial, // (groups, pieces)
-                               int groups, unsigned pieces, double scale, int accumulate, stream_t s) {
-    unsigned warps = pieces < 32 * WARP ? blocks_for(pieces, WARP) : 32;
-    launch<add_partials>(groups, warps * WARP, WARP * sizeof(float), s, out, partial, pieces, (float)scale, accumulate);
 }
 
 // ARRAYS is 2 for terms in a and b, and 1 for terms in a alone, where b is given as a and not read.

@@ -61,8 +61,9 @@ static inline size_t norm_work_bytes(norm_strips_t z) {
 // A thread's i-th group of N neighbouring columns begins here. It may lie behind the end of the row.
 template <int N> __device__ static inline int norm_column(int i) { return (i * blockDim.x + threadIdx.x) * N; }
 
-// A thread's values of a row, and zeros where there is no row or behind its end.
-template <int N, typename T> __device__ static inline void norm_load(T value[NORM_COLUMNS], const floatX* row, int C) {
+// A thread's values of a row, and zeros where there is no row or behind its end. The residual stream's are floatS.
+template <int N, typename T, typename M>
+__device__ static inline void norm_load(T value[NORM_COLUMNS], const M* row, int C) {
     UNROLL
     for (int i = 0; i < NORM_COLUMNS / N; i++) {
         int c = norm_column<N>(i);
@@ -70,45 +71,11 @@ template <int N, typename T> __device__ static inline void norm_load(T value[NOR
         if (row && c < C) load_values<N>(value + i * N, row + c);
     }
 }
-
-// The same of the residual stream and of sums, which are floatS: N values are N / 4 accesses.
-template <int N> __device__ static inline void norm_load_stream(float value[NORM_COLUMNS], const floatS* row, int C) {
-    UNROLL
-    for (int i = 0; i < NORM_COLUMNS / N; i++) {
-        int c = norm_column<N>(i);
-        for (int k = 0; k < N; k++) value[i * N + k] = 0;
-        if (!row || c >= C) continue;
-        if constexpr (N == 1) {
-            value[i] = row[c];
-        } else {
-            for (int k = 0; k < N; k += 4) {
-                pack<float> p = load16(row + c + k);
-                for (int j = 0; j < 4; j++) value[i * N + k + j] = p[j];
-            }
-        }
-    }
-}
-template <int N> __device__ static inline void norm_store(floatX* row, const float value[NORM_COLUMNS], int C) {
+template <int N, typename M> __device__ static inline void norm_store(M* row, const float value[NORM_COLUMNS], int C) {
     UNROLL
     for (int i = 0; i < NORM_COLUMNS / N; i++) {
         int c = norm_column<N>(i);
         if (c < C) store_values<N>(row + c, value + i * N);
-    }
-}
-template <int N> __device__ static inline void norm_store_stream(floatS* row, const float value[NORM_COLUMNS], int C) {
-    UNROLL
-    for (int i = 0; i < NORM_COLUMNS / N; i++) {
-        int c = norm_column<N>(i);
-        if (c >= C) continue;
-        if constexpr (N == 1) {
-            row[c] = value[i];
-        } else {
-            for (int k = 0; k < N; k += 4) {
-                pack<float> p;
-                for (int j = 0; j < 4; j++) p[j] = value[i * N + k + j];
-                store16(row + c + k, p);
-            }
-        }
     }
 }
 
@@ -172,14 +139,14 @@ rmsnorm_forward_kernel(floatS* sum,          // (B, T, C), written where there i
         UNROLL
         for (int r = 0; r < NORM_TOKENS; r++) {
             size_t at = (first + t + r) * C;
-            norm_load_stream<N>(value[r], t + r < end ? x + at : nullptr, C);
+            norm_load<N>(value[r], t + r < end ? x + at : nullptr, C);
             norm_load<N>(add[r], branch && t + r < end ? branch + at : nullptr, C);
         }
         UNROLL
         for (int r = 0; r < NORM_TOKENS; r++) {
             for (int j = 0; j < NORM_COLUMNS; j++) value[r][j] += g[j] * (float)add[r][j];
             for (int j = 0; j < NORM_COLUMNS; j++) squares[r] += value[r][j] * value[r][j];
-            if (branch && t + r < end) norm_store_stream<N>(sum + (first + t + r) * C, value[r], C);
+            if (branch && t + r < end) norm_store<N>(sum + (first + t + r) * C, value[r], C);
         }
         norm_row_sums(squares, step);
         UNROLL
@@ -264,9 +231,9 @@ rmsnorm_backward_kernel(floatS* dsum,         // (B, T, C) +=
             int there = t + r < end;
             size_t at = (first + t + r) * C;
             scaled[r] = there ? rstd[first + t + r] : 0;
-            norm_load_stream<N>(xhat[r], there ? sum + at : nullptr, C);
+            norm_load<N>(xhat[r], there ? sum + at : nullptr, C);
             norm_load<N>(in[r], there ? dout + at : nullptr, C);
-            norm_load_stream<N>(d[r], there ? dsum + at : nullptr, C);
+            norm_load<N>(d[r], there ? dsum + at : nullptr, C);
             norm_load<N>(add[r], there && branch ? branch + at : nullptr, C);
         }
         UNROLL
@@ -288,16 +255,16 @@ rmsnorm_backward_kernel(floatS* dsum,         // (B, T, C) +=
                 d[r][j] += scaled[r] * ((float)in[r][j] * f[j] - xhat[r][j] * (mean[r] / C));
                 dgate[j] += d[r][j] * (float)add[r][j];
             }
-            norm_store_stream<N>(dsum + at, d[r], C);
+            norm_store<N>(dsum + at, d[r], C);
             if (!branch) continue;
             for (int j = 0; j < NORM_COLUMNS; j++) d[r][j] *= (float)g[j];
             norm_store<N>(dbranch + at, d[r], C);
         }
     }
     float* part = parts + (size_t)blockIdx.x * 3 * C;
-    norm_store_stream<N>(part, q, C);
-    norm_store_stream<N>(part + C, dshift, C);
-    norm_store_stream<N>(part + 2 * C, dgate, C);
+    norm_store<N>(part, q, C);
+    norm_store<N>(part + C, dshift, C);
+    norm_store<N>(part + 2 * C, dgate, C);
 }
 
 // Adds the parts of an image, a thread a column: its vectors' gradients, and its share of dweight.

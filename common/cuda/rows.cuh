@@ -1,67 +1,40 @@
-// rows.cuh: what kernels over the rows of a matrix (rows, C) share: how a thread reads and writes its columns, and sums
-// down the columns.
+// rows.cuh: what kernels over the rows of a matrix (rows, C) share: sums down the columns.
 //
-// A thread owns the same few columns in every row that it visits, N neighbouring ones at a time. N is PACKED, one
-// 16-byte access, where C is a multiple of it and all tensors start at a multiple of 16 bytes (packable); else 1.
-// Kernels take N as a template argument and are otherwise one text for both.
+// A thread owns the same few columns in every row that it visits, N neighbouring ones at a time (access.cuh).
 //
-// Sums down the columns (gradients of weights and biases) have two steps, so that their order is fixed and no block
-// waits for another: each block leaves the sums over its rows, one `part`, in device_scratch; add_parts adds the parts.
+// Sums down the columns (gradients of weights and biases) have two steps: each block leaves the sums over its rows, one
+// `part`, in device_scratch; add_parts adds the parts.
 //
 // Look next at common/cuda/layernorm.cuh and common/cuda/groupnorm.cuh, the users.
 #pragma once
-// defines: launch, shared_array, pack, load16, store16, blocks_for
-#include "common/cuda/launch.cuh"
+// defines: PACKED, packable, load_values, store_values; launch, shared_array, blocks_for
+#include "common/cuda/access.cuh"
+// defines: add_parts
+#include "common/cuda/parts.cuh"
 
-constexpr int PACKED = 16 / sizeof(floatX); // 8 values of bf16, 4 of fp32
+// Sums down all columns. A block of COLUMN_WARPS warps adds up the rows of one slab, for 32 groups of K columns: a lane
+// owns the columns of one group, the warps take the rows in turn.
+constexpr int COLUMN_WARPS = 8, COLUMN_THREADS = COLUMN_WARPS * WARP;
 
-template <typename... T> static inline int packable(int C, const T*... tensors) {
-    return C % PACKED == 0 && (((uintptr_t)tensors % 16 == 0) && ...);
+// Rows of a slab, at least `least`, with which a grid of (columns, slabs) has about `each` blocks a multiprocessor.
+static inline size_t column_slab_rows(size_t N, unsigned columns, size_t least, unsigned each, stream_t s) {
+    unsigned most = blocks_for(N, least), slabs = blocks_for((size_t)each * s->multiprocessors, columns);
+    return blocks_for(N, slabs < most ? slabs : most);
 }
 
-// T is float, or floatX for values that wait in registers: bf16 takes half as many.
-template <int N, typename T> __device__ static inline void load_values(T to[N], const floatX* from) {
-    if constexpr (N == 1) {
-        to[0] = (T)from[0];
-    } else {
-        pack<floatX> p = load16(from);
-        for (int k = 0; k < N; k++) to[k] = (T)p[k];
-    }
-}
-template <int N> __device__ static inline void store_values(floatX* to, const float from[N]) {
-    if constexpr (N == 1) {
-        to[0] = (floatX)from[0];
-    } else {
-        pack<floatX> p;
-        for (int k = 0; k < N; k++) p[k] = (floatX)from[k];
-        store16(to, p);
-    }
-}
-
-// A block adds PART_ROWS parts at a time, of WARP columns: thread (x, y) the parts y, y + PART_ROWS, ... of its column;
-// then the sums of the y are added in order. blockIdx.y = k.
-constexpr int PART_ROWS = 16;
-__global__ static void add_parts_kernel(floatS* out0, floatS* out1, floatS* out2, // (C) += or NULL
-                                        const floatS* parts,                      // (count, gridDim.y, C)
-                                        size_t count, int C) {
-    shared<float> sums = shared_array<float>(0, PART_ROWS * WARP);
-    floatS* out = blockIdx.y == 0 ? out0 : blockIdx.y == 1 ? out1 : out2;
-    int x = threadIdx.x, y = threadIdx.y, c = blockIdx.x * WARP + x;
-    int mine = out && c < C;
-    float sum = 0;
-    for (size_t i = y; mine && i < count; i += PART_ROWS) sum += parts[(i * gridDim.y + blockIdx.y) * C + c];
-    sums[y * WARP + x] = sum;
+// The sums of a block's warps, added in order, become the block's columns of a part. All threads call.
+template <int K>
+__device__ static inline void column_sums_write(float* part, // (C)
+                                                const float sum[K], int C) {
+    shared<float> work = shared_array<float>(0, COLUMN_THREADS * K); // (warp, column within the group, lane)
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    __syncthreads(); // a call before may still be reading
+    for (int k = 0; k < K; k++) work[(warp * K + k) * WARP + lane] = sum[k];
     __syncthreads();
-    if (y > 0 || !mine) return;
-    for (int i = 1; i < PART_ROWS; i++) sum += sums[i * WARP + x];
-    out[c] += sum;
-}
-
-// out_k[c] += sum over i of parts[i, k, c], for the K outputs, of which any may be NULL.
-static inline void add_parts(floatS* out0, floatS* out1, floatS* out2, // (C) +=
-                             const floatS* parts,                      // (count, K, C)
-                             size_t count, int K, int C, stream_t s) {
-    if (!out0 && !out1 && !out2) return;
-    launch<add_parts_kernel>(dim3(blocks_for(C, WARP), K), dim3(WARP, PART_ROWS), PART_ROWS * WARP * sizeof(float), s,
-                             out0, out1, out2, parts, count, C);
+    for (int i = threadIdx.x; i < WARP * K; i += COLUMN_THREADS) {
+        int to = (blockIdx.x * WARP + i % WARP) * K + i / WARP;
+        float total = 0;
+        for (int w = 0; w < COLUMN_WARPS; w++) total += work[w * WARP * K + i];
+        if (to < C) part[to] = total;
+    }
 }

@@ -605,9 +605,10 @@ void lightningdit_mlp_backward(lightningdit_t* m, const params_t* p, int i, stre
                                     m->T, D, s);
     matmul_backward(dhidden, params_grad(p, b->w3_weight), params_grad(p, b->w3_bias), m->dbranch, b->hidden,
                     params_at(p, b->w3_weight), rows, Fp, D, s);
+    floatS* dbias = params_grad(p, b->w12_bias);
     if (c->mlp_gelu) gelu_backward(m->dwide, dhidden, b->pre, rows * Fp, ACT_GELU_TANH, s);
-    else swiglu_backward(m->dwide, dhidden, b->pre, rows, Fp, s);
-    matmul_backward(m->dnorm, params_grad(p, b->w12_weight), params_grad(p, b->w12_bias), m->dwide, b->norm2,
+    else swiglu_backward(m->dwide, dbias, dhidden, b->pre, rows, Fp, s);
+    matmul_backward(m->dnorm, params_grad(p, b->w12_weight), c->mlp_gelu ? dbias : NULL, m->dwide, b->norm2,
                     params_at(p, b->w12_weight), rows, D, wide, s);
 }
 

@@ -14,6 +14,9 @@
 // The position table keeps the size it has in the checkpoint (37 x 37 for DINOv2) and is resampled in every forward: so
 // all image sizes train the same table.
 //
+// The residual stream is floatS, as it is under the reference's autocast: in bf16 each of its 2 depth additions would
+// round all of it.
+//
 // The backward walks the same chain from the end; `dstream` is the gradient of the residual stream, to which each
 // norm adds its part. It needs what the forward saved, about 18 D numbers a token and block. With `recompute` only
 // the stream (D) is kept and each block's forward is run again just before its backward: a third more arithmetic.
@@ -117,14 +120,14 @@ typedef struct {
     // folded weights, where there are any
     floatX *folded_proj, *folded_proj_bias, *folded_fc2, *folded_fc2_bias; // (D, D), (D), (D, M), (D)
     // activations
-    floatX* x;              // (B, T, D) the residual stream where the block begins
+    floatS* x;              // (B, T, D) the residual stream where the block begins
     floatS *mean1, *rstd1;  // (B, T)
     floatX* norm1;          // (B, T, D)
     floatX* qkv;            // (B, T, 3, NH, HS)
     floatX* attention;      // (B, T, NH, HS)
     floatS* lse;            // (B, NH, T)
     floatX* proj;           // (B, T, D)
-    floatX* middle;         // (B, T, D) the residual stream between attention and MLP
+    floatS* middle;         // (B, T, D) the residual stream between attention and MLP
     floatS *mean2, *rstd2;  // (B, T)
     floatX* norm2;          // (B, T, D)
     floatX* pre;            // (B, T, M) before the GELU
@@ -151,7 +154,7 @@ typedef struct {
     floatX* patches;        // (B, N, D)
     floatX* positions;      // (pos_class + N, D) the resampled table
     floatX* features;       // (B, GH, GW, D) the output
-    floatX* dstream;        // (B, T, D) gradient of the residual stream
+    floatS* dstream;        // (B, T, D) gradient of the residual stream
     floatX* dnorm;          // (B, T, D) of a norm's output; of the attention's output
     floatX* dbranch;        // (B, T, D) of what a branch adds to the stream
     floatX* dwide;          // (B, T, max(M, 3D)) inside a branch
@@ -225,7 +228,7 @@ size_t vit_macs(const vit_t* v, int H, int W, int factor) {
 void vit_plan_stream(vit_t* v, plan_t* plan, int i) {
     vit_block_t* b = &v->blocks[i];
     size_t rows = (size_t)v->B * v->T;
-    plan_floatX(plan, &b->x, rows * v->config.dim, "vit.x");
+    plan_floatS(plan, &b->x, rows * v->config.dim, "vit.x");
     plan_floatS(plan, &b->mean1, rows, "vit.mean1");
     plan_floatS(plan, &b->rstd1, rows, "vit.rstd1");
 }
@@ -240,7 +243,7 @@ void vit_plan_branches(vit_t* v, plan_t* plan, int i) {
     plan_floatX(plan, &b->attention, rows * D, "vit.attention");
     plan_floatS(plan, &b->lse, rows * v->config.heads, "vit.lse");
     plan_floatX(plan, &b->proj, rows * D, "vit.proj");
-    plan_floatX(plan, &b->middle, rows * D, "vit.middle");
+    plan_floatS(plan, &b->middle, rows * D, "vit.middle");
     plan_floatS(plan, &b->mean2, rows, "vit.mean2");
     plan_floatS(plan, &b->rstd2, rows, "vit.rstd2");
     plan_floatX(plan, &b->norm2, rows * D, "vit.norm2");
@@ -314,7 +317,7 @@ void vit_plan_work(vit_t* v, plan_t* work) {
     if (!v->train) plan_floatX(work, &v->columns, v->B * N * 3 * v->side * v->side, "vit.columns");
     if (!v->train || v->recompute) vit_plan_shared_block(v, work);
     if (!v->train) return;
-    plan_floatX(work, &v->dstream, rows * D, "vit.dstream");
+    plan_floatS(work, &v->dstream, rows * D, "vit.dstream");
     plan_floatX(work, &v->dnorm, rows * D, "vit.dnorm");
     plan_floatX(work, &v->dbranch, rows * D, "vit.dbranch");
     plan_floatX(work, &v->dwide, rows * (c->mlp_dim > 3 * c->dim ? c->mlp_dim : 3 * c->dim), "vit.dwide");
@@ -465,7 +468,7 @@ void vit_backward(vit_t* v, params_t* p,
                   stream_t s) {
     int depth = v->config.depth, D = v->config.dim;
     drop_prefix_backward(v->dnorm, dfeatures, v->B, v->T, v->P, D, s);
-    device_zero(v->dstream, (size_t)v->B * v->T * D * sizeof(floatX), s);
+    device_zero(v->dstream, (size_t)v->B * v->T * D * sizeof(floatS), s);
     for (int i = depth - 1; i >= 0; i--) {
         if (v->recompute) vit_block_recompute(v, p, i, s);
         vit_mlp_backward(v, p, i, s);
@@ -487,7 +490,7 @@ void vit_last_fc2_gradient(vit_t* v, const params_t* p,
     size_t chunk_rows = (size_t)chunk * v->T, rows = chunks * chunk_rows;
     if (v->recompute) vit_block_recompute(v, p, depth - 1, s);
     drop_prefix_backward(v->dnorm, dfeatures, chunks * chunk, v->T, v->P, D, s);
-    device_zero(v->dstream, rows * D * sizeof(floatX), s);
+    device_zero(v->dstream, rows * D * sizeof(floatS), s);
     residual_layernorm_backward(v->dstream, v->dbranch, NULL, NULL, NULL, v->dnorm, end->x, b->fc2,
                                 vit_gamma(v, p, b->gamma2), params_at(p, end->norm1_weight), end->mean1, end->rstd1,
                                 rows, D, s);

@@ -30,6 +30,8 @@
 #include "common/training/tokenizer_options.h"
 // defines: dit_t, dit_register, dit_plan, dit_gradients, dit_read, dit_update, dit_step_macs
 #include "common/training/dit.h"
+// defines: algorithms_step
+#include "common/training/algorithms.h"
 // defines: flow_network_t, flow_sampler_t, flow_noise, flow_sample, flow_guided_velocity, flow_evaluations
 #include "common/drawing/flow_sampler.h"
 // defines: inception_t, inception_register, inception_plan, inception_forward, inception_macs, INCEPTION_POOL, ...
@@ -167,7 +169,9 @@ typedef struct {
 static void train_step(void* state, stream_t s) {
     training_t* training = (training_t*)state;
     tokenizer_t* t = &training->tokenizer;
+    algorithms_step(s, 1);
     tokenizer_gradients(t, training->step, s);
+    algorithms_step(s, 0);
     tokenizer_report_t report = tokenizer_read(t, training->measures, s);
     if (!isfinite(report.nll)) fatal("the reconstruction loss of step %lld is not finite", (long long)training->step);
     tokenizer_update(t, training->step++, s);
@@ -337,7 +341,9 @@ typedef struct {
 // As in train_dit.cu's loop.
 static void dit_step(void* state, stream_t s) {
     dit_training_t* training = (dit_training_t*)state;
+    algorithms_step(s, 1);
     dit_gradients(&training->dit, training->step++, s);
+    algorithms_step(s, 0);
     dit_report_t report = dit_read(&training->dit, training->measures, s);
     if (!isfinite(report.norm)) fatal("the gradient of step %lld is not finite", (long long)training->step);
     dit_update(&training->dit, report.norm, s);

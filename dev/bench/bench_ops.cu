@@ -151,15 +151,15 @@ static void run_attention_backward(sizes_t z, stream_t s) { // four products, an
 // Norms: B images of H W positions and C channels in K groups.
 static void run_layernorm(sizes_t z, stream_t s) {
     size_t N = (size_t)z.B * z.H;
-    floatX *sum = once(N * z.C), *out = once(N * z.C), *x = once(N * z.C), *y = once(N * z.C), *gamma = once(z.C);
-    floatX *weight = once(z.C), *bias = once(z.C);
+    floatS *sum = sums_once(N * z.C), *x = sums_once(N * z.C);
+    floatX *out = once(N * z.C), *y = once(N * z.C), *gamma = once(z.C), *weight = once(z.C), *bias = once(z.C);
     floatS *mean = sums_once(N), *rstd = sums_once(N);
     if (ready()) residual_layernorm_forward(sum, out, mean, rstd, x, y, gamma, weight, bias, N, z.C, 1e-6, s);
 }
 static void run_layernorm_backward(sizes_t z, stream_t s) {
     size_t N = (size_t)z.B * z.H;
-    floatX *dsum = twice(N * z.C), *dy = once(N * z.C), *dout = once(N * z.C), *sum = once(N * z.C);
-    floatX *y = once(N * z.C), *gamma = once(z.C), *weight = once(z.C);
+    floatS *dsum = sums_twice(N * z.C), *sum = sums_once(N * z.C);
+    floatX *dy = once(N * z.C), *dout = once(N * z.C), *y = once(N * z.C), *gamma = once(z.C), *weight = once(z.C);
     floatS *dgamma = sums_twice(z.C), *dweight = sums_twice(z.C), *dbias = sums_twice(z.C);
     floatS *mean = sums_once(N), *rstd = sums_once(N);
     if (!ready()) return;
@@ -252,12 +252,14 @@ static void run_positions_backward(sizes_t z, stream_t s) {
 }
 static void run_tokens(sizes_t z, stream_t s) {
     size_t N = (size_t)z.H * z.W;
-    floatX *out = once(z.B * (N + 1) * z.C), *patches = once(elements(z)), *cls = once(z.C), *pos = once((N + 1) * z.C);
+    floatS* out = sums_once(z.B * (N + 1) * z.C);
+    floatX *patches = once(elements(z)), *cls = once(z.C), *pos = once((N + 1) * z.C);
     if (ready()) tokens_forward(out, patches, cls, NULL, pos, z.B, (int)N, z.C, 0, 1, s);
 }
 static void run_tokens_backward(sizes_t z, stream_t s) {
     size_t N = (size_t)z.H * z.W;
-    floatX *dpatches = once(elements(z)), *dout = once(z.B * (N + 1) * z.C);
+    floatX* dpatches = once(elements(z));
+    floatS* dout = sums_once(z.B * (N + 1) * z.C);
     floatS *dcls = sums_twice(z.C), *dpos = sums_twice((N + 1) * z.C);
     if (ready()) tokens_backward(dpatches, dcls, NULL, dpos, dout, z.B, (int)N, z.C, 0, 1, s);
 }
@@ -363,7 +365,8 @@ static void run_swiglu(sizes_t z, stream_t s) {
 static void run_swiglu_backward(sizes_t z, stream_t s) {
     size_t N = (size_t)z.B * z.H;
     floatX *dx = once(2 * N * z.C), *dout = once(N * z.C), *x = once(2 * N * z.C);
-    if (ready()) swiglu_backward(dx, dout, x, N, z.C, s);
+    floatS* dbias = sums_twice(2 * z.C);
+    if (ready()) swiglu_backward(dx, dbias, dout, x, N, z.C, s);
 }
 static void run_time_features(sizes_t z, stream_t s) {
     floatX* out = once((size_t)z.B * 2 * TIME_FREQUENCIES);

@@ -215,7 +215,7 @@ void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +
 // Tokens
 
 // The order is class token, registers, patches. Only patches and, with pos_class, the class token have positions.
-void tokens_forward(floatX* out,           // (B, T, C)
+void tokens_forward(floatS* out,           // (B, T, C)
                     const floatX* patches, // (B, N, C)
                     const floatX* cls,     // (C) or NULL
                     const floatX* reg,     // (R, C) or NULL when R is 0
@@ -227,7 +227,7 @@ void tokens_forward(floatX* out,           // (B, T, C)
     #pragma omp parallel for schedule(static)
     for (size_t row = 0; row < B * T; row++) {
         size_t b = row / T, t = row % T;
-        floatX* o = out + row * C;
+        floatS* o = out + row * C;
         const floatX* value;
         const floatX* position = NULL;
         if (t >= prefix) {
@@ -239,11 +239,8 @@ void tokens_forward(floatX* out,           // (B, T, C)
         } else {
             value = reg + (t - (cls ? 1 : 0)) * C;
         }
-        if (position) {
-            for (int c = 0; c < C; c++) o[c] = value[c] + position[c];
-        } else {
-            memcpy(o, value, C * sizeof(floatX));
-        }
+        for (int c = 0; c < C; c++) o[c] = value[c];
+        for (int c = 0; position && c < C; c++) o[c] += position[c];
     }
 }
 
@@ -251,7 +248,7 @@ void tokens_forward(floatX* out,           // (B, T, C)
 void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL
                      floatS* dpos,               // (pos_class + N, C) +=
-                     const floatX* dout,         // (B, T, C)
+                     const floatS* dout,         // (B, T, C)
                      int B, int N, int C, int R, int pos_class, stream_t s) {
     (void)s;
     assert(dcls || !pos_class);
@@ -269,8 +266,8 @@ void tokens_backward(floatX* dpatches,           // (B, N, C)
             token = dreg + (t - (dcls ? 1 : 0)) * C;
         }
         for (size_t b = 0; b < (size_t)B; b++) {
-            const floatX* d = dout + (b * T + t) * C;
-            if (t >= prefix) memcpy(dpatches + (b * N + t - prefix) * C, d, C * sizeof(floatX));
+            const floatS* d = dout + (b * T + t) * C;
+            for (int c = 0; t >= prefix && c < C; c++) dpatches[(b * N + t - prefix) * C + c] = d[c];
             if (token) add_weighted(token, 1, d, C);
             if (position) add_weighted(position, 1, d, C);
         }

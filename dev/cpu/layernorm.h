@@ -27,7 +27,7 @@
 #include "dev/cpu/rows.h"
 
 // One row of the forward.
-static inline void layernorm_row(floatX* out, floatS* mean, floatS* rstd, const floatX* x, const floatX* weight,
+static inline void layernorm_row(floatX* out, floatS* mean, floatS* rstd, const floatS* x, const floatX* weight,
                                  const floatX* bias, int C, double eps) {
     floatS sum = 0, squares = 0;
     #pragma omp simd reduction(+ : sum)
@@ -43,8 +43,8 @@ static inline void layernorm_row(floatX* out, floatS* mean, floatS* rstd, const 
 }
 
 // One row of the backward: dx += its gradient. dweight and dbias collect this row's share, unless NULL.
-static inline void layernorm_row_backward(floatX* dx, floatS* dweight, floatS* dbias, const floatX* dout,
-                                          const floatX* x, const floatX* weight, floatS mean, floatS rstd, int C) {
+static inline void layernorm_row_backward(floatS* dx, floatS* dweight, floatS* dbias, const floatX* dout,
+                                          const floatS* x, const floatX* weight, floatS mean, floatS rstd, int C) {
     floatS sum = 0, sum_xhat = 0;
     #pragma omp simd reduction(+ : sum, sum_xhat)
     for (int c = 0; c < C; c++) {
@@ -67,10 +67,10 @@ static inline void layernorm_row_backward(floatX* dx, floatS* dweight, floatS* d
 }
 
 // One row of the residual branch's backward, when dsum is complete: dy = gamma dsum; dgamma, unless NULL, += dsum y.
-static inline void residual_row_backward(floatX* dy, floatS* dgamma, const floatX* dsum, const floatX* y,
+static inline void residual_row_backward(floatX* dy, floatS* dgamma, const floatS* dsum, const floatX* y,
                                          const floatX* gamma, int C) {
     if (!gamma) {
-        memcpy(dy, dsum, C * sizeof(floatX));
+        for (int c = 0; c < C; c++) dy[c] = dsum[c];
         return;
     }
     #pragma omp simd
@@ -82,7 +82,7 @@ static inline void residual_row_backward(floatX* dy, floatS* dgamma, const float
 
 void layernorm_forward(floatX* out,                   // (N, C)
                        floatS* mean, floatS* rstd,    // (N)
-                       const floatX* x,               // (N, C)
+                       const floatS* x,               // (N, C)
                        const floatX* weight,          // (C)
                        const floatX* bias,            // (C)
                        size_t N, int C, double eps, stream_t s) {
@@ -93,10 +93,10 @@ void layernorm_forward(floatX* out,                   // (N, C)
     }
 }
 
-void residual_layernorm_forward(floatX* sum,                // (N, C)
+void residual_layernorm_forward(floatS* sum,                // (N, C)
                                 floatX* out,                // (N, C)
                                 floatS* mean, floatS* rstd, // (N)
-                                const floatX* x,            // (N, C)
+                                const floatS* x,            // (N, C)
                                 const floatX* y,            // (N, C)
                                 const floatX* gamma,        // (C) or NULL
                                 const floatX* weight,       // (C)
@@ -105,7 +105,7 @@ void residual_layernorm_forward(floatX* sum,                // (N, C)
     (void)s;
     #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < N; i++) {
-        floatX* row = sum + i * C;
+        floatS* row = sum + i * C;
         if (gamma) {
             for (int c = 0; c < C; c++) row[c] = x[i * C + c] + gamma[c] * y[i * C + c];
         } else {
@@ -117,8 +117,8 @@ void residual_layernorm_forward(floatX* sum,                // (N, C)
 
 // Both backwards: the norm's gradient reaches dx; then, if there is a residual branch, dy is not NULL.
 // A block of rows collects (dweight, dbias, dgamma) in a row of its own, and the blocks are added in order.
-static inline void layernorm_blocks_backward(floatX* dx, floatX* dy, floatS* dgamma, floatS* dweight, floatS* dbias,
-                                             const floatX* dout, const floatX* x, const floatX* y,
+static inline void layernorm_blocks_backward(floatS* dx, floatX* dy, floatS* dgamma, floatS* dweight, floatS* dbias,
+                                             const floatX* dout, const floatS* x, const floatX* y,
                                              const floatX* gamma, const floatX* weight,
                                              const floatS* mean, const floatS* rstd, size_t N, int C) {
     size_t blocks = row_blocks(N), stride = 3 * (size_t)C;
@@ -140,10 +140,10 @@ static inline void layernorm_blocks_backward(floatX* dx, floatX* dy, floatS* dga
     if (dgamma) add_row_blocks(dgamma, partial + 2 * C, blocks, stride, C);
 }
 
-void layernorm_backward(floatX* dx,                               // (N, C) +=
+void layernorm_backward(floatS* dx,                               // (N, C) +=
                         floatS* dweight, floatS* dbias,           // (C) or both NULL
                         const floatX* dout,                       // (N, C)
-                        const floatX* x,                          // (N, C)
+                        const floatS* x,                          // (N, C)
                         const floatX* weight,                     // (C)
                         const floatS* mean, const floatS* rstd,   // (N)
                         size_t N, int C, stream_t s) {
@@ -151,12 +151,12 @@ void layernorm_backward(floatX* dx,                               // (N, C) +=
     layernorm_blocks_backward(dx, NULL, NULL, dweight, dbias, dout, x, NULL, NULL, weight, mean, rstd, N, C);
 }
 
-void residual_layernorm_backward(floatX* dsum,                             // (N, C) +=
+void residual_layernorm_backward(floatS* dsum,                             // (N, C) +=
                                  floatX* dy,                               // (N, C)
                                  floatS* dgamma,                           // (C) or NULL
                                  floatS* dweight, floatS* dbias,           // (C) or both NULL
                                  const floatX* dout,                       // (N, C)
-                                 const floatX* sum,                        // (N, C)
+                                 const floatS* sum,                        // (N, C)
                                  const floatX* y,                          // (N, C), needed for dgamma
                                  const floatX* gamma,                      // (C) or NULL
                                  const floatX* weight,                     // (C)

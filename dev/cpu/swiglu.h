@@ -6,6 +6,7 @@
 // A gated linear unit multiplies two linear maps of the same input, one of them through an activation. Here the
 // activation is SiLU, and both maps are one matrix product, whose rows are (a, b):               Shazeer 2020
 //   out = silu(a) b,   da = dout b silu'(a),   db = dout silu(a)
+// The gradient of that product's bias is the sum of (da, db) over the rows.
 //
 // Look next at dev/cpu/condition.h.
 #pragma once
@@ -13,6 +14,8 @@
 #include "common/device.h"
 // defines: fast_sigmoid
 #include "dev/cpu/fastmath.h"
+// defines: add_column_sums
+#include "dev/cpu/rows.h"
 
 static inline floatX silu(floatX a) { return a * fast_sigmoid(a); }
 static inline floatX silu_slope(floatX a) {
@@ -58,6 +61,7 @@ void swiglu_forward(floatX* out,     // (N, F)
 }
 
 void swiglu_backward(floatX* dx,         // (N, 2F)
+                     floatS* dbias,      // (2F) of the linear layer in front, or NULL
                      const floatX* dout, // (N, F)
                      const floatX* x,    // (N, 2F)
                      size_t N, int F, stream_t s) {
@@ -73,4 +77,5 @@ void swiglu_backward(floatX* dx,         // (N, 2F)
             db[f] = to_b;
         }
     }
+    if (dbias) add_column_sums(dbias, dx, N, 2 * F);
 }

@@ -9,7 +9,8 @@
 // it). A wider use of the library is refused with a message, not computed.
 //
 // What the library demands is checked, as strictly as the GPU would punish it:
-//   - an algorithm comes from cublasLtMatmulAlgoGetHeuristic, and is used for the problem that it was asked for alone;
+//   - an algorithm comes from cublasLtMatmulAlgoGetHeuristic, now or in an earlier process, and is used for the problem
+//     that it was asked for alone;
 //   - pointers keep the alignment that the preference claimed; a bias vector is 16-byte aligned (kernels of the A100
 //     read it in vectors); the auxiliary matrix too, and its leading dimension is a multiple of 8;
 //   - a workspace of the size that the algorithm asked for. It is overwritten, as by a product whose sum is split;
@@ -17,14 +18,19 @@
 // Misuse returns the library's status after a line on stderr. A problem that the heuristic has no algorithm for is no
 // misuse: it returns CUBLAS_STATUS_NOT_SUPPORTED, as the library does, and the caller has to have another way.
 //
-// Two handles for tests: emu_blas_queries counts the heuristic's calls, emu_blas_refuse makes it find nothing.
+// A problem has up to EMU_BLAS_ALGORITHMS algorithms. They cut the sum over k into more and more pieces, so that each
+// may give other last bits; and they take different times on the device's clock (emu_elapse), which are a function of
+// the problem, the slowest being the one that the heuristic estimates as the best.
+//
+// Handles for tests: emu_blas_queries counts the heuristic's calls; emu_blas_answer, emu_blas_empty and emu_blas_broken
+// let it and the products fail in the ways that the library can.
 #pragma once
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-// defines: cudaStream_t, emu_open, emu_close
+// defines: cudaStream_t, emu_open, emu_close, emu_elapse
 #include "dev/emu/runtime.h"
 
 typedef enum { CUDA_R_32F = 0, CUDA_R_16BF = 14 } cudaDataType;
@@ -36,7 +42,9 @@ typedef enum {
     CUBLAS_STATUS_NOT_INITIALIZED = 1,
     CUBLAS_STATUS_ALLOC_FAILED = 3,
     CUBLAS_STATUS_INVALID_VALUE = 7,
+    CUBLAS_STATUS_ARCH_MISMATCH = 8,
     CUBLAS_STATUS_EXECUTION_FAILED = 13,
+    CUBLAS_STATUS_INTERNAL_ERROR = 14,
     CUBLAS_STATUS_NOT_SUPPORTED = 15
 } cublasStatus_t;
 typedef enum {
@@ -93,7 +101,14 @@ typedef struct {
     uint32_t reduction_mask;
     uint32_t alignment[4]; // of A, B, C, D in bytes; the library assumes 256 unless told otherwise
 } emu_blas_preference_t, *cublasLtMatmulPreference_t;
-typedef struct { uint64_t data[8]; } cublasLtMatmulAlgo_t; // here: the problem's number, the alignments, the workspace
+typedef struct { uint64_t data[8]; } cublasLtMatmulAlgo_t; // here: emu_blas_algo_t
+typedef struct {
+    uint64_t problem;      // its number
+    uint64_t alignment[4]; // of A, B, C, D
+    uint64_t workspace;    // bytes
+    uint64_t number;       // of the algorithm among those of the problem
+    uint64_t unused;
+} emu_blas_algo_t;
 typedef struct {
     cublasLtMatmulAlgo_t algo;
     size_t workspaceSize;
@@ -102,10 +117,15 @@ typedef struct {
     int reserved[4];
 } cublasLtMatmulHeuristicResult_t;
 
-enum { EMU_BLAS_WORKSPACE = 64 << 10 }; // what every emulated algorithm asks for
+enum {
+    EMU_BLAS_WORKSPACE = 64 << 10, // what every emulated algorithm asks for
+    EMU_BLAS_ALGORITHMS = 3
+};
 
-static int emu_blas_queries; // calls of the heuristic
-static int emu_blas_refuse;  // 1: the heuristic finds no algorithm
+static int emu_blas_queries;           // calls of the heuristic
+static cublasStatus_t emu_blas_answer; // what the heuristic answers; CUBLAS_STATUS_SUCCESS: it works
+static int emu_blas_empty;             // 1: it finds nothing, and calls that a success
+static unsigned emu_blas_broken;       // bit i: algorithm i fails when it is used
 
 static inline cublasStatus_t emu_blas_misuse(const char* what) {
     fflush(stdout);
@@ -119,7 +139,9 @@ static inline const char* cublasLtGetStatusString(cublasStatus_t status) {
         case CUBLAS_STATUS_NOT_INITIALIZED: return "the library was not initialized";
         case CUBLAS_STATUS_ALLOC_FAILED: return "the resource allocation failed";
         case CUBLAS_STATUS_INVALID_VALUE: return "an unsupported value or parameter was passed to the function";
+        case CUBLAS_STATUS_ARCH_MISMATCH: return "the requested functionality requires another architecture";
         case CUBLAS_STATUS_EXECUTION_FAILED: return "the function failed to launch on the GPU";
+        case CUBLAS_STATUS_INTERNAL_ERROR: return "an internal operation failed";
         case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality requested is not supported";
     }
     return "unknown status";
@@ -128,6 +150,7 @@ static inline const char* cublasLtGetStatusString(cublasStatus_t status) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Handles and descriptors
 
+static inline size_t cublasLtGetVersion(void) { return 1; }
 static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
     *handle = (cublasLtHandle_t)calloc(1, sizeof **handle);
     if (!*handle) return CUBLAS_STATUS_ALLOC_FAILED;
@@ -301,17 +324,42 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t han
     if (mismatch) return emu_blas_misuse(mismatch);
     emu_blas_queries++;
     *found = 0;
-    if (emu_blas_refuse || !emu_blas_supported(desc, a, b, d, preference)) return CUBLAS_STATUS_NOT_SUPPORTED;
-    memset(results, 0, sizeof *results);
-    results->algo.data[0] = emu_blas_problem(desc, layouts);
-    for (int i = 0; i < 4; i++) results->algo.data[1 + i] = preference->alignment[i];
-    results->workspaceSize = results->algo.data[5] = EMU_BLAS_WORKSPACE;
-    results->wavesCount = 1;
-    *found = 1;
+    if (emu_blas_answer != CUBLAS_STATUS_SUCCESS) return emu_blas_answer;
+    if (emu_blas_empty) return CUBLAS_STATUS_SUCCESS;
+    if (!emu_blas_supported(desc, a, b, d, preference)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    for (*found = 0; *found < wanted && *found < EMU_BLAS_ALGORITHMS; ++*found) {
+        emu_blas_algo_t algo = {emu_blas_problem(desc, layouts), {}, EMU_BLAS_WORKSPACE, (uint64_t)*found, 0};
+        for (int i = 0; i < 4; i++) algo.alignment[i] = preference->alignment[i];
+        cublasLtMatmulHeuristicResult_t* result = &results[*found];
+        memset(result, 0, sizeof *result);
+        memcpy(&result->algo, &algo, sizeof algo);
+        result->workspaceSize = algo.workspace;
+        result->wavesCount = 1;
+    }
     return CUBLAS_STATUS_SUCCESS;
 }
 
-// First byte behind the last matrix of a batch.
+static inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
+                                                     cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                                     cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                                     const cublasLtMatmulAlgo_t* algo,
+                                                     cublasLtMatmulHeuristicResult_t* result) {
+    const emu_blas_layout_t* layouts[4] = {a, b, c, d};
+    emu_blas_algo_t mine;
+    memcpy(&mine, algo, sizeof mine);
+    if (!handle || !handle->opened) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (mine.problem != emu_blas_problem(desc, layouts) || mine.number >= EMU_BLAS_ALGORITHMS) {
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    memset(result, 0, sizeof *result);
+    result->workspaceSize = mine.workspace;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+// Matrix i of a batch; and the first byte behind the last.
+static inline const void* emu_blas_matrix(const void* p, const emu_blas_layout_t* m, int64_t i) {
+    return (const char*)p + i * m->batch_stride * (int64_t)emu_blas_size(m->type);
+}
 static inline const char* emu_blas_end(const void* p, const emu_blas_layout_t* m) {
     int64_t elements = (m->batch - 1) * m->batch_stride + ((int64_t)m->cols - 1) * m->ld + (int64_t)m->rows;
     return (const char*)p + elements * emu_blas_size(m->type);
@@ -323,15 +371,13 @@ static inline int emu_blas_overlap(const void* p, const emu_blas_layout_t* m, co
 
 static inline const char* emu_blas_wrong_call(const emu_blas_desc_t* d, const void* const pointers[4],
                                               const emu_blas_layout_t* const layouts[4],
-                                              const cublasLtMatmulAlgo_t* algo, void* workspace,
-                                              size_t workspace_size) {
-    if (!algo) return "no algorithm is passed: the library would search for one at every call";
-    if (algo->data[0] != emu_blas_problem(d, layouts)) return "the algorithm was found for another problem";
-    if (!workspace || workspace_size < algo->data[5]) return "the workspace that the algorithm needs is not passed";
+                                              const emu_blas_algo_t* algo, void* workspace, size_t workspace_size) {
+    if (algo->problem != emu_blas_problem(d, layouts)) return "the algorithm was found for another problem";
+    if (!workspace || workspace_size < algo->workspace) return "the workspace that the algorithm needs is not passed";
     if ((uintptr_t)workspace % 256) return "the workspace is not 256-byte aligned";
     for (int i = 0; i < 4; i++) {
         if (!pointers[i]) return "a matrix is NULL";
-        uint64_t bytes = algo->data[1 + i], stride = layouts[i]->batch > 1 ? layouts[i]->batch_stride : 0;
+        uint64_t bytes = algo->alignment[i], stride = layouts[i]->batch > 1 ? layouts[i]->batch_stride : 0;
         if ((uintptr_t)pointers[i] % bytes || stride * emu_blas_size(layouts[i]->type) % bytes) {
             return "a matrix is not as aligned as the preference claimed";
         }
@@ -384,16 +430,16 @@ static inline void emu_blas_unpack(float* to, const void* from, const emu_blas_l
     }
 }
 
-// sums[j m + i] += a[l m + i] b[j k + l] for four columns j. The inner loop becomes vector instructions; it works on
-// private memory only, so it goes without sanitizers.
+// sums[j m + i] += a[l m + i] b[j k + l] for four columns j and begin <= l < end. The inner loop becomes vector
+// instructions; it works on private memory only, so it goes without sanitizers.
 __attribute__((noinline, optimize("O3"), no_sanitize_address, no_sanitize_undefined))
 static void emu_blas_columns(float* __restrict__ sums, const float* __restrict__ a, const float* __restrict__ b,
-                             size_t m, size_t k) {
+                             size_t m, size_t k, size_t begin, size_t end) {
     float* __restrict__ s0 = sums;
     float* __restrict__ s1 = sums + m;
     float* __restrict__ s2 = sums + 2 * m;
     float* __restrict__ s3 = sums + 3 * m;
-    for (size_t l = 0; l < k; l++) {
+    for (size_t l = begin; l < end; l++) {
         const float* __restrict__ column = a + l * m;
         float b0 = b[l], b1 = b[k + l], b2 = b[2 * k + l], b3 = b[3 * k + l];
         for (size_t i = 0; i < m; i++) {
@@ -409,20 +455,26 @@ static inline float emu_blas_gelu(float u) { // the tanh form
     return 0.5f * u * (1 + tanhf(0.79788456f * (u + 0.044715f * u * u * u)));
 }
 
-// One matrix of the batch; all pointers are this matrix's.
-static inline void emu_blas_product(const emu_blas_desc_t* desc, float alpha, const void* A, const emu_blas_layout_t* a,
-                                    const void* B, const emu_blas_layout_t* b, float beta, const void* C,
-                                    const emu_blas_layout_t* c, void* D, const emu_blas_layout_t* d) {
+// One matrix of the batch; all pointers are this matrix's. The sum over k is that of `pieces` sums.
+static inline void emu_blas_product(const emu_blas_desc_t* desc, size_t pieces, float alpha, const void* A,
+                                    const emu_blas_layout_t* a, const void* B, const emu_blas_layout_t* b, float beta,
+                                    const void* C, const emu_blas_layout_t* c, void* D, const emu_blas_layout_t* d) {
     size_t m = d->rows, n = d->cols, k = desc->transpose_a ? a->rows : a->cols, wide = (n + 3) / 4 * 4;
     float* left = (float*)malloc(m * k * sizeof(float));           // (k, m)
     float* right = (float*)calloc(wide * k, sizeof(float));        // (wide, k), zeros behind the last column
     float* sums = (float*)malloc(4 * m * sizeof(float));           // (4, m)
-    if (!left || !right || !sums) abort();
+    float* piece = (float*)malloc(4 * m * sizeof(float));          // (4, m)
+    if (!left || !right || !sums || !piece) abort();
     emu_blas_unpack(left, A, a, desc->transpose_a, 1);
     emu_blas_unpack(right, B, b, desc->transpose_b, 1);
     for (size_t j = 0; j < n; j += 4) {
         memset(sums, 0, 4 * m * sizeof(float));
-        emu_blas_columns(sums, left, right + j * k, m, k);
+        emu_blas_columns(sums, left, right + j * k, m, k, 0, k / pieces);
+        for (size_t p = 1; p < pieces; p++) {
+            memset(piece, 0, 4 * m * sizeof(float));
+            emu_blas_columns(piece, left, right + j * k, m, k, k * p / pieces, k * (p + 1) / pieces);
+            for (size_t i = 0; i < 4 * m; i++) sums[i] += piece[i];
+        }
         for (size_t column = j; column < n && column < j + 4; column++) {
             for (size_t i = 0; i < m; i++) {
                 float value = alpha * sums[(column - j) * m + i];
@@ -436,7 +488,12 @@ static inline void emu_blas_product(const emu_blas_desc_t* desc, float alpha, co
             }
         }
     }
-    free(left), free(right), free(sums);
+    free(left), free(right), free(sums), free(piece);
+}
+
+// The first takes 4, the others between 1 and 3.
+static inline double emu_blas_milliseconds(const emu_blas_algo_t* algo) {
+    return algo->number ? 1 + (double)((algo->problem >> 8 * algo->number) % 201) / 100 : 4;
 }
 
 static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void* alpha,
@@ -449,16 +506,20 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMat
     const void* const pointers[4] = {A, B, C, D};
     const emu_blas_layout_t* const layouts[4] = {a, b, c, d};
     if (!handle || !handle->opened) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (!algo) return emu_blas_misuse("no algorithm is passed: the library would search for one at every call");
+    emu_blas_algo_t mine;
+    memcpy(&mine, algo, sizeof mine);
     const char* wrong = emu_blas_mismatch(desc, a, b, c, d);
-    if (!wrong) wrong = emu_blas_wrong_call(desc, pointers, layouts, algo, workspace, workspace_size);
+    if (!wrong) wrong = emu_blas_wrong_call(desc, pointers, layouts, &mine, workspace, workspace_size);
     if (wrong) return emu_blas_misuse(wrong);
+    if (emu_blas_broken >> mine.number & 1) return CUBLAS_STATUS_EXECUTION_FAILED;
+    emu_elapse(emu_blas_milliseconds(&mine));
     emu_open();
-    memset(workspace, 0xff, algo->data[5]);
+    memset(workspace, 0xff, mine.workspace);
     for (int64_t i = 0; i < d->batch; i++) {
-        emu_blas_product(desc, *(const float*)alpha, (const char*)A + i * a->batch_stride * emu_blas_size(a->type), a,
-                         (const char*)B + i * b->batch_stride * emu_blas_size(b->type), b, *(const float*)beta,
-                         (const char*)C + i * c->batch_stride * emu_blas_size(c->type), c,
-                         (char*)D + i * d->batch_stride * emu_blas_size(d->type), d);
+        emu_blas_product(desc, mine.number + 1, *(const float*)alpha, emu_blas_matrix(A, a, i), a,
+                         emu_blas_matrix(B, b, i), b, *(const float*)beta, emu_blas_matrix(C, c, i), c,
+                         (void*)emu_blas_matrix(D, d, i), d);
     }
     emu_close();
     return CUBLAS_STATUS_SUCCESS;

@@ -7,11 +7,15 @@
 // waited for it.
 // Look next at dev/emu/block.h.
 #pragma once
-#include <time.h>
 // defines: emu, emu_report, EMU_ASAN
 #include "dev/emu/state.h"
 
-typedef enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 } cudaError_t;
+typedef enum {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorIllegalAddress = 700
+} cudaError_t;
 typedef enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 } cudaMemcpyKind;
 typedef struct emu_stream { int unused; }* cudaStream_t;
 typedef struct emu_event { double milliseconds; }* cudaEvent_t;
@@ -23,6 +27,7 @@ struct cudaDeviceProp {
 
 static inline const char* cudaGetErrorString(cudaError_t status) {
     if (status == cudaSuccess) return "no error";
+    if (status == cudaErrorIllegalAddress) return "an illegal memory access was encountered";
     return status == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
 }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
@@ -122,8 +127,10 @@ static inline void emu_arrive(void) {
     emu_arrival_count = 0;
 }
 
+inline size_t emu_memory_limit; // handle for tests: device memory beyond this many bytes is refused; 0: none is
 static inline cudaError_t emu_allocate(void** p, size_t bytes, bool pinned) {
     emu.allocations++;
+    if (emu_memory_limit && !pinned && emu_device_bytes + bytes > emu_memory_limit) return cudaErrorMemoryAllocation;
     char* raw = (char*)malloc(bytes + 2 * EMU_ZONE + 256);
     if (!raw) return cudaErrorMemoryAllocation;
     char* start = (char*)(((uintptr_t)raw + EMU_ZONE + 255) & ~(uintptr_t)255);
@@ -229,10 +236,12 @@ static inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { emu_arrive(); free(stream); return cudaSuccess; }
+// Handle for tests: what a kernel before has left behind, on a GPU. Every wait from then on returns it.
+inline cudaError_t emu_sticky_error;
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
     emu.synchronisations++;
     emu_arrive();
-    return cudaSuccess;
+    return emu_sticky_error;
 }
 static inline cudaError_t cudaDeviceSynchronize(void) { return cudaStreamSynchronize(0); }
 static inline cudaError_t cudaStreamQuery(cudaStream_t) { emu_arrive(); return cudaSuccess; }
@@ -244,17 +253,15 @@ static inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
 }
 static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSuccess; }
+// The device's clock is not the host's: so that what is measured is the same every time, a kernel takes a microsecond,
+// and a product what dev/emu/cublaslt.h says.
+inline double emu_milliseconds;
+static inline void emu_elapse(double milliseconds) { emu_milliseconds += milliseconds; }
 static inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = 0) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    event->milliseconds = (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+    event->milliseconds = emu_milliseconds + 1e-3 * (double)emu.launches;
     return cudaSuccess;
 }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    emu.synchronisations++;
-    emu_arrive();
-    return cudaSuccess;
-}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaStreamSynchronize(0); }
 static inline cudaError_t cudaEventQuery(cudaEvent_t) { emu_arrive(); return cudaSuccess; }
 static inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
     *milliseconds = (float)(to->milliseconds - from->milliseconds);
