@@ -153,8 +153,8 @@ static void check_image_groups(stream_t s) {
     test_end_case();
 }
 
-// How the backward is cut, for every head size and length: it fits, it covers the keys, and where memory allows it takes
-// the large tile and a single round.
+// How the backward is cut, for every head size and length: it fits, it covers the keys, and where memory allows it
+// takes the large tile and a single round.
 static void check_blocks(void) {
     if (!test_case("attention: the backward's blocks")) return;
     const int sizes[] = {32, 64, 72, 80, 128};

@@ -14,29 +14,30 @@
 //   3. dq = dS k                         over all keys of the block, each warp a patch of the tile
 //
 // So dq of a tile is complete at once and is written where it belongs. Where a head has more keys than a block holds,
-// the block goes through the queries once for each holding, a round, and between rounds dq waits in scratch memory, fp32.
+// the block goes through the queries once for each holding, a round, and between rounds dq waits in scratch memory, in
+// fp32: 8 bytes a value and round.
 //
 //   delta = dout out, of a query. `out` comes into the place of dout of the stage that is not in use, and each thread
 //   multiplies the pieces that it copied itself, so that no barrier is needed between.
-//   Edges. Queries beyond T have lse = infinity and dout = 0, which makes P and dS zero.
+//   Edges. Queries beyond T have lse = infinity and dout = 0, which makes P and dS zero. For keys beyond T see
+//   attention_weights.
 //   Class tokens. 257 to 272 keys would take a second round. Instead the last warp has 16 keys more, whose dk and dv
 //   are parked in shared memory while it works on its others.
-//   Registers. A multiprocessor's four parts have 16384 each. dk and dv of 32 keys and 72 channels take 144 of a
-//   thread's 255, S and dP of 32 x 32 another 64: two warps a part, one block a multiprocessor.
+//   Registers. A multiprocessor has four parts of 16384. dk and dv of 32 keys and 72 channels take 144 of a thread's
+//   255, S and dP of 32 x 32 another 64: two warps a part, one block a multiprocessor.
 //   Shared memory. QT is 64, or 16 where a block may have less memory (99 KB on sm_86, 89 and 120). The results are the
 //   same bits either way.
 //
 // Cost of a layer of ViT-L at B = 64, T = 257, 16 heads of 64: 8 tensors of 34 MB, 90 us at 3 TB/s; 5 products of
-// 272 x 272 x 64, 48.5 GFLOP. 32 queries x 32 keys x 64 channels are 160 mma, for which shared memory serves 16
-// ldmatrix_x4 each for S and dP, 8 each for dv and dk, 24 for dq, and the stores of dS, which count as 4: 2.1 mma a
-// load, so 1075 MAC a cycle and multiprocessor: what an A100's tensor cores can do, and 85% of an H100's with mma.sync.
-// Look next at common/cuda/attention_products.cuh.
+// 272 x 272 x 64, 48.5 GFLOP. 32 queries x 32 keys are 160 mma (an H100's part of a multiprocessor takes 1030 cycles)
+// and 72 ldmatrix_x4: 16 each for S and dP, 8 each for dv and dk, 24 for dq (with the stores of dS 1250 cycles, for all
+// four parts). So shared memory is the limit: 116 us in all. Look next at common/cuda/attention_products.cuh.
 #pragma once
 // defines: attention_tile, attention_copy, attention_scores, attention_operand, attention_accumulate, attention_store
 #include "common/cuda/attention_tiles.cuh"
 
 enum { ATTENTION_BACKWARD_WARPS = 8, ATTENTION_PARKED_KEYS = 16 };
-__host__ __device__ constexpr int attention_keys(int D) { return D <= 80 ? 32 : 16; } // of a warp
+__host__ __device__ constexpr int attention_own_keys(int D) { return D <= 80 ? 32 : 16; } // of a warp
 
 // How a head's backward is cut.
 typedef struct {
@@ -49,7 +50,7 @@ typedef struct {
 
 // k and v; two stages of q and dout; dS; two stages of two numbers of a query; dk and dv of parked keys.
 static inline size_t attention_backward_bytes(int D, int queries, int warps, int keys) {
-    size_t columns = attention_columns(D), parked = keys - warps * attention_keys(D);
+    size_t columns = attention_columns(D), parked = keys - warps * attention_own_keys(D);
     return (2 * keys * columns + 4 * queries * columns + (size_t)keys * queries) * sizeof(bf16) +
            (4 * queries + 2 * parked * D) * sizeof(float);
 }
@@ -57,7 +58,7 @@ static inline size_t attention_backward_bytes(int D, int queries, int warps, int
 // For T tokens, and a GPU that gives a block at most `limit` bytes of shared memory. At least two warps, because each
 // thread fetches lse of a query at most.
 static inline attention_block_t attention_backward_block(int D, int T, size_t limit) {
-    int M = attention_keys(D), needed = (T + M - 1) / M, most = ATTENTION_BACKWARD_WARPS, parked = 0;
+    int M = attention_own_keys(D), needed = (T + M - 1) / M, most = ATTENTION_BACKWARD_WARPS, parked = 0;
     if (D <= 64 && T > most * M && T <= most * M + ATTENTION_PARKED_KEYS) needed = most, parked = ATTENTION_PARKED_KEYS;
     attention_block_t block;
     block.rounds = (needed + most - 1) / most;
@@ -165,7 +166,7 @@ template <int D, int QT>
 __device__ static inline void attention_backward_tile(float dk[][D / 8][4], float dv[][D / 8][4],
                                                       attention_places<D, QT> at, int keys, int stage, int queries,
                                                       float scale_log2) {
-    constexpr int M = attention_keys(D), N = QT < 32 || D == 80 ? 16 : 32; // as registers allow
+    constexpr int M = attention_own_keys(D), N = QT < 32 || D == 80 ? 16 : 32; // as registers allow
     int own_row = opaque_thread() / WARP * M, row = 0;
     keys -= own_row;
     for (; keys > 0 && row + N - 16 < queries; row += N) {
@@ -219,7 +220,8 @@ typedef struct {
 // Made anew wherever it is used (opaque): the registers are dk's and dv's.
 __device__ static inline attention_backward_t attention_head(attention_backward_t of) {
     int head = opaque(blockIdx.x);
-    size_t in_qkv = attention_head_at(head, 3, of.T, of.NH, of.HS), in_out = attention_head_at(head, 1, of.T, of.NH, of.HS);
+    size_t in_qkv = attention_head_at(head, 3, of.T, of.NH, of.HS);
+    size_t in_out = attention_head_at(head, 1, of.T, of.NH, of.HS);
     of.dqkv += in_qkv, of.qkv += in_qkv, of.dout += in_out, of.out += in_out;
     of.lse += (size_t)head * of.T;
     if (of.sums) of.sums += (size_t)head * of.T * of.HS;
@@ -276,7 +278,8 @@ __device__ static inline void attention_backward_queries(attention_backward_t he
 // Writes dk and dv of the warp's M keys from own_row on, of the block's from first_key on.
 template <int D, int QT, int M>
 __device__ static inline void attention_store_keys(attention_backward_t head, attention_places<D, QT> at, int first_key,
-                                                   int own_row, const float dk[][D / 8][4], const float dv[][D / 8][4]) {
+                                                   int own_row, const float dk[][D / 8][4],
+                                                   const float dv[][D / 8][4]) {
     constexpr int COLS = attention_columns(D);
     float scales[M / 8], ones[M / 8];
     for (int i = 0; i < M / 8; i++) scales[i] = head.scale, ones[i] = 1;
@@ -313,7 +316,7 @@ __device__ static inline void attention_copy_keys(attention_backward_t head, att
 template <int D, int QT>
 __global__ __launch_bounds__(ATTENTION_BACKWARD_WARPS * WARP, 1)
 void attention_backward_kernel(attention_backward_t of) {
-    constexpr int M = attention_keys(D), COLS = attention_columns(D), PARKED = ATTENTION_PARKED_KEYS;
+    constexpr int M = attention_own_keys(D), COLS = attention_columns(D), PARKED = ATTENTION_PARKED_KEYS;
     const int own_row = threadIdx.x / WARP * M, parked_row = blockDim.x / WARP * M, T = of.T;
     const attention_places<D, QT> at = {of.keys};
     const bool has_parked = D <= 64 && parked_row < of.keys && own_row + M == parked_row;

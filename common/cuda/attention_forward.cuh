@@ -6,13 +6,15 @@
 //
 //   Softmax. A row's maximum is known only behind its last key. It grows on the way; whenever it does, what was summed
 //   so far is scaled by exp(old - new). exp(x) is 2^(x log2 e), and log2 e is multiplied into the scale of S.
-//   Blocks. The ceil(T / 32) warps of a head are cut evenly into blocks: 257 tokens are 9 warps in 3 blocks. Where heads
-//   are few, blocks are smaller, so that the whole GPU has work. What a warp computes does not depend on it.
+//   Blocks. The ceil(T / 32) warps of a head are cut evenly into blocks: 257 tokens are 9 warps in 3 blocks. Where
+//   heads are few, blocks are smaller, so that the whole GPU has work. What a warp computes does not depend on it.
+//   Registers. Up to 64 channels leave room for three blocks of 128 threads (168 registers each), more for two (255).
+//   Shared memory. 48 KB for 64 channels, 60 for 80, 96 for 128: every GPU has it.
 //
 // Cost of a layer of ViT-L at B = 64, T = 257, 16 heads of 64: 135 MB of memory, 45 us at 3 TB/s; 288 x 272 scores a
-// head, edges included, 20.5 GFLOP. A score costs 8 mma and 2.5 ldmatrix_x4 for each 128: 3.2 mma a load, so shared
-// memory allows 1638 MAC a cycle and multiprocessor, more than mma.sync reaches. Look next at
-// common/cuda/attention_backward.cuh.
+// head, edges included, 20.5 GFLOP. 1024 scores are 64 mma (an H100's part of a multiprocessor takes 413 cycles), 24
+// ldmatrix_x4 (384 cycles, for all four parts), and some 400 instructions: tensor cores, shared memory and issue are
+// near balance; with what is copied to shared memory, 44 us in all. Look next at common/cuda/attention_backward.cuh.
 #pragma once
 // defines: attention_tile, attention_copy, attention_scores, attention_operand, attention_accumulate, attention_store
 #include "common/cuda/attention_tiles.cuh"

@@ -1,6 +1,6 @@
 // attention_tiles.cuh: what the forward (attention_forward.cuh) and the backward (attention_backward.cuh) of attention
-// in tiles share. For bf16 and heads of at most 128 channels, a multiple of 8; S and P exist in registers only. Formulas
-// and derivation: dev/cpu/attention.h.                                     FlashAttention (Dao et al. 2022; Dao 2023)
+// in tiles share. For bf16 and heads of at most 128 channels, a multiple of 8; S and P exist in registers only.
+// Formulas and derivation: dev/cpu/attention.h.                            FlashAttention (Dao et al. 2022; Dao 2023)
 //
 // A warp owns some rows (queries in the forward, keys in the backward) and goes with its block through the other side
 // in tiles, which cp.async brings one tile ahead of their use.
@@ -11,15 +11,15 @@
 //   Reuse. One ldmatrix_x4 brings 16 x 16 elements: 512 bytes, 4 cycles of a multiprocessor's shared memory. Of a
 //   product (M, N) a step of 16 in K loads (M + N) / 16 of them for M N / 128 mma, or N / 16 where the left operand is
 //   in registers already. An mma takes 2 cycles of an A100's tensor cores and 1.6 of an H100's (mma.sync reaches 62% of
-//   them), so what loads less than 2 to 2.5 mma each waits for shared memory. 32 rows a warp make it
-//     S (32, 64): 16 mma for 6 loads;  P v (32, D): 4 mma for each.
+//   them), so what loads less than 2 to 2.5 mma each waits for shared memory. 32 rows a warp make it 2.7 for S (32,
+//   64), 2 for S (32, 32), and 4 for P v.
 //   Edges. Rows beyond T and channels beyond HS are zero in shared memory, so they add nothing to a sum over them.
-//   Columns of S beyond T do get a value: it becomes -infinity in the forward, and P or dS becomes 0 in the backward.
-//   Groups of 16 rows of a tile that lie wholly beyond T are left out.
-//   Head sizes. D is HS rounded up to 32, 64, 72, 80 or 128. Tensor cores sum over 16 channels at a time, but give results
-//   for 8: so for 72 (SigLIP, LightningDiT) tiles have 80 columns, and out, dk and dv have 72.
-//   Determinism. No two blocks add to one value, and what a sum adds, and in which order, depends on T and HS alone: not
-//   on the number of warps, nor on the size of the tiles.
+//   Columns of S beyond T do get a value; the forward makes it -infinity. Groups of 16 rows of a tile that lie wholly
+//   beyond T are left out.
+//   Head sizes. D is HS rounded up to 32, 64, 72, 80 or 128. Tensor cores sum over 16 channels at a time, but give
+//   results for 8: so for 72 (SigLIP, LightningDiT) tiles have 80 columns, and out, dk and dv have 72.
+//   Determinism. No two blocks add to one value, and what a sum adds, and in which order, depends on T and HS alone:
+//   not on the number of warps, nor on the size of the tiles.
 //
 // Look next at common/cuda/attention_forward.cuh.
 #pragma once
@@ -133,8 +133,8 @@ __device__ static inline float quad_sum(float x) {
 }
 
 // Writes the first `rows` rows of a warp's result d (M, W): to_r = d_r scale[r / 8], from `channel` on, of HS. `to` is
-// channel 0 of the first row. The way leads through the tile (., COLS) that begins at `at`, whose rows [row, row + M) and
-// channels [channel, channel + W) nobody else uses: in pairs, so that device memory is written 16 bytes at a time.
+// channel 0 of the first row. The way leads through the tile (., COLS) that begins at `at`, whose rows [row, row + M)
+// and channels [channel, channel + W) nobody else uses: pairs go there, and device memory is written by 16 bytes.
 template <int COLS, int M, int W>
 __device__ static inline void attention_store(bf16* to, int stride, int at, int row, int channel,
                                               const float d[M / 16][W / 8][4], const float scale[M / 8], int rows,

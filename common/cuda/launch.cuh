@@ -113,8 +113,8 @@ template <int N> __device__ static inline void cp_async_wait() {
 // compiler leaves a loop sends the array to memory (-Xptxas -v: "stack frame"). Short loops are unrolled without it.
 #define UNROLL _Pragma("unroll")
 
-// x itself, but the compiler does not know: what is computed from it in a loop is computed anew in each turn, instead of
-// once for all turns, where it would wait in registers.
+// x itself, but the compiler does not know: what is computed from it in a loop is computed anew in each turn, instead
+// of once for all turns, where it would wait in registers.
 __device__ static inline int opaque(int x) {
     asm volatile("" : "+r"(x));
     return x;
