@@ -1,4 +1,6 @@
-// kernels_attention.cu: attention, in tiles and through matrix products.
+// kernels_attention.cu: attention, in tiles and through matrix products. Each case runs in two launch shapes with two
+// orders of the threads, and where it is in tiles in each of these with the tiles of GPUs that give a block 99 KB of
+// shared memory: the bits are the same in all four.
 //
 // Bounds. out = P v is rounded to floatX, and in bf16 so was P before the product (P and dS in the backward): two
 // roundings, each of which turns a value by at most 2^-9, at random from value to value. A sum of terms with such
@@ -26,7 +28,7 @@ typedef struct {
     size_t offset = 0;          // of every tensor from a multiple of 16 bytes, in values
     way_t way = BY_SIZE;
     size_t scratch = 0;         // bytes of scratch memory, BY_PRODUCTS
-    floatX* first = nullptr;    // dqkv and out of the first shape, to compare bits
+    floatX* first = nullptr;    // dqkv and out of the first run, to compare bits
 } attention_case_t;
 
 static double score_error(const attention_case_t* c) {
@@ -101,29 +103,42 @@ static void attention_run(stream_t s, void* context) {
     copy_to_host(bits, dqkv.dev, 3 * n * sizeof(floatX), 0);
     copy_to_host(bits + 3 * n, out.dev, n * sizeof(floatX), 0);
     if (c->first) {
-        check(!memcmp(bits, c->first, 4 * n * sizeof(floatX)), "the same bits in both launch shapes");
-        free(c->first);
+        check(!memcmp(bits, c->first, 4 * n * sizeof(floatX)), "the same bits in all launch shapes");
         free(bits);
-        c->first = NULL;
     } else {
         c->first = bits;
     }
     free_tensors();
 }
 
+// What a block may have: on an H100, an A100, and on sm_86, 89 and 120.
+static const size_t shared_limits[] = {232448, 166912, 101376};
+
+static void attention_both_limits(stream_t s, void* context) {
+    attention_run(s, context);
+#ifndef FP32
+    if (((attention_case_t*)context)->way == BY_PRODUCTS) return;
+    int real = s->shared_bytes;
+    s->shared_bytes = (int)shared_limits[2];
+    attention_run(s, context);
+    s->shared_bytes = real;
+#endif
+}
+
 static void attention_case(const char* name, stream_t s, attention_case_t c) {
     char full[128];
     snprintf(full, sizeof full, "%s: B %d, T %d, NH %d, HS %d", name, c.B, c.T, c.NH, c.HS);
     if (!test_case(full)) return;
-    for_each_shape(s, attention_run, &c);
+    for_each_shape(s, attention_both_limits, &c);
+    free(c.first);
     test_end_case();
 }
 
 #ifndef FP32
-// Images in two halves, because the rows' numbers of all do not fit the scratch memory.
+// Images in groups, because the sums of all do not fit the scratch memory.
 static void check_image_groups(stream_t s) {
     if (!test_case("attention: images in groups")) return;
-    const int B = 5, T = 17, NH = 2, HS = 64;
+    const int B = 3, T = 280, NH = 1, HS = 32;
     size_t n = (size_t)B * T * NH * HS;
     tensor<floatX> qkv = random_input(3 * n), dout = random_input(n), out = output(n), dqkv = output(3 * n);
     tensor<float> lse = output_s((size_t)B * NH * T);
@@ -131,10 +146,32 @@ static void check_image_groups(stream_t s) {
     take_from_device(out);
     take_from_device(lse);
     cpu::attention_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, B, T, NH, HS, 0);
-    size_t two_images = 2 * NH * 32 * 2 * sizeof(float);
-    attention_tiles_backward<64>(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, two_images, s);
+    size_t two_images = 2 * n / B * sizeof(float);
+    attention_tiles_backward<32>(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, two_images, s);
     check_tensor("dqkv", dqkv, TOLERANCE_P);
     free_tensors();
+    test_end_case();
+}
+
+// How the backward is cut, for every head size and length: it fits, it covers the keys, and where memory allows it
+// takes the large tile and a single round.
+static void check_blocks(void) {
+    if (!test_case("attention: the backward's blocks")) return;
+    const int sizes[] = {32, 64, 72, 80, 128};
+    for (size_t limit : shared_limits) {
+        for (int D : sizes) {
+            for (int T = 1; T <= 1500; T++) {
+                attention_block_t block = attention_backward_block(D, T, limit);
+                check(block.bytes <= limit, "a block fits the limit");
+                check(block.warps >= 2 && block.warps <= 8, "a block has 2 to 8 warps");
+                check(block.keys * block.rounds >= T && block.keys * (block.rounds - 1) < T, "the keys are covered");
+                check(block.queries == 64 || (block.queries == 16 && limit == shared_limits[2] && T > 48),
+                      "tiles are as large as memory allows");
+                int most = D <= 64 ? 272 : D <= 80 ? 256 : 128;
+                check(T > most || block.rounds == 1, "a head that fits takes one round");
+            }
+        }
+    }
     test_end_case();
 }
 #endif
@@ -151,8 +188,12 @@ int main(int argc, char** argv) {
             attention_case("attention", s, {.B = B, .T = tokens[i], .NH = NH, .HS = sizes[j]});
         }
     }
-    attention_case("attention", s, {.B = 1, .T = 210, .NH = 1, .HS = 64}); // several blocks of warps, four tiles
+    // several blocks forward, several tiles; parked keys, two rounds
+    const struct { int T, HS; } longer[] = {{257, 64}, {261, 32}, {300, 64}, {300, 32}, {257, 72}, {256, 72}, {257, 80},
+                                            {257, 128}, {300, 128}};
+    for (auto z : longer) attention_case("longer", s, {.B = 1, .T = z.T, .NH = 1, .HS = z.HS});
     attention_case("attention", s, {.B = 2, .T = 19, .NH = 1, .HS = 128});
+    attention_case("attention", s, {.B = 1, .T = 63, .NH = 2, .HS = 128});
     attention_case("attention", s, {.B = 3, .T = 20, .NH = 1, .HS = 512});
     attention_case("attention", s, {.B = 1, .T = 9, .NH = 2, .HS = 96});
     attention_case("attention", s, {.B = 2, .T = 37, .NH = 2, .HS = 80});
@@ -165,6 +206,7 @@ int main(int argc, char** argv) {
     attention_case("large scores", s, {.B = 1, .T = 40, .NH = 1, .HS = 5, .scale = 8});
     attention_case("negative scores", s, {.B = 1, .T = 70, .NH = 2, .HS = 64, .scale = 0.5, .mean = 8});
     attention_case("negative scores", s, {.B = 1, .T = 70, .NH = 2, .HS = 72, .scale = 0.5, .mean = 8});
+    attention_case("negative scores", s, {.B = 1, .T = 70, .NH = 1, .HS = 128, .scale = 0.5, .mean = 8});
     attention_case("negative scores", s, {.B = 1, .T = 70, .NH = 1, .HS = 5, .scale = 0.5, .mean = 15});
 
     // (T, T) scores of 2 of 3 images, or 2 of 3 heads; then less than one (T, T)
@@ -179,6 +221,7 @@ int main(int argc, char** argv) {
                    {.B = 2, .T = 33, .NH = 2, .HS = 24, .way = BY_PRODUCTS, .scratch = 15 * 33 * bytes});
 #ifndef FP32
     check_image_groups(s);
+    check_blocks();
 #endif
 
     device_close(s);

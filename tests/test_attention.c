@@ -1,6 +1,7 @@
-// Attention over packed queries, keys and values.
+// Attention over packed queries, keys and values: the naive loops against finite differences, and where the answer is
+// known; the fast forms against the naive loops, and against differences once more.
 
-// defines: attention_forward, attention_backward
+// defines: attention_forward, attention_backward, attention_forward_naive, attention_backward_naive
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -43,43 +44,55 @@ static double* row_of(const attention_t* a, double* qkv, int b, int t, int part,
     return qkv + ((((size_t)b * a->T + t) * 3 + part) * a->NH + h) * a->HS;
 }
 
-// One query's scores as probabilities; returns their lse. Scores must be small enough not to overflow.
-static double probabilities(const attention_t* a, double* P, int b, int i, int h) {
-    double sum = 0;
-    for (int j = 0; j < a->T; j++) {
-        P[j] = exp(dot(row_of(a, a->qkv, b, i, 0, h), row_of(a, a->qkv, b, j, 1, h), a->HS) / sqrt(a->HS));
-        sum += P[j];
-    }
-    for (int j = 0; j < a->T; j++) P[j] /= sum;
-    return log(sum);
+static double naive_objective(void* context) {
+    attention_t* a = (attention_t*)context;
+    attention_forward_naive(a->out, a->lse, a->qkv, a->B, a->T, a->NH, a->HS);
+    return dot(a->out, a->dout, a->n);
 }
 
-// out, lse and dqkv against sums written out.
-static void check_values(const attention_t* a) {
-    double* P = (double*)malloc(a->T * sizeof(double));
-    double* out = (double*)calloc(a->n, sizeof(double));
-    double* dqkv = (double*)calloc(3 * a->n, sizeof(double));
-    for (int b = 0; b < a->B; b++) for (int h = 0; h < a->NH; h++) for (int i = 0; i < a->T; i++) {
-        size_t at = (((size_t)b * a->T + i) * a->NH + h) * a->HS;
-        double lse = probabilities(a, P, b, i, h), mean_dP = 0;
-        check_error("lse", fabs(a->lse[((size_t)b * a->NH + h) * a->T + i] - lse), 1e-12);
-        for (int j = 0; j < a->T; j++) {
-            const double* v = row_of(a, a->qkv, b, j, 2, h);
-            for (int c = 0; c < a->HS; c++) out[at + c] += P[j] * v[c];
-            mean_dP += P[j] * dot(a->dout + at, v, a->HS);
-        }
-        for (int j = 0; j < a->T; j++) {
-            double dS = P[j] * (dot(a->dout + at, row_of(a, a->qkv, b, j, 2, h), a->HS) - mean_dP) / sqrt(a->HS);
-            for (int c = 0; c < a->HS; c++) {
-                row_of(a, dqkv, b, i, 0, h)[c] += dS * row_of(a, a->qkv, b, j, 1, h)[c];
-                row_of(a, dqkv, b, j, 1, h)[c] += dS * row_of(a, a->qkv, b, i, 0, h)[c];
-                row_of(a, dqkv, b, j, 2, h)[c] += P[j] * a->dout[at + c];
-            }
+static void naive_both(attention_t* a) {
+    naive_objective(a);
+    attention_backward_naive(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->B, a->T, a->NH, a->HS);
+}
+
+static void test_naive(const char* name, int B, int T, int NH, int HS) {
+    if (!test_case(name)) return;
+    attention_t a = attention_new(B, T, NH, HS);
+    naive_both(&a);
+    check_gradient("dqkv", naive_objective, &a, a.qkv, a.dqkv, 3 * a.n);
+    attention_free(&a);
+    test_end_case();
+}
+
+// Queries of zero see all keys alike: out is the mean of the values, lse the logarithm of their number.
+static void test_naive_mean(void) {
+    if (!test_case("attention naive, queries of zero")) return;
+    attention_t a = attention_new(1, 6, 2, 5);
+    double mean[10] = {0};
+    for (int t = 0; t < 6; t++) {
+        for (int i = 0; i < 10; i++) {
+            row_of(&a, a.qkv, 0, t, 0, 0)[i] = 0;
+            mean[i] += row_of(&a, a.qkv, 0, t, 2, 0)[i] / 6;
         }
     }
-    check_error("out", relative_error_double(a->out, out, a->n), 1e-12);
-    check_error("dqkv", relative_error_double(a->dqkv, dqkv, 3 * a->n), 1e-11);
-    free(P), free(out), free(dqkv);
+    naive_objective(&a);
+    for (int t = 0; t < 6; t++) check_error("out", relative_error_double(a.out + t * 10, mean, 10), 1e-15);
+    for (int i = 0; i < 12; i++) check_error("lse", fabs(a.lse[i] - log(6)), 1e-15);
+    attention_free(&a);
+    test_end_case();
+}
+
+// out, lse and dqkv of the fast form against the naive loops.
+static void check_values(attention_t* a) {
+    attention_t fast = *a;
+    a->out = poisoned_buffer(a->n), a->lse = poisoned_buffer((size_t)a->B * a->NH * a->T);
+    a->dqkv = poisoned_buffer(3 * a->n);
+    naive_both(a);
+    check_error("out", relative_error_double(fast.out, a->out, a->n), 1e-12);
+    check_error("lse", relative_error_double(fast.lse, a->lse, (size_t)a->B * a->NH * a->T), 1e-12);
+    check_error("dqkv", relative_error_double(fast.dqkv, a->dqkv, 3 * a->n), 1e-11);
+    free(a->out), free(a->lse), free(a->dqkv);
+    *a = fast;
 }
 
 static void test_gradients(const char* name, int B, int T, int NH, int HS) {
@@ -131,13 +144,19 @@ static void test_threads(const char* name, int B, int T, int NH, int HS) {
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
+    test_naive("attention naive, one token", 2, 1, 3, 4);
+    test_naive("attention naive", 2, 7, 3, 5);
+    test_naive("attention naive T=17 NH=2 HS=32", 1, 17, 2, 32);
+    test_naive_mean();
     test_gradients("attention one token", 2, 1, 3, 4);
     test_gradients("attention head size 1", 1, 5, 1, 1);
     test_gradients("attention head size 4", 2, 7, 2, 4);
     test_gradients("attention primes", 3, 23, 3, 13);
     test_gradients("attention T=17 NH=3 HS=32", 2, 17, 3, 32);
     test_gradients("attention one wide head", 1, 31, 1, 512);
+    test_values("attention T=63", 1, 63, 1, 72);
     test_values("attention T=257", 1, 257, 2, 64);
+    test_values("attention T=300", 2, 300, 1, 7);
     test_values("attention one head, in tiles and groups", 1, 509, 1, 16);
     test_values("attention in tiles", 4, 389, 2, 5);
     test_shift();

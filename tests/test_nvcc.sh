@@ -76,7 +76,7 @@ has() {
     if [ -s "$log.some" ] && [ "$without" -eq 0 ]; then ok "$1: $3 in all $(wc -l <"$log.some") instances"
     else fail "$1: $3" "$without of $(wc -l <"$log.some") instances have none"; fi
 }
-for kernel in conv_gemm_kernel conv_weight_kernel attention_forward_kernel attention_backward_queries_kernel attention_backward_keys_kernel; do
+for kernel in conv_gemm_kernel conv_weight_kernel attention_forward_kernel attention_backward_kernel; do
     has $kernel 2 "tensor-core products (HMMA)"
     has $kernel 3 "asynchronous copies (LDGSTS)"
     has $kernel 4 "matrices from shared memory (LDSM)"

@@ -2,8 +2,8 @@
 //
 // Two ways, told apart by the head size:
 //
-//   attention_tiles.cuh      bf16, HS at most 80 and a multiple of 8: vision transformers. One kernel forward and two
-//                            backward, on tensor cores; S and P never leave registers.
+//   attention_tiles.cuh      bf16, HS at most 128 and a multiple of 8: vision and diffusion transformers. One kernel
+//                            forward and one backward, on tensor cores; S and P never leave registers.
 //   attention_products.cuh   everything else: the decoder's one head of 512 channels, odd sizes, the FP32 build. Matrix
 //                            products around a softmax kernel; S and P pass through scratch memory. A score of a head
 //                            of 512 costs 1024 MAC and 12 bytes, so that is little.
@@ -17,8 +17,10 @@
 #ifndef FP32
 // defines: packable
 #include "common/cuda/rows.cuh"
-// defines: attention_tiles_forward, attention_tiles_backward, ATTENTION_MOST_CHANNELS
-#include "common/cuda/attention_tiles.cuh"
+// defines: attention_tiles_forward, ATTENTION_MOST_CHANNELS
+#include "common/cuda/attention_forward.cuh"
+// defines: attention_tiles_backward
+#include "common/cuda/attention_backward.cuh"
 #endif
 
 void attention_forward(floatX* out,       // (B, T, NH, HS)
@@ -29,7 +31,9 @@ void attention_forward(floatX* out,       // (B, T, NH, HS)
     if (HS <= ATTENTION_MOST_CHANNELS && packable(HS, out, qkv)) {
         if (HS <= 32) attention_tiles_forward<32>(out, lse, qkv, B, T, NH, HS, s);
         else if (HS <= 64) attention_tiles_forward<64>(out, lse, qkv, B, T, NH, HS, s);
-        else attention_tiles_forward<80>(out, lse, qkv, B, T, NH, HS, s);
+        else if (HS <= 72) attention_tiles_forward<72>(out, lse, qkv, B, T, NH, HS, s);
+        else if (HS <= 80) attention_tiles_forward<80>(out, lse, qkv, B, T, NH, HS, s);
+        else attention_tiles_forward<128>(out, lse, qkv, B, T, NH, HS, s);
         return;
     }
 #endif
@@ -47,7 +51,9 @@ void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
         const size_t scratch = DEVICE_SCRATCH_BYTES;
         if (HS <= 32) attention_tiles_backward<32>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
         else if (HS <= 64) attention_tiles_backward<64>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
-        else attention_tiles_backward<80>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
+        else if (HS <= 72) attention_tiles_backward<72>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
+        else if (HS <= 80) attention_tiles_backward<80>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
+        else attention_tiles_backward<128>(dqkv, dout, qkv, out, lse, B, T, NH, HS, scratch, s);
         return;
     }
 #endif

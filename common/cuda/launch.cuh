@@ -113,6 +113,20 @@ template <int N> __device__ static inline void cp_async_wait() {
 // compiler leaves a loop sends the array to memory (-Xptxas -v: "stack frame"). Short loops are unrolled without it.
 #define UNROLL _Pragma("unroll")
 
+// x itself, but the compiler does not know: what is computed from it in a loop is computed anew in each turn, instead
+// of once for all turns, where it would wait in registers.
+__device__ static inline int opaque(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// threadIdx.x, likewise.
+__device__ static inline int opaque_thread() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
 // 2^x in one instruction, where exp2f takes four to keep results below 2^-126; here they are 0. Relative error 2^-22.
 __device__ static inline float exp2_fast(float x) {
     float y;

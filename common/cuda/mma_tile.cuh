@@ -78,13 +78,16 @@ __device__ static inline void tile_load_b(uint32_t b[N / 16][4], shared<const bf
 }
 
 // Rows [k, k + 16) and columns [column, column + N) of a tile (K, N): of 8 columns the two halves in k, then of the
-// next 8 columns.
+// next 8 columns. N is a multiple of 8: of the last 8 columns alone, two halves.
 template <int N, int COLS>
-__device__ static inline void tile_load_b_transposed(uint32_t b[N / 16][4], shared<const bf16> tile, int column,
+__device__ static inline void tile_load_b_transposed(uint32_t b[(N + 15) / 16][4], shared<const bf16> tile, int column,
                                                      int k) {
     int lane = threadIdx.x % WARP;
     for (int j = 0; j < N / 16; j++) {
         ldmatrix_x4_transposed(b[j], tile + tile_at<COLS>(k + lane % 16, column / 8 + 2 * j + lane / 16));
+    }
+    if constexpr (N % 16 == 8) {
+        ldmatrix_x2_transposed(b[N / 16], tile + tile_at<COLS>(k + lane % 16, column / 8 + N / 8 - 1));
     }
 }
 

@@ -11,15 +11,81 @@
 // (delta_i: sum_k P_ik (dout_i v_k) is dout_i times sum_k P_ik v_k.) P comes again from S and lse, so that nothing
 // of size T^2 is kept. Five products of T^2 HS against the forward's two.      Vaswani et al. 2017; Dao 2023
 //
-// Here a tile of query rows is treated at a time, with its whole rows of S in the calling thread's scratch. q, k and v
-// are read where they stand in qkv, as matrices with row stride 3 NH HS. Look next at dev/cpu/embed.h.
+// attention_forward_naive and attention_backward_naive are these formulas, row by row: the truth, which the tests hold
+// the fast forms against. Those treat a tile of query rows at a time, with its whole rows of S in the calling thread's
+// scratch, by matrix products. Look next at dev/cpu/embed.h.
 #pragma once
-// defines: floatX, floatS, stream_t, xsqrt, xlog
+// defines: floatX, floatS, stream_t, xsqrt, xexp, xlog
 #include "common/device.h"
 // defines: fast_exp
 #include "dev/cpu/fastmath.h"
 // defines: gemm, cpu_scratch
 #include "dev/cpu/gemm.h"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The truth
+
+// q, k or v (part 0, 1, 2) of a token of an image; the scalar product of two rows.
+static inline size_t attention_row(int b, int t, int part, int h, int T, int NH, int HS) {
+    return ((((size_t)b * T + t) * 3 + part) * NH + h) * HS;
+}
+static inline floatS attention_dot(const floatX* a, const floatX* b, int HS) {
+    floatS sum = 0;
+    for (int c = 0; c < HS; c++) sum += a[c] * b[c];
+    return sum;
+}
+
+static inline void attention_forward_naive(floatX* out,       // (B, T, NH, HS)
+                                           floatS* lse,       // (B, NH, T)
+                                           const floatX* qkv, // (B, T, 3, NH, HS)
+                                           int B, int T, int NH, int HS) {
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
+        const floatX* q = qkv + attention_row(b, i, 0, h, T, NH, HS);
+        const floatX* k = qkv + attention_row(b, 0, 1, h, T, NH, HS);
+        const floatX* v = qkv + attention_row(b, 0, 2, h, T, NH, HS);
+        const size_t next = (size_t)3 * NH * HS; // from a key to the next
+        floatX* o = out + (((size_t)b * T + i) * NH + h) * HS;
+        floatS most = -INFINITY, sum = 0; // of all S; exp(S - most) cannot overflow
+        for (int j = 0; j < T; j++) {
+            floatS S = attention_dot(q, k + j * next, HS) / xsqrt(HS);
+            most = S > most ? S : most;
+        }
+        for (int j = 0; j < T; j++) sum += xexp(attention_dot(q, k + j * next, HS) / xsqrt(HS) - most);
+        for (int c = 0; c < HS; c++) o[c] = 0;
+        for (int j = 0; j < T; j++) {
+            floatS P = xexp(attention_dot(q, k + j * next, HS) / xsqrt(HS) - most) / sum;
+            for (int c = 0; c < HS; c++) o[c] += P * v[j * next + c];
+        }
+        lse[((size_t)b * NH + h) * T + i] = most + xlog(sum);
+    }
+}
+
+static inline void attention_backward_naive(floatX* dqkv,       // (B, T, 3, NH, HS)
+                                            const floatX* dout, // (B, T, NH, HS)
+                                            const floatX* qkv,  // (B, T, 3, NH, HS)
+                                            const floatX* out,  // (B, T, NH, HS)
+                                            const floatS* lse,  // (B, NH, T)
+                                            int B, int T, int NH, int HS) {
+    memset(dqkv, 0, (size_t)B * T * 3 * NH * HS * sizeof(floatX));
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
+        size_t at = (((size_t)b * T + i) * NH + h) * HS, q = attention_row(b, i, 0, h, T, NH, HS);
+        floatS delta = attention_dot(dout + at, out + at, HS);
+        for (int j = 0; j < T; j++) {
+            size_t k = attention_row(b, j, 1, h, T, NH, HS), v = attention_row(b, j, 2, h, T, NH, HS);
+            floatS S = attention_dot(qkv + q, qkv + k, HS) / xsqrt(HS);
+            floatS P = xexp(S - lse[((size_t)b * NH + h) * T + i]);
+            floatS dS = P * (attention_dot(dout + at, qkv + v, HS) - delta);
+            for (int c = 0; c < HS; c++) {
+                dqkv[q + c] += dS * qkv[k + c] / xsqrt(HS);
+                dqkv[k + c] += dS * qkv[q + c] / xsqrt(HS);
+                dqkv[v + c] += P * dout[at + c];
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The fast forms. q, k and v are read where they stand in qkv, as matrices with row stride 3 NH HS.
 
 // Query rows of an image are cut into tiles of `rows`: as many as keep a tile's S near 1 MiB, at most about 256, and
 // fewer (not below 64) where there are so few heads that threads would have nothing to do. Depends on the sizes alone.

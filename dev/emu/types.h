@@ -101,4 +101,7 @@ static inline float reciprocal_fast(float x) {
     return fabsf(y) < 0x1p-126f ? 0 : y;
 }
 
+static inline int opaque(int x) { return x; } // common/cuda/launch.cuh
+static inline int opaque_thread(void) { return (int)threadIdx.x; }
+
 template <typename T> static inline T __ldg(const T* p) { return *p; }
