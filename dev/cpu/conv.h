@@ -16,8 +16,8 @@
 #include "common/ops.h"
 // defines: conv_job_t, conv_tile, conv_pack_panels, conv_run
 #include "dev/cpu/conv_tile.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 // defines: matmul_backward
 #include "dev/cpu/matmul.h"
 // defines: maxpool_forward, maxpool_relu_backward, upsample_forward, upsample_backward
@@ -104,9 +104,9 @@ typedef struct {
 } conv_operand_t;
 
 // sum (P channels of dout, V vectors of a window's run) over the pixels of a tile. P and V are constants at the call.
-CONV_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_operand_t dout, conv_operand_t x,
-                                   int rows, int cols) {
-    conv_vector_t total[CONV_BLOCK][CONV_MAX_VECTORS], zero = {0};
+VECTOR_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_operand_t dout, conv_operand_t x,
+                                     int rows, int cols) {
+    vector_t total[CONV_BLOCK][CONV_MAX_VECTORS], zero = {0};
     #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
         #pragma GCC unroll 3
@@ -119,8 +119,8 @@ CONV_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_o
             for (int p = 0; p < P; p++) {
                 #pragma GCC unroll 3
                 for (int k = 0; k < V; k++) {
-                    conv_vector_t value = conv_load(window + k * CONV_LANES);
-                    total[p][k] = conv_multiply_add(conv_splat(d[p]), value, total[p][k]);
+                    vector_t value = vector_load(window + k * VECTOR_LANES);
+                    total[p][k] = vector_multiply_add(vector_splat(d[p]), value, total[p][k]);
                 }
             }
         }
@@ -128,7 +128,7 @@ CONV_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_o
     #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
         #pragma GCC unroll 3
-        for (int k = 0; k < V; k++) conv_store(sum + (p * V + k) * CONV_LANES, total[p][k]);
+        for (int k = 0; k < V; k++) vector_store(sum + (p * V + k) * VECTOR_LANES, total[p][k]);
     }
 }
 
@@ -171,10 +171,10 @@ static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t do
 static inline void conv_tile_weight(floatS* dweight, const conv_job_t* job, const conv_tile_t* tile,
                                     conv_operand_t dout, int begin, int end) {
     int run = job->KW * job->C, KH = job->KH;
-    floatX sum[CONV_BLOCK * CONV_MAX_VECTORS * CONV_LANES] __attribute__((aligned(64)));
+    floatX sum[CONV_BLOCK * CONV_MAX_VECTORS * VECTOR_LANES] __attribute__((aligned(64)));
     for (int u = 0; u < KH; u++) {
         for (int t = 0; t < run;) {
-            int V = conv_min(conv_pieces(run - t, CONV_LANES), CONV_MAX_VECTORS), width = V * CONV_LANES;
+            int V = conv_min(conv_pieces(run - t, VECTOR_LANES), CONV_MAX_VECTORS), width = V * VECTOR_LANES;
             int valid = conv_min(width, run - t);
             conv_operand_t x = {tile->x + u * tile->pitch + t, job->stride * tile->pitch, (size_t)job->stride * job->C};
             for (int o = begin; o < end;) {
@@ -231,7 +231,7 @@ void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
     conv_weight_split_t split = conv_weight_split(&job, grid.tiles, weights);
     floatS* sums = dweight;
     if (split.slots > 1) sums = (floatS*)cpu_scratch(CONV_SCRATCH_SUMS, split.slots * weights * sizeof(floatS));
-    #pragma omp parallel for schedule(dynamic)
+    #pragma omp parallel for schedule(dynamic) if (worth_sharing(conv_work(&job)))
     for (int task = 0; task < split.slots * split.groups; task++) {
         size_t slot = task / split.groups;
         int begin = task % split.groups * split.channels, end = conv_min(begin + split.channels, conv.OC);
@@ -243,7 +243,7 @@ void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
         }
     }
     enum { CHUNK = 1024 };
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)split.slots * weights))
     for (size_t begin = 0; begin < (split.slots > 1 ? weights : 0); begin += CHUNK) {
         size_t end = begin + CHUNK < weights ? begin + CHUNK : weights;
         for (int slot = 0; slot < split.slots; slot++) {

@@ -20,8 +20,8 @@
 #include "common/ops.h"
 // defines: fast_sigmoid
 #include "dev/cpu/fastmath.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 enum { NORM_ROWS = 64, NORM_AT_ONCE = 4 }; // rows of a piece; rows that are added up in registers
 // For functions whose argument `act` becomes a constant at the call.
@@ -47,6 +47,11 @@ static inline norm_piece_t norm_piece(norm_sizes_t z, size_t index) {
     size_t first = index % z.pieces * NORM_ROWS, left = z.rows - first;
     norm_piece_t p = {index / z.pieces, index / z.pieces * z.rows + first, left < NORM_ROWS ? left : (size_t)NORM_ROWS};
     return p;
+}
+
+// The work of one pass over all values, for worth_sharing.
+static inline double norm_work(norm_sizes_t z, activation_t act) {
+    return (double)z.sets * z.rows * z.C * (act == ACT_SWISH ? WORK_OF_EXP : 1);
 }
 
 // Slots of cpu_scratch.
@@ -125,13 +130,13 @@ static inline void norm_combine(floatS* mean, floatS* rstd, const double* moment
 static inline void norm_statistics(floatS* mean, floatS* rstd, const floatX* x, norm_sizes_t z, double eps) {
     size_t pieces = z.sets * z.pieces;
     double* moments = (double*)cpu_scratch(NORM_SCRATCH_PIECES, pieces * z.G * 2 * sizeof(double));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(2 * norm_work(z, ACT_NONE)))
     for (size_t i = 0; i < pieces; i++) {
         norm_piece_t p = norm_piece(z, i);
         floatS* work = (floatS*)cpu_scratch(NORM_SCRATCH_WORK, 2 * z.C * sizeof(floatS));
         norm_piece_moments(moments + i * z.G * 2, x + p.begin * z.C, work, p.rows, z.C, z.G);
     }
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)pieces * z.G * 4))
     for (int i = 0; i < z.sets * z.G; i++) norm_combine(mean + i, rstd + i, moments, z, i / z.G, i % z.G, eps);
 }
 
@@ -174,7 +179,7 @@ static inline void norm_apply(floatX* out, const floatX* x, const floatX* weight
                               const floatS* mean, const floatS* rstd, norm_sizes_t z, activation_t act) {
     const floatS* channels = norm_channels(mean, rstd, z);
     int C = z.C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(norm_work(z, act)))
     for (size_t i = 0; i < z.sets * z.pieces; i++) {
         norm_piece_t p = norm_piece(z, i);
         size_t at = p.begin * C;
@@ -265,7 +270,7 @@ NORM_INLINE void norm_dx_rows(floatX* dx, const floatX* add, size_t add_step, no
 static inline void norm_add_pieces(double* totals, const floatS* sums, norm_sizes_t z) {
     enum { COLUMNS = 64 };
     int width = 2 * z.C, blocks = (width + COLUMNS - 1) / COLUMNS;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)z.sets * z.pieces * width))
     for (int i = 0; i < z.sets * blocks; i++) {
         int set = i / blocks, begin = i % blocks * COLUMNS, end = begin + COLUMNS < width ? begin + COLUMNS : width;
         double* total = totals + (size_t)set * width;
@@ -318,7 +323,7 @@ static inline void norm_backward(floatX* dx, floatS* dweight, floatS* dbias, con
     floatS* means = (floatS*)(totals + z.sets * width + C);
     floatX* zeros = (floatX*)memset(totals + z.sets * width, 0, C * sizeof(floatX));
     for (int pass = 0; pass < 2; pass++) {
-        #pragma omp parallel for schedule(static)
+        #pragma omp parallel for schedule(static) if (worth_sharing(2 * norm_work(z, act)))
         for (size_t i = 0; i < pieces; i++) {
             norm_piece_t p = norm_piece(z, i);
             size_t at = p.begin * C;

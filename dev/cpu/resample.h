@@ -8,6 +8,8 @@
 #pragma once
 // defines: floatX, stream_t
 #include "common/device.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 // The maximum of a window. A NaN in the first place or met on the way stays: a broken map must not look sound.
 static inline floatX maxpool_larger(floatX best, floatX value) { return value > best || value != value ? value : best; }
@@ -17,7 +19,7 @@ void maxpool_forward(floatX* out,     // (B, H/2, W/2, C)
                      int B, int H, int W, int C, stream_t s) {
     (void)s;
     int OH = H / 2, OW = W / 2;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C))
     for (size_t row = 0; row < (size_t)B * OH; row++) {
         const floatX* upper = x + (row / OH * H + row % OH * 2) * W * C;
         const floatX* lower = upper + (size_t)W * C;
@@ -79,7 +81,7 @@ void maxpool_relu_backward(floatX* dx,         // (B, H, W, C)
     (void)s;
     int OH = H / 2, OW = W / 2, bands = (H + 1) / 2; // an odd last row is a band of its own
     size_t line = (size_t)W * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C))
     for (size_t index = 0; index < (size_t)B * bands; index++) {
         size_t image = index / bands, band = index % bands, at = (image * H + band * 2) * line;
         const floatX* tap = add ? add + at : NULL;
@@ -100,7 +102,7 @@ void upsample_forward(floatX* out,     // (B, 2H, 2W, C)
                       int B, int H, int W, int C, stream_t s) {
     (void)s;
     size_t line = (size_t)2 * W * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C * 4))
     for (size_t row = 0; row < (size_t)B * H; row++) {
         floatX* y = out + row * 2 * line;
         for (int j = 0; j < W; j++) {
@@ -118,7 +120,7 @@ void upsample_backward(floatX* dx,         // (B, H, W, C)
                        int B, int H, int W, int C, stream_t s) {
     (void)s;
     size_t line = (size_t)2 * W * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C * 4))
     for (size_t row = 0; row < (size_t)B * H; row++) {
         for (int j = 0; j < W; j++) {
             const floatX* upper = dout + row * 2 * line + (size_t)2 * j * C;

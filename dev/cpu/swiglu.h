@@ -13,6 +13,8 @@
 #include "common/device.h"
 // defines: fast_sigmoid
 #include "dev/cpu/fastmath.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 static inline floatX silu(floatX a) { return a * fast_sigmoid(a); }
 static inline floatX silu_slope(floatX a) {
@@ -26,7 +28,7 @@ static inline size_t silu_piece_end(size_t first, size_t n) { return n - first <
 
 void silu_forward(floatX* out, const floatX* x, size_t n, stream_t s) { // (n)
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(n * WORK_OF_EXP))
     for (size_t first = 0; first < n; first += SILU_PIECE) {
         size_t end = silu_piece_end(first, n);
         #pragma omp simd
@@ -36,7 +38,7 @@ void silu_forward(floatX* out, const floatX* x, size_t n, stream_t s) { // (n)
 
 void silu_backward(floatX* dx, const floatX* dout, const floatX* x, size_t n, stream_t s) { // (n) dx may be dout
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(n * WORK_OF_EXP))
     for (size_t first = 0; first < n; first += SILU_PIECE) {
         size_t end = silu_piece_end(first, n);
         #pragma omp simd
@@ -48,7 +50,7 @@ void swiglu_forward(floatX* out,     // (N, F)
                     const floatX* x, // (N, 2F)
                     size_t N, int F, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * F * WORK_OF_EXP))
     for (size_t row = 0; row < N; row++) {
         const floatX *a = x + row * 2 * F, *b = a + F;
         floatX* o = out + row * F;
@@ -62,7 +64,7 @@ void swiglu_backward(floatX* dx,         // (N, 2F)
                      const floatX* x,    // (N, 2F)
                      size_t N, int F, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * F * WORK_OF_EXP * 2))
     for (size_t row = 0; row < N; row++) {
         const floatX *a = x + row * 2 * F, *b = a + F, *d = dout + row * F;
         floatX *da = dx + row * 2 * F, *db = da + F;
