@@ -3,15 +3,16 @@
 // Sharing a loop costs a call to the other threads and a wait for the last of them. Where all cores are idle that is
 // some microseconds. Where another program holds one of the cores, a thread may have to wait for its turn, a millisecond
 // or more, and all others wait with it: a network of small loops then runs many times slower on two threads than on
-// one. So a loop says how much work it is, and only what is worth it is shared:
+// one. Two things keep that away. A loop says how much work it is, and only what is worth it is shared:
 //
 //     #pragma omp parallel for if (worth_sharing(N * C))
 //
-// Results never depend on it: no sum is cut by the number of threads.
+// Results never depend on it: no sum is cut by the number of threads. And a thread that waits soon sleeps, below.
 #pragma once
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 // defines: device_malloc, device_free, calloc_check
 #include "common/device.h"
@@ -20,6 +21,21 @@
 // multiply-accumulates of a matrix product.
 enum { WORK_TO_SHARE = 200000, WORK_OF_EXP = 2, MACS_OF_WORK = 50 };
 static inline int worth_sharing(double work) { return work >= WORK_TO_SHARE; }
+
+// A waiting thread of libgomp spins for milliseconds before it sleeps. On a shared core that burns the time that the
+// thread it waits for should have, and its own, which it lacks when it is needed. Some tens of microseconds, what a sleep
+// and a waking cost, are never far from the best choice. libgomp reads GOMP_SPINCOUNT when it is loaded: so the program
+// sets it and starts itself again, once. (argv: glibc passes main's to constructors.)
+__attribute__((constructor)) static void threads_wait_briefly(int argc, char** argv) {
+    (void)argc;
+#if defined(__GLIBC__) && !defined(__clang__)
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || omp_get_max_threads() == 1) return;
+    setenv("GOMP_SPINCOUNT", "2000", 1);
+    execv("/proc/self/exe", argv); // where it fails, threads spin
+#else
+    (void)argv;
+#endif
+}
 
 enum { SCRATCH_SLOTS = 6 };
 
