@@ -3,10 +3,11 @@
 //   out[b,i,j,o] = sum_{u,v,c} x[b, s i + u - p, s j + v - q, c] w[o,u,v,c]      s = stride, x = 0 outside,
 //                                                                                p, q = pad_top, pad_left
 //
-// All three are matrix products over windows that are never stored whole. How a tile of them is multiplied stands in
-// dev/cpu/conv_tile.h; here stands what is multiplied. The gradient of x is a convolution of dout and runs through the
-// same tiles. The gradient of w has a block of its own: 8 channels of dout x 3 vectors of a window, summed over the
-// pixels of a tile.
+// First come this formula and its derivatives as loops, the truth that tests hold the fast forms against; then the fast
+// forms. There all three are matrix products over windows that are never stored whole. How a tile of them is multiplied
+// stands in dev/cpu/conv_tile.h; here stands what is multiplied. The gradient of x is a convolution of dout and runs
+// through the same tiles. The gradient of w has a block of its own: 8 channels of dout x 3 vectors of a window, summed
+// over the pixels of a tile.
 //
 // Left out: dilation, groups, Winograd and FFT forms. Look next at dev/cpu/resample.h and common/models/decoder.h.
 #pragma once
@@ -24,6 +25,62 @@
 #include "dev/cpu/resample.h"
 // defines: add_column_sums
 #include "dev/cpu/rows.h"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The truth
+
+// The input pixel that tap (u, v) of output pixel (i, j) of image b reads, as an index into (B, H, W); -1: outside.
+static inline ptrdiff_t conv_pixel(conv_t conv, int H, int W, int b, int i, int j, int u, int v) {
+    int row = conv.stride * i + u - conv.pad_top, column = conv.stride * j + v - conv.pad_left;
+    if (row < 0 || row >= H || column < 0 || column >= W) return -1;
+    return ((ptrdiff_t)b * H + row) * W + column;
+}
+
+static inline void conv2d_forward_naive(floatX* out,            // (B, OH, OW, out_row)
+                                        const floatX* x,        // (B, H, W, C)
+                                        const floatX* weight,   // (OC, KH, KW, C)
+                                        const floatX* bias,     // (OC) or NULL
+                                        const floatX* residual, // like out, or NULL
+                                        int B, int H, int W, conv_t conv, activation_t act) {
+    int OH = conv_out_height(H, conv), OW = conv_out_width(W, conv), OC = conv.OC, C = conv.C;
+    for (int b = 0; b < B; b++) for (int i = 0; i < OH; i++) for (int j = 0; j < OW; j++) for (int o = 0; o < OC; o++) {
+        floatX sum = bias ? bias[o] : 0;
+        for (int u = 0; u < conv.KH; u++) for (int v = 0; v < conv.KW; v++) {
+            ptrdiff_t pixel = conv_pixel(conv, H, W, b, i, j, u, v);
+            const floatX* w = weight + (((size_t)o * conv.KH + u) * conv.KW + v) * C;
+            for (int c = 0; pixel >= 0 && c < C; c++) sum += x[pixel * C + c] * w[c];
+        }
+        size_t at = (((size_t)b * OH + i) * OW + j) * conv_out_row(conv) + o;
+        out[at] = (sum > 0 ? sum : conv_slope(act) * sum) + (residual ? residual[at] : 0);
+    }
+}
+
+// Every product of the forward sends its gradient to both of its factors.
+static inline void conv2d_backward_naive(floatX* dx,           // (B, H, W, C)
+                                         floatS* dweight,      // (OC, KH, KW, C) +=
+                                         floatS* dbias,        // (OC) +=
+                                         const floatX* dout,   // (B, OH, OW, OC)
+                                         const floatX* x,      // (B, H, W, C)
+                                         const floatX* weight, // (OC, KH, KW, C)
+                                         int B, int H, int W, conv_t conv) {
+    int OH = conv_out_height(H, conv), OW = conv_out_width(W, conv), OC = conv.OC, C = conv.C;
+    memset(dx, 0, (size_t)B * H * W * C * sizeof(floatX));
+    for (int b = 0; b < B; b++) for (int i = 0; i < OH; i++) for (int j = 0; j < OW; j++) for (int o = 0; o < OC; o++) {
+        floatX d = dout[(((size_t)b * OH + i) * OW + j) * OC + o];
+        dbias[o] += d;
+        for (int u = 0; u < conv.KH; u++) for (int v = 0; v < conv.KW; v++) {
+            ptrdiff_t pixel = conv_pixel(conv, H, W, b, i, j, u, v);
+            size_t w = (((size_t)o * conv.KH + u) * conv.KW + v) * C;
+            for (int c = 0; pixel >= 0 && c < C; c++) {
+                dx[pixel * C + c] += d * weight[w + c];
+                dweight[w + c] += d * x[pixel * C + c];
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The fast forms
 
 // Job and strides of the forward; the weight gradient sees the same tiles.
 static inline conv_job_t conv_forward_job(const floatX* x, int B, int H, int W, conv_t conv) {

@@ -8,8 +8,8 @@
 //
 // How a result is rounded depends on K alone: the sum is cut into stretches of GEMM_DEPTH, each is added up in order,
 // one multiply-add a term, and the stretches are added in order. So a row of C has the same bits whatever rows stand
-// beside it and wherever an output is cut. That is why an image comes out the same in any batch (common/drawing/dit_sampler.h),
-// and why there is no BLAS here: those choose the order of a sum by the number of rows.
+// beside it and wherever an output is cut. That is why an image comes out the same in any batch (common/drawing/
+// dit_sampler.h), and why there is no BLAS here: those choose the order of a sum by the number of rows.
 //
 // Look next at dev/cpu/matmul.h, the simplest user.
 #pragma once
@@ -70,6 +70,10 @@ enum {
 // A panel (K, width) of B, whose `valid` columns begin at B. The rest of a vector is zero.
 static inline void gemm_pack(floatX* panel, gemm_op_t tb, const floatX* B, size_t ldb, int width, int valid, int K) {
     int k = 0;
+    if (tb == PLAIN && valid == GEMM_PANEL) { // a constant size: copied in registers
+        for (; k < K; k++, panel += GEMM_PANEL, B += ldb) memcpy(panel, B, GEMM_PANEL * sizeof(floatX));
+        return;
+    }
     if (tb == PLAIN) {
         for (; k < K; k++, panel += width, B += ldb) {
             memcpy(panel, B, valid * sizeof(floatX));

@@ -69,7 +69,7 @@ void swiglu_backward(floatX* dx,         // (N, 2F)
         const floatX *a = x + row * 2 * F, *b = a + F, *d = dout + row * F;
         floatX *da = dx + row * 2 * F, *db = da + F;
         #pragma omp simd
-        for (int f = 0; f < F; f++) { // both before a store: behind it a and d would be loaded, and silu computed, again
+        for (int f = 0; f < F; f++) { // both before a store: behind it a, d would be loaded and silu computed again
             floatX to_a = d[f] * b[f] * silu_slope(a[f]), to_b = d[f] * silu(a[f]);
             da[f] = to_a;
             db[f] = to_b;

@@ -1,9 +1,9 @@
 // threads.h: when an operation is shared among threads, and the memory that each thread works in.
 //
 // Sharing a loop costs a call to the other threads and a wait for the last of them. Where all cores are idle that is
-// some microseconds. Where another program holds one of the cores, a thread may have to wait for its turn, a millisecond
-// or more, and all others wait with it: a network of small loops then runs many times slower on two threads than on
-// one. Two things keep that away. A loop says how much work it is, and only what is worth it is shared:
+// some microseconds. Where another program holds one of the cores, a thread may have to wait for its turn, and all
+// others wait with it, a millisecond or more: a network of small loops then runs many times slower on two threads than
+// on one. Two things keep that away. A loop says how much work it is, and only what is worth it is shared:
 //
 //     #pragma omp parallel for if (worth_sharing(N * C))
 //
@@ -23,9 +23,9 @@ enum { WORK_TO_SHARE = 200000, WORK_OF_EXP = 2, MACS_OF_WORK = 50 };
 static inline int worth_sharing(double work) { return work >= WORK_TO_SHARE; }
 
 // A waiting thread of libgomp spins for milliseconds before it sleeps. On a shared core that burns the time that the
-// thread it waits for should have, and its own, which it lacks when it is needed. Some tens of microseconds, what a sleep
-// and a waking cost, are never far from the best choice. libgomp reads GOMP_SPINCOUNT when it is loaded: so the program
-// sets it and starts itself again, once. (argv: glibc passes main's to constructors.)
+// thread it waits for should have, and its own, which it lacks when it is needed. Some tens of microseconds, what a
+// sleep and a waking cost, are never far from the best choice. libgomp reads GOMP_SPINCOUNT when it is loaded: so the
+// program sets it and starts itself again, once. (argv: glibc passes main's to constructors.)
 __attribute__((constructor)) static void threads_wait_briefly(int argc, char** argv) {
     (void)argc;
 #if defined(__GLIBC__) && !defined(__clang__)
