@@ -48,7 +48,8 @@ static void test_sizes(void) {
 static void test_bits_of_pieces(void) {
     if (!test_case("gemm: the bits of a number depend on its row, its column and K alone")) return;
     enum { M = 61, N = 600, K = 901 };
-    float *A = random_floats(M * K), *B = random_floats(N * K), *C = random_floats(M * N), *piece = random_floats(M * N);
+    float *A = random_floats(M * K), *B = random_floats(N * K), *C = random_floats(M * N);
+    float* piece = random_floats(M * N);
     gemm(PLAIN, TRANSPOSED, M, N, K, 1, A, K, B, K, 0, C, N);
     static const int pieces[][4] = {{0, 1, 0, N}, {60, 1, 0, N}, {5, 7, 0, N}, {0, M, 17, 1}, {13, 30, 511, 70}};
     for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) {

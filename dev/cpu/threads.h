@@ -19,18 +19,20 @@
 
 // `work` is about what one thread does in a nanosecond: one value read, added to and written; a quarter of an exp; 50
 // multiply-accumulates of a matrix product.
-enum { WORK_TO_SHARE = 200000, WORK_OF_EXP = 2, MACS_OF_WORK = 50 };
+#define WORK_TO_SHARE 200000.0
+#define WORK_OF_EXP 2.0
+#define MACS_OF_WORK 50.0
 static inline int worth_sharing(double work) { return work >= WORK_TO_SHARE; }
 
 // A waiting thread of libgomp spins for milliseconds before it sleeps. On a shared core that burns the time that the
-// thread it waits for should have, and its own, which it lacks when it is needed. Some tens of microseconds, what a
+// thread it waits for should have, and its own, which it lacks when it is needed. About a hundred microseconds, what a
 // sleep and a waking cost, are never far from the best choice. libgomp reads GOMP_SPINCOUNT when it is loaded: so the
 // program sets it and starts itself again, once. (argv: glibc passes main's to constructors.)
 __attribute__((constructor)) static void threads_wait_briefly(int argc, char** argv) {
     (void)argc;
 #if defined(__GLIBC__) && !defined(__clang__)
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || omp_get_max_threads() == 1) return;
-    setenv("GOMP_SPINCOUNT", "2000", 1);
+    setenv("GOMP_SPINCOUNT", "4000", 1);
     execv("/proc/self/exe", argv); // where it fails, threads spin
 #else
     (void)argv;

@@ -9,16 +9,14 @@
 // defines: floatX
 #include "common/device.h"
 
-enum {
 #if defined(__AVX512F__)
-    VECTOR_BYTES = 64,
+#define VECTOR_BYTES 64
 #elif defined(__AVX__)
-    VECTOR_BYTES = 32,
+#define VECTOR_BYTES 32
 #else
-    VECTOR_BYTES = 16,
+#define VECTOR_BYTES 16
 #endif
-    VECTOR_LANES = VECTOR_BYTES / sizeof(floatX), // numbers in a vector
-};
+#define VECTOR_LANES ((int)(VECTOR_BYTES / sizeof(floatX))) // numbers in a vector
 
 // Lanes that are added and multiplied at once, loaded from any address.
 typedef floatX vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(floatX)), may_alias));
