@@ -126,7 +126,7 @@ build/double/%: %.cu $(HEADERS) | build/double
 # tests that check derivatives against finite differences say so by including gradient.h, and run in double
 $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_FLAGS) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_FLAGS) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1 -DWORK_TO_SHARE=0,) $< -o $@ $(C_LIBS)
 
 $(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"

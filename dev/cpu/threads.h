@@ -17,9 +17,11 @@
 // defines: device_malloc, device_free, calloc_check
 #include "common/device.h"
 
-// `work` is about what one thread does in a nanosecond: one value read, added to and written; a quarter of an exp; 50
+// `work` is about what one thread does in a nanosecond: one value read, added to and written; half of an exp; 50
 // multiply-accumulates of a matrix product.
+#ifndef WORK_TO_SHARE // tests of operations set it to 0, so that their small sizes are shared too
 #define WORK_TO_SHARE 200000.0
+#endif
 #define WORK_OF_EXP 2.0
 #define MACS_OF_WORK 50.0
 static inline int worth_sharing(double work) { return work >= WORK_TO_SHARE; }
