@@ -132,6 +132,8 @@ static void test_null_gradients(void) {
     double* dweight = copy_of(l.dweight, 21);
     double* dbias = copy_of(l.dbias, 3);
     linear_backward(&l);
+    matmul_forward(l.out, l.x, l.weight, l.bias, 0, 7, 3, 0); // no rows: nothing is read or written
+    matmul_backward(l.dx, l.dweight, l.dbias, l.dout, l.x, l.weight, 0, 7, 3, 0);
     double* dx = poisoned_buffer(35);
     matmul_backward(dx, NULL, NULL, l.dout, NULL, l.weight, 5, 7, 3, 0);
     matmul_backward(NULL, dweight, NULL, l.dout, l.x, NULL, 5, 7, 3, 0);

@@ -81,6 +81,7 @@ static inline size_t matmul_least(size_t a, size_t b) { return a < b ? a : b; }
 
 static inline matmul_grid_t matmul_grid(size_t M, int N, size_t K) {
     matmul_grid_t g = {M, M, 1, N, N, 1, worth_sharing((double)M * N * K / MACS_OF_WORK)};
+    if (M == 0 || N == 0) return g;
     size_t wanted = g.shared ? (size_t)MATMUL_TURNS * omp_get_max_threads() : 1;
     wanted = matmul_least(wanted, 1 + M * N * K / MATMUL_GRAIN);
     g.down = matmul_pieces(M, MATMUL_ROWS);
