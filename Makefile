@@ -4,7 +4,7 @@
 #   CPU   gcc, plain C11 on dev/cpu:           learning, tests, small runs, machines with no GPU
 #   GPU   nvcc on common/cuda:                 training and sampling
 #   EMU   g++ on common/cuda and dev/emu:      every kernel and the whole GPU code path on a machine with no GPU
-# Variables: see `make help`. After a change of CC, BLAS or MPI: make clean.
+# Variables: see `make help`. After a change of CC or MPI: make clean.
 
 CC      ?= gcc
 NVCC    ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc),nvcc)
@@ -54,12 +54,9 @@ export LIBRARY_PATH       := $(CURDIR)/build/carried/lib$(addprefix :,$(LIBRARY_
 endif
 
 # What is there is asked of the linker, since a header can be there without its library; and once (`:=` behind `?=`).
-BLAS    ?= $(shell printf '\043include <cblas.h>\nint main(void) { openblas_set_num_threads(1); return 0; }\n' | \
-             $(CC) -x c - -o /dev/null -lopenblas 2>/dev/null && echo 1 || echo 0)
-BLAS    := $(BLAS)
-# LAPACK and its BLAS, for what measures distributions (eval): OpenBLAS has both; else another library, also with BLAS=0.
-# The GPU build takes cuSOLVER and cuBLAS instead.
-LAPACK  ?= $(shell for l in $(if $(filter 1,$(BLAS)),-lopenblas,-llapack,-lblas) -lopenblas,-llapack -llapack,-lblas -lopenblas; do \
+# LAPACK and its BLAS, for what measures distributions (eval): OpenBLAS has both; else another library. The GPU build takes
+# cuSOLVER and cuBLAS instead.
+LAPACK  ?= $(shell for l in -lopenblas -lopenblas,-llapack -llapack,-lblas; do \
              l=$$(echo $$l | tr , ' '); printf 'void dgemm_(void), dsyrk_(void), dsyevd_(void), dgesdd_(void);\n\
              int main(void) { dgemm_(); dsyrk_(); dsyevd_(); dgesdd_(); return 0; }\n' | \
              $(CC) -x c - -o /dev/null $$l 2>/dev/null && echo $$l && break; done)
@@ -77,12 +74,12 @@ FATAL   := $(filter 1,$(WERROR))
 WARN    := -Wall -Wextra $(if $(FATAL),-Werror)
 FAST    := -O3 -march=native -fno-math-errno
 CHECKED := -O1 -g -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
-C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(if $(filter 1,$(BLAS)),-DBLAS=1,) $(LAPACK_FLAGS) $(MPI_FLAGS)
+C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(LAPACK_FLAGS) $(MPI_FLAGS)
 C_FLAGS += $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
-C_LIBS  := -Wl,--as-needed $(if $(filter 1,$(BLAS)),-lopenblas,) $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
+C_LIBS  := -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
-# Tests use a part of what they include: told that nothing else links to a file, gcc leaves the rest out at once. It then
-# also sees through more calls, and warns of names that might be cut.
+# A program uses a part of what it includes: told that nothing else links to a file, gcc leaves the rest out at once. It
+# then also sees through more calls, and warns of names that might be cut.
 ALONE := $(shell echo 'int main(void) { return 0; }' | $(CC) -x c -Werror -fwhole-program -o /dev/null - 2>/dev/null && \
            echo -fwhole-program -Wno-format-truncation)
 
@@ -130,7 +127,7 @@ all: which check $(PROGRAMS)
 
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
-	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (8 minutes on two cores)"
+	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (7 minutes on two cores)"
 	@echo "make test            prove every derivative, kernel, model, file format and resume (under 10 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
@@ -140,11 +137,11 @@ help:
 	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
 	@echo "make clean           remove build/ and the programs (not the cached miniature world in runs/)"
 	@echo "Builds: GPU where nvcc and a GPU are, else CPU. GPU=1, CPU=1, EMU=1 choose; PRECISION=FP32 instead of BF16 for GPU, EMU."
-	@echo "Variables: GPU_ARCH=90 for other GPUs, BLAS=0 portable loops (eval keeps LAPACK), MPI=0, NCCL=0, CC=..., V=1 show commands, WERROR=1"
-	@echo "warnings are errors, as in CI; DATA=FOLDER for the demo: a folder with the files of Fashion-MNIST. Programs have -h."
+	@echo "Variables: GPU_ARCH=90 for other GPUs, MPI=0, NCCL=0, CC=..., V=1 show commands, WERROR=1 warnings are errors, as in CI;"
+	@echo "DATA=FOLDER for the demo: a folder with the files of Fashion-MNIST. Programs have -h."
 
 which:
-	@echo "$(KIND) build$(if $(filter cpu,$(KIND)),$(if $(filter 1,$(BLAS)), with OpenBLAS, with portable loops (no OpenBLAS)),$(if $(FP32), in fp32, in bf16)): $(WHY)"
+	@echo "$(KIND) build$(if $(filter cpu,$(KIND)),,$(if $(FP32), in fp32, in bf16)): $(WHY)"
 	$(if $(filter gpu,$(KIND)),$(if $(HAVE_NVCC),,$(error GPU=1 needs nvcc (CUDA Toolkit 12 or newer) on the PATH; `make CPU=1` needs none)))
 
 vpath %.cu dev dev/bench
@@ -158,7 +155,7 @@ $(PROGRAMS): %: $(FOLDER)/% FORCE
 
 $(BUILD)/%: %.cu $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) -x c $(C_FLAGS) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) -x c $(C_FLAGS) $(ALONE) $< -o $@ $(C_LIBS)
 
 # the training program in double: where the order of a sum does not show, N ranks and one are compared
 build/double/%: %.cu $(HEADERS) | build/double
@@ -168,7 +165,7 @@ build/double/%: %.cu $(HEADERS) | build/double
 # tests that check derivatives against finite differences say so by including gradient.h, and run in double
 $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_FLAGS) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1,) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_FLAGS) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1 -DWORK_TO_SHARE=0,) $< -o $@ $(C_LIBS)
 
 $(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
@@ -251,7 +248,10 @@ run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain) $(EMU_TEST
 sanitize: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) SANITIZE=1 run_tests
 
-demo: deps
+DEMO_TIME := about 7 minutes on two idle cores: builds the programs, trains encoder, tokenizer and LightningDiT, draws, measures
+demo:
+	@echo "demo: $(DEMO_TIME)"
+	@sh dev/install.sh -demo $(KIND)
 	@$(MAKE) --no-print-directory -j $$(nproc) run_demo
 run_demo: which $(PROGRAMS) $(FOLDER)/pretrain
 	@sh dev/demo.sh $(FOLDER) $(DATA)

@@ -105,7 +105,7 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
          CLI_NOT_SAVED},
         {NULL, "block", CLI_INT, &o->block, "500", "[1, 100000]", ".npz: images between two savings", CLI_NOT_SAVED},
         {"Machine", "batch", CLI_INT, &o->batch, "32", "[1, 4096]",
-         "images drawn at once on a GPU; a CPU draws them one by one", CLI_NOT_SAVED},
+         "most images drawn at once; a CPU takes up to 1024 tokens", CLI_NOT_SAVED},
         {NULL, "time_limit", CLI_INT, &o->time_limit, "86400", "[1, inf)",
          "several processes: seconds to wait for one another before giving up", CLI_NOT_SAVED},
     };

@@ -167,7 +167,8 @@ static void open_pictures(run_t* run) {
     }
     dit_sampler_options_t s = {FLOW_EULER, o->sample_steps, o->sample_shift, {o->cfg, o->cfg_start, o->cfg_channels},
                                run->dit.config.batch / 2 > 1 ? run->dit.config.batch / 2 : 1, o->seed};
-    autoencoder_open(&run->tokenizer, o->tokenizer, AUTOENCODER_AVERAGED, dit_sampler_batch(s.batch), 0, 1);
+    autoencoder_open(&run->tokenizer, o->tokenizer, AUTOENCODER_AVERAGED,
+                     dit_sampler_batch(s.batch, &run->dit.config.net), 0, 1);
     if (run->tokenizer_name[0] && strcmp(run->tokenizer_name, run->tokenizer.fingerprint)) {
         fatal("-tokenizer %s has fingerprint %s, the latents in %s were made by %s; give the tokenizer that made them",
               o->tokenizer, run->tokenizer.fingerprint, o->latents, run->tokenizer_name);

@@ -661,7 +661,7 @@ void normal_rows(floatS* out, // (B, n)
 #endif // OPS_H
 
 // Implementations: CUDA kernels (for a GPU, or for the emulator), or the CPU build's plain C: OpenMP over fixed-size
-// pieces (so that results do not depend on the number of threads), matrix products by OpenBLAS where there is one.
+// pieces, so that results do not depend on the number of threads.
 #if !defined(OPS_DECLARATIONS_ONLY) && !defined(OPS_IMPLEMENTED)
 #define OPS_IMPLEMENTED
 #ifdef USE_CUDA

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Checks for what the CPU build needs. Installs it on Debian and Ubuntu when run as root; otherwise, and with -check, prints
-# the line to run (`-check gpu`: for the GPU build, which has cuSOLVER in place of LAPACK).
-# Needed: a C compiler, zlib, stb, and LAPACK for eval: OpenBLAS, or another. Used where present: OpenBLAS (else training and
-# sampling run portable loops), Fashion-MNIST (else drawn shapes), Open MPI (else a single process, and tests/test_comm.sh
-# skips the collectives), g++ (for the emulated kernels in make test).
+# the line to run (`-check gpu`: for the GPU build, which has cuSOLVER in place of LAPACK); with -demo, only what `make demo` takes.
+# Needed: a C compiler, zlib, stb, and LAPACK for eval: OpenBLAS, or another. Used where present: Fashion-MNIST (else drawn
+# shapes), Open MPI (else a single process, and tests/test_comm.sh skips the collectives), g++ (for the emulated kernels in
+# make test).
 # Where nvcc is, cuobjdump and nvdisasm too, by pip into build/tools: tests/test_nvcc.sh looks at the machine code with it.
 set -u
 
@@ -19,15 +19,17 @@ has '#include <stb/stb_image.h>
 int main(void) { return 0; }' "" || needed="$needed libstb-dev"
 lapack='void dgemm_(void), dsyevd_(void), dgesdd_(void);
 int main(void) { dgemm_(); dsyevd_(); dgesdd_(); return 0; }'
-if ! has '#include <cblas.h>
-int main(void) { openblas_set_num_threads(1); return 0; }' -lopenblas; then
+if ! has "$lapack" -lopenblas; then
     if [ "${2:-}" = gpu ] || has "$lapack" "-llapack -lblas"; then optional="$optional libopenblas-dev"
     else needed="$needed libopenblas-dev"; fi
 fi
-[ -f /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] || optional="$optional dataset-fashion-mnist"
+images=""
+[ -f /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] || images=" dataset-fashion-mnist"
+optional="$optional$images"
 command -v mpicc >/dev/null 2>&1 && command -v mpirun >/dev/null 2>&1 || optional="$optional libopenmpi-dev openmpi-bin"
 command -v "${CXX:-g++}" >/dev/null 2>&1 || optional="$optional g++"
-if [ "${1:-}" != -check ] && command -v nvcc >/dev/null 2>&1 && ! command -v cuobjdump >/dev/null 2>&1 && [ ! -d build/tools ]; then
+[ "${1:-}" = -demo ] && optional=$images
+if [ -z "${1:-}" ] && command -v nvcc >/dev/null 2>&1 && ! command -v cuobjdump >/dev/null 2>&1 && [ ! -d build/tools ]; then
     python3 -m pip install -q --target build/tools 'nvidia-cuda-cuobjdump>=13,<14' 'nvidia-cuda-nvdisasm>=13,<14' >/dev/null 2>&1 || rm -rf build/tools
 fi
 [ -z "$needed$optional" ] && exit 0

@@ -1,7 +1,7 @@
 // test_conv.c: convolution, 2x2 maximum and nearest-neighbour upsampling (dev/cpu/conv.h, dev/cpu/resample.h).
 //
-// The forward is compared with the seven nested loops of its definition, the backwards with finite differences. Sizes
-// are chosen to be odd, prime or 1, and to leave every kind of remainder in tiles, panels and blocks.
+// The naive loops are the truth: their backward is compared with finite differences, and the fast forms with both.
+// Sizes are chosen to be odd, prime or 1, and to leave every kind of remainder in tiles, panels and blocks.
 #include "common/ops.h"
 #include "tests/gradient.h"
 #include <omp.h>
@@ -33,35 +33,34 @@ static void free_case(conv_case_t* t) {
     free(t->x), free(t->weight), free(t->bias), free(t->residual), free(t->out), free(t->r);
 }
 
-static double activate(double v, activation_t act) {
-    return v > 0 || act == ACT_NONE ? v : act == ACT_RELU ? 0 : LEAKY_SLOPE * v;
-}
-
-// One value of the definition.
-static double convolve_at(const conv_case_t* t, int b, int i, int j, int o) {
-    conv_t c = t->conv;
-    double sum = t->bias ? t->bias[o] : 0;
-    for (int u = 0; u < c.KH; u++) {
-        for (int v = 0; v < c.KW; v++) {
-            int row = i * c.stride + u - c.pad_top, column = j * c.stride + v - c.pad_left;
-            if (row < 0 || row >= t->H || column < 0 || column >= t->W) continue;
-            const double* x = t->x + (((size_t)b * t->H + row) * t->W + column) * c.C;
-            sum += dot(x, t->weight + (((size_t)o * c.KH + u) * c.KW + v) * c.C, c.C);
-        }
-    }
-    return sum;
-}
-
 static void check_forward(conv_case_t* t) {
     double* want = poisoned_buffer(t->ny);
-    for (size_t k = 0; k < t->ny; k++) {
-        int o = (int)(k % t->conv.OC), j = (int)(k / t->conv.OC % t->OW);
-        int i = (int)(k / t->conv.OC / t->OW % t->OH), b = (int)(k / t->conv.OC / t->OW / t->OH);
-        want[k] = activate(convolve_at(t, b, i, j, o), t->act) + (t->residual ? t->residual[k] : 0);
-    }
+    conv2d_forward_naive(want, t->x, t->weight, t->bias, t->residual, t->B, t->H, t->W, t->conv, t->act);
     conv2d_forward(t->out, t->x, t->weight, t->bias, t->residual, t->B, t->H, t->W, t->conv, t->act, 0);
     check_error("out", relative_error_double(t->out, want, t->ny), 1e-13);
     free(want);
+}
+
+// The naive loops' own derivatives against differences, then both fast ones against the naive.
+static double project_naive(void* context) {
+    conv_case_t* t = (conv_case_t*)context;
+    conv2d_forward_naive(t->out, t->x, t->weight, t->bias, t->residual, t->B, t->H, t->W, t->conv, ACT_NONE);
+    return dot(t->out, t->r, t->ny);
+}
+
+static void check_backward_naive(conv_case_t* t) {
+    int OC = t->conv.OC;
+    double *dx = poisoned_buffer(t->nx), *fast_dx = poisoned_buffer(t->nx);
+    double *dw = (double*)calloc(t->nw + OC, sizeof(double)), *fast_dw = (double*)calloc(t->nw + OC, sizeof(double));
+    conv2d_backward_naive(dx, dw, dw + t->nw, t->r, t->x, t->weight, t->B, t->H, t->W, t->conv);
+    check_gradient("naive dx", project_naive, t, t->x, dx, t->nx);
+    check_gradient("naive dweight", project_naive, t, t->weight, dw, t->nw);
+    if (t->bias) check_gradient("naive dbias", project_naive, t, t->bias, dw + t->nw, OC);
+    conv2d_backward_data(fast_dx, t->r, t->weight, NULL, t->B, t->H, t->W, t->conv, ACT_RELU, 0);
+    conv2d_backward_weight(fast_dw, fast_dw + t->nw, t->r, t->x, t->B, t->H, t->W, t->conv, 0);
+    check_error("dx and the naive dx", relative_error_double(fast_dx, dx, t->nx), 1e-12);
+    check_error("dweight, dbias and the naive", relative_error_double(fast_dw, dw, t->nw + OC), 1e-12);
+    free(dx), free(fast_dx), free(dw), free(fast_dw);
 }
 
 static double project_conv(void* context) { // without activation: dout is the gradient before it
@@ -111,6 +110,7 @@ static void check_backward_weight(conv_case_t* t) {
 static void check_conv(int B, int H, int W, conv_t conv, activation_t act, int with_bias, int with_residual) {
     conv_case_t t = make_case(B, H, W, conv, act, with_bias, with_residual);
     check_forward(&t);
+    check_backward_naive(&t);
     check_backward_data(&t);
     check_backward_weight(&t);
     free_case(&t);
@@ -279,6 +279,11 @@ static void check_maxpool(int B, int H, int W, int C) {
     double *dx = poisoned_buffer(n), *add = random_buffer(n), *both = poisoned_buffer(n);
     double* x = (double*)malloc(n * sizeof(double));
     for (size_t i = 0; i < n; i++) x[i] = t.x[i] > 0 ? t.x[i] : 0;
+    maxpool_relu_backward_naive(dx, t.r, NULL, x, B, H, W, C);
+    check_gradient_h("naive dx", project_relu_maxpool, &t, t.x, dx, n, 1e-3, 1e-6);
+    maxpool_relu_backward_naive(dx, t.r, add, x, B, H, W, C);
+    maxpool_relu_backward(both, t.r, add, x, B, H, W, C, 0);
+    check_error("dx and the naive dx", relative_error_double(both, dx, n), 1e-15);
     maxpool_relu_backward(dx, t.r, NULL, x, B, H, W, C, 0);
     check_gradient_h("dx", project_relu_maxpool, &t, t.x, dx, n, 1e-3, 1e-6);
     maxpool_relu_backward(both, t.r, add, x, B, H, W, C, 0);

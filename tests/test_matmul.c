@@ -61,13 +61,10 @@ static double linear_objective(void* context) {
 
 static void check_values(const linear_t* l) {
     double* want = (double*)malloc(l->N * l->OC * sizeof(double));
-    for (size_t n = 0; n < l->N; n++) {
-        for (int o = 0; o < l->OC; o++) {
-            double u = (l->bias ? l->bias[o] : 0) + dot(l->x + n * l->C, l->weight + (size_t)o * l->C, l->C);
-            double exact = 0.5 * u * (1 + erf(u / sqrt(2.0)));
-            double with_tanh = 0.5 * u * (1 + tanh(sqrt(2 / M_PI) * (u + 0.044715 * u * u * u)));
-            want[n * l->OC + o] = l->act == ACT_NONE ? u : l->act == ACT_GELU ? exact : with_tanh;
-        }
+    matmul_forward_naive(want, l->x, l->weight, l->bias, l->N, l->C, l->OC);
+    for (size_t i = 0; l->act != ACT_NONE && i < l->N * l->OC; i++) {
+        double u = want[i], with_tanh = 0.5 * u * (1 + tanh(sqrt(2 / M_PI) * (u + 0.044715 * u * u * u)));
+        want[i] = l->act == ACT_GELU ? 0.5 * u * (1 + erf(u / sqrt(2.0))) : with_tanh;
     }
     check_error("out", relative_error_double(l->out, want, l->N * l->OC), 1e-12);
     free(want);
@@ -86,25 +83,39 @@ static void test_linear(const char* name, size_t N, int C, int OC, int has_bias,
     test_end_case();
 }
 
-// Sizes at which outputs and rows are cut into several pieces, against sums written out.
+// The truth itself: the naive loops' derivatives against differences of their forward.
+static double naive_objective(void* context) {
+    linear_t* l = (linear_t*)context;
+    matmul_forward_naive(l->out, l->x, l->weight, l->bias, l->N, l->C, l->OC);
+    return dot(l->out, l->dout, l->N * l->OC);
+}
+
+static void naive_backward(void* context) {
+    linear_t* l = (linear_t*)context;
+    matmul_backward_naive(l->dx, l->dweight, l->dbias, l->dout, l->x, l->weight, l->N, l->C, l->OC);
+}
+
+static void test_naive(void) {
+    if (!test_case("matmul, the naive loops")) return;
+    linear_t l = linear_new(37, 13, 23, 1, ACT_NONE);
+    naive_backward(&l);
+    check_gradient("dx", naive_objective, &l, l.x, l.dx, 37 * 13);
+    check_parameter_gradient("dweight", naive_objective, naive_backward, &l, l.weight, l.dweight, 23 * 13);
+    check_parameter_gradient("dbias", naive_objective, naive_backward, &l, l.bias, l.dbias, 23);
+    linear_free(&l);
+    test_end_case();
+}
+
+// Sizes at which outputs and rows are cut into several pieces.
 static void test_backward_values(const char* name, size_t N, int C, int OC) {
     if (!test_case(name)) return;
     linear_t l = linear_new(N, C, OC, 1, ACT_NONE);
     linear_forward(&l);
     check_values(&l);
-    double* dx = (double*)calloc(N * C, sizeof(double));
+    double* dx = poisoned_buffer(N * C);
     double* dweight = copy_of(l.dweight, (size_t)OC * C);
     double* dbias = copy_of(l.dbias, OC);
-    for (size_t n = 0; n < N; n++) {
-        for (int o = 0; o < OC; o++) {
-            double d = l.dout[n * OC + o];
-            dbias[o] += d;
-            for (int c = 0; c < C; c++) {
-                dx[n * C + c] += d * l.weight[(size_t)o * C + c];
-                dweight[(size_t)o * C + c] += d * l.x[n * C + c];
-            }
-        }
-    }
+    matmul_backward_naive(dx, dweight, dbias, l.dout, l.x, l.weight, N, C, OC);
     linear_backward(&l);
     check_error("dx", relative_error_double(l.dx, dx, N * C), 1e-12);
     check_error("dweight", relative_error_double(l.dweight, dweight, (size_t)OC * C), 1e-12);
@@ -121,6 +132,8 @@ static void test_null_gradients(void) {
     double* dweight = copy_of(l.dweight, 21);
     double* dbias = copy_of(l.dbias, 3);
     linear_backward(&l);
+    matmul_forward(l.out, l.x, l.weight, l.bias, 0, 7, 3, 0); // no rows: nothing is read or written
+    matmul_backward(l.dx, l.dweight, l.dbias, l.dout, l.x, l.weight, 0, 7, 3, 0);
     double* dx = poisoned_buffer(35);
     matmul_backward(dx, NULL, NULL, l.dout, NULL, l.weight, 5, 7, 3, 0);
     matmul_backward(NULL, dweight, NULL, l.dout, l.x, NULL, 5, 7, 3, 0);
@@ -166,6 +179,7 @@ static void test_threads(const char* name, size_t N, int C, int OC, activation_t
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
+    test_naive();
     test_linear("matmul N=1 C=1 OC=1", 1, 1, 1, 1, ACT_NONE);
     test_linear("matmul one row", 1, 13, 7, 1, ACT_NONE);
     test_linear("matmul one channel", 11, 1, 5, 1, ACT_NONE);

@@ -1,6 +1,6 @@
 // test_norm_group.c: GroupNorm with swish, and BatchNorm with LeakyReLU (dev/cpu/groupnorm.h, dev/cpu/batchnorm.h).
 //
-// Forwards against their definitions, backwards against finite differences and against the identities that the formulas
+// The naive loops against finite differences, the fast form against both and against the identities that the formulas
 // imply: the gradient behind a norm is orthogonal to what the norm takes out.
 #include "common/ops.h"
 #include "tests/gradient.h"
@@ -58,29 +58,31 @@ static size_t set_of(const norm_case_t* t, size_t index) {
     return t->G ? image * t->G + c / (t->C / t->G) : image / t->chunk * t->C + c;
 }
 
-static double activate(double h, activation_t act) {
-    if (act == ACT_SWISH) return h / (1 + exp(-h));
-    return act == ACT_LEAKY && h < 0 ? LEAKY_SLOPE * h : h;
+// The naive loops on this case.
+static void run_naive(norm_case_t* t, double* out, double* mean, double* rstd) {
+    int sets = t->G ? t->B : t->B / t->chunk, fixed = !t->G && !t->train;
+    for (size_t k = 0; fixed && k < t->sets; k++) {
+        mean[k] = t->running_mean[k % t->C];
+        rstd[k] = 1 / sqrt(t->running_var[k % t->C] + t->eps);
+    }
+    norm_forward_naive(out, mean, rstd, t->x, t->weight, t->bias, sets, (size_t)t->B / sets * t->HW, t->C,
+                       t->G ? t->G : t->C, t->eps, t->G ? t->act : ACT_LEAKY, fixed);
 }
 
 // Statistics and output by their definitions, value by value.
 static void check_definition(norm_case_t* t) {
-    double *sum = (double*)calloc(t->sets, sizeof(double)), *squares = (double*)calloc(t->sets, sizeof(double));
-    double n = (double)t->n / t->sets, *want = poisoned_buffer(t->n), *rstd = poisoned_buffer(t->sets);
-    for (size_t i = 0; i < t->n; i++) sum[set_of(t, i)] += t->x[i] / n;
-    for (size_t i = 0; i < t->n; i++) squares[set_of(t, i)] += pow(t->x[i] - sum[set_of(t, i)], 2) / n;
-    for (size_t k = 0; k < t->sets; k++) {
-        if (!t->G && !t->train) sum[k] = t->running_mean[k % t->C], squares[k] = t->running_var[k % t->C];
-        rstd[k] = 1 / sqrt(squares[k] + t->eps);
-    }
-    for (size_t i = 0; i < t->n; i++) {
-        double h = (t->x[i] - sum[set_of(t, i)]) * rstd[set_of(t, i)] * t->weight[i % t->C] + t->bias[i % t->C];
-        want[i] = activate(h, t->G ? t->act : ACT_LEAKY);
-    }
-    check_error("mean", relative_error_double(t->mean, sum, t->sets), 1e-13);
+    double *mean = poisoned_buffer(t->sets), *rstd = poisoned_buffer(t->sets), *want = poisoned_buffer(t->n);
+    run_naive(t, want, mean, rstd);
+    check_error("mean", relative_error_double(t->mean, mean, t->sets), 1e-13);
     check_error("rstd", relative_error_double(t->rstd, rstd, t->sets), 1e-12);
     check_error("out", relative_error_double(t->out, want, t->n), 1e-12);
-    free(sum), free(squares), free(want), free(rstd);
+    free(mean), free(rstd), free(want);
+}
+
+static double project_naive(void* context) {
+    norm_case_t* t = (norm_case_t*)context;
+    run_naive(t, t->out, t->mean, t->rstd);
+    return dot(t->out, t->r, t->n);
 }
 
 // Calls the backward twice on parameter gradients that hold something; leaves the gradients of one call.
@@ -116,8 +118,25 @@ static norm_gradients_t norm_gradients(norm_case_t* t) {
     return g;
 }
 
+// The naive backward against differences of the naive forward, then the fast gradients against it.
+static void check_naive_gradients(norm_case_t* t, const norm_gradients_t* g, double h) {
+    int sets = t->G ? t->B : t->B / t->chunk, C = t->C;
+    double *dx = poisoned_buffer(t->n), *dweight = (double*)calloc(2 * C, sizeof(double));
+    project_naive(t);
+    norm_backward_naive(dx, dweight, dweight + C, t->r, t->x, t->weight, t->bias, t->mean, t->rstd, sets,
+                        (size_t)t->B / sets * t->HW, C, t->G ? t->G : C, t->G ? t->act : ACT_LEAKY,
+                        !t->G && !t->train);
+    check_gradient_h("naive dx", project_naive, t, t->x, dx, t->n, h, 1e-6);
+    check_gradient_h("naive dweight", project_naive, t, t->weight, dweight, C, h, 1e-6);
+    check_gradient_h("naive dbias", project_naive, t, t->bias, dweight + C, C, h, 1e-6);
+    check_error("dx and the naive dx", relative_error_double(g->dx, dx, t->n), 1e-10);
+    check_error("dweight, dbias and the naive", relative_error_double(g->dweight, dweight, 2 * C), 1e-10);
+    free(dx), free(dweight);
+}
+
 static void check_norm_gradients(norm_case_t* t, objective_t objective, double h) {
     norm_gradients_t g = norm_gradients(t);
+    check_naive_gradients(t, &g, h);
     check_gradient_h("dx", objective, t, t->x, g.dx, t->n, h, 1e-6);
     check_gradient_h("dweight", objective, t, t->weight, g.dweight, t->C, h, 1e-6);
     check_gradient_h("dbias", objective, t, t->bias, g.dbias, t->C, h, 1e-6);

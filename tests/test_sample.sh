@@ -52,6 +52,14 @@ elif grep -q 'golden retriever' "$work/out" && grep -q -- '-preset imagenet' "$w
 else
     fail "-class 207 says what it is, what it needs, and what can be drawn" "$(tail -n 1 "$work/out")"
 fi
+"$build/sample" -class balanced -n 20 -steps 5 -batch 1 -npz "$work/one.npz" >/dev/null 2>&1
+"$build/sample" -class balanced -n 20 -steps 5 -batch 7 -npz "$work/seven.npz" >/dev/null 2>&1
+OMP_NUM_THREADS=1 "$build/sample" -class balanced -n 20 -steps 5 -npz "$work/all.npz" >/dev/null 2>&1
+if [ -s "$work/one.npz" ] && cmp -s "$work/one.npz" "$work/seven.npz" && cmp -s "$work/one.npz" "$work/all.npz"; then
+    ok "in float, too, an image has the same bytes alone, in batches of 7 and of 16, with one thread and with several"
+else
+    fail "an image has the same bytes in any batch" "$(cmp "$work/one.npz" "$work/seven.npz" 2>&1; cmp "$work/one.npz" "$work/all.npz" 2>&1)"
+fi
 "$build/sample" -class 7 -n 3 -steps 5 -out "$work/a.png" >/dev/null 2>&1
 "$build/sample" -class 3,7 -n 3 -steps 5 -images "$work/b" >/dev/null 2>&1
 if [ -s "$work/a.png" ] && [ "$(ls "$work/b" 2>/dev/null | wc -l)" -eq 6 ]; then

@@ -2,9 +2,8 @@
 //
 //     noise --flow_sampler.h: LightningDiT is the field--> normalised latent --x std + mean--> latent --decoder--> bytes
 //
-// An image is numbered. Its noise depends on the seed and on this number alone. The CPU build draws images one by one,
-// because the bits of a matrix product depend on the number of its rows: so an image is the same whatever else is drawn
-// beside it. On a GPU a batch is drawn at once.
+// An image is numbered. Its noise depends on the seed and on this number alone. In the CPU build the bits of an image do
+// not depend on what is drawn beside it: every operation computes an image alike in any batch (dev/cpu/gemm.h).
 // Look next at common/drawing/flow_sampler.h (guidance and solvers) and sample.cu, the program.
 #pragma once
 // defines: flow_network_t, flow_sampler_t, flow_guidance_t, flow_noise, flow_sample, flow_guided_velocity
@@ -21,7 +20,7 @@ typedef struct {
     int points;     // of the time grid; one step less
     double shift;
     flow_guidance_t guidance; // channels 0: all
-    int batch;      // images drawn at once; the CPU build takes 1
+    int batch;      // most images drawn at once
     uint64_t seed;
 } dit_sampler_options_t;
 
@@ -39,18 +38,21 @@ typedef struct {
     floatS *mean, *std; // (C) on the device
 } dit_sampler_t;
 
-static inline int dit_sampler_batch(int batch) {
+// Images drawn at once. A CPU has its full speed with a thousand tokens, and more would only need more memory.
+static inline int dit_sampler_batch(int batch, const lightningdit_config_t* c) {
 #ifdef USE_CUDA
+    (void)c;
     return batch;
 #else
-    (void)batch;
-    return 1;
+    enum { TOKENS = 1024 };
+    int most = lightningdit_tokens(c) < TOKENS ? TOKENS / lightningdit_tokens(c) : 1;
+    return batch < most ? batch : most;
 #endif
 }
 
 // Images that the network evaluates at once: those of a batch, and again without their labels.
-static inline int dit_sampler_pass(int batch, const flow_guidance_t* guidance) {
-    return dit_sampler_batch(batch) * (guidance->w > 1 ? 2 : 1);
+static inline int dit_sampler_pass(int batch, const lightningdit_config_t* c, const flow_guidance_t* guidance) {
+    return dit_sampler_batch(batch, c) * (guidance->w > 1 ? 2 : 1);
 }
 
 // A network_fn.
@@ -71,14 +73,14 @@ void dit_sampler_open(dit_sampler_t* d, lightningdit_t* net, const params_t* par
         fatal("the tokenizer makes latents of %d x %d with %d channels, the DiT was trained on %d x %d with %d; give "
               "the tokenizer that made its latents", tokenizer->GH, tokenizer->GW, tokenizer->z, side, side, C);
     }
-    options.batch = dit_sampler_batch(options.batch);
+    options.batch = dit_sampler_batch(options.batch, &net->config);
     if (options.guidance.channels == 0) options.guidance.channels = C;
     d->options = options;
     d->net = net;
     d->params = params;
     d->tokenizer = tokenizer;
     d->n = (size_t)side * side * C;
-    int pass = dit_sampler_pass(options.batch, &options.guidance);
+    int pass = dit_sampler_pass(options.batch, &net->config, &options.guidance);
     if (pass > net->capacity) pass = net->capacity; // in training, by the batch
     flow_network_plan(&d->network, &d->plan, dit_sampler_evaluate, d, net->config.classes, options.guidance,
                       options.batch, pass, side * side, C);

@@ -74,7 +74,7 @@ void pipeline_open(pipeline_t* g, const char* dit, const char* tokenizer, int ra
     tensor_file_open_or_die(&g->file, dit);
     g->net.config = dit_describe(&g->file, dit, raw);
     g->ema = pipeline_ema(&g->file);
-    int side = g->net.config.side, batch = dit_sampler_batch(options.batch);
+    int side = g->net.config.side, batch = dit_sampler_batch(options.batch, &g->net.config);
     autoencoder_open_sized(&g->tokenizer, tokenizer, AUTOENCODER_AVERAGED, -side, batch, 0, 1);
     const char* made_by = safetensors_metadata(&g->file, "tokenizer");
     if (made_by && made_by[0] && strcmp(made_by, g->tokenizer.fingerprint)) {
@@ -91,7 +91,7 @@ void pipeline_load(pipeline_t* g) {
               "-latent_stats", g->path, g->tokenizer_path);
     }
     lightningdit_register(&g->net, &g->params.table, "");
-    lightningdit_plan(&g->net, &g->plan, dit_sampler_pass(g->options.batch, &g->options.guidance), 0);
+    lightningdit_plan(&g->net, &g->plan, dit_sampler_pass(g->options.batch, &g->net.config, &g->options.guidance), 0);
     lightningdit_plan_work(&g->net, &g->work);
     params_allocate(&g->params, g->params.table.total, 0, "LightningDiT's weights");
     plan_allocate(&g->plan, "activations");

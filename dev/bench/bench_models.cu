@@ -32,8 +32,8 @@
 #include "common/training/dit.h"
 // defines: algorithms_step
 #include "common/training/algorithms.h"
-// defines: flow_network_t, flow_sampler_t, flow_noise, flow_sample, flow_guided_velocity, flow_evaluations
-#include "common/drawing/flow_sampler.h"
+// defines: dit_sampler_pass; by flow_sampler.h: flow_network_t, flow_sampler_t, flow_noise, flow_sample, ...
+#include "common/drawing/dit_sampler.h"
 // defines: inception_t, inception_register, inception_plan, inception_forward, inception_macs, INCEPTION_POOL, ...
 #include "common/models/inception.h"
 // defines: kid_distance, KID_SIZE, KID_SEED, manifold_precision_recall, MANIFOLD_K
@@ -419,7 +419,7 @@ static void draw(void* state, stream_t s) {
 
 static void plan_drawing(drawing_t* d, const bench_t* bench, int images, flow_guidance_t guidance) {
     const lightningdit_config_t* c = &d->net.config;
-    int pass = BENCH_IS_GPU ? 2 * images : 1; // as common/drawing/dit_sampler.h has it: a CPU draws one by one
+    int pass = dit_sampler_pass(images, c, &guidance);
     d->images = images;
     d->n = (size_t)c->side * c->side * c->C;
     lightningdit_register(&d->net, &d->params.table, "");

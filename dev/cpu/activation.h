@@ -16,6 +16,8 @@
 #include "common/ops.h"
 // defines: fast_normal_cdf, fast_sigmoid
 #include "dev/cpu/fastmath.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 // w' = sqrt(2/pi) (1 + 3 c u^2) and 2 w, for the tanh form.
 static inline floatX gelu_twice_w(floatX u) { return (floatX)1.5957691216057308 * (u + (floatX)0.044715 * u * u * u); }
@@ -62,7 +64,7 @@ void gelu_backward(floatX* dpre,       // (n)
                    size_t n, activation_t act, stream_t s) {
     (void)s;
     const size_t piece = 8192;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(n * WORK_OF_EXP))
     for (size_t i = 0; i < n; i += piece) {
         gelu_backward_values(dpre + i, dout + i, pre + i, n - i < piece ? n - i : piece, act);
     }

@@ -19,8 +19,10 @@
 #include "common/device.h"
 // defines: fast_exp
 #include "dev/cpu/fastmath.h"
-// defines: gemm, cpu_scratch
+// defines: gemm
 #include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The truth
@@ -93,14 +95,20 @@ enum { ATTENTION_TILE_VALUES = 1 << 18, ATTENTION_TASKS = 8 };
 
 typedef struct { int rows, tiles; } attention_tiles_t;
 
-static inline attention_tiles_t attention_tiles(size_t heads, int T) {
+// Depends on the heads of one image, not on how many images there are: an image's numbers do not depend on its batch.
+static inline attention_tiles_t attention_tiles(int NH, int T) {
     int rows = ATTENTION_TILE_VALUES / T;
     rows = rows > 256 ? 256 : rows < 16 ? 16 : rows;
     int tiles = (T + rows / 2) / rows > 1 ? (T + rows / 2) / rows : 1;
-    while (heads * tiles < ATTENTION_TASKS && T / tiles >= 128) tiles *= 2;
+    while (NH * tiles < ATTENTION_TASKS && T / tiles >= 128) tiles *= 2;
     attention_tiles_t t = {(T + tiles - 1) / tiles, 0};
     t.tiles = (T + t.rows - 1) / t.rows;
     return t;
+}
+
+// Two products and an exponential, for worth_sharing.
+static inline double attention_work(size_t heads, int T, int HS) {
+    return (double)heads * T * T * (2.0 * HS / MACS_OF_WORK + WORK_OF_EXP);
 }
 
 // S <- S - max_j S_j, so that exp cannot overflow. Returns the maximum.
@@ -144,10 +152,10 @@ void attention_forward(floatX* out,       // (B, T, NH, HS)
                        int B, int T, int NH, int HS, stream_t s) {
     (void)s;
     size_t heads = (size_t)B * NH;
-    attention_tiles_t tile = attention_tiles(heads, T);
+    attention_tiles_t tile = attention_tiles(NH, T);
     int C = NH * HS;
     floatX scale = 1 / xsqrt(HS);
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(attention_work(heads, T, HS)))
     for (size_t task = 0; task < heads * tile.tiles; task++) {
         size_t head = task / tile.tiles, b = head / NH, h = head % NH;
         int first = (int)(task % tile.tiles) * tile.rows, rows = T - first < tile.rows ? T - first : tile.rows;
@@ -211,11 +219,11 @@ void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
                         int B, int T, int NH, int HS, stream_t s) {
     (void)s;
     size_t heads = (size_t)B * NH, slot = (size_t)T * 2 * HS;
-    attention_tiles_t tile = attention_tiles(heads, T);
+    attention_tiles_t tile = attention_tiles(NH, T);
     int C = NH * HS, groups = 1;
     while (heads * groups < ATTENTION_TASKS && 2 * groups <= tile.tiles) groups *= 2;
     floatX* sums = (floatX*)cpu_scratch(0, heads * (groups - 1) * slot * sizeof(floatX));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(3 * attention_work(heads, T, HS)))
     for (size_t task = 0; task < heads * groups; task++) {
         size_t head = task / groups, b = head / NH, channel = head % NH * HS;
         size_t at = b * T * C + channel, at3 = b * T * 3 * C + channel;
@@ -230,7 +238,7 @@ void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
         }
     }
     if (groups == 1) return;
-    #pragma omp parallel for collapse(2) schedule(static)
+    #pragma omp parallel for collapse(2) schedule(static) if (worth_sharing((double)B * T * C * groups))
     for (size_t head = 0; head < heads; head++) {
         for (int j = 0; j < T; j++) {
             floatX* dk = dqkv + (head / NH * T + j) * 3 * C + C + head % NH * HS;

@@ -6,8 +6,8 @@
 //
 // A chunk is the group of images that one GPU held in the reference runs; statistics never mix chunks. With train = 0
 // mean and variance are the running averages, which then do not depend on x, and the gradient loses the two terms that
-// came from them. The passes over memory and the derivation are those of GroupNorm: see dev/cpu/groupnorm.h, where one
-// chunk is one "image" of chunk HW positions with a group for each channel.
+// came from them. The passes over memory and the derivation are those of GroupNorm: see dev/cpu/groupnorm.h, where the
+// naive loops of both stand, and where one chunk is one "image" of chunk HW positions with a group for each channel.
 #pragma once
 // defines: norm_sizes, norm_statistics, norm_apply, norm_backward
 #include "dev/cpu/groupnorm.h"

@@ -3,7 +3,7 @@
 //
 // OpenBLAS is told to use one thread: operations cut their work themselves, two levels of threads would fight for the
 // cores, and bits would depend on their number. Any other LAPACK with its BLAS serves as well (the Makefile looks).
-// Look next at dev/cpu/gemm.h and dev/cpu/linear_algebra.h, which call it.
+// Look next at dev/cpu/linear_algebra.h, which calls it.
 #pragma once
 #include <stdlib.h>
 #include <string.h>

@@ -19,6 +19,8 @@
 #include "common/device.h"
 // defines: silu, silu_slope
 #include "dev/cpu/swiglu.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 // Frequencies and angles are rounded to floatS, as the reference has them.
 void timestep_features(floatX* out,     // (B, 2 half)
@@ -26,7 +28,7 @@ void timestep_features(floatX* out,     // (B, 2 half)
                        int B, int half, stream_t s) {
     (void)s;
     const floatS log_10000 = (floatS)9.210340371976184;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * half * 50))
     for (int b = 0; b < B; b++) {
         floatX* o = out + (size_t)b * 2 * half;
         for (int k = 0; k < half; k++) {
@@ -44,7 +46,7 @@ void condition_forward(floatX* out,         // (B, C)
                        const int* labels,   // (B)
                        int rows, int B, int C, stream_t s) {
     (void)rows, (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * C * WORK_OF_EXP))
     for (size_t b = 0; b < (size_t)B; b++) {
         assert(labels[b] >= 0 && labels[b] < rows);
         const floatX* row = table + (size_t)labels[b] * C;
@@ -64,7 +66,7 @@ void condition_backward(floatX* dtime,      // (B, C)
                         int rows, int B, int C, stream_t s) {
     (void)rows, (void)s;
     enum { COLUMNS = 64 };
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * C * WORK_OF_EXP))
     for (int first = 0; first < C; first += COLUMNS) {
         int end = C - first < COLUMNS ? C : first + COLUMNS;
         for (size_t b = 0; b < (size_t)B; b++) {
@@ -82,7 +84,7 @@ void position_add_forward(floatS* out,       // (B, T, C)
                           const floatS* pos, // (T, C)
                           int B, int T, int C, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t row = 0; row < (size_t)B * T; row++) {
         const floatS* p = pos + row % T * C;
         for (int i = 0; i < C; i++) out[row * C + i] = x[row * C + i] + p[i];
@@ -91,6 +93,6 @@ void position_add_forward(floatS* out,       // (B, T, C)
 
 void to_floatX(floatX* out, const floatS* x, size_t n, stream_t s) { // (n)
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(n))
     for (size_t i = 0; i < n; i++) out[i] = (floatX)x[i];
 }

@@ -3,10 +3,11 @@
 //   out[b,i,j,o] = sum_{u,v,c} x[b, s i + u - p, s j + v - q, c] w[o,u,v,c]      s = stride, x = 0 outside,
 //                                                                                p, q = pad_top, pad_left
 //
-// All three are matrix products over windows that are never stored whole. How a tile of them is multiplied stands in
-// dev/cpu/conv_tile.h; here stands what is multiplied. The gradient of x is a convolution of dout and runs through the
-// same tiles. The gradient of w has a block of its own: 8 channels of dout x 3 vectors of a window, summed over the
-// pixels of a tile.
+// First come this formula and its derivatives as loops, the truth that tests hold the fast forms against; then the fast
+// forms. There all three are matrix products over windows that are never stored whole. How a tile of them is multiplied
+// stands in dev/cpu/conv_tile.h; here stands what is multiplied. The gradient of x is a convolution of dout and runs
+// through the same tiles. The gradient of w has a block of its own: 8 channels of dout x 3 vectors of a window, summed
+// over the pixels of a tile.
 //
 // Left out: dilation, groups, Winograd and FFT forms. Look next at dev/cpu/resample.h and common/models/decoder.h.
 #pragma once
@@ -16,14 +17,70 @@
 #include "common/ops.h"
 // defines: conv_job_t, conv_tile, conv_pack_panels, conv_run
 #include "dev/cpu/conv_tile.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 // defines: matmul_backward
 #include "dev/cpu/matmul.h"
 // defines: maxpool_forward, maxpool_relu_backward, upsample_forward, upsample_backward
 #include "dev/cpu/resample.h"
 // defines: add_column_sums
 #include "dev/cpu/rows.h"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The truth
+
+// The input pixel that tap (u, v) of output pixel (i, j) of image b reads, as an index into (B, H, W); -1: outside.
+static inline ptrdiff_t conv_pixel(conv_t conv, int H, int W, int b, int i, int j, int u, int v) {
+    int row = conv.stride * i + u - conv.pad_top, column = conv.stride * j + v - conv.pad_left;
+    if (row < 0 || row >= H || column < 0 || column >= W) return -1;
+    return ((ptrdiff_t)b * H + row) * W + column;
+}
+
+static inline void conv2d_forward_naive(floatX* out,            // (B, OH, OW, out_row)
+                                        const floatX* x,        // (B, H, W, C)
+                                        const floatX* weight,   // (OC, KH, KW, C)
+                                        const floatX* bias,     // (OC) or NULL
+                                        const floatX* residual, // like out, or NULL
+                                        int B, int H, int W, conv_t conv, activation_t act) {
+    int OH = conv_out_height(H, conv), OW = conv_out_width(W, conv), OC = conv.OC, C = conv.C;
+    for (int b = 0; b < B; b++) for (int i = 0; i < OH; i++) for (int j = 0; j < OW; j++) for (int o = 0; o < OC; o++) {
+        floatX sum = bias ? bias[o] : 0;
+        for (int u = 0; u < conv.KH; u++) for (int v = 0; v < conv.KW; v++) {
+            ptrdiff_t pixel = conv_pixel(conv, H, W, b, i, j, u, v);
+            const floatX* w = weight + (((size_t)o * conv.KH + u) * conv.KW + v) * C;
+            for (int c = 0; pixel >= 0 && c < C; c++) sum += x[pixel * C + c] * w[c];
+        }
+        size_t at = (((size_t)b * OH + i) * OW + j) * conv_out_row(conv) + o;
+        out[at] = (sum > 0 ? sum : conv_slope(act) * sum) + (residual ? residual[at] : 0);
+    }
+}
+
+// Every product of the forward sends its gradient to both of its factors.
+static inline void conv2d_backward_naive(floatX* dx,           // (B, H, W, C)
+                                         floatS* dweight,      // (OC, KH, KW, C) +=
+                                         floatS* dbias,        // (OC) +=
+                                         const floatX* dout,   // (B, OH, OW, OC)
+                                         const floatX* x,      // (B, H, W, C)
+                                         const floatX* weight, // (OC, KH, KW, C)
+                                         int B, int H, int W, conv_t conv) {
+    int OH = conv_out_height(H, conv), OW = conv_out_width(W, conv), OC = conv.OC, C = conv.C;
+    memset(dx, 0, (size_t)B * H * W * C * sizeof(floatX));
+    for (int b = 0; b < B; b++) for (int i = 0; i < OH; i++) for (int j = 0; j < OW; j++) for (int o = 0; o < OC; o++) {
+        floatX d = dout[(((size_t)b * OH + i) * OW + j) * OC + o];
+        dbias[o] += d;
+        for (int u = 0; u < conv.KH; u++) for (int v = 0; v < conv.KW; v++) {
+            ptrdiff_t pixel = conv_pixel(conv, H, W, b, i, j, u, v);
+            size_t w = (((size_t)o * conv.KH + u) * conv.KW + v) * C;
+            for (int c = 0; pixel >= 0 && c < C; c++) {
+                dx[pixel * C + c] += d * weight[w + c];
+                dweight[w + c] += d * x[pixel * C + c];
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The fast forms
 
 // Job and strides of the forward; the weight gradient sees the same tiles.
 static inline conv_job_t conv_forward_job(const floatX* x, int B, int H, int W, conv_t conv) {
@@ -104,9 +161,9 @@ typedef struct {
 } conv_operand_t;
 
 // sum (P channels of dout, V vectors of a window's run) over the pixels of a tile. P and V are constants at the call.
-CONV_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_operand_t dout, conv_operand_t x,
-                                   int rows, int cols) {
-    conv_vector_t total[CONV_BLOCK][CONV_MAX_VECTORS], zero = {0};
+VECTOR_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_operand_t dout, conv_operand_t x,
+                                     int rows, int cols) {
+    vector_t total[CONV_BLOCK][CONV_MAX_VECTORS], zero = {0};
     #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
         #pragma GCC unroll 3
@@ -119,8 +176,8 @@ CONV_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_o
             for (int p = 0; p < P; p++) {
                 #pragma GCC unroll 3
                 for (int k = 0; k < V; k++) {
-                    conv_vector_t value = conv_load(window + k * CONV_LANES);
-                    total[p][k] = conv_multiply_add(conv_splat(d[p]), value, total[p][k]);
+                    vector_t value = vector_load(window + k * VECTOR_LANES);
+                    total[p][k] = vector_multiply_add(vector_splat(d[p]), value, total[p][k]);
                 }
             }
         }
@@ -128,7 +185,7 @@ CONV_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_o
     #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
         #pragma GCC unroll 3
-        for (int k = 0; k < V; k++) conv_store(sum + (p * V + k) * CONV_LANES, total[p][k]);
+        for (int k = 0; k < V; k++) vector_store(sum + (p * V + k) * VECTOR_LANES, total[p][k]);
     }
 }
 
@@ -171,10 +228,10 @@ static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t do
 static inline void conv_tile_weight(floatS* dweight, const conv_job_t* job, const conv_tile_t* tile,
                                     conv_operand_t dout, int begin, int end) {
     int run = job->KW * job->C, KH = job->KH;
-    floatX sum[CONV_BLOCK * CONV_MAX_VECTORS * CONV_LANES] __attribute__((aligned(64)));
+    floatX sum[CONV_BLOCK * CONV_MAX_VECTORS * VECTOR_LANES] __attribute__((aligned(64)));
     for (int u = 0; u < KH; u++) {
         for (int t = 0; t < run;) {
-            int V = conv_min(conv_pieces(run - t, CONV_LANES), CONV_MAX_VECTORS), width = V * CONV_LANES;
+            int V = conv_min(conv_pieces(run - t, VECTOR_LANES), CONV_MAX_VECTORS), width = V * VECTOR_LANES;
             int valid = conv_min(width, run - t);
             conv_operand_t x = {tile->x + u * tile->pitch + t, job->stride * tile->pitch, (size_t)job->stride * job->C};
             for (int o = begin; o < end;) {
@@ -231,7 +288,7 @@ void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
     conv_weight_split_t split = conv_weight_split(&job, grid.tiles, weights);
     floatS* sums = dweight;
     if (split.slots > 1) sums = (floatS*)cpu_scratch(CONV_SCRATCH_SUMS, split.slots * weights * sizeof(floatS));
-    #pragma omp parallel for schedule(dynamic)
+    #pragma omp parallel for schedule(dynamic) if (worth_sharing(conv_work(&job)))
     for (int task = 0; task < split.slots * split.groups; task++) {
         size_t slot = task / split.groups;
         int begin = task % split.groups * split.channels, end = conv_min(begin + split.channels, conv.OC);
@@ -243,7 +300,7 @@ void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
         }
     }
     enum { CHUNK = 1024 };
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)split.slots * weights))
     for (size_t begin = 0; begin < (split.slots > 1 ? weights : 0); begin += CHUNK) {
         size_t end = begin + CHUNK < weights ? begin + CHUNK : weights;
         for (int slot = 0; slot < split.slots; slot++) {

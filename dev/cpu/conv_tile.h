@@ -25,59 +25,29 @@
 #include "common/device.h"
 // defines: conv_t, activation_t, LEAKY_SLOPE
 #include "common/ops.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
+// defines: vector_t, vector_load, vector_store, vector_splat, vector_multiply_add
+#include "dev/cpu/vector.h"
 
-// The size of a vector register, and how many pixels (or channels) a block has beside its vectors: the sums of a block
-// must fit into 32 registers with AVX-512, into 16 elsewhere.
+// How many pixels (or channels) a block has beside its vectors: the sums of a block must fit into 32 registers with
+// AVX-512, into 16 elsewhere.
 enum {
 #if defined(__AVX512F__)
-    CONV_VECTOR_BYTES = 64,
     CONV_BLOCK = 8,
-#elif defined(__AVX__)
-    CONV_VECTOR_BYTES = 32,
-    CONV_BLOCK = 4,
 #else
-    CONV_VECTOR_BYTES = 16,
     CONV_BLOCK = 4,
 #endif
-    CONV_HALF_BLOCK = CONV_BLOCK / 2,                 // where fewer pixels are left
-    CONV_LANES = CONV_VECTOR_BYTES / sizeof(floatX),  // numbers in a vector
-    CONV_PANEL = 2 * CONV_LANES,                      // output channels of a panel
-    CONV_NARROW = 4,                                  // so few output channels take the narrow form, see there
-    CONV_MAX_VECTORS = 3,                             // of a block; 3 in the weight gradient
-    CONV_TILE_BYTES = 384 << 10,                      // aim for a tile of x
-    CONV_TILE_PIXELS = 1024,                          // its most output pixels: there must be enough tiles to share
-    CONV_TASKS = 32,                                  // pieces of work that occupy 16 threads evenly enough
+    CONV_HALF_BLOCK = CONV_BLOCK / 2, // where fewer pixels are left
+    CONV_PANEL = 2 * VECTOR_LANES,    // output channels of a panel
+    CONV_NARROW = 4,                  // so few output channels take the narrow form, see there
+    CONV_MAX_VECTORS = 3,             // of a block; 3 in the weight gradient
+    CONV_TILE_BYTES = 384 << 10,      // aim for a tile of x
+    CONV_TILE_PIXELS = 1024,          // its most output pixels: there must be enough tiles to share
+    CONV_TASKS = 32,                  // pieces of work that occupy 16 threads evenly enough
 };
 // Slots of cpu_scratch.
 enum { CONV_SCRATCH_PANELS = 0, CONV_SCRATCH_TILE = 1, CONV_SCRATCH_EXTRA = 2, CONV_SCRATCH_SUMS = 3 };
-
-// GCC's and Clang's portable vector type: lanes that are added and multiplied at once, loaded from any address.
-typedef floatX conv_vector_t __attribute__((vector_size(CONV_VECTOR_BYTES), aligned(sizeof(floatX)), may_alias));
-#define CONV_INLINE __attribute__((always_inline)) static inline
-
-CONV_INLINE conv_vector_t conv_load(const floatX* p) { return *(const conv_vector_t*)p; }
-CONV_INLINE void conv_store(floatX* p, conv_vector_t v) { *(conv_vector_t*)p = v; }
-CONV_INLINE conv_vector_t conv_splat(floatX x) {
-    conv_vector_t v = {0};
-    for (int i = 0; i < CONV_LANES; i++) v[i] = x;
-    return v;
-}
-
-// a b + c for each lane: one instruction where the machine has it. (ISO C modes do not let the compiler fuse on its
-// own.)
-CONV_INLINE conv_vector_t conv_multiply_add(conv_vector_t a, conv_vector_t b, conv_vector_t c) {
-#if defined(DOUBLE) && defined(__FP_FAST_FMA)
-    for (int i = 0; i < CONV_LANES; i++) c[i] = __builtin_fma(a[i], b[i], c[i]);
-    return c;
-#elif !defined(DOUBLE) && defined(__FP_FAST_FMAF)
-    for (int i = 0; i < CONV_LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return c;
-#else
-    return a * b + c;
-#endif
-}
 
 static inline int conv_min(int a, int b) { return a < b ? a : b; }
 static inline int conv_max(int a, int b) { return a > b ? a : b; }
@@ -137,6 +107,12 @@ static inline conv_grid_t conv_grid(const conv_job_t* job) {
     return g;
 }
 
+// For worth_sharing.
+static inline double conv_work(const conv_job_t* job) {
+    double macs = (double)job->B * job->OH * job->OW * job->OC * job->KH * job->KW * job->C;
+    return macs / MACS_OF_WORK;
+}
+
 // One tile: output pixels [i, i + rows) x [j, j + cols) of an image, and what they see.
 typedef struct {
     int image, i, j, rows, cols;
@@ -180,7 +156,7 @@ static inline conv_tile_t conv_tile(const conv_job_t* job, conv_grid_t grid, siz
     int rows = conv_max(0, (t.rows - 1) * job->stride + job->KH);
     int cols = conv_max(0, (t.cols - 1) * job->stride + job->KW);
     t.pitch = (size_t)cols * job->C;
-    size_t slack = (size_t)CONV_BLOCK * job->stride * job->C + CONV_MAX_VECTORS * CONV_LANES;
+    size_t slack = (size_t)CONV_BLOCK * job->stride * job->C + CONV_MAX_VECTORS * VECTOR_LANES;
     floatX* tile = (floatX*)cpu_scratch(CONV_SCRATCH_TILE, (rows * t.pitch + slack) * sizeof(floatX));
     conv_gather(tile, job, t.image, t.i * job->stride - job->pad_top, t.j * job->stride - job->pad_left, rows, cols);
     t.x = tile;
@@ -201,7 +177,7 @@ typedef struct {
 static inline int conv_is_narrow(const conv_job_t* job) {
     return job->OC <= CONV_NARROW && job->stride == 1 && job->KW > 1 && job->KW * job->OC <= CONV_PANEL;
 }
-static inline int conv_narrow_width(const conv_job_t* job) { return conv_round_up(job->KW * job->OC, CONV_LANES); }
+static inline int conv_narrow_width(const conv_job_t* job) { return conv_round_up(job->KW * job->OC, VECTOR_LANES); }
 
 static inline size_t conv_panel_size(const conv_job_t* job) {
     if (conv_is_narrow(job)) return ((size_t)job->KH * job->C + 1) * conv_narrow_width(job);
@@ -253,10 +229,10 @@ static inline void conv_pack_panels(conv_job_t* job, const floatX* weight, conv_
     int count = conv_pieces(job->OC, CONV_PANEL), taps = job->KH * job->KW;
     size_t size = conv_panel_size(job);
     floatX* panels = (floatX*)cpu_scratch(CONV_SCRATCH_PANELS, count * size * sizeof(floatX));
-    #pragma omp parallel for schedule(static) if (count * size > 1 << 15)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)count * size))
     for (int index = 0; index < count * (taps + 1); index++) {
         int o = index / (taps + 1) * CONV_PANEL, tap = index % (taps + 1) - 1;
-        int valid = conv_min(CONV_PANEL, job->OC - o), width = conv_round_up(valid, CONV_LANES);
+        int valid = conv_min(CONV_PANEL, job->OC - o), width = conv_round_up(valid, VECTOR_LANES);
         floatX* panel = panels + index / (taps + 1) * size;
         if (tap < 0) {
             for (int k = 0; k < width; k++) panel[k] = bias && k < valid ? bias[o + k] : 0;
@@ -270,23 +246,23 @@ static inline void conv_pack_panels(conv_job_t* job, const floatX* weight, conv_
 
 // sum (P, V vectors) of P neighbouring pixels, whose windows start at x, x + step, ... P and V are constants wherever
 // this is called, so that the sums are registers.
-CONV_INLINE void conv_block(floatX* sum, const int P, const int V, const floatX* x, size_t pitch, size_t step,
-                            const floatX* panel, int KH, int run) {
-    conv_vector_t total[CONV_BLOCK][2];
+VECTOR_INLINE void conv_block(floatX* sum, const int P, const int V, const floatX* x, size_t pitch, size_t step,
+                              const floatX* panel, int KH, int run) {
+    vector_t total[CONV_BLOCK][2];
     #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
         #pragma GCC unroll 2
-        for (int k = 0; k < V; k++) total[p][k] = conv_load(panel + k * CONV_LANES);
+        for (int k = 0; k < V; k++) total[p][k] = vector_load(panel + k * VECTOR_LANES);
     }
-    panel += V * CONV_LANES;
+    panel += V * VECTOR_LANES;
     for (int u = 0; u < KH; u++, x += pitch) {
-        for (int t = 0; t < run; t++, panel += V * CONV_LANES) {
+        for (int t = 0; t < run; t++, panel += V * VECTOR_LANES) {
             #pragma GCC unroll 8
             for (int p = 0; p < P; p++) {
                 #pragma GCC unroll 2
                 for (int k = 0; k < V; k++) {
-                    conv_vector_t weight = conv_load(panel + k * CONV_LANES);
-                    total[p][k] = conv_multiply_add(conv_splat(x[p * step + t]), weight, total[p][k]);
+                    vector_t weight = vector_load(panel + k * VECTOR_LANES);
+                    total[p][k] = vector_multiply_add(vector_splat(x[p * step + t]), weight, total[p][k]);
                 }
             }
         }
@@ -294,7 +270,7 @@ CONV_INLINE void conv_block(floatX* sum, const int P, const int V, const floatX*
     #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
         #pragma GCC unroll 2
-        for (int k = 0; k < V; k++) conv_store(sum + (p * V + k) * CONV_LANES, total[p][k]);
+        for (int k = 0; k < V; k++) vector_store(sum + (p * V + k) * VECTOR_LANES, total[p][k]);
     }
 }
 
@@ -318,7 +294,7 @@ static inline void conv_write(const conv_job_t* job, size_t at, const floatX* su
 // The sums of P pixels for `width` channels of a panel: conv_block with its constants filled in.
 static inline void conv_sums(floatX* sum, int P, int width, const floatX* x, size_t pitch, size_t step,
                              const floatX* panel, int KH, int run) {
-    if (width > CONV_LANES) {
+    if (width > VECTOR_LANES) {
         if (P == CONV_BLOCK) conv_block(sum, CONV_BLOCK, 2, x, pitch, step, panel, KH, run);
         else conv_block(sum, CONV_HALF_BLOCK, 2, x, pitch, step, panel, KH, run);
     } else {
@@ -336,7 +312,7 @@ static inline size_t conv_position(const conv_job_t* job, const conv_tile_t* til
 // All pixels of a tile for one panel.
 static inline void conv_tile_panel(const conv_job_t* job, const conv_tile_t* tile, int index) {
     int o = index * CONV_PANEL, channels = conv_min(CONV_PANEL, job->OC - o);
-    int width = conv_round_up(channels, CONV_LANES);
+    int width = conv_round_up(channels, VECTOR_LANES);
     const floatX* panel = job->panels + index * conv_panel_size(job);
     size_t step = (size_t)job->stride * job->C;
     floatX sum[CONV_BLOCK * CONV_PANEL] __attribute__((aligned(64)));
@@ -379,7 +355,7 @@ static inline void conv_run(const conv_job_t* job) {
     conv_grid_t grid = conv_grid(job);
     int panels = conv_pieces(job->OC, CONV_PANEL), groups = 1;
     if (grid.tiles > 0 && grid.tiles < CONV_TASKS) groups = conv_min(panels, conv_pieces(CONV_TASKS, (int)grid.tiles));
-    #pragma omp parallel for schedule(dynamic)
+    #pragma omp parallel for schedule(dynamic) if (worth_sharing(conv_work(job)))
     for (size_t task = 0; task < grid.tiles * groups; task++) {
         int group = (int)(task % groups);
         conv_tile_t tile = conv_tile(job, grid, task / groups);

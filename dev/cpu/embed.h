@@ -17,12 +17,12 @@
 #include "common/device.h"
 // defines: channel_affine_t
 #include "common/ops.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 void image_from_bytes(floatX* out, const uint8_t* bytes, size_t n, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(n))
     for (size_t i = 0; i < n; i++) out[i] = bytes[i] / (floatX)127.5 - 1;
 }
 
@@ -52,7 +52,7 @@ void resize_bilinear_forward(floatX* out,     // (B, OH, OW, 3)
     (void)s;
     bilinear_tap_t* columns = (bilinear_tap_t*)cpu_scratch(0, OW * sizeof(bilinear_tap_t));
     for (int i = 0; i < OW; i++) columns[i] = bilinear_tap(i, W, OW);
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * OH * OW * 6))
     for (size_t row = 0; row < (size_t)B * OH; row++) {
         bilinear_tap_t ty = bilinear_tap((int)(row % OH), H, OH);
         const floatX* image = x + row / OH * H * W * 3;
@@ -78,7 +78,7 @@ void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), C patch^2)
                       int B, int H, int W, int C, int patch, stream_t s) {
     (void)s;
     int GH = H / patch, GW = W / patch;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C))
     for (size_t grid_row = 0; grid_row < (size_t)B * GH; grid_row++) {
         size_t b = grid_row / GH, gy = grid_row % GH;
         for (int gx = 0; gx < GW; gx++) {
@@ -105,7 +105,7 @@ void unpatchify_forward(floatX* out,     // (B, H, W, C)
                         int B, int H, int W, int C, int patch, stream_t s) {
     (void)s;
     size_t lines = (size_t)B * (H / patch) * (W / patch) * patch, length = (size_t)patch * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C))
     for (size_t i = 0; i < lines; i++) {
         memcpy(out + unpatchify_place(i, H, W, C, patch), x + i * length, length * sizeof(floatX));
     }
@@ -116,7 +116,7 @@ void unpatchify_backward(floatX* dx,         // (B, (H/patch) (W/patch), patch^2
                          int B, int H, int W, int C, int patch, stream_t s) {
     (void)s;
     size_t lines = (size_t)B * (H / patch) * (W / patch) * patch, length = (size_t)patch * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C))
     for (size_t i = 0; i < lines; i++) {
         memcpy(dx + i * length, dout + unpatchify_place(i, H, W, C, patch), length * sizeof(floatX));
     }
@@ -176,7 +176,7 @@ void position_resample_forward(floatX* out,       // (prefix + GH GW, C)
     position_scratch_t R = position_scratch(grid, GH, GW, C);
     size_t line = (size_t)grid * C, head = (size_t)prefix * C;
     memcpy(out, pos, head * sizeof(floatX));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)GH * (grid + GW) * grid * C))
     for (int y = 0; y < GH; y++) {
         floatS* half = R.half + y * line;
         memset(half, 0, line * sizeof(floatS));
@@ -196,7 +196,7 @@ void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +
     position_scratch_t R = position_scratch(grid, GH, GW, C);
     size_t line = (size_t)grid * C, head = (size_t)prefix * C;
     add_weighted(dpos, 1, dout, head);
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)GH * GW * grid * C))
     for (int y = 0; y < GH; y++) {
         floatS* half = R.half + y * line;
         memset(half, 0, line * sizeof(floatS));
@@ -205,7 +205,7 @@ void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +
             for (int j = 0; j < grid; j++) add_weighted(half + (size_t)j * C, R.x[x * grid + j], d, C);
         }
     }
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)GH * grid * grid * C))
     for (int i = 0; i < grid; i++) {
         for (int y = 0; y < GH; y++) add_weighted(dpos + head + i * line, R.y[y * grid + i], R.half + y * line, line);
     }
@@ -224,7 +224,7 @@ void tokens_forward(floatS* out,           // (B, T, C)
     (void)s;
     assert(cls || !pos_class);
     size_t prefix = (cls ? 1 : 0) + R, T = prefix + N;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t row = 0; row < B * T; row++) {
         size_t b = row / T, t = row % T;
         floatS* o = out + row * C;
@@ -253,7 +253,7 @@ void tokens_backward(floatX* dpatches,           // (B, N, C)
     (void)s;
     assert(dcls || !pos_class);
     size_t prefix = (dcls ? 1 : 0) + R, T = prefix + N;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t t = 0; t < T; t++) {
         floatS* token = NULL;
         floatS* position = NULL;
@@ -279,7 +279,7 @@ void drop_prefix_forward(floatX* out,     // (B, T - P, C)
                          int B, int T, int P, int C, stream_t s) {
     (void)s;
     size_t kept = (size_t)(T - P) * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t b = 0; b < (size_t)B; b++) memcpy(out + b * kept, x + (b * T + P) * C, kept * sizeof(floatX));
 }
 
@@ -288,7 +288,7 @@ void drop_prefix_backward(floatX* dx,         // (B, T, C)
                           int B, int T, int P, int C, stream_t s) {
     (void)s;
     size_t kept = (size_t)(T - P) * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t b = 0; b < (size_t)B; b++) {
         memset(dx + b * T * C, 0, (size_t)P * C * sizeof(floatX));
         memcpy(dx + (b * T + P) * C, dout + b * kept, kept * sizeof(floatX));
@@ -297,7 +297,7 @@ void drop_prefix_backward(floatX* dx,         // (B, T, C)
 
 void mean_tokens_forward(floatX* out, const floatX* x, int B, int T, int C, stream_t s) { // (B, C) <- (B, T, C)
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t b = 0; b < (size_t)B; b++) {
         double* sum = (double*)cpu_scratch(0, C * sizeof(double));
         memset(sum, 0, C * sizeof(double));
@@ -310,7 +310,7 @@ void mean_tokens_forward(floatX* out, const floatX* x, int B, int T, int C, stre
 
 void mean_tokens_backward(floatX* dx, const floatX* dout, int B, int T, int C, stream_t s) { // (B, T, C) <- (B, C)
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t row = 0; row < (size_t)B * T; row++) {
         for (int c = 0; c < C; c++) dx[row * C + c] = dout[row / T * C + c] / T;
     }

@@ -22,6 +22,8 @@
 #include "common/ops.h"
 // defines: philox, normal4_from_bits
 #include "common/program/rng.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 #define FLOW_SMALL 1e-8 // e: the least norm that the cosine divides by
 
@@ -33,7 +35,7 @@ void flow_path(floatX* xt,       // (B, n)
                int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s) {
     (void)s;
     uint64_t begin = first_row * n, end = begin + (uint64_t)B * n;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * n * 20))
     for (uint64_t four = begin / 4; four < (end + 3) / 4; four++) {
         normal4_t x0 = normal4_from_bits(philox(seed, stream_id, step, four));
         for (uint64_t word = 0; word < 4; word++) {
@@ -76,7 +78,7 @@ void flow_loss(floatS* mse, floatS* cosine,             // (B)
                double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s) {
     (void)s;
     double share_mse = scale_mse / ((double)HW * C), share_cosine = scale_cosine / HW;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * C * 3))
     for (int b = 0; b < B; b++) {
         double squares = 0, cosines = 0;
         for (int i = 0; i < HW; i++) {
@@ -96,7 +98,7 @@ void flow_guide(floatS* out,        // (B, HW, C)
                 const floatS* w,    // (B) or NULL
                 int channels, int B, int HW, int C, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * C))
     for (size_t row = 0; row < (size_t)B * HW; row++) {
         size_t at = row * C;
         floatS weight = w && null ? w[row / HW] : 1;
@@ -116,7 +118,7 @@ void flow_combine(floatS* out,       // (B, n)
     (void)s;
     if (stages < 1 || stages > FLOW_STAGES) fatal("a Runge-Kutta step of %d stages; 1 to %d", stages, FLOW_STAGES);
     size_t size = (size_t)B * n;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)size * stages))
     for (size_t i = 0; i < size; i++) {
         floatS sum = 0;
         for (int stage = 0; stage < stages; stage++) {
@@ -131,7 +133,7 @@ void latent_denormalise(floatX* z,                             // (N, C)
                         const floatS* mean, const floatS* std, // (C)
                         size_t N, int C, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * C))
     for (size_t i = 0; i < N; i++) {
         size_t at = i * C;
         for (int c = 0; c < C; c++) z[at + c] = (floatX)(x[at + c] * std[c] + mean[c]);

@@ -10,9 +10,8 @@
 // BatchNorm is the same with another set: one channel of all images of a chunk. As images follow one another in memory,
 // a chunk of images with HW positions each is one "image" with chunk HW positions and as many groups as channels.
 //
-// Rows (positions) are cut into pieces of NORM_ROWS, which threads share. A piece is small enough to stay in the cache,
-// so its variance is computed around its own mean, in a second look at it; no digits cancel as they would in E[x^2] -
-// E[x]^2. The pieces are combined in order, in double. Look next at dev/cpu/batchnorm.h.
+// First come these formulas and their derivatives as loops over values, the truth that tests hold the fast form
+// against; then the fast form. Look next at dev/cpu/batchnorm.h.
 #pragma once
 // defines: floatX, floatS, stream_t, xsqrt
 #include "common/device.h"
@@ -20,12 +19,109 @@
 #include "common/ops.h"
 // defines: fast_sigmoid
 #include "dev/cpu/fastmath.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
-enum { NORM_ROWS = 64, NORM_AT_ONCE = 4 }; // rows of a piece; rows that are added up in registers
 // For functions whose argument `act` becomes a constant at the call.
 #define NORM_INLINE __attribute__((always_inline)) static inline
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The truth
+//
+// x is (sets, rows, C): for GroupNorm a set is an image with its HW positions and G groups of channels, for BatchNorm a
+// chunk of images with all their positions, and each channel is a group.
+
+// f(h); `act` is a constant wherever this is called.
+NORM_INLINE floatX norm_activate(floatX h, activation_t act) {
+    if (act == ACT_SWISH) return h * fast_sigmoid(h);
+    if (act == ACT_LEAKY) return h > 0 ? h : (floatX)LEAKY_SLOPE * h;
+    return h;
+}
+
+// With `fixed` statistics (BatchNorm that does not train) mean and rstd are read, else written.
+static inline void norm_forward_naive(floatX* out,                // (sets, rows, C)
+                                      floatS* mean, floatS* rstd, // (sets, G)
+                                      const floatX* x,            // (sets, rows, C)
+                                      const floatX* weight,       // (C)
+                                      const floatX* bias,         // (C)
+                                      int sets, size_t rows, int C, int G, double eps, activation_t act, int fixed) {
+    int width = C / G;
+    double n = (double)rows * width;
+    for (int k = 0; k < sets * G; k++) {
+        size_t first = (size_t)(k / G) * rows * C + k % G * width; // the group's values: `width` in each row
+        double sum = 0, squares = 0;
+        for (size_t i = 0; i < rows; i++) for (int c = 0; c < width; c++) sum += x[first + i * C + c];
+        double m = fixed ? mean[k] : sum / n;
+        for (size_t i = 0; i < rows; i++) for (int c = 0; c < width; c++) {
+            squares += (x[first + i * C + c] - m) * (x[first + i * C + c] - m);
+        }
+        mean[k] = (floatS)m;
+        if (!fixed) rstd[k] = (floatS)(1 / sqrt(squares / n + eps));
+        for (size_t i = 0; i < rows; i++) for (int c = 0; c < width; c++) {
+            int channel = k % G * width + c;
+            floatX xhat = (x[first + i * C + c] - mean[k]) * rstd[k];
+            out[first + i * C + c] = norm_activate(weight[channel] * xhat + bias[channel], act);
+        }
+    }
+}
+
+// Let dy = dout f'(h), the gradient at h = weight xhat + bias. At once
+//   dbias_c = sum dy    dweight_c = sum dy xhat    t = weight_c dy, the gradient at xhat.
+// x acts on xhat = (x - mean) rstd directly, through the mean (d mean / dx = 1/n), and through rstd: with
+// d var / dx = 2 (x - mean) / n and d rstd / d var = -rstd^3 / 2, d rstd / dx = -rstd^2 xhat / n. Adding up over the n
+// values:
+//   dx = rstd (t - (1/n) sum t - xhat (1/n) sum t xhat)
+// The two sums over a group are sums of weight_c dbias_c and weight_c dweight_c of this set. h comes again from x.
+//
+// Swish: with a = sigmoid(h), f = h a and f' = a + h a (1 - a) = a (1 + h (1 - a)).
+
+NORM_INLINE floatX norm_activation_slope(floatX h, activation_t act) {
+    if (act == ACT_SWISH) {
+        floatX a = fast_sigmoid(h);
+        return a * (1 + h * (1 - a));
+    }
+    if (act == ACT_LEAKY) return h > 0 ? 1 : (floatX)LEAKY_SLOPE;
+    return 1;
+}
+
+// With `fixed` statistics the two means are left out.
+static inline void norm_backward_naive(floatX* dx,                             // (sets, rows, C)
+                                       floatS* dweight, floatS* dbias,         // (C) +=
+                                       const floatX* dout,                     // (sets, rows, C)
+                                       const floatX* x,                        // (sets, rows, C)
+                                       const floatX* weight,                   // (C)
+                                       const floatX* bias,                     // (C)
+                                       const floatS* mean, const floatS* rstd, // (sets, G)
+                                       int sets, size_t rows, int C, int G, activation_t act, int fixed) {
+    int width = C / G;
+    for (int k = 0; k < sets * G; k++) {
+        size_t first = (size_t)(k / G) * rows * C + k % G * width;
+        double sum = 0, sum_xhat = 0, n = fixed ? INFINITY : (double)rows * width;
+        for (int pass = 0; pass < 2; pass++) for (size_t i = 0; i < rows; i++) for (int c = 0; c < width; c++) {
+            size_t at = first + i * C + c;
+            int channel = k % G * width + c;
+            floatX xhat = (x[at] - mean[k]) * rstd[k];
+            floatX dy = dout[at] * norm_activation_slope(weight[channel] * xhat + bias[channel], act);
+            if (pass == 0) {
+                dbias[channel] += dy;
+                dweight[channel] += dy * xhat;
+                sum += weight[channel] * dy;
+                sum_xhat += weight[channel] * dy * xhat;
+            } else {
+                dx[at] = (floatX)(rstd[k] * (weight[channel] * dy - sum / n - xhat * sum_xhat / n));
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The fast form
+//
+// Rows (positions) are cut into pieces of NORM_ROWS, which threads share. A piece is small enough to stay in the cache,
+// so its variance is computed around its own mean, in a second look at it; no digits cancel as they would in E[x^2] -
+// E[x]^2. The pieces are combined in order, in double.
+
+enum { NORM_ROWS = 64, NORM_AT_ONCE = 4 }; // rows of a piece; rows that are added up in registers
 
 // The sizes of a normalisation: `sets` images or chunks of `rows` rows, cut into `pieces` each.
 typedef struct {
@@ -47,6 +143,11 @@ static inline norm_piece_t norm_piece(norm_sizes_t z, size_t index) {
     size_t first = index % z.pieces * NORM_ROWS, left = z.rows - first;
     norm_piece_t p = {index / z.pieces, index / z.pieces * z.rows + first, left < NORM_ROWS ? left : (size_t)NORM_ROWS};
     return p;
+}
+
+// The work of one pass over all values, for worth_sharing.
+static inline double norm_work(norm_sizes_t z, activation_t act) {
+    return (double)z.sets * z.rows * z.C * (act == ACT_SWISH ? WORK_OF_EXP : 1);
 }
 
 // Slots of cpu_scratch.
@@ -125,13 +226,13 @@ static inline void norm_combine(floatS* mean, floatS* rstd, const double* moment
 static inline void norm_statistics(floatS* mean, floatS* rstd, const floatX* x, norm_sizes_t z, double eps) {
     size_t pieces = z.sets * z.pieces;
     double* moments = (double*)cpu_scratch(NORM_SCRATCH_PIECES, pieces * z.G * 2 * sizeof(double));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(2 * norm_work(z, ACT_NONE)))
     for (size_t i = 0; i < pieces; i++) {
         norm_piece_t p = norm_piece(z, i);
         floatS* work = (floatS*)cpu_scratch(NORM_SCRATCH_WORK, 2 * z.C * sizeof(floatS));
         norm_piece_moments(moments + i * z.G * 2, x + p.begin * z.C, work, p.rows, z.C, z.G);
     }
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)pieces * z.G * 4))
     for (int i = 0; i < z.sets * z.G; i++) norm_combine(mean + i, rstd + i, moments, z, i / z.G, i % z.G, eps);
 }
 
@@ -152,13 +253,6 @@ static inline const floatS* norm_channels(const floatS* mean, const floatS* rstd
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-// f(h); `act` is a constant wherever this is called.
-NORM_INLINE floatX norm_activate(floatX h, activation_t act) {
-    if (act == ACT_SWISH) return h * fast_sigmoid(h);
-    if (act == ACT_LEAKY) return h > 0 ? h : (floatX)LEAKY_SLOPE * h;
-    return h;
-}
-
 NORM_INLINE void norm_apply_rows(floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
                                  const floatS* mean, const floatS* rstd, size_t rows, int C, const activation_t act) {
     for (size_t i = 0; i < rows; i++) {
@@ -174,7 +268,7 @@ static inline void norm_apply(floatX* out, const floatX* x, const floatX* weight
                               const floatS* mean, const floatS* rstd, norm_sizes_t z, activation_t act) {
     const floatS* channels = norm_channels(mean, rstd, z);
     int C = z.C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(norm_work(z, act)))
     for (size_t i = 0; i < z.sets * z.pieces; i++) {
         norm_piece_t p = norm_piece(z, i);
         size_t at = p.begin * C;
@@ -186,27 +280,7 @@ static inline void norm_apply(floatX* out, const floatX* x, const floatX* weight
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Backward
-//
-// Let dy = dout f'(h), the gradient at h = weight xhat + bias. At once
-//   dbias_c = sum dy    dweight_c = sum dy xhat    t = weight_c dy, the gradient at xhat.
-// x acts on xhat = (x - mean) rstd directly, through the mean (d mean / dx = 1/n), and through rstd: with
-// d var / dx = 2 (x - mean) / n and d rstd / d var = -rstd^3 / 2, d rstd / dx = -rstd^2 xhat / n. Adding up over the n
-// values:
-//   dx = rstd (t - (1/n) sum t - xhat (1/n) sum t xhat)
-// The two sums over a group are sums of weight_c dbias_c and weight_c dweight_c of this set, so that one pass finds all
-// four and a second pass writes dx. h is computed again from x in both.
-//
-// Swish: with a = sigmoid(h), f = h a and f' = a + h a (1 - a) = a (1 + h (1 - a)).
-
-NORM_INLINE floatX norm_activation_slope(floatX h, activation_t act) {
-    if (act == ACT_SWISH) {
-        floatX a = fast_sigmoid(h);
-        return a * (1 + h * (1 - a));
-    }
-    if (act == ACT_LEAKY) return h > 0 ? 1 : (floatX)LEAKY_SLOPE;
-    return 1;
-}
+// Backward: a pass that finds the four sums and one that writes dx
 
 // What both passes of the backward read for one piece. `mean`, `rstd` are those of each channel.
 typedef struct {
@@ -265,7 +339,7 @@ NORM_INLINE void norm_dx_rows(floatX* dx, const floatX* add, size_t add_step, no
 static inline void norm_add_pieces(double* totals, const floatS* sums, norm_sizes_t z) {
     enum { COLUMNS = 64 };
     int width = 2 * z.C, blocks = (width + COLUMNS - 1) / COLUMNS;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)z.sets * z.pieces * width))
     for (int i = 0; i < z.sets * blocks; i++) {
         int set = i / blocks, begin = i % blocks * COLUMNS, end = begin + COLUMNS < width ? begin + COLUMNS : width;
         double* total = totals + (size_t)set * width;
@@ -318,7 +392,7 @@ static inline void norm_backward(floatX* dx, floatS* dweight, floatS* dbias, con
     floatS* means = (floatS*)(totals + z.sets * width + C);
     floatX* zeros = (floatX*)memset(totals + z.sets * width, 0, C * sizeof(floatX));
     for (int pass = 0; pass < 2; pass++) {
-        #pragma omp parallel for schedule(static)
+        #pragma omp parallel for schedule(static) if (worth_sharing(2 * norm_work(z, act)))
         for (size_t i = 0; i < pieces; i++) {
             norm_piece_t p = norm_piece(z, i);
             size_t at = p.begin * C;

@@ -21,8 +21,8 @@
 #pragma once
 // defines: floatX, floatS, stream_t, xsqrt
 #include "common/device.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 // defines: ROW_BLOCK, row_blocks, row_block_end, add_row_blocks
 #include "dev/cpu/rows.h"
 
@@ -87,7 +87,7 @@ void layernorm_forward(floatX* out,                   // (N, C)
                        const floatX* bias,            // (C)
                        size_t N, int C, double eps, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * C * 2))
     for (size_t i = 0; i < N; i++) {
         layernorm_row(out + i * C, mean + i, rstd + i, x + i * C, weight, bias, C, eps);
     }
@@ -103,7 +103,7 @@ void residual_layernorm_forward(floatS* sum,                // (N, C)
                                 const floatX* bias,         // (C)
                                 size_t N, int C, double eps, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * C * 3))
     for (size_t i = 0; i < N; i++) {
         floatS* row = sum + i * C;
         if (gamma) {
@@ -123,7 +123,7 @@ static inline void layernorm_blocks_backward(floatS* dx, floatX* dy, floatS* dga
                                              const floatS* mean, const floatS* rstd, size_t N, int C) {
     size_t blocks = row_blocks(N), stride = 3 * (size_t)C;
     floatS* partial = (floatS*)cpu_scratch(0, blocks * stride * sizeof(floatS));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * C * 4))
     for (size_t k = 0; k < blocks; k++) {
         floatS* p = partial + k * stride;
         memset(p, 0, stride * sizeof(floatS));

@@ -17,6 +17,8 @@
 #include "common/ops.h"
 // defines: reduce_groups, sum_in_order
 #include "dev/cpu/reduce.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 // defines: lpips_tap_forward, lpips_tap_backward
 #include "dev/cpu/lpips_tap.h"
 // defines: posterior_forward, posterior_backward
@@ -52,7 +54,7 @@ void l1_backward(floatX* dxhat,         // (B, HW, 3)
     (void)s;
     floatX l1_scale = (floatX)scale;
     floatX channel[3] = {(floatX)affine.scale[0], (floatX)affine.scale[1], (floatX)affine.scale[2]};
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * 3))
     for (size_t i = 0; i < (size_t)B * HW; i++) {
         for (size_t c = 0; c < 3; c++) {
             floatX difference = xhat[3 * i + c] - x[3 * i + c];
@@ -145,7 +147,7 @@ void semantic_l2_backward(floatX* dz,       // (groups, n)
                           double scale, int groups, size_t n, stream_t s) {
     (void)s;
     floatX twice_share = (floatX)(2 * scale / (double)n);
-    #pragma omp parallel for simd schedule(static)
+    #pragma omp parallel for simd schedule(static) if (worth_sharing((double)groups * n))
     for (size_t i = 0; i < (size_t)groups * n; i++) dz[i] = twice_share * (z[i] - z0[i]);
 }
 
@@ -183,7 +185,7 @@ void semantic_cosine_forward(floatS* loss,     // (groups)
     (void)s;
     size_t N = (size_t)groups * rows;
     double* distance = (double*)cpu_scratch(0, N * sizeof(double));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * C))
     for (size_t i = 0; i < N; i++) distance[i] = 1 - cosine_row(z + i * (size_t)C, z0 + i * (size_t)C, C).cosine;
     for (int k = 0; k < groups; k++) {
         loss[k] = (floatS)(sum_in_order(distance + (size_t)k * rows, rows) / (double)rows);
@@ -199,7 +201,7 @@ void semantic_cosine_backward(floatX* dz,       // (groups, rows, C)
                               double scale, int groups, size_t rows, int C, stream_t s) {
     (void)s;
     double share = scale / (double)rows;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)groups * rows * C * 2))
     for (size_t i = 0; i < (size_t)groups * rows; i++) {
         const floatX* a = z + i * (size_t)C;
         const floatX* b = z0 + i * (size_t)C;
@@ -221,7 +223,7 @@ void cross_entropy(floatS* loss,         // (B)
                    const int* labels,    // (B)
                    double scale, int B, int C, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * C * 10))
     for (int b = 0; b < B; b++) {
         const floatX* row = logits + (size_t)b * C;
         assert(labels[b] >= 0 && labels[b] < C);

@@ -15,8 +15,10 @@
 #pragma once
 // defines: the contract of each function below
 #include "common/ops.h"
-// defines: sum_in_order, cpu_scratch
+// defines: sum_in_order
 #include "dev/cpu/reduce.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 #define LPIPS_EPS 1e-10
 enum { LPIPS_BLOCK = 64 }; // positions that are summed together
@@ -49,7 +51,7 @@ void lpips_tap_forward(floatS* loss,         // (B) +=
     (void)s;
     size_t blocks = ((size_t)HW + LPIPS_BLOCK - 1) / LPIPS_BLOCK;
     double* partial = (double*)cpu_scratch(0, (size_t)B * blocks * sizeof(double));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * C * 2))
     for (size_t i = 0; i < (size_t)B * blocks; i++) {
         int begin = (int)(i % blocks) * LPIPS_BLOCK;
         int end = HW - begin < LPIPS_BLOCK ? HW : begin + LPIPS_BLOCK;
@@ -95,7 +97,7 @@ void lpips_tap_backward(floatX* df,           // (B, HW, C)
                         double scale, int B, int HW, int C, stream_t s) {
     (void)s;
     floatS factor = (floatS)(2 * scale / HW);
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * C * 3))
     for (size_t i = 0; i < (size_t)B * (size_t)HW; i++) {
         size_t at = i * (size_t)C;
         lpips_position_backward(df + at, f + at, g + at, weight, factor, C);

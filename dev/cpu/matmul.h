@@ -8,12 +8,8 @@
 //   dbias[o]  = sum_n dout[n,o]
 // so that the backward is two products of the forward's size.
 //
-// Each product is cut into pieces of its output. Every piece is one call of gemm(), and threads share the pieces. Where
-// the output is too small to occupy several threads but the sum is long (dW of a narrow layer), the sum is cut as well:
-// every stretch of rows adds up in a matrix of its own, and these are added in order. How things are cut depends on the
-// sizes alone, so the result does not depend on the number of threads.
-//
-// Look next at dev/cpu/layernorm.h.
+// First come these formulas as loops, the truth that tests hold the fast form against; then the fast form, which runs
+// through gemm() and is shared among threads. Look next at dev/cpu/gemm.h, or at dev/cpu/layernorm.h.
 #pragma once
 // defines: floatX, floatS, stream_t
 #include "common/device.h"
@@ -21,44 +17,79 @@
 #include "common/ops.h"
 // defines: gelu_values
 #include "dev/cpu/activation.h"
-// defines: gemm, cpu_scratch
+// defines: gemm, GEMM_ROWS, GEMM_PANEL
 #include "dev/cpu/gemm.h"
 // defines: add_column_sums
 #include "dev/cpu/rows.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
-// A grid of pieces over an (M, N) output; the pieces of the last row and column may be smaller, or empty.
-typedef struct {
-    size_t M;             // rows of the output
-    int N;                // columns of the output
-    size_t rows;          // rows of a piece
-    int cols;             // columns of a piece
-    size_t row_pieces;
-    int col_pieces;
-} matmul_grid_t;
-
-// Each gemm() call first rearranges its operands, which is paid once a piece: so pieces are large, about 256 x 512.
-// As long as there are fewer than MATMUL_PIECES of them, they are halved to give several threads work; but never below
-// 128 rows or columns, nor below MATMUL_GRAIN multiply-accumulates (about 80 microseconds).
-enum { MATMUL_PIECES = 8, MATMUL_GRAIN = 1 << 22 };
-
-// Whether `total` multiply-accumulates in `pieces` pieces should be cut once more.
-static inline int matmul_should_halve(size_t pieces, double total) {
-    return pieces < MATMUL_PIECES && total / (double)pieces >= 2 * (int)MATMUL_GRAIN;
+static inline void matmul_forward_naive(floatX* out,          // (N, OC)
+                                        const floatX* x,      // (N, C)
+                                        const floatX* weight, // (OC, C)
+                                        const floatX* bias,   // (OC) or NULL
+                                        size_t N, size_t C, size_t OC) {
+    for (size_t n = 0; n < N; n++) {
+        for (size_t o = 0; o < OC; o++) {
+            floatX sum = bias ? bias[o] : 0;
+            for (size_t c = 0; c < C; c++) sum += x[n * C + c] * weight[o * C + c];
+            out[n * OC + o] = sum;
+        }
+    }
 }
 
-static inline matmul_grid_t matmul_grid(size_t M, int N, size_t K) {
-    matmul_grid_t g;
-    g.M = M;
-    g.N = N;
-    g.row_pieces = (M + 128) / 256 > 1 ? (M + 128) / 256 : 1;
-    g.col_pieces = (N + 511) / 512;
-    while (matmul_should_halve(g.row_pieces * g.col_pieces, (double)M * N * K)) {
-        if (N / g.col_pieces >= 256) g.col_pieces *= 2;
-        else if (M / g.row_pieces >= 256) g.row_pieces *= 2;
-        else break;
+static inline void matmul_backward_naive(floatX* dx,           // (N, C)
+                                         floatS* dweight,      // (OC, C) +=
+                                         floatS* dbias,        // (OC) +=
+                                         const floatX* dout,   // (N, OC)
+                                         const floatX* x,      // (N, C)
+                                         const floatX* weight, // (OC, C)
+                                         size_t N, size_t C, size_t OC) {
+    memset(dx, 0, N * C * sizeof(floatX));
+    for (size_t n = 0; n < N; n++) {
+        for (size_t o = 0; o < OC; o++) {
+            floatX d = dout[n * OC + o];
+            for (size_t c = 0; c < C; c++) {
+                dx[n * C + c] += d * weight[o * C + c];
+                dweight[o * C + c] += d * x[n * C + c];
+            }
+            dbias[o] += d;
+        }
     }
-    g.rows = (M + g.row_pieces - 1) / g.row_pieces;
-    g.cols = (N + g.col_pieces - 1) / g.col_pieces;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The fast form
+
+// An (M, N) output is cut into a grid of pieces; those of the last row and column may be smaller, or empty. Each is one
+// call of gemm(), which first rearranges its operands: so pieces are large, and their sizes multiples of its blocks.
+// How things are cut depends on the number of threads, and the result does not (dev/cpu/gemm.h).
+typedef struct {
+    size_t M, rows, down;   // rows of the output, rows of a piece, pieces one below the other
+    int N, cols, across;    // the same for columns
+    int shared;             // worth sharing among threads
+} matmul_grid_t;
+
+enum {
+    MATMUL_ROWS = 512,      // most rows of a piece: what follows a product finds it in a cache
+    MATMUL_TURNS = 3,       // pieces a thread, so that one that is held up takes fewer
+    MATMUL_GRAIN = 1 << 21, // multiply-accumulates, about 40 microseconds: what makes a piece
+};
+
+static inline size_t matmul_pieces(size_t n, size_t size) { return (n + size - 1) / size; }
+static inline size_t matmul_least(size_t a, size_t b) { return a < b ? a : b; }
+
+static inline matmul_grid_t matmul_grid(size_t M, int N, size_t K) {
+    matmul_grid_t g = {M, M, 1, N, N, 1, worth_sharing((double)M * N * K / MACS_OF_WORK)};
+    if (M == 0 || N == 0) return g;
+    size_t wanted = g.shared ? (size_t)MATMUL_TURNS * omp_get_max_threads() : 1;
+    wanted = matmul_least(wanted, 1 + M * N * K / MATMUL_GRAIN);
+    g.down = matmul_pieces(M, MATMUL_ROWS);
+    g.across = (int)matmul_least(matmul_pieces(wanted, g.down), matmul_pieces(N, 2 * GEMM_PANEL));
+    size_t down = matmul_least(matmul_pieces(wanted, g.across), matmul_pieces(M, 4 * GEMM_ROWS));
+    if (down > g.down) g.down = down;
+    g.rows = matmul_pieces(matmul_pieces(M, g.down), GEMM_ROWS) * GEMM_ROWS;
+    g.cols = (int)matmul_pieces(matmul_pieces(N, g.across), GEMM_PANEL) * GEMM_PANEL;
     return g;
 }
 
@@ -70,20 +101,20 @@ typedef struct {
 
 static inline matmul_piece_t matmul_piece(matmul_grid_t g, size_t index) {
     matmul_piece_t p;
-    p.row = index / g.col_pieces * g.rows;
-    p.col = (int)(index % g.col_pieces) * g.cols;
-    p.rows = p.row >= g.M ? 0 : (int)(g.M - p.row < g.rows ? g.M - p.row : g.rows);
-    p.cols = p.col >= g.N ? 0 : (g.N - p.col < g.cols ? g.N - p.col : g.cols);
+    p.row = index / g.across * g.rows;
+    p.col = (int)(index % g.across) * g.cols;
+    p.rows = p.row >= g.M ? 0 : (int)matmul_least(g.M - p.row, g.rows);
+    p.cols = p.col >= g.N ? 0 : (int)matmul_least(g.N - p.col, g.cols);
     return p;
 }
 
 // out = x weight^T + bias and, where activated is given, activated = gelu(out): on each piece while it is in cache.
 // The bias is laid down first and gemm() adds to it.
-static inline void matmul_pieces(floatX* out, floatX* activated, const floatX* x, const floatX* weight,
-                                 const floatX* bias, size_t N, int C, int OC, activation_t act) {
+static inline void matmul_forward_pieces(floatX* out, floatX* activated, const floatX* x, const floatX* weight,
+                                         const floatX* bias, size_t N, int C, int OC, activation_t act) {
     matmul_grid_t grid = matmul_grid(N, OC, C);
-    #pragma omp parallel for schedule(dynamic)
-    for (size_t index = 0; index < grid.row_pieces * grid.col_pieces; index++) {
+    #pragma omp parallel for schedule(dynamic) if (grid.shared)
+    for (size_t index = 0; index < grid.down * grid.across; index++) {
         matmul_piece_t p = matmul_piece(grid, index);
         if (p.rows == 0 || p.cols == 0) continue;
         size_t corner = p.row * OC + p.col;
@@ -104,7 +135,7 @@ void matmul_forward(floatX* out,          // (N, OC)
                     const floatX* bias,   // (OC) or NULL
                     size_t N, int C, int OC, stream_t s) {
     (void)s;
-    matmul_pieces(out, NULL, x, weight, bias, N, C, OC, ACT_NONE);
+    matmul_forward_pieces(out, NULL, x, weight, bias, N, C, OC, ACT_NONE);
 }
 
 void matmul_gelu_forward(floatX* out,          // (N, OC)
@@ -114,15 +145,15 @@ void matmul_gelu_forward(floatX* out,          // (N, OC)
                          const floatX* bias,   // (OC) or NULL
                          size_t N, int C, int OC, activation_t act, stream_t s) {
     (void)s;
-    matmul_pieces(pre, out, x, weight, bias, N, C, OC, act);
+    matmul_forward_pieces(pre, out, x, weight, bias, N, C, OC, act);
 }
 
 // dx = dout weight
 static inline void matmul_backward_data(floatX* dx, const floatX* dout, const floatX* weight,
                                         size_t N, int C, int OC) {
     matmul_grid_t grid = matmul_grid(N, C, OC);
-    #pragma omp parallel for schedule(dynamic)
-    for (size_t index = 0; index < grid.row_pieces * grid.col_pieces; index++) {
+    #pragma omp parallel for schedule(dynamic) if (grid.shared)
+    for (size_t index = 0; index < grid.down * grid.across; index++) {
         matmul_piece_t p = matmul_piece(grid, index);
         if (p.rows == 0 || p.cols == 0) continue;
         gemm(PLAIN, PLAIN, p.rows, p.cols, OC, 1, dout + p.row * OC, OC, weight + p.col, C,
@@ -130,32 +161,38 @@ static inline void matmul_backward_data(floatX* dx, const floatX* dout, const fl
     }
 }
 
-// dweight += dout^T x. The N rows are cut into `slots` stretches: the first adds to dweight itself, each other one
-// fills a matrix in scratch.
+// dweight += dout^T x
 static inline void matmul_backward_weight(floatS* dweight, const floatX* dout, const floatX* x,
                                           size_t N, int C, int OC) {
     matmul_grid_t grid = matmul_grid(OC, C, N);
-    size_t pieces = grid.row_pieces * grid.col_pieces, weights = (size_t)OC * C;
-    size_t slots = 1;
-    while (matmul_should_halve(pieces * slots, (double)weights * N)) slots *= 2;
-    size_t stretch = (N + slots - 1) / slots;
-    floatS* sums = (floatS*)cpu_scratch(0, (slots - 1) * weights * sizeof(floatS));
-    #pragma omp parallel for schedule(dynamic)
-    for (size_t index = 0; index < pieces * slots; index++) {
-        size_t slot = index / pieces, first = slot * stretch < N ? slot * stretch : N;
-        size_t rows = N - first < stretch ? N - first : stretch;
-        matmul_piece_t p = matmul_piece(grid, index % pieces);
+    #pragma omp parallel for schedule(dynamic) if (grid.shared)
+    for (size_t index = 0; index < grid.down * grid.across; index++) {
+        matmul_piece_t p = matmul_piece(grid, index);
         if (p.rows == 0 || p.cols == 0) continue;
-        floatS* target = slot ? sums + (slot - 1) * weights : dweight;
-        gemm(TRANSPOSED, PLAIN, p.rows, p.cols, (int)rows, 1, dout + first * OC + p.row, OC, x + first * C + p.col, C,
-             slot ? 0 : 1, target + p.row * C + p.col, C);
+        gemm(TRANSPOSED, PLAIN, p.rows, p.cols, (int)N, 1, dout + p.row, OC, x + p.col, C,
+             1, dweight + p.row * C + p.col, C);
     }
-    if (slots == 1) return;
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < weights; i++) {
-        floatS sum = dweight[i];
-        for (size_t slot = 1; slot < slots; slot++) sum += sums[(slot - 1) * weights + i];
-        dweight[i] = sum;
+}
+
+// The same for a small dweight and many rows, where the output has no pieces to share: the rows are cut into stretches,
+// by the sizes alone, each adds up in a matrix of its own, and these are added in order.
+enum { MATMUL_STRETCH = 2048, MATMUL_STRETCHES = 16, MATMUL_SMALL = 1 << 13 };
+
+static inline size_t matmul_stretches(size_t N, int C, int OC) {
+    return (size_t)OC * C > MATMUL_SMALL ? 1 : matmul_least(1 + N / MATMUL_STRETCH, MATMUL_STRETCHES);
+}
+
+static inline void matmul_backward_small_weight(floatS* dweight, const floatX* dout, const floatX* x,
+                                                size_t N, int C, int OC) {
+    size_t stretches = matmul_stretches(N, C, OC), weights = (size_t)OC * C;
+    floatS* sums = (floatS*)cpu_scratch(0, stretches * weights * sizeof(floatS));
+    #pragma omp parallel for schedule(dynamic) if (worth_sharing((double)weights * N / MACS_OF_WORK))
+    for (size_t k = 0; k < stretches; k++) {
+        size_t first = N * k / stretches, rows = N * (k + 1) / stretches - first;
+        gemm(TRANSPOSED, PLAIN, OC, C, (int)rows, 1, dout + first * OC, OC, x + first * C, C, 0, sums + k * weights, C);
+    }
+    for (size_t k = 0; k < stretches; k++) {
+        for (size_t i = 0; i < weights; i++) dweight[i] += sums[k * weights + i];
     }
 }
 
@@ -168,6 +205,7 @@ void matmul_backward(floatX* dx,           // (N, C) or NULL
                      size_t N, int C, int OC, stream_t s) {
     (void)s;
     if (dx) matmul_backward_data(dx, dout, weight, N, C, OC);
-    if (dweight) matmul_backward_weight(dweight, dout, x, N, C, OC);
+    if (dweight && matmul_stretches(N, C, OC) > 1) matmul_backward_small_weight(dweight, dout, x, N, C, OC);
+    else if (dweight) matmul_backward_weight(dweight, dout, x, N, C, OC);
     if (dbias) add_column_sums(dbias, dout, N, OC);
 }

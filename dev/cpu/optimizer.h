@@ -11,6 +11,8 @@
 #include "common/ops.h"
 // defines: reduce_groups
 #include "dev/cpu/reduce.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 #define UPDATE_BLOCK ((size_t)2048) // values updated together; their arrays stay in the cache between two loops
 
@@ -59,7 +61,7 @@ void add_scaled_groups(floatX* out,         // (groups, n)
     (void)s;
     for (size_t k = 0; k < (size_t)groups; k++) {
         floatX w = omega[k];
-        #pragma omp parallel for simd schedule(static)
+        #pragma omp parallel for simd schedule(static) if (worth_sharing(n))
         for (size_t i = k * n; i < (k + 1) * n; i++) out[i] = a[i] + w * b[i];
     }
 }
@@ -72,7 +74,7 @@ void accumulate_scaled_groups(floatS* out,         // (n) +=
                               int groups, size_t n, stream_t s) {
     (void)s;
     assert(!b == !omega);
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)groups * n))
     for (size_t begin = 0; begin < n; begin += UPDATE_BLOCK) {
         size_t end = n - begin < UPDATE_BLOCK ? n : begin + UPDATE_BLOCK;
         for (size_t k = 0; k < (size_t)groups; k++) {
@@ -147,7 +149,7 @@ void adam_update(floatX* weight,               // (n) what the operations read; 
                  size_t n, adam_t adam, stream_t s) {
     (void)s;
     adam_step_t a = adam_step(adam);
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)n * 2))
     for (size_t i = 0; i < n; i += UPDATE_BLOCK) {
         size_t count = n - i < UPDATE_BLOCK ? n - i : UPDATE_BLOCK;
         adam_block(weight + i, master + i, m + i, v + i, grad + i, count, a);
@@ -161,7 +163,7 @@ void exchange_weights(floatX* weight, // (n) written from the new master; may be
                       floatS* other,  // (n) in place
                       size_t n, stream_t s) {
     (void)s;
-    #pragma omp parallel for simd schedule(static)
+    #pragma omp parallel for simd schedule(static) if (worth_sharing(n))
     for (size_t i = 0; i < n; i++) {
         floatS value = master[i];
         master[i] = other[i];

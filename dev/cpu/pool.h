@@ -22,6 +22,8 @@
 #include "common/ops.h"
 // defines: maxpool_larger
 #include "dev/cpu/resample.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 // The cells of an axis that the window of output i covers: [begin, end).
 typedef struct { int begin, end; } pool_span_t;
@@ -36,7 +38,7 @@ void maxpool3_forward(floatX* out,     // (B, OH, OW, row), C of them
                       int B, int H, int W, int C, int stride, int pad, int row, stream_t s) {
     (void)s;
     int OH = (H + 2 * pad - 3) / stride + 1, OW = (W + 2 * pad - 3) / stride + 1;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * OH * OW * C * 3))
     for (size_t line = 0; line < (size_t)B * OH; line++) {
         const floatX* image = x + line / OH * H * W * C;
         pool_span_t rows = pool_span((int)(line % OH), stride, pad, H);
@@ -58,7 +60,7 @@ void avgpool3_forward(floatX* out,     // (B, H, W, C)
                       const floatX* x, // (B, H, W, C)
                       int B, int H, int W, int C, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C * 3))
     for (size_t line = 0; line < (size_t)B * H; line++) {
         const floatX* image = x + line / H * H * W * C;
         pool_span_t rows = pool_span((int)(line % H), 1, 1, H);
@@ -85,7 +87,7 @@ void mean_positions_forward(floatS* out,     // (B, C)
     (void)s;
     enum { RUN = 64 };
     size_t runs = (size_t)(C + RUN - 1) / RUN;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * C))
     for (size_t task = 0; task < B * runs; task++) {
         size_t image = task / runs, begin = task % runs * RUN;
         int n = C - (int)begin < RUN ? C - (int)begin : RUN;
@@ -114,7 +116,7 @@ void features_matmul_forward(floatS* out,          // (N, OC)
                              size_t N, int C, int OC, stream_t s) {
     (void)s;
     enum { SUMS = 8 };
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * OC * C))
     for (size_t i = 0; i < N * OC; i++) {
         const floatS* row = x + i / OC * C;
         const floatX* w = weight + i % OC * C;
@@ -157,7 +159,7 @@ void bytes_resize_forward(floatX* out,          // (B, OH, OW, 3)
                           inception_input_t input, int B, int H, int W, int OH, int OW, stream_t s) {
     (void)s;
     const floatX unit = input == INCEPTION_PT ? 255 : 1, centre = input == INCEPTION_PT ? (floatX)0.5 : 128;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * OH * OW * 20))
     for (size_t line = 0; line < (size_t)B * OH; line++) {
         const uint8_t* image = bytes + line / OH * H * W * 3;
         bytes_tap_t y = bytes_tap((int)(line % OH), H, OH, input);

@@ -11,8 +11,10 @@
 #pragma once
 // defines: the contract of each function below
 #include "common/ops.h"
-// defines: sum_in_order, cpu_scratch
+// defines: sum_in_order
 #include "dev/cpu/reduce.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 #define LOGVAR_MIN (-30.0)
 #define LOGVAR_MAX 20.0
@@ -29,7 +31,7 @@ void posterior_forward(floatX* z,             // (B, T, C)
     (void)s;
     size_t N = (size_t)B * (size_t)T;
     double* kl_token = (double*)cpu_scratch(0, N * sizeof(double));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * C * 20))
     for (size_t i = 0; i < N; i++) {
         const floatX* mean = moments + i * 2 * (size_t)C;
         double sum = 0;
@@ -52,7 +54,7 @@ void posterior_backward(floatX* dmoments,      // (B, T, 2C)
                         const floatX* noise,   // (B, T, C), or NULL for z = mu
                         double kl_scale, int B, int T, int C, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C * 20))
     for (size_t i = 0; i < (size_t)B * (size_t)T; i++) {
         const floatX* mean = moments + i * 2 * (size_t)C;
         floatX* dmean = dmoments + i * 2 * (size_t)C;

@@ -8,13 +8,15 @@
 #include "common/ops.h"
 // defines: philox, normal4_from_bits
 #include "common/program/rng.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 // One call of the generator makes four neighbouring numbers. Rows need not begin at a multiple of four.
 void normal_rows(floatS* out, // (B, n)
                  int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s) {
     (void)s;
     uint64_t begin = first_row * n, end = begin + (uint64_t)B * n;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * n * 20))
     for (uint64_t four = begin / 4; four < (end + 3) / 4; four++) {
         normal4_t value = normal4_from_bits(philox(seed, stream_id, step, four));
         for (uint64_t word = 0; word < 4; word++) {

@@ -8,8 +8,8 @@
 #pragma once
 // defines: floatX, floatS, stream_t
 #include "common/device.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 #define REDUCE_BLOCK ((size_t)8192) // values
 
@@ -31,7 +31,7 @@ static inline void reduce_groups(floatS* out,     // (groups)
                                  block_sum_t block_sum, double scale, size_t groups, size_t n) {
     size_t blocks = (n + REDUCE_BLOCK - 1) / REDUCE_BLOCK;
     double* partial = (double*)cpu_scratch(0, groups * blocks * sizeof(double));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)groups * n))
     for (size_t i = 0; i < groups * blocks; i++) {
         size_t begin = i % blocks * REDUCE_BLOCK;
         size_t count = n - begin < REDUCE_BLOCK ? n - begin : REDUCE_BLOCK;

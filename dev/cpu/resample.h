@@ -8,6 +8,8 @@
 #pragma once
 // defines: floatX, stream_t
 #include "common/device.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 // The maximum of a window. A NaN in the first place or met on the way stays: a broken map must not look sound.
 static inline floatX maxpool_larger(floatX best, floatX value) { return value > best || value != value ? value : best; }
@@ -17,7 +19,7 @@ void maxpool_forward(floatX* out,     // (B, H/2, W/2, C)
                      int B, int H, int W, int C, stream_t s) {
     (void)s;
     int OH = H / 2, OW = W / 2;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C))
     for (size_t row = 0; row < (size_t)B * OH; row++) {
         const floatX* upper = x + (row / OH * H + row % OH * 2) * W * C;
         const floatX* lower = upper + (size_t)W * C;
@@ -33,7 +35,28 @@ void maxpool_forward(floatX* out,     // (B, H/2, W/2, C)
 
 // out is x at the place of the maximum, so dL/dx is dout there and 0 elsewhere. Where several places hold the maximum,
 // the first in reading order gets it all, as in PyTorch. The place is found again from x, which costs less than storing
-// it. One window of all channels; `below` is the distance of its second row. `tap`, constant at the call: add is read.
+// it. Behind the maximum is the ReLU that made x, and `add` is a gradient that reaches x by another way. The truth,
+// which tests hold the fast form against:
+static inline void maxpool_relu_backward_naive(floatX* dx,         // (B, H, W, C)
+                                               const floatX* dout, // (B, H/2, W/2, C)
+                                               const floatX* add,  // (B, H, W, C) or NULL
+                                               const floatX* x,    // (B, H, W, C)
+                                               size_t B, size_t H, size_t W, size_t C) {
+    for (size_t at = 0; at < B * H * W * C; at++) dx[at] = add ? add[at] : 0;
+    for (size_t at = 0; at < B * (H / 2) * (W / 2) * C; at++) {
+        size_t c = at % C, j = at / C % (W / 2), i = at / C / (W / 2) % (H / 2), b = at / C / (W / 2) / (H / 2);
+        size_t best = 0;
+        for (size_t k = 0; k < 4; k++) {
+            size_t place = ((b * H + 2 * i + k / 2) * W + 2 * j + k % 2) * C + c;
+            if (k == 0 || x[place] > x[best]) best = place;
+        }
+        dx[best] += dout[at];
+    }
+    for (size_t at = 0; at < B * H * W * C; at++) dx[at] = x[at] > 0 ? dx[at] : 0;
+}
+
+// The fast form, without a branch, so that it becomes vector code. One window of all channels; `below` is the distance
+// of its second row. `tap`, constant at the call: add is read.
 __attribute__((always_inline)) static inline void maxpool_relu_backward_window(floatX* to, const floatX* dout,
                                                                                const floatX* add, const floatX* x,
                                                                                size_t below, int C, const int tap) {
@@ -79,7 +102,7 @@ void maxpool_relu_backward(floatX* dx,         // (B, H, W, C)
     (void)s;
     int OH = H / 2, OW = W / 2, bands = (H + 1) / 2; // an odd last row is a band of its own
     size_t line = (size_t)W * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C))
     for (size_t index = 0; index < (size_t)B * bands; index++) {
         size_t image = index / bands, band = index % bands, at = (image * H + band * 2) * line;
         const floatX* tap = add ? add + at : NULL;
@@ -100,7 +123,7 @@ void upsample_forward(floatX* out,     // (B, 2H, 2W, C)
                       int B, int H, int W, int C, stream_t s) {
     (void)s;
     size_t line = (size_t)2 * W * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C * 4))
     for (size_t row = 0; row < (size_t)B * H; row++) {
         floatX* y = out + row * 2 * line;
         for (int j = 0; j < W; j++) {
@@ -118,7 +141,7 @@ void upsample_backward(floatX* dx,         // (B, H, W, C)
                        int B, int H, int W, int C, stream_t s) {
     (void)s;
     size_t line = (size_t)2 * W * C;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * H * W * C * 4))
     for (size_t row = 0; row < (size_t)B * H; row++) {
         for (int j = 0; j < W; j++) {
             const floatX* upper = dout + row * 2 * line + (size_t)2 * j * C;

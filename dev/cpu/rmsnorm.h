@@ -16,8 +16,8 @@
 #pragma once
 // defines: floatX, floatS, stream_t, xsqrt
 #include "common/device.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 static inline void rmsnorm_modulate_row(floatX* out, floatS* rstd, const floatS* x, const floatX* weight,
                                         const floatX* shift, const floatX* scale, int C, double eps) {
@@ -41,7 +41,7 @@ void gated_rmsnorm_modulate_forward(floatS* sum,          // (B, T, C)
                                     const floatX* scale,  // (B, C)
                                     size_t stride, int B, int T, int C, double eps, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C * 2))
     for (size_t row = 0; row < (size_t)B * T; row++) {
         size_t at = row * C, image = row / T * stride;
         #pragma omp simd
@@ -59,7 +59,7 @@ void rmsnorm_modulate_forward(floatX* out,          // (B, T, C)
                               const floatX* scale,  // (B, C)
                               size_t stride, int B, int T, int C, double eps, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t row = 0; row < (size_t)B * T; row++) {
         size_t image = row / T * stride;
         rmsnorm_modulate_row(out + row * C, rstd + row, x + row * C, weight, shift ? shift + image : NULL,
@@ -122,7 +122,7 @@ void gated_rmsnorm_modulate_backward(floatS* dsum,         // (B, T, C) +=
     size_t bytes = 4 * (size_t)B * C * sizeof(floatS);
     floatS* sums = (floatS*)cpu_scratch(0, bytes); // (B, 4, C): of weight, shift, scale, gate
     memset(sums, 0, bytes);
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C * 3))
     for (int b = 0; b < B; b++) {
         size_t at = (size_t)b * T * C, image = b * stride;
         floatS* own = sums + (size_t)b * 4 * C;

@@ -19,8 +19,8 @@
 #pragma once
 // defines: floatX, floatS, stream_t, xsqrt
 #include "common/device.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 // defines: ROW_BLOCK, row_blocks, row_block_end, add_row_blocks
 #include "dev/cpu/rows.h"
 
@@ -68,7 +68,7 @@ void qknorm_rope_forward(floatX* qkv,            // (B, T, 3, NH, HS) in place
                          int B, int T, int NH, int HS, double eps, stream_t s) {
     (void)s;
     size_t kept = 2 * (size_t)NH * HS; // queries and keys of a token: they lie in front of the values
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * NH * HS * 2))
     for (size_t row = 0; row < (size_t)B * T; row++) {
         floatX* token = qkv + row * 3 * NH * HS;
         if (raw) memcpy(raw + row * kept, token, kept * sizeof(floatX));
@@ -96,7 +96,7 @@ void qknorm_rope_backward(floatX* dqkv,           // (B, T, 3, NH, HS) in place
     (void)s;
     size_t rows = (size_t)B * T, blocks = row_blocks(rows), stride = 2 * (size_t)HS;
     floatS* partial = (floatS*)cpu_scratch(0, blocks * stride * sizeof(floatS));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)rows * NH * HS * 3))
     for (size_t k = 0; k < blocks; k++) {
         floatS* p = partial + k * stride;
         memset(p, 0, stride * sizeof(floatS));

@@ -8,8 +8,8 @@
 #pragma once
 // defines: floatX, floatS
 #include "common/device.h"
-// defines: cpu_scratch
-#include "dev/cpu/gemm.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 enum { ROW_BLOCK = 32 };
 
@@ -24,7 +24,7 @@ static inline void add_row_blocks(floatS* sum,           // (C) +=
                                   const floatS* partial, // (blocks, stride), of which C columns are read
                                   size_t blocks, size_t stride, int C) {
     enum { COLUMNS = 64 };
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)blocks * C))
     for (int c0 = 0; c0 < C; c0 += COLUMNS) {
         int n = C - c0 < COLUMNS ? C - c0 : (int)COLUMNS;
         double total[COLUMNS] = {0};
@@ -41,7 +41,7 @@ static inline void add_column_sums(floatS* sum,     // (C) +=
                                    size_t N, int C) {
     size_t blocks = row_blocks(N);
     floatS* partial = (floatS*)cpu_scratch(0, blocks * C * sizeof(floatS));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * C))
     for (size_t k = 0; k < blocks; k++) {
         floatS* p = partial + k * C;
         memset(p, 0, C * sizeof(floatS));

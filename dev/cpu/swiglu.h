@@ -16,6 +16,8 @@
 #include "dev/cpu/fastmath.h"
 // defines: add_column_sums
 #include "dev/cpu/rows.h"
+// defines: worth_sharing
+#include "dev/cpu/threads.h"
 
 static inline floatX silu(floatX a) { return a * fast_sigmoid(a); }
 static inline floatX silu_slope(floatX a) {
@@ -29,7 +31,7 @@ static inline size_t silu_piece_end(size_t first, size_t n) { return n - first <
 
 void silu_forward(floatX* out, const floatX* x, size_t n, stream_t s) { // (n)
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(n * WORK_OF_EXP))
     for (size_t first = 0; first < n; first += SILU_PIECE) {
         size_t end = silu_piece_end(first, n);
         #pragma omp simd
@@ -39,7 +41,7 @@ void silu_forward(floatX* out, const floatX* x, size_t n, stream_t s) { // (n)
 
 void silu_backward(floatX* dx, const floatX* dout, const floatX* x, size_t n, stream_t s) { // (n) dx may be dout
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing(n * WORK_OF_EXP))
     for (size_t first = 0; first < n; first += SILU_PIECE) {
         size_t end = silu_piece_end(first, n);
         #pragma omp simd
@@ -51,7 +53,7 @@ void swiglu_forward(floatX* out,     // (N, F)
                     const floatX* x, // (N, 2F)
                     size_t N, int F, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * F * WORK_OF_EXP))
     for (size_t row = 0; row < N; row++) {
         const floatX *a = x + row * 2 * F, *b = a + F;
         floatX* o = out + row * F;
@@ -66,12 +68,12 @@ void swiglu_backward(floatX* dx,         // (N, 2F)
                      const floatX* x,    // (N, 2F)
                      size_t N, int F, stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * F * WORK_OF_EXP * 2))
     for (size_t row = 0; row < N; row++) {
         const floatX *a = x + row * 2 * F, *b = a + F, *d = dout + row * F;
         floatX *da = dx + row * 2 * F, *db = da + F;
         #pragma omp simd
-        for (int f = 0; f < F; f++) { // both before a store: behind it a and d would be loaded, and silu computed, again
+        for (int f = 0; f < F; f++) { // both before a store: behind it a, d would be loaded and silu computed again
             floatX to_a = d[f] * b[f] * silu_slope(a[f]), to_b = d[f] * silu(a[f]);
             da[f] = to_a;
             db[f] = to_b;

@@ -13,8 +13,12 @@
 #pragma once
 // defines: the contract of each function below
 #include "common/ops.h"
-// defines: sum_in_order, cpu_scratch, gemm
+// defines: gemm
+#include "dev/cpu/gemm.h"
+// defines: sum_in_order
 #include "dev/cpu/reduce.h"
+// defines: cpu_scratch, worth_sharing
+#include "dev/cpu/threads.h"
 
 #define VF_NORM_FLOOR 1e-12
 
@@ -81,7 +85,7 @@ void vf_forward(floatS* loss,          // (B / chunk)
                 double margin_distance, double margin_cosine, int B, int N, int C, int chunk, stream_t s) {
     (void)s;
     double* of_image = (double*)cpu_scratch(0, (size_t)B * sizeof(double));
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * N * N * C / (MACS_OF_WORK / 2)))
     for (int b = 0; b < B; b++) {
         size_t at = (size_t)b * N * C;
         of_image[b] = vf_image_loss(vf_compare(z + at, teacher + at, N, C), margin_distance, margin_cosine, N, C);
@@ -126,7 +130,7 @@ void vf_backward(floatX* dz,            // (B, N, C)
                  double margin_distance, double margin_cosine, double scale, int B, int N, int C, int chunk,
                  stream_t s) {
     (void)s;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * N * N * C / (MACS_OF_WORK / 3)))
     for (int b = 0; b < B; b++) {
         size_t at = (size_t)b * N * C;
         vf_image_t image = vf_compare(z + at, teacher + at, N, C);
