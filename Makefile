@@ -220,11 +220,11 @@ build/gpu/test_%: tests/test_%.c $(HEADERS) | build/gpu
 
 build/gpu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) $< -Xlinker build/reference.o -o $@ $(NVCC_LIBS)
+	$(Q)$(NVCC) $(NVCC_FLAGS) $< build/reference.o -o $@ $(NVCC_LIBS)
 
 build/gpu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< -Xlinker build/reference.o -o $@ $(NVCC_LIBS)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/reference.o -o $@ $(NVCC_LIBS)
 
 $(BUILD) build/double build/emu build/emu_fp32 build/gpu build/gpu_fp32:
 	@mkdir -p $@

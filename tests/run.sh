@@ -20,6 +20,7 @@ list() {
         esac
     done
     if [ "$(basename "$build")" = cpu ]; then
+        echo "kernels_full_size_99k env EMU_CAPABILITY=8.6 build/emu/kernels_full_size_bf16" # RTX 30: 99 KiB a block
         for test in build/emu/kernels_*_bf16 build/emu/kernels_*_fp32 build/emu/emulator_test build/emu/test_distribution; do
             echo "$(basename "$test" | sed s/^test_distribution/emulated_distribution/) $test"
         done
