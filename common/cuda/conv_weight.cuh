@@ -36,8 +36,8 @@
 // defines: matmul_backward, add_column_sums
 #include "common/cuda/matmul.cuh"
 
-// Where sums go: split k of a gradient to partial + k * stride, in the layout of dweight and then `parts` of dbias. With
-// one split there is no partial, and they are added to the gradients at once.
+// Where sums go: split k of a gradient to partial + k * stride, in the layout of dweight and then `parts` times that of
+// dbias, which add up. With one split there is no partial, and they are added to the gradients at once.
 typedef struct {
     float* partial;
     float *dweight, *dbias; // (weights), (OC) or NULL
