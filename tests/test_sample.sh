@@ -56,7 +56,7 @@ fi
 "$build/sample" -class balanced -n 20 -steps 5 -batch 7 -npz "$work/seven.npz" >/dev/null 2>&1
 OMP_NUM_THREADS=1 "$build/sample" -class balanced -n 20 -steps 5 -npz "$work/all.npz" >/dev/null 2>&1
 if [ -s "$work/one.npz" ] && cmp -s "$work/one.npz" "$work/seven.npz" && cmp -s "$work/one.npz" "$work/all.npz"; then
-    ok "in float, too, an image has the same bytes alone, in batches of 7 and of 16, with one thread and with several"
+    ok "in float, too, an image has the same bytes alone, in batches of 7 and of 20, with one thread and with several"
 else
     fail "an image has the same bytes in any batch" "$(cmp "$work/one.npz" "$work/seven.npz" 2>&1; cmp "$work/one.npz" "$work/all.npz" 2>&1)"
 fi
