@@ -355,6 +355,105 @@ void test_hugging_face(void) {
     params_free(&m.params);
 }
 
+// Replaces `from` by `to` in the names that hold it.
+void file_rename_all(file_t* f, const char* from, const char* to) {
+    for (int i = 0; i < f->n; i++) {
+        char name[128], *at = strstr(f->items[i].name, from);
+        if (!at) continue;
+        snprintf(name, sizeof name, "%.*s%s%s", (int)(at - f->items[i].name), f->items[i].name, to, at + strlen(from));
+        snprintf(f->items[i].name, sizeof name, "%s", name);
+    }
+}
+
+// Names since transformers 5, and DINOv2's own training: blocks in chunks, teacher beside student.
+void test_newer_names(void) {
+    static const char* const attention[4][2] = {{"attention.attention.query", "attention.q_proj"},
+                                                {"attention.attention.key", "attention.k_proj"},
+                                                {"attention.attention.value", "attention.v_proj"},
+                                                {"attention.output.dense", "attention.o_proj"}};
+    model_t m, student;
+    model_make(&m, tiny("tiny"), "");
+    put_hf_dinov2(&file, &m, "dinov2.");
+    for (int k = 0; k < 4; k++) file_rename_all(&file, attention[k][0], attention[k][1]);
+    check_loads(&m, ST_F32);
+    put_timm(&file, &m, "teacher.backbone.");
+    file_rename_all(&file, "blocks.0.", "blocks.0.0.");
+    file_rename_all(&file, "blocks.1.", "blocks.1.1.");
+    file_add(&file, "teacher.dino_head.mlp.0.weight", 2, 3, 24, 0, 0);
+    check_loads(&m, ST_F32);
+    model_make(&student, tiny("tiny"), "");
+    static const char* const places[4][2] = {{"student.backbone.", "teacher.backbone."},
+                                             {"state_dict.", "state_dict_ema."},
+                                             {"model.", "model_ema."},
+                                             {"ema.", "student."}};
+    for (int k = 0; k < 4; k++) {
+        put_timm(&file, k == 3 ? &m : &student, places[k][0]);
+        put_timm(&file, k == 3 ? &student : &m, places[k][1]);
+        check_loads(&m, ST_F32);
+    }
+    put_timm(&file, &m, "module._orig_mod.");
+    check_loads(&m, ST_F32);
+    params_free(&student.params);
+    params_free(&m.params);
+    model_make(&m, tiny_mae(), "");
+    put_hf_mae(&file, &m, "vit.");
+    for (int k = 0; k < 4; k++) file_rename_all(&file, attention[k][0], attention[k][1]);
+    file_rename_all(&file, "encoder.layer.", "layers.");
+    file_rename_all(&file, "intermediate.dense", "mlp.fc1");
+    file_rename_all(&file, "output.dense", "mlp.fc2");
+    check_loads(&m, ST_F32);
+    params_free(&m.params);
+    model_make(&m, tiny("tiny-siglip"), "");
+    put_hf_siglip(&file, &m); // and the vision tower alone
+    for (int i = file.n; i--;) {
+        if (strncmp(file.items[i].name, "vision_model.", 13)) file_remove(&file, file.items[i].name);
+    }
+    file_rename_all(&file, "vision_model.", "");
+    check_loads(&m, ST_F32);
+    params_free(&m.params);
+}
+
+// A table of positions of another grid gives its positions again where the tokens have that grid.
+void test_position_grid(const char* id, int grid) {
+    enum { D = 24 };
+    char path[TEMPORARY_PATH];
+    model_t m, loaded;
+    model_make(&m, tiny(id), "");
+    int row = m.vit.config.cls, own = m.vit.config.pos_class, n = grid * grid;
+    put_timm(&file, &m, "");
+    file_remove(&file, "pos_embed");
+    entry_t* table = file_add(&file, "pos_embed", 3, 1, (size_t)(n + row), D, 0);
+    file_write(&file, "grid.safetensors", ST_F32);
+    model_make(&loaded, m.vit.config, "");
+    weights_load_vit(&loaded.params, &loaded.vit.config, "", temporary_path(path, "grid.safetensors"));
+    floatX* out = (floatX*)malloc_check((size_t)(n + 1) * D * sizeof(floatX), "positions");
+    const floatX* pos = loaded.params.values + param_find(&loaded.params.table, "pos_embed")->offset;
+    position_resample_forward(out, pos, own, m.vit.config.pos_grid, grid, grid, D, 0);
+    const floatS* want = table->values + (row - own) * D;
+    if (grid < m.vit.config.pos_grid) check_error(id, relative_error(out, want, (size_t)(n + own) * D), 2e-6);
+    else check(relative_error(out, want, (size_t)(n + own) * D) < 0.9, "a larger table is only approached");
+    for (int d = 0; d < D && row && !own; d++) { // the position of the class token is part of it
+        const floatX* cls = loaded.params.values + param_find(&loaded.params.table, "cls_token")->offset;
+        check_error("cls", fabs(cls[d] - file_find(&file, "cls_token")->values[d] - table->values[d]), 1e-6);
+    }
+    free(out);
+    params_free(&loaded.params);
+    params_free(&m.params);
+    file_free(&file);
+}
+
+// DINOv2's table, 37 x 37, from one of 16 x 16.
+void test_position_table(void) {
+    enum { G = 37, SMALL = 16, D = 3 };
+    static floatS table[SMALL * SMALL * D], large[G * G * D];
+    static floatX pos[G * G * D], out[SMALL * SMALL * D];
+    for (int i = 0; i < SMALL * SMALL * D; i++) table[i] = (floatS)coarse();
+    position_table_resample(large, table, SMALL, G, D);
+    for (int i = 0; i < G * G * D; i++) pos[i] = (floatX)large[i];
+    position_resample_forward(out, pos, 0, G, SMALL, SMALL, D, 0);
+    check_error("16 x 16", relative_error(out, table, SMALL * SMALL * D), 2e-6);
+}
+
 void test_types(void) {
     static const st_dtype_t types[4] = {ST_F64, ST_F32, ST_F16, ST_BF16};
     model_t m;
@@ -600,6 +699,15 @@ int main(int argc, char** argv) {
     if (test_case("registers: timm, facebook and Hugging Face")) { test_registers(); test_end_case(); }
     if (test_case("facebook DINOv2 and MAE")) { test_facebook(); test_end_case(); }
     if (test_case("Hugging Face DINOv2, ViT-MAE and SigLIP")) { test_hugging_face(); test_end_case(); }
+    if (test_case("names since transformers 5, chunks, averages, module.")) { test_newer_names(); test_end_case(); }
+    if (test_case("a position table of another grid")) {
+        test_position_grid("tiny", 2);
+        test_position_grid("tiny", 5);
+        test_position_grid("tiny-reg", 2);
+        test_position_grid("tiny-siglip", 2);
+        test_position_table();
+        test_end_case();
+    }
     if (test_case("F64, F32, F16 and BF16")) { test_types(); test_end_case(); }
     if (test_case("a plain table, saved and loaded under other names")) { test_save(); test_end_case(); }
     if (test_case("a 1x1 convolution that comes as a matrix")) { test_squeezed(); test_end_case(); }

@@ -39,7 +39,7 @@ static inline uint64_t file_number(const unsigned char* at, int bytes) {
 // ("a .safetensors file").
 static inline void* file_map(const char* path, const char* wanted, size_t* size, char* error, size_t error_size) {
     struct stat info;
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a named pipe is not waited for
     if (file < 0 || fstat(file, &info)) {
         file_fail(error, error_size, "the file cannot be opened: %s; check the path and permissions", strerror(errno));
         if (file >= 0) close(file);

@@ -254,7 +254,7 @@ static inline int inspect_file(const char* path) {
         npz_close(&r);
     } else {
         safetensors_t f;
-        tensor_file_open_or_die(&f, path);
+        if (!tensor_file_open(&f, path, error, sizeof error)) fatal("%s: %s", path, error); // names as they are
         printf("%s: %s\n", path, kind);
         inspect_tensors(&f);
         safetensors_close(&f);

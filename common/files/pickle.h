@@ -8,14 +8,14 @@
 //     BINPERSID         pops a tuple that describes a storage: where the bytes of tensors are
 //
 // In Python the call is a call, and a hostile file calls os.system. Here it builds a value: a dictionary, a list, a
-// tensor's description. The line between what is taken and what is refused is drawn at names, as soon as one appears:
+// tensor's description. What is done with a name is decided as soon as it appears:
 //
 //   - the names in pickle_names below have a meaning here (dictionaries, tensors, storages, numpy's numbers, ...);
-//   - a class that is not listed becomes an opaque object, because training checkpoints hold such (a scheduler, a
-//     callback's state). A class is a name with a capital: omegaconf.DictConfig. It is a name and nothing more: no
-//     tensor or number is taken from inside. Python's own modules that reach outside (subprocess.Popen) are excepted;
-//   - everything else is a function (posix.system, builtins.eval, torch.load): no weight file needs one. Refused, and
-//     the message names it.
+//   - the names that reach out of the program or run code (posix.system, builtins.eval, subprocess.Popen, torch.load):
+//     no weight file needs one. Refused, and the message names it: whoever got such a file should know;
+//   - every other class or function becomes an opaque object, because training checkpoints hold such (a scheduler, a
+//     functools.partial, a callback's state). It is a name and nothing more: no tensor or number is taken from inside.
+//     So does a call of the first kind with arguments that have no meaning here (a quantised tensor).
 //
 // Values are 16 bytes in one array and refer to each other by number, so what a text of N bytes can build is O(N)
 // memory; every length is checked against the text. Protocols 2 to 5; of 0 and 1 what lives on in 2.
@@ -88,7 +88,7 @@ typedef struct {
     size_t copied;   // values that calls have copied
     char** decoded;  // texts that do not stand in the file as they are
     int n_decoded;
-    char opaque[96]; // the first class that became opaque, for messages
+    char opaque[168]; // the first name that became opaque, for messages
     char* error;
     size_t error_size;
     int failed;
@@ -214,16 +214,23 @@ static const pickle_name_t pickle_names[] = {
 };
 enum { PICKLE_NAMES = sizeof pickle_names / sizeof pickle_names[0] };
 
-// Python's own modules that reach outside of the program or run code: not even their classes.
+// Python's own modules that reach outside of the program or run code, and such names in others.
 static const char* const pickle_refused_modules[] = {
-    "os", "posix", "nt", "subprocess", "sys", "builtins", "__builtin__", "shutil", "socket", "importlib", "runpy",
-    "pickle", "_pickle", "cPickle", "ctypes", "_ctypes", "code", "codeop", "pty", "platform", "webbrowser", "marshal",
-    "multiprocessing", "threading", "_thread", "asyncio", "concurrent", "http", "urllib", "urllib2", "requests",
-    "ftplib", "smtplib", "telnetlib", "socketserver", "xmlrpc", "io", "_io", "tempfile", "operator", "_operator",
-    "functools", "inspect", "imp", "zipimport", "pkgutil", "pip", "setuptools", "distutils", "commands", "popen2",
-    "pdb", "bdb", "cProfile", "profile", "timeit", "trace", "signal", "gc", "mmap", "site", "sqlite3", "zipfile",
-    "tarfile", "shelve", "dbm", "logging", "unittest", "doctest", "venv", "ensurepip", "cffi", "joblib", "dill",
-    "cloudpickle", NULL};
+    "os", "posix", "nt", "subprocess", "shutil", "socket", "importlib", "runpy", "ctypes", "_ctypes", "code", "codeop",
+    "pty", "webbrowser", "http", "urllib", "urllib2", "requests", "ftplib", "smtplib", "telnetlib", "socketserver",
+    "xmlrpc", "imp", "zipimport", "pip", "setuptools", "distutils", "commands", "popen2", "pdb", "bdb", "timeit", NULL};
+
+typedef struct { const char *package, *name; } pickle_refused_t;
+static const pickle_refused_t pickle_refused[] = {
+    {"builtins", "eval"}, {"builtins", "exec"}, {"builtins", "compile"}, {"builtins", "open"},
+    {"builtins", "__import__"}, {"builtins", "input"}, {"builtins", "breakpoint"}, {"__builtin__", "eval"},
+    {"__builtin__", "exec"}, {"__builtin__", "execfile"}, {"__builtin__", "compile"}, {"__builtin__", "open"},
+    {"__builtin__", "file"}, {"__builtin__", "__import__"}, {"__builtin__", "input"}, {"__builtin__", "raw_input"},
+    {"sys", "exit"}, {"torch", "load"}, {"torch.hub", "load"}, {"torch.hub", "load_state_dict_from_url"},
+    {"torch.serialization", "load"}, {"numpy", "load"}, {"io", "open"}, {"_io", "open"}, {"pickle", "load"},
+    {"pickle", "loads"}, {"_pickle", "loads"}, {"cPickle", "loads"}, {"marshal", "loads"}, {"dill", "loads"},
+    {"cloudpickle", "loads"}, {"joblib", "load"}, {"pandas", "read_pickle"}};
+enum { PICKLE_REFUSED = sizeof pickle_refused / sizeof pickle_refused[0] };
 
 __attribute__((format(printf, 2, 3))) static inline void pickle_fail(pickle_t* p, const char* format, ...) {
     char reason[512];
@@ -240,15 +247,7 @@ static inline int pickle_is(const char* text, int length, const char* wanted) {
     return (size_t)length == strlen(wanted) && !memcmp(text, wanted, (size_t)length);
 }
 
-// Is the last part of a dotted name a class, which people write with a capital ("_Capital" too)?
-static inline int pickle_is_class(const char* name, int length) {
-    int at = length;
-    while (at > 0 && name[at - 1] != '.') at--;
-    while (at < length && name[at] == '_') at++;
-    return at < length && name[at] >= 'A' && name[at] <= 'Z';
-}
-
-// The row of a name, -1 for a class that is not listed. What is neither ends the reading.
+// The row of a name, -1 where it is not listed. One that reaches out ends the reading.
 static inline int pickle_find_name(pickle_t* p, const char* package, int package_length, const char* name, int length) {
     for (int i = 0; i < PICKLE_NAMES; i++) {
         const pickle_name_t* n = &pickle_names[i];
@@ -256,8 +255,12 @@ static inline int pickle_find_name(pickle_t* p, const char* package, int package
     }
     const char* dot = (const char*)memchr(package, '.', (size_t)package_length);
     int first = dot ? (int)(dot - package) : package_length;
-    int refused = !pickle_is_class(name, length);
+    int refused = 0;
     for (int i = 0; pickle_refused_modules[i]; i++) refused |= pickle_is(package, first, pickle_refused_modules[i]);
+    for (int i = 0; i < PICKLE_REFUSED; i++) {
+        const pickle_refused_t* r = &pickle_refused[i];
+        refused |= pickle_is(package, package_length, r->package) && pickle_is(name, length, r->name);
+    }
     int shown = package_length < 80 ? package_length : 80, name_shown = length < 80 ? length : 80;
     if (refused) {
         pickle_fail(p, "calls %.*s.%.*s, which no weight file needs: refused; nothing of it was executed", shown,
@@ -384,6 +387,12 @@ static inline int pickle_sizes(const pickle_t* p, const pickle_value_t* tuple, s
     return tuple->count;
 }
 
+// An object of which nothing is known here, but that it was made of this name.
+static inline int pickle_opaque(pickle_t* p, const char* what) {
+    if (!p->opaque[0]) snprintf(p->opaque, sizeof p->opaque, "%s", what);
+    return pickle_value(p, PICKLE_OPAQUE, 0);
+}
+
 // (storage, offset, shape, stride, requires gradient, hooks[, type][, {"neg": True}]): a tensor.
 static inline int pickle_call_tensor(pickle_t* p, const pickle_value_t* args, int typed) {
     pickle_tensor_t t;
@@ -403,16 +412,10 @@ static inline int pickle_call_tensor(pickle_t* p, const pickle_value_t* args, in
         good = name && name->call == CALL_DTYPE;
         if (good) t.dtype = name->dtype;
     }
-    if (!good) {
-        pickle_fail(p, "describes tensor %d in a way that is unknown here (a type, more than %d dimensions, a negative "
-                    "stride)", p->n_tensors, ST_MAX_DIMENSIONS);
-        return 0;
-    }
+    if (!good) return pickle_opaque(p, "a tensor of a type, of dimensions or strides that are unknown here");
     const pickle_value_t* lazy = pickle_item(p, args, typed ? 7 : 6);
     if (lazy && lazy->kind == PICKLE_DICT && lazy->count) {
-        pickle_fail(p, "has tensor %d as a conjugate or negative view, whose values are not those of its storage",
-                    p->n_tensors);
-        return 0;
+        return pickle_opaque(p, "a conjugate or negative view, whose values are not those of its storage");
     }
     p->tensors = (pickle_tensor_t*)st_grow(p->tensors, p->n_tensors, sizeof t);
     p->tensors[p->n_tensors] = t;
@@ -500,16 +503,20 @@ static inline int pickle_call(pickle_t* p, int callee, int arguments) {
     if (name.kind == PICKLE_OPAQUE || (name.kind == PICKLE_GLOBAL && name.as.integer < 0)) {
         return pickle_value(p, PICKLE_OPAQUE, 0);
     }
-    if (name.kind != PICKLE_GLOBAL || args.kind != PICKLE_TUPLE) {
+    if (name.kind != PICKLE_GLOBAL) {
         pickle_fail(p, "calls something that has no name: it is damaged");
         return 0;
     }
     const pickle_value_t* first = pickle_item(p, &args, 0);
+    if (args.kind != PICKLE_TUPLE) return pickle_opaque(p, pickle_names[name.as.integer].name);
     switch (pickle_names[name.as.integer].call) {
     case CALL_DICT: return pickle_call_dict(p, &args, PICKLE_DICT);
     case CALL_FIELDS: return pickle_call_dict(p, &args, PICKLE_FIELDS);
-    case CALL_LIST: // of what there is in a tuple, list or set: that itself
-        return first && pickle_is_container(first) ? args.as.items[0] : pickle_container(p, PICKLE_LIST, NULL, 0);
+    case CALL_LIST: { // of what there is in a tuple, list or set
+        int n = first && (first->kind == PICKLE_TUPLE || first->kind == PICKLE_LIST) ? first->count : 0;
+        const int* items = n ? first->as.items : NULL; // `first` moves when values are added, its items do not
+        return pickle_may_copy(p, n) ? pickle_container(p, PICKLE_LIST, items, n) : 0;
+    }
     case CALL_NEW: // (class, base, state)
         if (!first || first->kind != PICKLE_GLOBAL) break;
         if (first->as.integer >= 0 && pickle_names[first->as.integer].call == CALL_FIELDS) {
@@ -539,9 +546,7 @@ static inline int pickle_call(pickle_t* p, int callee, int arguments) {
     case CALL_STORAGE:
     case CALL_DTYPE: break;
     }
-    pickle_fail(p, "calls %s.%s with arguments that are unknown here", pickle_names[name.as.integer].package,
-                pickle_names[name.as.integer].name);
-    return 0;
+    return pickle_opaque(p, pickle_names[name.as.integer].name);
 }
 
 // ('storage', type, key, device, numel[, view]), or ('module', class, ...) around a module's class in old files
@@ -561,10 +566,8 @@ static inline int pickle_persistent(pickle_t* p, int id) {
         return 0;
     }
     int64_t row = pickle_item(p, tuple, 1)->as.integer;
-    if (row < 0 || pickle_names[row].call != CALL_STORAGE) {
-        pickle_fail(p, "has a storage of a type that is unknown here (%s)",
-                    row < 0 ? (p->opaque[0] ? p->opaque : "a class") : pickle_names[row].name);
-        return 0;
+    if (row < 0 || pickle_names[row].call != CALL_STORAGE) { // its tensors are opaque too
+        return pickle_opaque(p, row < 0 ? "a storage" : pickle_names[row].name);
     }
     s.dtype = (int)pickle_names[row].dtype;
     s.key = pickle_item(p, tuple, 2)->as.text;
@@ -634,6 +637,23 @@ static inline void pickle_push_long(pickle_t* p, int bytes) {
     uint64_t value = file_number(at, (int)length);
     if (length > 0 && length < 8 && at[length - 1] & 0x80) value |= ~(uint64_t)0 << 8 * length;
     pickle_push(p, pickle_value(p, PICKLE_INT, (int64_t)value));
+}
+
+// INT: a line, as Python 2 writes what has more than 32 bits; 00 and 01 are False and True
+static inline void pickle_push_line(pickle_t* p) {
+    const char* line = (const char*)p->at;
+    const char* end = (const char*)memchr(p->at, '\n', (size_t)(p->end - p->at));
+    char text[24], *rest;
+    if (!end) {
+        pickle_fail(p, "ends in the middle: it is truncated");
+        return;
+    }
+    snprintf(text, sizeof text, "%.*s", (int)(end - line < 23 ? end - line : 23), line);
+    p->at = (const unsigned char*)end + 1;
+    long long value = strtoll(text, &rest, 10);
+    if (rest == text || *rest) pickle_fail(p, "has \"%s\" as a number: it is damaged", text);
+    else if (text[0] == '0' && text[1]) pickle_push(p, value ? 1 : 2);
+    else pickle_push(p, pickle_value(p, PICKLE_INT, value));
 }
 
 // GLOBAL: two lines, module and name
@@ -745,6 +765,7 @@ static inline int pickle_step(pickle_t* p) {
     case 'J': pickle_push(p, pickle_value(p, PICKLE_INT, (int32_t)pickle_number(p, 4))); break;
     case 'K': pickle_push(p, pickle_value(p, PICKLE_INT, (int64_t)pickle_number(p, 1))); break;
     case 'M': pickle_push(p, pickle_value(p, PICKLE_INT, (int64_t)pickle_number(p, 2))); break;
+    case 'I': pickle_push_line(p); break;
     case 0x8A: pickle_push_long(p, 1); break;
     case 0x8B: pickle_push_long(p, 4); break;
     case 'G': { // BINFLOAT, the one number here that is big-endian

@@ -22,7 +22,8 @@
 //
 // A tensor is a view of a storage: offset, shape and strides in elements. Where it lies in one piece it is handed out
 // as it lies in the map; otherwise (a transposed matrix) a copy is made when the file is opened. Several tensors may
-// show one storage. Whatever they claim is checked against the bytes that are there.
+// show one storage, and one tensor an element several times (expand, unfold). How far it reaches is checked against the
+// bytes that are there.
 //
 // Left out: quantized and sparse tensors, tensors inside of objects (a whole module that was saved, rather than its
 // state_dict), TorchScript, big-endian files, and the tar files of PyTorch 0.1: each is refused by name. Bytes of
@@ -41,6 +42,7 @@ enum {
     PYTORCH_DEPTH = 64,             // containers within containers
     PYTORCH_VISITS = 1000000,       // values that are looked at; a container that is reached twice counts twice
     PYTORCH_TEXTS = 1 << 28,        // bytes of all names and metadata
+    PYTORCH_COPIES = 1 << 28,       // bytes that expanded tensors may unfold to, beyond the size of the file
 };
 
 typedef struct {
@@ -51,6 +53,7 @@ typedef struct {
     pickle_ints_t scalars; // for each: where key and value stand in texts
     char name[PYTORCH_NAME];
     int visits;
+    int path[PYTORCH_DEPTH + 1]; // containers from the object down to the one that is looked at
     size_t copies;       // bytes that do not lie in the file as they are needed
     unsigned char* room; // for these, in file->strings
     size_t used;
@@ -103,7 +106,8 @@ static inline void pytorch_scalar(pytorch_t* w, const pickle_value_t* v) {
     pickle_add(&w->scalars, pytorch_add_text(w, text, length));
 }
 
-// Adds ".key" to the name, which has `length` bytes. The new length, or -1 with a message.
+// Adds ".key" to the name, which has `length` bytes. The new length, or -1 where it is no name: too long, or with a
+// NUL.
 static inline int pytorch_add_key(pytorch_t* w, int length, const pickle_value_t* key, int position) {
     char number[32];
     const char* text = number;
@@ -116,10 +120,7 @@ static inline int pytorch_add_key(pytorch_t* w, int length, const pickle_value_t
         n = snprintf(number, sizeof number, "%lld", (long long)value);
     }
     int dot = length > 0;
-    if (n > PYTORCH_NAME - 2 - length || (n && memchr(text, 0, (size_t)n))) {
-        return pytorch_fail(w, "the name of a tensor below \"%.80s\" is longer than %d bytes or holds "
-                         "a NUL", w->name, PYTORCH_NAME - 1) - 1;
-    }
+    if (n > PYTORCH_NAME - 2 - length || (n && memchr(text, 0, (size_t)n))) return -1;
     if (dot) w->name[length] = '.';
     if (n) memcpy(w->name + length + dot, text, (size_t)n);
     w->name[length + dot + n] = 0;
@@ -130,8 +131,12 @@ static inline int pytorch_add_key(pytorch_t* w, int length, const pickle_value_t
 static inline int pytorch_walk(pytorch_t* w, int value, int length, int depth) {
     const pickle_value_t* v = &w->pickle.values[value];
     if (++w->visits > PYTORCH_VISITS || depth > PYTORCH_DEPTH || w->texts.length > PYTORCH_TEXTS) {
-        return pytorch_fail(w, "\"%.80s\" refers to itself or has no end: it is damaged or hostile",
-                         w->name);
+        return pytorch_fail(w, "\"%.80s\" has no end: over %d values, %d containers in one another, or %d bytes of "
+                            "names", w->name, PYTORCH_VISITS, PYTORCH_DEPTH, PYTORCH_TEXTS);
+    }
+    w->path[depth] = value;
+    for (int i = 0; i < depth; i++) {
+        if (w->path[i] == value) return 1; // it refers to itself, and has been seen
     }
     if (v->kind == PICKLE_TENSOR) {
         pickle_add(&w->tensors, (int)v->as.integer);
@@ -150,7 +155,8 @@ static inline int pytorch_walk(pytorch_t* w, int value, int length, int depth) {
         if (!pairs && kind != PICKLE_TENSOR && !pickle_is_container(&w->pickle.values[item])) continue; // loose numbers
         const pickle_value_t* key = pairs ? &w->pickle.values[v->as.items[i]] : NULL;
         int longer = pytorch_add_key(w, length, key, i / step);
-        if (longer < 0 || !pytorch_walk(w, item, longer, depth + 1)) return 0;
+        if (longer < 0) continue; // a text of its own, such as a caption: no tensor's name
+        if (!pytorch_walk(w, item, longer, depth + 1)) return 0;
         w->name[length] = 0;
     }
     return 1;
@@ -186,7 +192,7 @@ static inline int pytorch_check_tensor(pytorch_t* w, const pickle_tensor_t* p, c
     overflow |= __builtin_add_overflow(last, t->numel > 0, &last); // elements of the storage that it reaches into
     overflow |= __builtin_mul_overflow(last, bytes, &end);
     if (t->numel == 0) end = 0;
-    if (overflow || end > s->bytes || t->numel > s->bytes / bytes) {
+    if (overflow || end > s->bytes || t->numel > SIZE_MAX / bytes / 2) {
         char shape[256];
         return pytorch_fail(w, "tensor \"%.120s\" of shape %s needs more than the %zu bytes of its "
                          "storage \"%.*s\": the file is damaged", name, st_shape_text(t, shape, sizeof shape), s->bytes,
@@ -233,7 +239,7 @@ static inline int pytorch_make_tensors(pytorch_t* w, const char* texts) {
     return 1;
 }
 
-// The bytes of copies of tensors that do not lie in one piece. As many as the file is long are believed.
+// The bytes of copies of tensors that do not lie in one piece.
 static inline int pytorch_count_copies(pytorch_t* w, size_t limit) {
     for (int i = 0; i < w->file->n; i++) {
         st_tensor_t t;
@@ -242,9 +248,9 @@ static inline int pytorch_count_copies(pytorch_t* w, size_t limit) {
         memset(&t, 0, sizeof t);
         if (!pytorch_check_tensor(w, p, w->texts.text + w->tensors.items[2 * i + 1], &t, &whole)) return 0;
         if (whole) continue;
-        w->copies += t.end;
-        if (w->copies > limit) {
-            return pytorch_fail(w, "its tensors are more bytes than the file: it is damaged or hostile");
+        if (t.end > limit || (w->copies += t.end) > limit) {
+            return pytorch_fail(w, "its expanded tensors unfold to more than %zu bytes, \"%.120s\" among them; save "
+                                "them without expand()", limit, t.name);
         }
     }
     return 1;
@@ -257,11 +263,14 @@ static inline int pytorch_make_table(pytorch_t* w, int object, size_t size) {
     if (p->values[object].kind == PICKLE_TENSOR) snprintf(w->name, sizeof w->name, "tensor");
     if (!pytorch_walk(w, object, (int)strlen(w->name), 0)) return 0;
     f->n = w->tensors.count / 2;
+    if (f->n == 0 && p->opaque[0] && !p->n_tensors) {
+        return pytorch_fail(w, "it holds no tensor that is read here, but %s", p->opaque);
+    }
     if (f->n == 0 && p->n_tensors) {
         return pytorch_fail(w, "its %d tensors are inside of objects (%s): a whole module was saved; "
                          "save its state_dict() instead", p->n_tensors, p->opaque[0] ? p->opaque : "a class");
     }
-    if (!pytorch_count_copies(w, size)) return 0;
+    if (!pytorch_count_copies(w, size + PYTORCH_COPIES)) return 0;
     f->strings = (char*)malloc_check(w->copies + w->texts.length, "the names of a PyTorch file");
     f->tensors = (st_tensor_t*)calloc_check((size_t)f->n, sizeof(st_tensor_t), "a table of tensors");
     f->n_metadata = w->scalars.count / 2;
@@ -390,7 +399,10 @@ static inline int pytorch_place_storages(pytorch_t* w, const pickle_value_t* key
             found = (pickle_storage_t**)bsearch(&key, sorted, (size_t)n, sizeof *sorted, pytorch_compare_keys);
         }
         if (!found || (size_t)(end - at) < 8) {
-            return pytorch_fail(w, "storage %d is %s: the file is damaged", i, found ? "not there" : "no tensor's");
+            return pytorch_fail(w, "storage %d is %s", i,
+                                found ? "not there: the file is damaged"
+                                : w->pickle.opaque[0] ? "of a type that is unknown here, or the file is damaged"
+                                                      : "no tensor's: the file is damaged");
         }
         size_t bytes = st_dtype_info((st_dtype_t)(*found)->dtype).bits / 8, numel = (size_t)file_number(at, 8);
         at += 8;

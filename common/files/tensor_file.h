@@ -5,6 +5,8 @@
 //     \x80 and 2 to 5                  a pickle: PyTorch before 1.6, the same reader
 //     8 bytes of length and a '{'      safetensors (common/files/safetensors.h)
 //
+// Whoever opens a model's file finds its tensors by their plain names, without "module." and the like.
+//
 // The rest is refused by name: arrays of numpy, tar files, web pages and Git LFS pointers that were downloaded in place
 // of the file. Look next at common/models/weights.h, which puts the tensors into a model, and common/files/inspect.h,
 // which lists them.
@@ -64,7 +66,44 @@ int tensor_file_open(safetensors_t* f, const char* path, char* error, size_t err
     return 1;
 }
 
+// What the ways of running a module on several devices, of compiling and of recomputing it put into the names of its
+// tensors: "module.encoder.conv_in.weight", "state_dict._orig_mod.blocks.0.norm1.weight".
+static const char* const tensor_file_wrappers[] = {"module.", "_orig_mod.", "_fsdp_wrapped_module.",
+                                                   "_checkpoint_wrapped_module.", NULL};
+
+// Takes the wrappers out of a name, in place. 1 where there were any.
+static inline int tensor_file_unwrap_name(char* name) {
+    int found = 0;
+    for (char* at = name; at;) { // each component of the name
+        int wrapped = 0;
+        for (int i = 0; tensor_file_wrappers[i] && !wrapped; i++) {
+            size_t length = strlen(tensor_file_wrappers[i]);
+            if (strncmp(at, tensor_file_wrappers[i], length)) continue;
+            memmove(at, at + length, strlen(at + length) + 1);
+            wrapped = found = 1;
+        }
+        if (wrapped) continue;
+        at = strchr(at, '.');
+        if (at) at++;
+    }
+    return found;
+}
+
+// Takes the wrappers out of all names, unless two would become one.
+static inline void tensor_file_unwrap(safetensors_t* f) {
+    for (int i = 0; i < f->n; i++) {
+        char* plain = strdup(f->tensors[i].name);
+        if (!plain) fatal("no memory for the name of a tensor");
+        int free_name = tensor_file_unwrap_name(plain) && !safetensors_find(f, plain);
+        free(plain);
+        if (free_name) tensor_file_unwrap_name((char*)f->tensors[i].name);
+    }
+    if (f->n) qsort(f->by_name, (size_t)f->n, sizeof(st_tensor_t*), st_compare_names);
+}
+
+// Opens a file of a model, whose tensors are found by their plain names.
 void tensor_file_open_or_die(safetensors_t* f, const char* path) {
     char error[1280];
     if (!tensor_file_open(f, path, error, sizeof error)) fatal("%s: %s", path, error);
+    tensor_file_unwrap(f);
 }

@@ -24,7 +24,7 @@
 #include "common/models/decoder.h"
 // defines: cnn_encoder_t, cnn_encoder_config_t, cnn_encoder_register
 #include "common/models/cnn_encoder.h"
-// defines: weights_rule_t, weights_check_file; safetensors_t, safetensors_find
+// defines: weights_rule_t, weights_check_file, weights_find_anchor; safetensors_t, safetensors_find
 #include "common/models/weights.h"
 
 enum { LDM_IMAGE_SIZE = 256, LDM_GROUPS = 32, LDM_MAX_LEVELS = 8, LDM_MAX_BLOCKS = 8, LDM_MAX_CHANNELS = 8192 };
@@ -39,7 +39,7 @@ static const weights_rule_t ldm_rules[] = {
 
 // What a file says.
 typedef struct {
-    const char* prefix;
+    char prefix[WEIGHTS_NAME];
     cnn_encoder_config_t encoder;
     decoder_config_t decoder;
 } ldm_file_t;
@@ -55,16 +55,6 @@ __attribute__((format(printf, 3, 4))) static inline const st_tensor_t* ldm_find(
     vsnprintf(name + used, sizeof name - used, format, args);
     va_end(args);
     return safetensors_find(f, name);
-}
-
-// Where the autoencoder stands in the file: what is before its names. NULL where there is none.
-static inline const char* ldm_prefix(const safetensors_t* f) {
-    static const char* const prefixes[] = {"", "state_dict.", "model.", "first_stage_model.",
-                                           "state_dict.first_stage_model."};
-    for (size_t i = 0; i < sizeof prefixes / sizeof prefixes[0]; i++) {
-        if (ldm_find(f, prefixes[i], "encoder.down.0.block.0.conv1.weight")) return prefixes[i];
-    }
-    return NULL;
 }
 
 // Number of channels `i` of a convolution (0: output, 1: input); ends with a message where there is no such tensor.
@@ -104,8 +94,8 @@ static inline void ldm_read_levels(autoencoder_config_t* c, const safetensors_t*
 // Reads off what the autoencoder is. 0 where the file holds none.
 int ldm_file_read(ldm_file_t* l, const safetensors_t* f) {
     memset(l, 0, sizeof *l);
-    const char* prefix = l->prefix = ldm_prefix(f);
-    if (!prefix) return 0;
+    char* prefix = l->prefix;
+    if (!weights_find_anchor(f, "encoder.down.0.block.0.conv1.weight", "autoencoders", prefix)) return 0;
     cnn_encoder_config_t* e = &l->encoder;
     decoder_config_t* d = &l->decoder;
     e->ch = ldm_channels(f, prefix, "encoder.conv_in.weight", 0);

@@ -15,10 +15,12 @@
 // dimensions of size 1), and every tensor of the file must be accounted for. Otherwise the program ends with what is
 // missing, unexpected and of the wrong shape, and for a ViT also with what the file seems to be.
 //
-// One difference between formats is arithmetic: facebook and Hugging Face keep a position for the class token in
-// models with registers, timm adds it to the class token (weights_fold_class_position).
+// Two differences are arithmetic (weights_take_positions): facebook and Hugging Face keep a position for the class
+// token in models with registers, timm adds it to the class token; and a table of positions of another grid is
+// resampled.
 //
 // A file may be safetensors or PyTorch's own (.pth, .bin), whose nested dictionaries are prefixes: "model.", "ema.".
+// Where several models of the kind stand in it, averages and teachers are preferred, and that is said.
 // Left out: files in several shards. Look next at common/files/tensor_file.h, which opens them, and
 // common/models/vit.h, which registers the names.
 #pragma once
@@ -28,7 +30,9 @@
 #include "common/files/safetensors.h"
 // defines: tensor_file_open_or_die
 #include "common/files/tensor_file.h"
-// defines: vit_config_t, vit_configs, vit_position_rows
+// defines: position_table_resample
+#include "common/models/position_table.h"
+// defines: vit_config_t, vit_configs
 #include "common/models/vit.h"
 
 typedef enum { PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST } weights_part_t;
@@ -46,6 +50,7 @@ static const weights_rule_t weights_same_names[] = {{"*", "*", PART_WHOLE}, {NUL
 
 // timm vision_transformer.py; facebookresearch/dinov2 and mae use the same names but for the registers.
 static const weights_rule_t weights_timm[] = {
+    {"blocks.{i}.{i}.*", "blocks.{i}.*", PART_WHOLE}, // DINOv2's own training: in chunks, and numbered through
     {"register_tokens", "reg_token", PART_WHOLE},
     {"mask_token", NULL, PART_WHOLE},  // of DINOv2's and MAE's own training
     {"decoder_*", NULL, PART_WHOLE},   // MAE's decoder
@@ -68,6 +73,10 @@ static const weights_rule_t weights_hf_dinov2[] = {
     {"encoder.layer.{i}.attention.attention.key.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE},
     {"encoder.layer.{i}.attention.attention.value.*", "blocks.{i}.attn.qkv.*", PART_LAST},
     {"encoder.layer.{i}.attention.output.dense.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
+    {"encoder.layer.{i}.attention.q_proj.*", "blocks.{i}.attn.qkv.*", PART_FIRST}, // transformers 5
+    {"encoder.layer.{i}.attention.k_proj.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE},
+    {"encoder.layer.{i}.attention.v_proj.*", "blocks.{i}.attn.qkv.*", PART_LAST},
+    {"encoder.layer.{i}.attention.o_proj.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
     {"encoder.layer.{i}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma", PART_WHOLE},
     {"encoder.layer.{i}.norm2.*", "blocks.{i}.norm2.*", PART_WHOLE},
     {"encoder.layer.{i}.mlp.*", "blocks.{i}.mlp.*", PART_WHOLE},
@@ -93,23 +102,38 @@ static const weights_rule_t weights_hf_mae[] = {
     {"decoder.*", NULL, PART_WHOLE},
     {NULL, NULL, PART_WHOLE}};
 
-// transformers modeling_siglip.py; the fixed-size SigLIP 2 checkpoints use it too
+// the same since transformers 5
+static const weights_rule_t weights_hf_mae5[] = {
+    {"embeddings.cls_token", "cls_token", PART_WHOLE},
+    {"embeddings.position_embeddings", "pos_embed", PART_WHOLE},
+    {"embeddings.patch_embeddings.projection.*", "patch_embed.proj.*", PART_WHOLE},
+    {"layers.{i}.layernorm_before.*", "blocks.{i}.norm1.*", PART_WHOLE},
+    {"layers.{i}.attention.q_proj.*", "blocks.{i}.attn.qkv.*", PART_FIRST},
+    {"layers.{i}.attention.k_proj.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE},
+    {"layers.{i}.attention.v_proj.*", "blocks.{i}.attn.qkv.*", PART_LAST},
+    {"layers.{i}.attention.o_proj.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
+    {"layers.{i}.layernorm_after.*", "blocks.{i}.norm2.*", PART_WHOLE},
+    {"layers.{i}.mlp.*", "blocks.{i}.mlp.*", PART_WHOLE},
+    {"layernorm.*", "norm.*", PART_WHOLE},
+    {"decoder.*", NULL, PART_WHOLE},
+    {NULL, NULL, PART_WHOLE}};
+
+// transformers modeling_siglip.py; the fixed-size SigLIP 2 checkpoints use it too. The names stand behind
+// vision_model., beside those of the text tower, or, in a file of the vision tower alone since transformers 5, as they
+// are.
 static const weights_rule_t weights_hf_siglip[] = {
-    {"vision_model.embeddings.patch_embedding.*", "patch_embed.proj.*", PART_WHOLE},
-    {"vision_model.embeddings.position_embedding.weight", "pos_embed", PART_WHOLE},
-    {"vision_model.embeddings.position_ids", NULL, PART_WHOLE},
-    {"vision_model.encoder.layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*", PART_WHOLE},
-    {"vision_model.encoder.layers.{i}.self_attn.q_proj.*", "blocks.{i}.attn.qkv.*", PART_FIRST},
-    {"vision_model.encoder.layers.{i}.self_attn.k_proj.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE},
-    {"vision_model.encoder.layers.{i}.self_attn.v_proj.*", "blocks.{i}.attn.qkv.*", PART_LAST},
-    {"vision_model.encoder.layers.{i}.self_attn.out_proj.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
-    {"vision_model.encoder.layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*", PART_WHOLE},
-    {"vision_model.encoder.layers.{i}.mlp.*", "blocks.{i}.mlp.*", PART_WHOLE},
-    {"vision_model.post_layernorm.*", "norm.*", PART_WHOLE},
-    {"vision_model.head.*", NULL, PART_WHOLE},
-    {"text_model.*", NULL, PART_WHOLE},
-    {"logit_scale", NULL, PART_WHOLE},
-    {"logit_bias", NULL, PART_WHOLE},
+    {"embeddings.patch_embedding.*", "patch_embed.proj.*", PART_WHOLE},
+    {"embeddings.position_embedding.weight", "pos_embed", PART_WHOLE},
+    {"embeddings.position_ids", NULL, PART_WHOLE},
+    {"encoder.layers.{i}.layer_norm1.*", "blocks.{i}.norm1.*", PART_WHOLE},
+    {"encoder.layers.{i}.self_attn.q_proj.*", "blocks.{i}.attn.qkv.*", PART_FIRST},
+    {"encoder.layers.{i}.self_attn.k_proj.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE},
+    {"encoder.layers.{i}.self_attn.v_proj.*", "blocks.{i}.attn.qkv.*", PART_LAST},
+    {"encoder.layers.{i}.self_attn.out_proj.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
+    {"encoder.layers.{i}.layer_norm2.*", "blocks.{i}.norm2.*", PART_WHOLE},
+    {"encoder.layers.{i}.mlp.*", "blocks.{i}.mlp.*", PART_WHOLE},
+    {"post_layernorm.*", "norm.*", PART_WHOLE},
+    {"head.*", NULL, PART_WHOLE},
     {NULL, NULL, PART_WHOLE}};
 
 // LPIPS: torchvision's VGG16 (vgg16-397923af.pth) and the heads of the lpips package (v0.1/vgg.pth), which come in two
@@ -134,9 +158,10 @@ typedef struct {
 } weights_format_t;
 
 static const weights_format_t weights_vit_formats[] = {
-    {"Hugging Face SigLIP", "vision_model.embeddings.patch_embedding.weight", weights_hf_siglip},
+    {"Hugging Face SigLIP", "embeddings.patch_embedding.weight", weights_hf_siglip},
     {"Hugging Face DINOv2", "encoder.layer.0.norm1.weight", weights_hf_dinov2},
     {"Hugging Face ViT-MAE", "encoder.layer.0.layernorm_before.weight", weights_hf_mae},
+    {"Hugging Face ViT-MAE", "layers.0.layernorm_before.weight", weights_hf_mae5},
     {"timm or facebook", "patch_embed.proj.weight", weights_timm},
 };
 enum { WEIGHTS_VIT_FORMATS = sizeof weights_vit_formats / sizeof weights_vit_formats[0], WEIGHTS_NAME = 256 };
@@ -214,7 +239,7 @@ typedef struct {
     unsigned char* filled;  // (tensors of the table) a bit for each third that has been filled
     floatS* values;         // room for one tensor, in the file's order
     floatS* reordered;      // and in memory order
-    const st_tensor_t* class_position; // a position table with a row for the class token, where ours has none
+    const st_tensor_t* position_table; // one of another grid than ours, or with a row that ours lacks
     weights_list_t missing, unexpected, wrong;
 } weights_loader_t;
 
@@ -306,7 +331,7 @@ const param_t* weights_place(weights_loader_t* l, const st_tensor_t* source, con
         return NULL;
     }
     *filled |= bits; // also where the shape is wrong: a tensor is named once
-    if (source == l->class_position) return NULL; // weights_fold_class_position takes it
+    if (source == l->position_table) return NULL; // weights_take_positions does
     if (weights_same_shape(t, source, part)) return t;
     weights_note(&l->wrong, "%s is %s, wanted %s%s", source->name, st_shape_text(source, found, sizeof found),
                  part == PART_WHOLE ? "" : "a third of ", weights_shape_text(t, wanted, sizeof wanted));
@@ -405,7 +430,60 @@ int weights_check_file(const safetensors_t* file, const param_table_t* table, co
     return others;
 }
 
-// LPIPS, from one file or from two with a comma between: "vgg16-397923af.pth,vgg.pth".
+// ---------------------------------------------------------------------------------------------------------------------
+// Where a model stands in a file
+
+// How much a place is preferred: averages and teachers (2) to others (1) to students (0).
+static inline int weights_rank(const char* prefix) {
+    char words[WEIGHTS_NAME];
+    int rank = 1;
+    snprintf(words, sizeof words, "%s", prefix);
+    for (char *rest = NULL, *word = strtok_r(words, "._", &rest); word; word = strtok_r(NULL, "._", &rest)) {
+        if (!strcmp(word, "ema") || !strcmp(word, "teacher")) return 2;
+        if (!strcmp(word, "student")) rank = 0;
+    }
+    return rank;
+}
+
+// What stands before `anchor` in the names that end with it, in `prefix`: the preferred of several, which is said. 0
+// where there is none. Two that are equally good end the program; `what` they are is for messages.
+int weights_find_anchor(const safetensors_t* file, const char* anchor, const char* what, char* prefix) {
+    char other[WEIGHTS_NAME] = "", place[WEIGHTS_NAME];
+    int best = -1, found = 0, equal = 0;
+    for (int i = 0; i < file->n; i++) {
+        const char* name = file->tensors[i].name;
+        size_t length = strlen(name), tail = strlen(anchor);
+        if (length < tail || strcmp(name + length - tail, anchor) || length - tail >= WEIGHTS_NAME) continue;
+        if (length > tail && name[length - tail - 1] != '.') continue;
+        snprintf(place, sizeof place, "%.*s", (int)(length - tail), name);
+        int rank = weights_rank(place);
+        if (found++) snprintf(other, sizeof other, "%s", rank > best ? prefix : place);
+        equal = rank == best || (equal && rank < best);
+        if (rank <= best) continue;
+        snprintf(prefix, WEIGHTS_NAME, "%s", place);
+        best = rank;
+    }
+    if (equal) fatal("%s holds two %s, %s... and %s...; give a file that holds one", file->path, what, prefix, other);
+    if (found > 1) {
+        printf("weights        %s holds %d %s: %s* is taken, %s* is not\n", file->path, found, what, prefix, other);
+    }
+    return found > 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// LPIPS
+
+// One of its files: VGG16, the heads, or both.
+static inline void weights_take_lpips(weights_loader_t* l) {
+    static const char* const anchors[] = {"features.0.weight", "net.slice1.0.weight", "lin0.model.1.weight"};
+    char prefix[WEIGHTS_NAME] = "";
+    for (int i = 0; i < 3 && !weights_find_anchor(&l->file, anchors[i], "networks for LPIPS", prefix); i++) {}
+    l->file_prefix = prefix;
+    for (int i = 0; i < l->file.n; i++) weights_take(l, &l->file.tensors[i]);
+    l->file_prefix = "";
+}
+
+// From one file or from two with a comma between: "vgg16-397923af.pth,vgg.pth".
 void weights_load_lpips(params_t* p, const char* paths) {
     weights_loader_t l;
     const char* comma = strchr(paths, ',');
@@ -414,9 +492,9 @@ void weights_load_lpips(params_t* p, const char* paths) {
     weights_begin(&l, p, "", first);
     l.path = paths;
     l.rules = weights_lpips;
-    for (int i = 0; i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
+    weights_take_lpips(&l);
     if (comma) weights_open(&l, comma + 1);
-    for (int i = 0; comma && i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
+    if (comma) weights_take_lpips(&l);
     weights_check(&l, comma ? "" : " (the heads may come in a second file: -lpips_weights VGG16.pth,HEADS.pth)");
     weights_end(&l);
     free(first);
@@ -425,27 +503,10 @@ void weights_load_lpips(params_t* p, const char* paths) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Vision transformers
 
-// What stands before `anchor` in the one name that ends with it, in `prefix`. 0 where there is none.
-int weights_find_anchor(const safetensors_t* file, const char* anchor, char* prefix) {
-    int found = 0;
-    for (int i = 0; i < file->n; i++) {
-        const char* name = file->tensors[i].name;
-        size_t length = strlen(name), tail = strlen(anchor);
-        if (length < tail || strcmp(name + length - tail, anchor) || length - tail >= WEIGHTS_NAME) continue;
-        if (length > tail && name[length - tail - 1] != '.') continue;
-        if (found) {
-            fatal("%s holds two vision transformers, %s... and %.*s...; give a file that holds one", file->path, prefix,
-                  (int)(length - tail), name);
-        }
-        snprintf(prefix, WEIGHTS_NAME, "%.*s", (int)(length - tail), name);
-        found = 1;
-    }
-    return found;
-}
-
 const weights_format_t* weights_vit_format(const safetensors_t* file, char* prefix) {
     for (int i = 0; i < WEIGHTS_VIT_FORMATS; i++) {
-        if (weights_find_anchor(file, weights_vit_formats[i].anchor, prefix)) return &weights_vit_formats[i];
+        const weights_format_t* f = &weights_vit_formats[i];
+        if (weights_find_anchor(file, f->anchor, "vision transformers", prefix)) return f;
     }
     fatal("%s holds no vision transformer that is known here (%d tensors, the first is %s); give DINOv2, MAE or "
           "SigLIP 2 weights as published by timm, facebook or Hugging Face", file->path, file->n,
@@ -478,12 +539,27 @@ weights_vit_facts_t weights_vit_facts(const weights_loader_t* l) {
     return f;
 }
 
+// Rows and columns of the grid in a table of so many rows, one of which may be the class token's; 0: no square.
+static inline int weights_position_grid(size_t rows, int* class_row) {
+    int grid = (int)lround(sqrt((double)rows));
+    *class_row = 0;
+    if ((size_t)grid * grid == rows) return grid;
+    *class_row = 1;
+    grid = (int)lround(sqrt((double)rows - 1));
+    return (size_t)grid * grid == rows - 1 ? grid : 0;
+}
+
+// Can a table of the file become ours, although it has another number of rows?
+static inline int weights_positions_serve(size_t rows, const vit_config_t* config) {
+    int class_row, grid = weights_position_grid(rows, &class_row);
+    return grid > 0 && grid <= 256 && (class_row || !config->pos_class) && (config->cls || !class_row);
+}
+
 // The configuration that these facts fit, or NULL.
 const vit_config_t* weights_vit_guess(weights_vit_facts_t f) {
     for (int i = 0; i < VIT_CONFIGS; i++) {
         const vit_config_t* c = &vit_configs[i];
-        int more_rows = f.position_rows - vit_position_rows(c);
-        int positions_fit = more_rows == 0 || (more_rows == 1 && c->cls && !c->pos_class);
+        int positions_fit = weights_positions_serve((size_t)f.position_rows, c);
         int blocks_fit = c->dim == f.dim && c->depth == f.depth && c->mlp_dim == f.mlp_dim;
         int tokens_fit = c->patch == f.patch && c->cls == f.cls && c->registers == f.registers;
         if (blocks_fit && tokens_fit && positions_fit && (c->layerscale != 0) == f.layerscale) return c;
@@ -513,14 +589,29 @@ const st_tensor_t* weights_find_source(const weights_loader_t* l, const char* wa
     return NULL;
 }
 
-// Models with registers have no position for the class token in timm; the class token holds it already:
+// Takes a table of another grid, or with a row that ours has not. Models with registers have no position for the class
+// token in timm; the class token holds it already:
 //   pos_embed = the rows behind the first;  cls_token += the first row
 // This is exact: the others add the position to the class token before they put the registers in between.
-void weights_fold_class_position(weights_loader_t* l, const param_t* cls, const param_t* pos) {
-    size_t D = cls->count;
-    safetensors_read(l->class_position, l->values);
+void weights_take_positions(weights_loader_t* l, const vit_config_t* config, const param_t* cls, const param_t* pos) {
+    int class_row, own = config->pos_class, G = config->pos_grid;
+    size_t D = (size_t)config->dim;
+    int grid = weights_position_grid(l->position_table->numel / D, &class_row);
+    safetensors_read(l->position_table, l->values);
+    floatS* table = (floatS*)malloc_check(pos->count * sizeof(floatS), "a position table");
+    const floatS* rows = l->values + class_row * D;
+    if (own) memcpy(table, l->values, D * sizeof(floatS));
+    if (grid == G) {
+        memcpy(table + own * D, rows, G * G * D * sizeof(floatS));
+    } else {
+        position_table_resample(table + own * D, rows, grid, G, (int)D);
+        printf("weights        %s: positions of %d x %d tokens, resampled to %d x %d%s\n", l->path, grid, grid, G, G,
+               grid < G ? " so that they come out again" : "");
+    }
+    params_store(l->params, pos->offset, table, pos->count);
+    free(table);
+    if (!class_row || own) return;
     safetensors_read(weights_find_source(l, cls->name), l->reordered);
-    params_store(l->params, pos->offset, l->values + D, pos->count);
     for (size_t i = 0; i < D; i++) l->values[i] += l->reordered[i];
     params_store(l->params, cls->offset, l->values, D);
 }
@@ -539,12 +630,13 @@ void weights_load_vit(params_t* p, const vit_config_t* config, const char* our_p
     snprintf(name, sizeof name, "%scls_token", our_prefix);
     const param_t* cls = param_find(&p->table, name);
     const st_tensor_t* source = weights_find_source(&l, pos->name);
-    int one_row_more = source && source->numel == pos->count + (size_t)config->dim;
-    if (cls && !config->pos_class && one_row_more) l.class_position = source;
+    size_t D = (size_t)config->dim;
+    int others = source && source->numel != pos->count && source->ndim > 1 && source->shape[source->ndim - 1] == D;
+    if (others && weights_positions_serve(source->numel / D, config)) l.position_table = source;
     for (int i = 0; i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
     weights_vit_hint(hint, sizeof hint, &l, format->name, config);
     weights_check(&l, hint);
-    if (l.class_position) weights_fold_class_position(&l, cls, pos);
+    if (l.position_table) weights_take_positions(&l, config, cls, pos);
     weights_end(&l);
 }
 

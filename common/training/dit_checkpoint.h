@@ -138,22 +138,19 @@ enum { DIT_PREFIX = 64 };
 // taken: averages before raw weights.
 static inline const char* dit_prefix(char prefix[DIT_PREFIX], const safetensors_t* f, const char* path, int raw) {
     static const char* const places[] = {"ema.", "", "model.", "state_dict."};
-    static const char* const wrappers[] = {"", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."};
-    enum { PLACES = sizeof places / sizeof places[0], WRAPPERS = sizeof wrappers / sizeof wrappers[0] };
+    enum { PLACES = sizeof places / sizeof places[0] };
     char name[200];
     int averages = 0;
     for (int i = 0; i < PLACES; i++) {
-        for (int k = 0; k < WRAPPERS; k++) {
-            snprintf(prefix, DIT_PREFIX, "%s%s", places[i], wrappers[k]);
-            snprintf(name, sizeof name, "%sfinal_layer.linear.weight", prefix);
-            if (!safetensors_find(f, name)) continue;
-            if (i || !raw) return prefix;
-            averages = 1;
-        }
+        snprintf(prefix, DIT_PREFIX, "%s", places[i]);
+        snprintf(name, sizeof name, "%sfinal_layer.linear.weight", prefix);
+        if (!safetensors_find(f, name)) continue;
+        if (i || !raw) return prefix;
+        averages = 1;
     }
     if (averages) fatal("%s holds averaged weights only, and raw ones are asked for; leave -raw out", path);
     fatal("%s holds no LightningDiT: there is no tensor final_layer.linear.weight in it, also not behind ema., model. "
-          "or module.; give a file of train_dit or one with LightningDiT's names", path);
+          "or state_dict.; give a file of train_dit or one with LightningDiT's names", path);
 }
 
 // A tensor of the network by its plain name, behind the prefix or, where that lacks it (what is frozen has no average),
