@@ -23,7 +23,7 @@
 #include "common/program/cli.h"
 // defines: dataset_t, dataset_open
 #include "common/data/dataset.h"
-// defines: dataloader_t, dataloader_next, dataloader_damaged_files
+// defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_damaged_files
 #include "common/data/dataloader.h"
 // defines: image_grid, image_write_png
 #include "common/data/image.h"
@@ -214,7 +214,7 @@ static void set_up(run_t* run) {
     size_t bytes = (size_t)batch * tokenizer_pixels(t) * 3;
     run->val_pixels = (uint8_t*)malloc_check(bytes, "held-out images");
     dataloader_t loader;
-    dataloader_options_t options = {batch, o->image_size, 0, 0, 0, 0, 1, 0, o->seed};
+    dataloader_options_t options = {batch, o->image_size, 0, 0, 1, 0, 1, 0, o->seed}; // by lot, centre crops
     dataloader_open(&loader, &run->val_set, &options, 0);
     memcpy(run->val_pixels, dataloader_next(&loader)->pixels, bytes);
     dataloader_close(&loader);
@@ -252,6 +252,8 @@ static void exchange_ema(run_t* run) {
     replicas_exchange_ema(&run->tokenizer.params, run->options.ema, &run->comm, run->stream);
 }
 
+__attribute__((noreturn)) static void stop_not_finite(run_t* run, int64_t step, const char* consequence);
+
 // stageN_STEP.png: held-out images, their reconstruction by the raw and by the averaged weights.
 static void write_grid(run_t* run) {
     const options_t* o = &run->options;
@@ -264,6 +266,7 @@ static void write_grid(run_t* run) {
     exchange_ema(run);
     double averaged = reconstruct_held_out(run, pixels + n);
     exchange_ema(run);
+    if (isnan(raw) || isnan(averaged)) stop_not_finite(run, run->step, "The weights after this step are not saved");
     memcpy(cells, run->val_pixels, columns * image);
     memcpy(cells + columns * image, pixels, columns * image);
     memcpy(cells + 2 * columns * image, pixels + n, columns * image);
@@ -284,35 +287,42 @@ static void write_grid(run_t* run) {
     free(cells);
 }
 
-// Mean and standard deviation of each latent channel over the first images of the training set, centre crops, by the
-// averaged weights: what a diffusion model trained on the latents normalises by. All processes share the images.
+// Mean and standard deviation of each latent channel over images of the training set by lot, centre crops, by the
+// averaged weights: what a diffusion model trained on the latents normalises by. All processes share the images. Where
+// they cannot be read, a trained state is not lost for that: 0 and 1 are kept.
 static void measure_latents(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
     size_t bytes = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
     size_t tokens = t->config.batch * tokenizer_latents(t), n = tokens * t->z;
-    double* sums = (double*)calloc_check(2 * t->z, sizeof(double), "latent statistics");
+    double* sums = (double*)calloc_check(2 * t->z + 1, sizeof(double), "latent statistics"); // the last: how many
     floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "latents");
     dataloader_t loader;
-    dataloader_options_t options = {o->batch,       o->image_size, 0, 0,      0, run->comm.rank,
+    dataloader_options_t options = {o->batch,       o->image_size, 0, 0,      1, run->comm.rank,
                                     run->comm.size, 0,             o->seed};
     dataloader_open(&loader, &run->train_set, &options, 0);
     int batches = (o->latent_images + o->batch - 1) / o->batch;
     exchange_ema(run);
+    char error[IMAGE_ERROR_SIZE] = "";
     for (int i = 0; i < batches; i++) {
-        copy_to_device(t->bytes, dataloader_next(&loader)->pixels, bytes, run->stream);
+        const batch_t* batch = dataloader_try_next(&loader, error);
+        if (!batch) break;
+        copy_to_device(t->bytes, batch->pixels, bytes, run->stream);
         image_from_bytes(t->x, t->bytes, bytes, run->stream);
         copy_floats_to_host(host, tokenizer_encode(t, run->stream), n);
         for (size_t j = 0; j < n; j++) {
             sums[j % t->z] += host[j];
             sums[t->z + j % t->z] += (double)host[j] * host[j];
         }
+        sums[2 * t->z] += (double)tokens;
     }
     exchange_ema(run);
     dataloader_close(&loader);
-    comm_sum_host(&run->comm, sums, 2 * t->z);
-    double count = (double)batches * tokens * run->comm.size;
-    for (int c = 0; c < t->z; c++) {
+    if (error[0]) warn("the mean and deviation of the latents, over too few images: %s", error);
+    comm_sum_host(&run->comm, sums, 2 * t->z + 1);
+    double count = sums[2 * t->z];
+    for (int c = 0; c < t->z; c++) run->latent_mean[c] = 0, run->latent_std[c] = 1;
+    for (int c = 0; c < t->z && count > 0; c++) {
         double mean = sums[c] / count, variance = sums[t->z + c] / count - mean * mean;
         run->latent_mean[c] = (floatS)mean;
         run->latent_std[c] = (floatS)sqrt(variance > 0 ? variance : 0);

@@ -135,18 +135,161 @@ static inline void test_folder(void) {
     dataset_close(&dataset);
 }
 
+static inline void child_open(const char* name) {
+    dataset_t dataset;
+    open_here(&dataset, name, SPLIT_TRAIN);
+}
+
+static inline void child_open_val(const char* name) {
+    dataset_t dataset;
+    open_here(&dataset, name, SPLIT_VAL);
+}
+
+// Expects the child to end with exit code 1 and an error that holds `first` and `second`.
+static inline void check_fatal(void (*function)(const char*), const char* name, const char* first, const char* second) {
+    int code = temporary_run_child(function, name);
+    char* said = temporary_read("stderr", NULL);
+    int right = code == 1 && said && strstr(said, "error: ") && strstr(said, first) && strstr(said, second);
+    if (!right) printf("     %s: exit code %d, it said: %s", name, code, said ? said : "nothing\n");
+    check(right, "exit code 1 and a message that names the matter");
+    free(said);
+}
+
 static inline void test_splits(void) {
     temporary_mkdir("split");
     make_tree("split/train", 0);
     temporary_mkdir("split/val");
-    temporary_mkdir("split/val/class0");
-    make_png("split/val/class0/a.png", 4, 4, 0);
+    temporary_mkdir("split/val/class2");
+    make_png("split/val/class2/a.png", 4, 4, 0);
     dataset_t train, val;
+    int saved = temporary_catch_stderr();
     open_here(&train, "split", SPLIT_TRAIN);
     open_here(&val, "split", SPLIT_VAL);
-    check(train.count == 23 && train.class_count == 3 && val.count == 1 && val.class_count == 1, "train/ and val/");
+    dataset_close(&val);
+    open_here(&val, "split", SPLIT_VAL);
+    temporary_release_stderr(saved);
+    check(train.count == 23 && train.class_count == 3 && val.count == 1, "train/ and val/");
+    check(val.class_count == 3 && val.labels[0] == 2 && !strcmp(val.class_names[2], "class2"), "numbered as in train");
+    char* said = temporary_read("stderr", NULL);
+    const char* once = strstr(said, "images of 1 of the 3 classes");
+    check(once && !strstr(once + 1, "images of 1"), "it is said once");
+    free(said);
     dataset_close(&train);
     dataset_close(&val);
+    temporary_mkdir("alone"); // train without val
+    make_tree("alone/train", 0);
+    saved = temporary_catch_stderr();
+    open_here(&train, "alone", SPLIT_TRAIN);
+    open_here(&val, "alone", SPLIT_VAL);
+    temporary_release_stderr(saved);
+    check(train.count == 23 && val.count == 23 && val.class_count == 3, "the images that train validate");
+    dataset_close(&train);
+    dataset_close(&val);
+    temporary_mkdir("vehicles"); // train is a class
+    temporary_mkdir("vehicles/bus");
+    temporary_mkdir("vehicles/train");
+    make_png("vehicles/bus/a.png", 4, 4, 0);
+    make_png("vehicles/train/a.png", 4, 4, 0);
+    open_here(&train, "vehicles", SPLIT_TRAIN);
+    check(train.class_count == 2 && !strcmp(train.class_names[1], "train"), "a class of that name");
+    dataset_close(&train);
+}
+
+static inline void child_need_labels(const char* name) {
+    dataset_t dataset;
+    open_here(&dataset, name, SPLIT_VAL);
+    dataset_need_labels(&dataset);
+}
+
+// ImageNet's val as it is unpacked: images in no class folders, labels in a file.
+static inline void test_flat_val(void) {
+    static const struct { const char *name, *text; int labels[4]; } files[] = {
+        {"val.txt", "ILSVRC2012_val_00000001.JPEG 2\r\nILSVRC2012_val_00000002.JPEG 0\n"
+                    "val/ILSVRC2012_val_00000003.JPEG 1\n\nILSVRC2012_val_00000009.JPEG 2", {2, 0, 1, 2}},
+        {"val/val_labels.txt", "ILSVRC2012_val_00000009.JPEG class1\nILSVRC2012_val_00000003.JPEG class0\n"
+                               "ILSVRC2012_val_00000001.JPEG class1\nILSVRC2012_val_00000002.JPEG class2\n",
+         {1, 2, 0, 1}},
+        {"LOC_val_solution.csv", "ImageId,PredictionString\n"
+                                 "ILSVRC2012_val_00000009,class0 85 1 499 272 class0 1 2 3 4 \n"
+                                 "ILSVRC2012_val_00000003,class2 1 1 1 1\nILSVRC2012_val_00000001,class1 1 1 2 2\n"
+                                 "ILSVRC2012_val_00000002,class0 0 0 1 1\n", {1, 0, 2, 0}},
+        {"imagenet_2012_validation_synset_labels.txt", "class2\nclass1\nclass0\nclass0\n", {2, 1, 0, 0}},
+        // the devkit's own numbers; a list that is longer than the images are, which bear their line's number
+        {"ILSVRC2012_validation_ground_truth.txt", "3\n1\n2\n9\n9\n9\n9\n9\n3\n", {0, 2, 1, 0}}};
+    static const int numbers[4] = {1, 2, 3, 9};
+    char name[TEMPORARY_PATH / 2];
+    temporary_mkdir("flat");
+    make_tree("flat/train", 0);
+    temporary_mkdir("flat/val");
+    for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "flat/val/ILSVRC2012_val_%08d.JPEG", numbers[i]);
+        temporary_write(name, "x", 1);
+    }
+    dataset_t val;
+    open_here(&val, "flat", SPLIT_VAL);
+    check(val.count == 4 && val.class_count == 3 && val.unlabelled && val.labels[0] == -1, "labels are unknown");
+    dataset_close(&val);
+    check_fatal(child_need_labels, "flat", "flat/val lie in no class folders", "LOC_val_solution.csv");
+    for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
+        snprintf(name, sizeof name, "flat/%s", files[f].name);
+        temporary_write(name, files[f].text, strlen(files[f].text));
+        if (f == 4) {
+            check_fatal(child_need_labels, "flat", "numbers are the ILSVRC devkit's", "map_clsloc.txt");
+            temporary_write("flat/map_clsloc.txt", "class1 2 b\nclass0 3 a\nclass2 1 c\n", 33);
+        }
+        open_here(&val, "flat", SPLIT_VAL);
+        dataset_need_labels(&val);
+        for (int i = 0; i < 4; i++) check(val.labels[i] == files[f].labels[i], files[f].name);
+        dataset_close(&val);
+        char path[TEMPORARY_PATH];
+        unlink(temporary_path(path, name));
+    }
+    temporary_write("flat/val.txt", "ILSVRC2012_val_00000001.JPEG 1\n", 31);
+    check_fatal(child_need_labels, "flat", "no label for", "ILSVRC2012_val_00000002.JPEG");
+    temporary_write("flat/val.txt", "ILSVRC2012_val_00000001 3\nILSVRC2012_val_00000002 1\n", 52);
+    check_fatal(child_need_labels, "flat", "ILSVRC2012_val_00000001 is \"3\"", "from 0 on");
+    temporary_write("flat/val.txt", "ILSVRC2012_val_00000001 dog\nILSVRC2012_val_00000002 1\n", 54);
+    check_fatal(child_need_labels, "flat", "is \"dog\"", "class folder in train");
+    temporary_write("flat/val.txt", "ILSVRC2012_val_00000001 1\n2\n", 28);
+    check_fatal(child_need_labels, "flat", "line 2", "another form");
+}
+
+// Other kinds of images, a named pipe, what a Mac leaves: left out, and named once; numbers that are sorted as text.
+static inline void test_left_out(void) {
+    char path[TEMPORARY_PATH], name[64];
+    dataset_t dataset;
+    temporary_mkdir("kinds");
+    for (int k = 0; k < 12; k++) {
+        snprintf(name, sizeof name, "kinds/%d", k);
+        temporary_mkdir(name);
+        snprintf(name, sizeof name, "kinds/%d/a.jfif", k);
+        make_png(name, 4, 4, 0);
+    }
+    for (int i = 0; i < 9; i++) {
+        snprintf(name, sizeof name, "kinds/0/%d.webp", i);
+        temporary_write(name, "x", 1);
+    }
+    temporary_write("kinds/3/b.tif", "x", 1);
+    temporary_write("kinds/3/._b.png", "x", 1);
+    temporary_mkdir("kinds/__MACOSX");
+    if (mkfifo(temporary_path(path, "kinds/3/pipe.png"), 0666)) perror(path);
+    int saved = temporary_catch_stderr();
+    open_here(&dataset, "kinds", SPLIT_TRAIN);
+    dataset_close(&dataset);
+    open_here(&dataset, "kinds", SPLIT_TRAIN);
+    temporary_release_stderr(saved);
+    check(dataset.count == 12 && dataset.class_count == 12, "a JPEG by its other ending is one; a pipe is none");
+    check(!strcmp(dataset.class_names[4], "2"), "in strcmp order");
+    dataset_close(&dataset);
+    char* said = temporary_read("stderr", NULL);
+    const char* left = strstr(said, "left out: .webp (9), .tif (1), no ordinary files (1); read are jpg, jpeg, jpe, ");
+    check(left && !strstr(left + 1, "left out"), "they are counted and named once");
+    const char* sorted = strstr(said, "folder 2 is class 4");
+    check(sorted && !strstr(sorted + 1, "folder 2 is"), "and so is the order of numbers");
+    free(said);
+    image_t image;
+    char error[IMAGE_ERROR_SIZE];
+    check(!image_load(&image, path, error), "and a pipe that is asked for is not waited for");
 }
 
 static inline void test_idx(void) {
@@ -217,26 +360,6 @@ static inline void test_shape_areas(void) {
     }
 }
 
-static inline void child_open(const char* name) {
-    dataset_t dataset;
-    open_here(&dataset, name, SPLIT_TRAIN);
-}
-
-static inline void child_open_val(const char* name) {
-    dataset_t dataset;
-    open_here(&dataset, name, SPLIT_VAL);
-}
-
-// Expects the child to end with exit code 1 and an error that holds `first` and `second`.
-static inline void check_fatal(void (*function)(const char*), const char* name, const char* first, const char* second) {
-    int code = temporary_run_child(function, name);
-    char* said = temporary_read("stderr", NULL);
-    int right = code == 1 && said && strstr(said, "error: ") && strstr(said, first) && strstr(said, second);
-    if (!right) printf("     %s: exit code %d, it said: %s", name, code, said ? said : "nothing\n");
-    check(right, "exit code 1 and a message that names the matter");
-    free(said);
-}
-
 static inline void test_folder_errors(void) {
     char target[TEMPORARY_PATH], link[TEMPORARY_PATH];
     check_fatal(child_open, "nowhere", "nowhere", "cannot be found");
@@ -252,8 +375,28 @@ static inline void test_folder_errors(void) {
     temporary_write("hollow/class1b/a.txt", "x", 1);
     check_fatal(child_open, "hollow", "hollow/class1b", "holds no images");
     temporary_mkdir("half");
-    temporary_mkdir("half/train");
-    check_fatal(child_open, "half", "half", "none called val");
+    temporary_mkdir("half/val");
+    check_fatal(child_open, "half", "half", "none called train");
+    temporary_mkdir("foreign");
+    make_tree("foreign/train", 0);
+    make_tree("foreign/val", 0);
+    temporary_mkdir("foreign/val/class1b");
+    make_png("foreign/val/class1b/a.png", 4, 4, 0);
+    check_fatal(child_open_val, "foreign", "foreign/val/class1b", "no class of this name");
+    temporary_mkdir("root");
+    temporary_mkdir("root/ILSVRC");
+    temporary_mkdir("root/ILSVRC/Data");
+    temporary_mkdir("root/ILSVRC/Data/CLS-LOC");
+    make_tree("root/ILSVRC/Data/CLS-LOC/train", 0);
+    make_tree("root/ILSVRC/Data/CLS-LOC/test", 0);
+    check_fatal(child_open, "root", "give -data", "root/ILSVRC/Data/CLS-LOC");
+    make_tree("root/ILSVRC/Data/CLS-LOC/val", 0);
+    check_fatal(child_open_val, "root/ILSVRC", "give -data", "root/ILSVRC/Data/CLS-LOC");
+    temporary_mkdir("modern");
+    temporary_mkdir("modern/a");
+    temporary_write("modern/a/1.webp", "x", 1);
+    temporary_write("modern/a/2.WEBP", "x", 1);
+    check_fatal(child_open, "modern", "modern/a holds no images (jpg, jpeg, jpe, jfif", ".webp (2)");
     make_tree("loop", 0);
     if (symlink(temporary_path(target, "loop/class1"), temporary_path(link, "loop/class1/again"))) perror(link);
     check_fatal(child_open, "loop", "loop/class1/again", "link back");
@@ -492,7 +635,7 @@ static inline void check_crops(int is_tall) {
     dataset_close(&dataset);
 }
 
-// Damaged files: named once, counted, replaced by the next sample of the permutation.
+// Damaged files: named once, counted, replaced by lot.
 static inline void test_damaged(void) {
     make_tree("damaged", 1);
     dataset_t dataset;
@@ -506,11 +649,11 @@ static inline void test_damaged(void) {
     for (int s = 0; s < 16; s++) {
         const batch_t* batch = dataloader_next(&loader);
         for (int i = 0; i < batch->count; i++, g++) {
-            uint64_t position = g % 23, id;
-            do {
-                id = random_permute(options.seed, RANDOM_DATA_ORDER, g / 23, position++ % 23, 23);
-            } while (loader.is_damaged[id]); // the workers have seen this sample, so that the flag is set
-            check(batch->ids[i] == (int64_t)id, "the next one that can be read");
+            uint64_t id = random_permute(options.seed, RANDOM_DATA_ORDER, g / 23, g % 23, 23);
+            for (uint64_t k = 0; loader.is_damaged[id]; k++) { // the workers have seen it, so that the flag is set
+                id = random_permute(options.seed, RANDOM_REPLACEMENT, g, k, 23);
+            }
+            check(batch->ids[i] == (int64_t)id, "the first drawn that can be read");
         }
     }
     check(dataloader_damaged_files(&loader) == 4, "four files are counted");
@@ -524,6 +667,45 @@ static inline void test_damaged(void) {
         check(first && !strstr(first + 1, names[k]), "each is named once");
     }
     free(said);
+    dataset_close(&dataset);
+}
+
+// A clump of damaged files, read in order: each counts once, those that take their place are of all classes, and the
+// set is not given up, whatever the size of the clump below half.
+static inline void test_clump(int clump) {
+    enum { N = 200 };
+    char name[64], folder[32];
+    snprintf(folder, sizeof folder, "clump%d", clump);
+    temporary_mkdir(folder);
+    for (int k = 0; k < 2; k++) {
+        snprintf(name, sizeof name, "%s/%d", folder, k);
+        temporary_mkdir(name);
+    }
+    for (int i = 0; i < N; i++) {
+        snprintf(name, sizeof name, "%s/%d/%03d.png", folder, i / (N / 2), i);
+        if (i < clump) temporary_write(name, "", 0); else make_png(name, 8, 8, 0);
+    }
+    dataset_t dataset;
+    open_here(&dataset, folder, SPLIT_TRAIN);
+    dataloader_options_t options = default_options();
+    options.shuffle = 0;
+    options.batch = 10;
+    dataloader_t loader;
+    int saved = temporary_catch_stderr(), others = 0;
+    dataloader_open(&loader, &dataset, &options, 0);
+    for (int s = 0; s < 2 * N / 10; s++) { // twice through
+        const batch_t* batch = dataloader_next(&loader);
+        for (int i = 0; i < 10; i++) {
+            int position = (s * 10 + i) % N;
+            check(position < clump || batch->ids[i] == position, "sound files keep their place");
+            check(batch->ids[i] >= clump, "damaged ones do not");
+            others += position < clump && batch->labels[i] == 1;
+        }
+    }
+    check(dataloader_damaged_files(&loader) == (size_t)clump, "each counts once");
+    check(others > clump / 2, "replaced by images of the other class too");
+    dataloader_close(&loader);
+    temporary_release_stderr(saved);
     dataset_close(&dataset);
 }
 
@@ -548,7 +730,7 @@ static inline void test_hopeless(void) {
         if (i % 3) temporary_write(name, "nothing", 7); else make_png(name, 9, 9, 0);
     }
     check_fatal(child_run, "hopeless", "64 images in a row", "hopeless");
-    check_fatal(child_run, "mostly", "images cannot be read", "mostly");
+    check_fatal(child_run, "mostly", "by lot, cannot be read", "mostly");
 }
 
 static inline void child_bad_batch(const char* name) {
@@ -618,6 +800,8 @@ int main(int argc, char** argv) {
     temporary_begin();
     if (test_case("folder tree")) { test_folder(); test_end_case(); }
     if (test_case("folders train and val")) { test_splits(); test_end_case(); }
+    if (test_case("what is left out, and numbers")) { test_left_out(); test_end_case(); }
+    if (test_case("a val without class folders")) { test_flat_val(); test_end_case(); }
     if (test_case("folders that are refused")) { test_folder_errors(); test_end_case(); }
     if (test_case("IDX files, plain and gzipped")) { test_idx(); test_end_case(); }
     if (test_case("IDX files that are refused")) { test_idx_errors(); test_end_case(); }
@@ -630,6 +814,7 @@ int main(int argc, char** argv) {
     if (test_case("stream: centre crop")) { test_centre_crop(); test_end_case(); }
     if (test_case("stream: random crop and flip")) { check_crops(0); check_crops(1); test_end_case(); }
     if (test_case("damaged files are named once, counted, replaced")) { test_damaged(); test_end_case(); }
+    if (test_case("a clump of damaged files")) { test_clump(9); test_clump(60); test_end_case(); }
     if (test_case("too many damaged files end the program")) { test_hopeless(); test_end_case(); }
     if (test_case("closing at any moment")) { test_early_close(); test_end_case(); }
     if (test_case("Fashion-MNIST")) { test_fashion(); test_end_case(); }

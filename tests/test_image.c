@@ -160,6 +160,28 @@ static inline void check_pixel(const image_t* image, int y, int x, int red, int 
     check(abs(p[0] - red) <= tolerance && abs(p[1] - green) <= tolerance && abs(p[2] - blue) <= tolerance, "a pixel");
 }
 
+// Without Adobe's marker four inks are CMYK, as with it; with a transform that is none they are YCCK, as with 2.
+static inline void test_inks(void) {
+    uint8_t bytes[sizeof cmyk_jpeg];
+    char error[IMAGE_ERROR_SIZE];
+    image_t image, other;
+    enum { MARKER = 16, TRANSFORM = 2 + 15 }; // bytes of the marker, which comes first; the place of its last
+    memcpy(bytes, cmyk_jpeg, 2);
+    memcpy(bytes + 2, cmyk_jpeg + 2 + MARKER, sizeof cmyk_jpeg - 2 - MARKER);
+    check(image_decode(&image, bytes, sizeof cmyk_jpeg - MARKER, "cmyk", error), "it is read without the marker");
+    check_pixel(&image, 3, 3, 0, 255, 255, 2);
+    image_free(&image);
+    memcpy(bytes, cmyk_jpeg, sizeof bytes);
+    bytes[TRANSFORM] = 2;
+    check(image_decode(&image, bytes, sizeof bytes, "ycck", error), "as YCCK");
+    bytes[TRANSFORM] = 1;
+    check(image_decode(&other, bytes, sizeof bytes, "ycck", error), "with a transform for three colours");
+    check(!memcmp(image.pixels, other.pixels, 8 * 8 * 3), "the same");
+    check(bytes[TRANSFORM] == 1, "the file's bytes are left alone");
+    image_free(&image);
+    image_free(&other);
+}
+
 static inline void test_embedded(void) {
     char error[IMAGE_ERROR_SIZE];
     image_t image;
@@ -499,6 +521,7 @@ int main(int argc, char** argv) {
     if (test_case("read PNG BMP PPM of odd sizes")) { test_kinds(); test_end_case(); }
     if (test_case("read grey, grey+alpha, RGB, RGBA")) { test_channels(); test_end_case(); }
     if (test_case("read JPEG, progressive, CMYK, 16-bit, palette")) { test_embedded(); test_end_case(); }
+    if (test_case("four inks with and without Adobe's marker")) { test_inks(); test_end_case(); }
     if (test_case("refuse every truncation of every kind")) { test_every_truncation(); test_end_case(); }
     if (test_case("read a JPEG with thumbnail and trailing bytes")) { test_jpeg_thumbnail(); test_end_case(); }
     if (test_case("refuse damaged JPEGs")) { test_jpeg_damage(); test_end_case(); }

@@ -5,8 +5,9 @@
 // and its crop and flip come from the random numbers of index g. So the bytes do not depend on the number of threads or
 // ranks, and a run that resumes at step s starts its loader at s. Batches run across the end of an epoch.
 //
-// A damaged file is named once, counted, and replaced by the next sample of the permutation that can be read; that too
-// depends on the step alone. Crop and flip stay those of g.
+// A damaged file is named once, counted, and replaced by a sample that is drawn by lot, from a permutation of g's own:
+// its neighbours may be damaged too. That depends on the step alone, and crop and flip stay those of g. What is drawn
+// by lot also tells how much of the data is damaged: with more than half of it the loader gives up.
 //
 // Threads: a ring of batches, each filled image by image. Workers draw tickets (step, image) in order, wait while the
 // ring is full, and fill their image; the last one of a batch wakes the reader. With no threads the reader does the
@@ -29,11 +30,11 @@
 #include "common/device.h"
 // defines: fatal, warn, malloc_check, calloc_check
 #include "common/program/log.h"
-// defines: random_permute, random_below, RANDOM_DATA_ORDER, RANDOM_CROP, RANDOM_FLIP
+// defines: random_permute, random_below, RANDOM_DATA_ORDER, RANDOM_REPLACEMENT, RANDOM_CROP, RANDOM_FLIP
 #include "common/program/rng.h"
 
 #define DATALOADER_RING 4         // batches in memory: one with the reader, the others ahead of it
-#define DATALOADER_MAX_PROBES 64  // damaged files in a row before giving up
+#define DATALOADER_MAX_PROBES 64  // damaged files in the place of one image before giving up
 #define DATALOADER_MAX_THREADS 256
 
 typedef struct {
@@ -59,7 +60,7 @@ typedef struct {
 typedef struct {
     batch_t batch;
     int done;              // images that are ready
-    size_t tries, damaged; // files opened for this batch, and those of them that could not be read
+    size_t tries, damaged; // samples drawn by lot for this batch, and those of them that cannot be read
     char failure[IMAGE_ERROR_SIZE]; // why the batch cannot be made, or empty
 } dataloader_slot_t;
 
@@ -87,13 +88,12 @@ static inline double dataloader_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-// The sample at a position of the epoch that global index g belongs to; `probe` counts the replacements of damaged
+// The sample at the position of the epoch that global index g belongs to; `probe` counts the replacements of damaged
 // files.
 static inline size_t dataloader_sample(const dataloader_t* loader, uint64_t g, uint64_t probe) {
-    uint64_t n = loader->dataset->count;
-    uint64_t epoch = g / n, position = (g % n + probe) % n;
-    if (!loader->options.shuffle) return position;
-    return random_permute(loader->options.seed, RANDOM_DATA_ORDER, epoch, position, n);
+    uint64_t n = loader->dataset->count, seed = loader->options.seed;
+    if (probe) return random_permute(seed, RANDOM_REPLACEMENT, g, probe - 1, n);
+    return loader->options.shuffle ? random_permute(seed, RANDOM_DATA_ORDER, g / n, g % n, n) : g % n;
 }
 
 // Resizes the shorter side to `size`, crops and flips by the random numbers of g.
@@ -129,13 +129,13 @@ static inline void dataloader_report(dataloader_t* loader, size_t sample, const 
     warn("%s; another image takes its place", error);
 }
 
-// Makes image i of a slot, replacing damaged files by the samples that follow in the permutation.
+// Makes image i of a slot, replacing damaged files.
 static inline void dataloader_make(dataloader_t* loader, dataloader_slot_t* slot, int i) {
     const dataloader_options_t* options = &loader->options;
     batch_t* batch = &slot->batch;
     uint64_t g = batch->step * (uint64_t)options->batch + (uint64_t)options->rank * batch->count + (uint64_t)i;
-    size_t probe = 0, limit = loader->dataset->count;
-    if (limit > DATALOADER_MAX_PROBES) limit = DATALOADER_MAX_PROBES;
+    size_t probe = 0, n = loader->dataset->count, by_lot = options->shuffle ? 0 : 1; // the first probe that is
+    size_t limit = n + 1 < DATALOADER_MAX_PROBES ? n + 1 : DATALOADER_MAX_PROBES;
     char error[IMAGE_ERROR_SIZE] = "";
     for (; probe < limit; probe++) {
         size_t sample = dataloader_sample(loader, g, probe);
@@ -152,10 +152,13 @@ static inline void dataloader_make(dataloader_t* loader, dataloader_slot_t* slot
     }
     pthread_mutex_lock(&loader->mutex);
     slot->done++;
-    slot->tries += probe + (probe < limit);
-    slot->damaged += probe;
+    if (probe >= by_lot) {
+        slot->tries += probe - by_lot + (probe < limit);
+        slot->damaged += probe - by_lot;
+    }
     if (probe == limit) {
-        image_error(slot->failure, "%zu images in a row cannot be read in %s", limit, loader->dataset->folder);
+        image_error(slot->failure, "%zu images in a row cannot be read in %s", n < limit ? n : limit,
+                    loader->dataset->folder);
     }
     if (slot->done == batch->count) pthread_cond_signal(&loader->ready);
     pthread_mutex_unlock(&loader->mutex);
@@ -234,20 +237,24 @@ static inline void dataloader_open(dataloader_t* loader, const dataset_t* datase
     }
 }
 
-// Ends the program where the data is beyond use: one batch that could not be filled, or more than half of all tries in
-// vain.
-static inline void dataloader_check_damage(dataloader_t* loader, const dataloader_slot_t* slot) {
+// Is the data beyond use: one batch that could not be filled, or more than half of what was drawn by lot? Then `error`
+// has a sentence.
+static inline int dataloader_is_beyond_use(dataloader_t* loader, const dataloader_slot_t* slot, char* error) {
     loader->tries += slot->tries;
     loader->damaged += slot->damaged;
-    if (slot->failure[0]) fatal("%s; check the data", slot->failure);
-    if (loader->damaged >= 16 && loader->damaged * 2 > loader->tries) {
-        fatal("%zu of the first %zu images cannot be read in %s; check the data", loader->damaged, loader->tries,
-              loader->dataset->folder);
+    int most = loader->damaged >= 16 && loader->damaged * 2 > loader->tries;
+    if (slot->failure[0]) {
+        image_error(error, "%s; check the data", slot->failure);
+    } else if (most) {
+        image_error(error, "%zu of %zu images, chosen by lot, cannot be read in %s; check the data", loader->damaged,
+                    loader->tries, loader->dataset->folder);
     }
+    return most || slot->failure[0];
 }
 
-// The batch of the next step. Gives the previous one back to the workers.
-static inline const batch_t* dataloader_next(dataloader_t* loader) {
+// The batch of the next step. Gives the previous one back to the workers. Where the data is beyond use: NULL, with a
+// sentence in `error`.
+static inline const batch_t* dataloader_try_next(dataloader_t* loader, char* error) {
     double start = dataloader_seconds();
     pthread_mutex_lock(&loader->mutex);
     if (loader->holding) {
@@ -263,8 +270,15 @@ static inline const batch_t* dataloader_next(dataloader_t* loader) {
         for (int i = 0; i < slot->batch.count; i++) dataloader_make(loader, slot, i);
     }
     loader->seconds_waited += dataloader_seconds() - start;
-    dataloader_check_damage(loader, slot);
-    return &slot->batch;
+    return dataloader_is_beyond_use(loader, slot, error) ? NULL : &slot->batch;
+}
+
+// The same for what cannot go on without: the program ends where the data is beyond use.
+static inline const batch_t* dataloader_next(dataloader_t* loader) {
+    char error[IMAGE_ERROR_SIZE];
+    const batch_t* batch = dataloader_try_next(loader, error);
+    if (!batch) fatal("%s", error);
+    return batch;
 }
 
 // How many different files could not be read so far, by the workers, who are ahead of the reader.

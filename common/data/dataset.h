@@ -1,15 +1,20 @@
 // dataset.h: a data set is a numbered list of images, each with a label, and the names of the classes.
 //
 //   folder    images below a folder; the class is the first-level folder, in strcmp order of the names; or one class
-//             when the folder has images but no folders. Subfolders train/ and val/ are the two splits.
+//             when the folder has images but no folders. Subfolders train/ and val/ are the two splits: classes are
+//             numbered by the names in train, whichever of them val has. A val without class folders (ImageNet's, as
+//             it is unpacked) has no labels until somebody needs them (dataset_need_labels, from a label file).
+//   tar       ImageNet's ILSVRC2012_img_train.tar and _val.tar in the folder, in place of train/ and val/, or one of
+//             them by its own name: read where the images lie, without unpacking (common/data/tar_index.h).
 //   IDX       the files of MNIST and its relatives: train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-... for
 //             the validation split, each gzipped (.gz) or not. Grey becomes RGB.
 //   shapes    ten classes of coloured shapes on textured grounds, 32 x 32, drawn on demand (shapes_draw below), for
 //             machines that have no data at all.
 //
 // Opening a data set lists files, checks what can be checked without decoding, and ends the program with a message on
-// whatever the user can mend. Decoding one image (dataset_load) returns an error instead: among a million files a few
-// are damaged, and common/data/dataloader.h goes on without them.
+// whatever the user can mend; what is left out (other kinds of images, what is no ordinary file) is counted and named
+// once. Names that begin with a dot are no data. Decoding one image (dataset_load) returns an error instead: among a
+// million files a few are damaged, and common/data/dataloader.h goes on without them.
 #pragma once
 #include <dirent.h>
 #include <errno.h>
@@ -25,8 +30,14 @@
 
 // defines: image_t, image_create, image_load, image_big_endian
 #include "common/data/image.h"
-// defines: fatal, warn, malloc_check, calloc_check
+// defines: label_file_find, label_file_read
+#include "common/data/label_file.h"
+// defines: tar_index_t, tar_index_open, tar_index_close, tar_index_is_tar, tar_entry_class
+#include "common/data/tar_index.h"
+// defines: fatal, warn, warn_once, malloc_check, calloc_check
 #include "common/program/log.h"
+// defines: progress_t, progress_begin, progress_say
+#include "common/program/progress.h"
 // defines: philox, uniform_from_bits, random_uniform, RANDOM_SHAPES
 #include "common/program/rng.h"
 
@@ -41,9 +52,11 @@ typedef struct {
     size_t count;
     int class_count;
     char** class_names; // [class_count]
-    int* labels;        // [count]; NULL for shapes, whose label is i % 10
+    int* labels;        // [count]; NULL for shapes, whose label is i % 10; -1: unknown
+    int unlabelled;     // the images lie flat, beside a train that has classes: all labels are -1
     char* folder;       // where the files are
-    char** paths;       // [count] whole paths; folder only
+    char** paths;       // [count] whole paths; folder only; in an archive, its path and the member's
+    tar_index_t archive; // entry i is image i; folder only, and only where it is one
     uint8_t* named;     // [count] damaged files that a warning has named; folder only
     uint8_t* pixels;    // (count, rows, columns) grey; IDX only
     int rows, columns;
@@ -99,38 +112,83 @@ static inline int path_is_folder(const char* path) {
     return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
 }
 
+static inline int path_is_file(const char* path) { // an ordinary one: a named pipe would be waited for
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISREG(status.st_mode);
+}
+
+// The last component of a path.
+static inline const char* path_name(const char* path) {
+    const char* slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Folder trees
 
-static inline int dataset_is_image_name(const char* name) {
-    static const char* const extensions[] = {"jpg", "jpeg", "png", "bmp", "ppm", "pgm", "pnm"};
+#define DATASET_ENDINGS "jpg, jpeg, jpe, jfif, png, bmp, ppm, pgm, pnm" // of the files that are read
+static const char* const dataset_endings[] = {"jpg", "jpeg", "jpe", "jfif", "png", "bmp", "ppm", "pgm", "pnm", NULL};
+
+// Other kinds of images. What ends otherwise is none, and nobody misses it.
+static const char* const dataset_other_endings[] = {"webp", "gif", "tif", "tiff", "avif", "heic", "heif", "jxl",
+                                                    "jp2", "j2k", "tga", "exr", "hdr", "dng", "cr2", "nef", NULL};
+enum { DATASET_OTHERS = sizeof dataset_other_endings / sizeof *dataset_other_endings }; // the last: no ordinary files
+
+// Number of the name's ending in a list, or -1.
+static inline int dataset_ending(const char* name, const char* const* endings) {
     const char* dot = strrchr(name, '.');
-    if (!dot) return 0;
-    for (size_t i = 0; i < sizeof extensions / sizeof *extensions; i++) {
-        if (!strcasecmp(dot + 1, extensions[i])) return 1;
+    for (int i = 0; dot && endings[i]; i++) {
+        if (!strcasecmp(dot + 1, endings[i])) return i;
     }
-    return 0;
+    return -1;
 }
 
-// Adds the whole paths of the folders and of the images directly inside `folder`. Links are followed, hidden entries
-// left out.
-static inline void dataset_list_folder(const char* folder, string_list_t* folders, string_list_t* images) {
+// What a look into folders finds, as whole paths, and how many files are left out, by their kind.
+typedef struct {
+    string_list_t folders, images;
+    size_t others[DATASET_OTHERS];
+} listing_t;
+
+// ".webp (9), .tif (2), no ordinary files (1)"; "" where nothing is left out
+static inline const char* listing_others(const listing_t* l, char* text, size_t size) {
+    size_t used = 0;
+    text[0] = 0;
+    for (int i = 0; i < DATASET_OTHERS && used < size; i++) {
+        if (!l->others[i]) continue;
+        const char* kind = dataset_other_endings[i];
+        used += (size_t)snprintf(text + used, size - used, "%s%s%s (%zu)", used ? ", " : "", kind ? "." : "",
+                                 kind ? kind : "no ordinary files", l->others[i]);
+    }
+    return text;
+}
+
+// Takes a file up among the images, or counts it. Takes over `path`.
+static inline void listing_add_file(listing_t* l, char* path, int is_file) {
+    int other = dataset_ending(path_name(path), dataset_other_endings);
+    if (dataset_ending(path_name(path), dataset_endings) < 0) {
+        if (other >= 0) l->others[other]++;
+    } else if (is_file) {
+        string_list_add(&l->images, path);
+        return;
+    } else {
+        l->others[DATASET_OTHERS - 1]++;
+    }
+    free(path);
+}
+
+// Adds the folders and the images directly inside `folder`. Links are followed, names that begin with a dot, and what a
+// Mac packs beside its files, are left out.
+static inline void dataset_list_folder(const char* folder, listing_t* l) {
     DIR* directory = opendir(folder);
     if (!directory) {
         fatal("the data folder %s cannot be read: %s; check its name and permissions", folder, strerror(errno));
     }
     for (struct dirent* entry; (entry = readdir(directory)) != NULL;) {
-        if (entry->d_name[0] == '.') continue;
+        if (entry->d_name[0] == '.' || !strcmp(entry->d_name, "__MACOSX")) continue;
         char* path = dataset_join(folder, entry->d_name);
-        int is_folder = entry->d_type == DT_DIR;
-        if (entry->d_type == DT_LNK || entry->d_type == DT_UNKNOWN) is_folder = path_is_folder(path);
-        if (is_folder) {
-            string_list_add(folders, path);
-        } else if (dataset_is_image_name(entry->d_name)) {
-            string_list_add(images, path);
-        } else {
-            free(path);
-        }
+        int asks = entry->d_type == DT_LNK || entry->d_type == DT_UNKNOWN;
+        if (entry->d_type == DT_DIR || (asks && path_is_folder(path))) string_list_add(&l->folders, path);
+        else listing_add_file(l, path, entry->d_type == DT_REG || (asks && path_is_file(path)));
     }
     closedir(directory);
 }
@@ -143,7 +201,7 @@ typedef struct folder_chain {
 } folder_chain_t;
 
 // Adds all images below `folder`, in no particular order.
-static inline void dataset_list_tree(const char* folder, const folder_chain_t* parent, string_list_t* images) {
+static inline void dataset_list_tree(const char* folder, const folder_chain_t* parent, listing_t* l) {
     struct stat status;
     if (stat(folder, &status)) fatal("the data folder %s cannot be read: %s", folder, strerror(errno));
     for (const folder_chain_t* above = parent; above; above = above->parent) {
@@ -155,10 +213,13 @@ static inline void dataset_list_tree(const char* folder, const folder_chain_t* p
     here.parent = parent;
     here.device = status.st_dev;
     here.inode = status.st_ino;
-    string_list_t folders = {NULL, 0, 0};
-    dataset_list_folder(folder, &folders, images);
-    for (size_t i = 0; i < folders.count; i++) dataset_list_tree(folders.items[i], &here, images);
-    string_list_free(&folders);
+    string_list_t outer = l->folders;
+    memset(&l->folders, 0, sizeof l->folders);
+    dataset_list_folder(folder, l);
+    string_list_t inner = l->folders;
+    l->folders = outer;
+    for (size_t i = 0; i < inner.count; i++) dataset_list_tree(inner.items[i], &here, l);
+    string_list_free(&inner);
 }
 
 // Appends the images of one class, sorted by path.
@@ -173,45 +234,194 @@ static inline void dataset_add_class(dataset_t* dataset, int label, string_list_
     free(images->items); // the strings are in `all` by now
 }
 
-// The last component of a path.
-static inline const char* path_name(const char* path) {
-    const char* slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
+// The names of the folders in a list, sorted.
+static inline void dataset_names(const string_list_t* folders, string_list_t* names) {
+    for (size_t i = 0; i < folders->count; i++) string_list_add(names, string_copy(path_name(folders->items[i])));
+    string_list_sort(names);
 }
 
-static inline void dataset_open_folder(dataset_t* dataset) {
-    string_list_t folders = {NULL, 0, 0}, images = {NULL, 0, 0}, all = {NULL, 0, 0};
-    dataset->kind = DATASET_FOLDER;
-    dataset_list_folder(dataset->folder, &folders, &images);
-    if (folders.count == 0 && images.count == 0) {
-        fatal("the data folder %s holds no images (jpg, jpeg, png, bmp, ppm, pgm, pnm) and no folders with images; "
-              "name another with -data", dataset->folder);
+// Folders 0, 1, ..., 10, 11 are sorted as text, as ImageFolder sorts them: 0, 1, 10, 11, 2. Whoever asks for class 2
+// must know.
+static inline void dataset_warn_of_numbers(const dataset_t* d) {
+    int first = -1;
+    for (int i = 0; i < d->class_count; i++) {
+        const char* name = d->class_names[i];
+        if (!*name || strspn(name, "0123456789") != strlen(name)) return;
+        if (first < 0 && i && strtoull(name, NULL, 10) < strtoull(d->class_names[i - 1], NULL, 10)) first = i;
     }
-    dataset->class_count = folders.count ? (int)folders.count : 1;
-    dataset->class_names = (char**)malloc_check(dataset->class_count * sizeof(char*), "the class names");
-    if (folders.count == 0) {
-        dataset->class_names[0] = string_copy("all");
-        dataset_add_class(dataset, 0, &images, &all);
-    } else if (images.count) {
-        warn("%zu images lie directly in %s, beside the class folders; they have no class and are left out",
-             images.count, dataset->folder);
-        string_list_free(&images);
+    if (first < 0) return;
+    warn_once("the class folders are numbers, and sorted as text, as ImageFolder does it: folder %s is class %d; names "
+              "of equal length (02) keep their order", d->class_names[first], first);
+}
+
+static inline void dataset_warn_of_others(const char* folder, const listing_t* l) {
+    char text[600];
+    if (*listing_others(l, text, sizeof text)) {
+        warn_once("files below %s are left out: %s; read are " DATASET_ENDINGS, folder, text);
     }
-    string_list_sort(&folders);
-    for (size_t i = 0; i < folders.count; i++) {
-        string_list_t found = {NULL, 0, 0};
-        dataset_list_tree(folders.items[i], NULL, &found);
-        if (found.count == 0) {
-            fatal("the class folder %s holds no images; each folder in %s is a class: remove it or fill it",
-                  folders.items[i], dataset->folder);
+}
+
+// The label of a class folder by the names of train; what train does not have ends the program.
+static inline int dataset_label_of(const dataset_t* d, const char* folder) {
+    int label = label_of_class(path_name(folder), d->class_names, d->class_count);
+    if (label >= 0) return label;
+    fatal("%s: the training images have no class of this name (theirs are %s ... %s); rename the folder, or take it "
+          "out", folder, d->class_names[0], d->class_names[d->class_count - 1]);
+}
+
+// Lists the class folders, which have their number by d->class_names. Returns how many hold images; in training images
+// all have to.
+static inline size_t dataset_list_classes(dataset_t* d, listing_t* l, string_list_t* all, int may_lack) {
+    size_t found = 0;
+    string_list_sort(&l->folders);
+    progress_t progress = progress_begin("list", (double)l->folders.count, log_rank == 0); // of classes
+    for (size_t i = 0; i < l->folders.count; i++) {
+        char text[600];
+        const char* folder = l->folders.items[i];
+        memset(&l->images, 0, sizeof l->images);
+        dataset_list_tree(folder, NULL, l);
+        found += l->images.count > 0;
+        if (l->images.count == 0 && !may_lack) {
+            listing_others(l, text, sizeof text);
+            fatal("the class folder %s holds no images (" DATASET_ENDINGS ")%s%s; each folder in %s is a class: remove "
+                  "it or fill it", folder, *text ? "; other files so far: " : "", text, d->folder);
         }
-        dataset->class_names[i] = string_copy(path_name(folders.items[i]));
-        dataset_add_class(dataset, (int)i, &found, &all);
+        dataset_add_class(d, dataset_label_of(d, folder), &l->images, all);
+        progress_say(&progress, (double)(i + 1));
     }
-    string_list_free(&folders);
-    dataset->paths = all.items;
-    dataset->count = all.count;
-    dataset->named = (uint8_t*)calloc_check(all.count, 1, "the list of damaged files");
+    return found;
+}
+
+// Images that lie in no class folder: all of one class, or of unknown ones.
+static inline void dataset_list_flat(dataset_t* d, const char* folder, listing_t* l, string_list_t* all) {
+    string_list_free(&l->folders);
+    string_list_free(&l->images);
+    memset(l->others, 0, sizeof l->others);
+    dataset_list_tree(folder, NULL, l);
+    dataset_add_class(d, d->unlabelled ? -1 : 0, &l->images, all);
+}
+
+// Sets the classes: those of `names`, or "all".
+static inline void dataset_set_classes(dataset_t* d, const string_list_t* names) {
+    d->class_count = names->count ? (int)names->count : 1;
+    d->class_names = (char**)malloc_check(d->class_count * sizeof(char*), "the class names");
+    d->class_names[0] = string_copy("all");
+    for (size_t i = 0; i < names->count; i++) {
+        if (!i) free(d->class_names[0]);
+        d->class_names[i] = string_copy(names->items[i]);
+    }
+}
+
+// The classes of an archive, in the order of its entries.
+static inline void dataset_archive_names(const tar_index_t* x, string_list_t* names) {
+    for (size_t i = 0; i < x->count; i++) {
+        int length = tar_entry_class(&x->entries[i]);
+        const char* last = names->count ? names->items[names->count - 1] : "";
+        if (!length || ((size_t)length == strlen(last) && !memcmp(last, x->entries[i].path, (size_t)length))) continue;
+        string_list_add(names, string_copy(x->entries[i].path));
+        names->items[names->count - 1][length] = 0;
+    }
+}
+
+// The classes of the training images, in a folder or an archive.
+static inline void dataset_train_names(const char* train, string_list_t* names) {
+    listing_t l;
+    tar_index_t x;
+    if (tar_index_is_tar(train)) {
+        tar_index_open(&x, train);
+        dataset_archive_names(&x, names);
+        tar_index_close(&x);
+        return;
+    }
+    memset(&l, 0, sizeof l);
+    dataset_list_folder(train, &l);
+    dataset_names(&l.folders, names);
+    string_list_free(&l.folders);
+    string_list_free(&l.images);
+}
+
+// Opens an archive of images; `train` as below.
+static inline void dataset_open_archive(dataset_t* d, const char* train) {
+    listing_t l;
+    string_list_t names = {NULL, 0, 0};
+    tar_index_t* x = &d->archive;
+    d->kind = DATASET_FOLDER;
+    memset(&l, 0, sizeof l);
+    tar_index_open(x, d->folder);
+    size_t n = 0;
+    for (size_t i = 0; i < x->count; i++) { // what is no image is taken out, and counted where it is of another kind
+        size_t before = l.images.count;
+        listing_add_file(&l, dataset_join(d->folder, x->entries[i].path), 1);
+        if (l.images.count > before) x->entries[n++] = x->entries[i];
+        else free(x->entries[i].path);
+    }
+    x->count = n;
+    if (!n) fatal("the archive %s holds no images (" DATASET_ENDINGS ")", d->folder);
+    if (train) dataset_train_names(train, &names);
+    else dataset_archive_names(x, &names);
+    dataset_set_classes(d, &names);
+    d->labels = (int*)malloc_check(n * sizeof(int), "labels");
+    d->unlabelled = names.count > 0;
+    for (size_t i = 0; i < n; i++) d->unlabelled &= !tar_entry_class(&x->entries[i]);
+    for (size_t i = 0; i < n; i++) {
+        int length = tar_entry_class(&x->entries[i]);
+        char* name = string_copy(x->entries[i].path);
+        name[length] = 0;
+        int stray = names.count && !length && !d->unlabelled;
+        if (stray) fatal("%s lies in no class, and others in the archive do; pack it again", l.images.items[i]);
+        d->labels[i] = d->unlabelled ? -1 : names.count ? dataset_label_of(d, name) : 0;
+        free(name);
+    }
+    dataset_warn_of_numbers(d);
+    dataset_warn_of_others(d->folder, &l);
+    string_list_free(&names);
+    d->paths = l.images.items;
+    d->count = n;
+    d->named = (uint8_t*)calloc_check(n, 1, "the list of damaged files");
+}
+
+// Opens a folder of images. `train`: the training images whose val this is, or NULL.
+static inline void dataset_open_folder(dataset_t* d, const char* train) {
+    listing_t l;
+    string_list_t names = {NULL, 0, 0}, all = {NULL, 0, 0};
+    memset(&l, 0, sizeof l);
+    d->kind = DATASET_FOLDER;
+    dataset_list_folder(d->folder, &l);
+    if (train) dataset_train_names(train, &names);
+    else dataset_names(&l.folders, &names);
+    dataset_set_classes(d, &names);
+    int only = l.folders.count == 1 && !l.images.count; // Tiny ImageNet's val has one folder, images
+    int bundle = train && names.count && only && !strcmp(path_name(l.folders.items[0]), "images") &&
+                 label_of_class("images", d->class_names, d->class_count) < 0;
+    d->unlabelled = train && names.count && (bundle || !l.folders.count);
+    if (d->unlabelled || !names.count) {
+        char* flat = string_copy(bundle ? l.folders.items[0] : d->folder);
+        dataset_list_flat(d, flat, &l, &all);
+        free(flat);
+    } else {
+        if (l.images.count) {
+            warn_once("%zu images lie directly in %s, beside the class folders; they have no class and are left out",
+                      l.images.count, d->folder);
+            string_list_free(&l.images);
+        }
+        size_t found = dataset_list_classes(d, &l, &all, train != NULL);
+        if (found < names.count) {
+            warn_once("%s has images of %zu of the %zu classes of %s", d->folder, found, names.count, train);
+        }
+    }
+    if (all.count == 0) {
+        char text[600];
+        listing_others(&l, text, sizeof text);
+        fatal("the data folder %s holds no images (" DATASET_ENDINGS ")%s%s and no folders with images; name another "
+              "with -data", d->folder, *text ? "; it holds " : "", text);
+    }
+    dataset_warn_of_numbers(d);
+    dataset_warn_of_others(d->folder, &l);
+    string_list_free(&names);
+    string_list_free(&l.folders);
+    d->paths = all.items;
+    d->count = all.count;
+    d->named = (uint8_t*)calloc_check(all.count, 1, "the list of damaged files");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -221,12 +431,12 @@ static inline void dataset_open_folder(dataset_t* dataset) {
 // The path of `name` or `name`.gz in the folder, or NULL.
 static inline char* idx_find(const char* folder, const char* name) {
     char* path = dataset_join(folder, name);
-    if (access(path, F_OK) == 0) return path;
+    if (path_is_file(path)) return path;
     size_t size = strlen(path) + 4;
     char* gzipped = (char*)malloc_check(size, "a file name");
     snprintf(gzipped, size, "%s.gz", path);
     free(path);
-    if (access(gzipped, F_OK) == 0) return gzipped;
+    if (path_is_file(gzipped)) return gzipped;
     free(gzipped);
     return NULL;
 }
@@ -436,32 +646,87 @@ static inline void dataset_open_shapes(dataset_t* dataset) {
 // ---------------------------------------------------------------------------------------------------------------------
 // All kinds
 
-// The folder that holds the images of a split: folder/train or folder/val where both are there, else the folder itself.
-static inline char* dataset_split_folder(const char* folder, int split) {
+// folder/train or folder/val (which also goes by other names), or such an archive; or NULL.
+static inline char* dataset_split(const char* folder, int split) {
+    static const char* const names[2][6] = {
+        {"train", "ILSVRC2012_img_train.tar", "train.tar", NULL},
+        {"val", "validation", "valid", "ILSVRC2012_img_val.tar", "val.tar", NULL}};
+    for (int i = 0; names[split][i]; i++) {
+        char* path = dataset_join(folder, names[split][i]);
+        if (tar_index_is_tar(path) ? path_is_file(path) : path_is_folder(path)) return path;
+        free(path);
+    }
+    return NULL;
+}
+
+// A folder train without a val is the training images, unless it is a class (of vehicles, say): then it holds images
+// and other classes lie beside it.
+static inline int dataset_train_is_class(const char* folder, const char* train) {
+    listing_t above, inside;
+    if (tar_index_is_tar(train)) return 0;
+    memset(&above, 0, sizeof above);
+    memset(&inside, 0, sizeof inside);
+    dataset_list_folder(folder, &above);
+    dataset_list_folder(train, &inside);
+    int is_class = above.folders.count > 1 && inside.images.count && !inside.folders.count;
+    for (size_t i = 0; i < above.folders.count; i++) is_class &= strcmp(path_name(above.folders.items[i]), "test") != 0;
+    string_list_free(&above.folders), string_list_free(&above.images);
+    string_list_free(&inside.folders), string_list_free(&inside.images);
+    return is_class;
+}
+
+// Ends the program where train and val lie deeper, as in ImageNet's ILSVRC/Data/CLS-LOC: all of it would be one class.
+static inline void dataset_look_deeper(const char* root, const char* folder, int depth) {
+    enum { DEPTH = 4, BRANCHES = 16 }; // a folder with more folders holds classes
+    listing_t l;
+    memset(&l, 0, sizeof l);
+    dataset_list_folder(folder, &l);
+    for (size_t i = 0; i < l.folders.count; i++) {
+        const char* at = l.folders.items[i];
+        char *train = dataset_split(at, SPLIT_TRAIN), *val = dataset_split(at, SPLIT_VAL);
+        if (train && (val || !dataset_train_is_class(at, train))) {
+            fatal("the data folder %s has no train and val, but %s has; give -data %s", root, at, at);
+        }
+        free(train);
+        free(val);
+        if (depth < DEPTH && l.folders.count <= BRANCHES) dataset_look_deeper(root, at, depth + 1);
+    }
+    string_list_free(&l.folders);
+    string_list_free(&l.images);
+}
+
+// The folder that holds the images of a split: folder/train or folder/val, or the folder itself. *train: the training
+// images whose val this is, or NULL.
+static inline char* dataset_split_folder(const char* folder, int split, char** train) {
     struct stat status;
+    *train = NULL;
     if (stat(folder, &status)) {
         fatal("the data folder %s cannot be found: %s; -data takes a folder, fashion-mnist, shapes or auto", folder,
               strerror(errno));
     }
+    if (S_ISREG(status.st_mode) && tar_index_is_tar(folder)) return string_copy(folder);
     if (!S_ISDIR(status.st_mode)) {
         fatal("%s is not a folder; -data takes a folder, fashion-mnist, shapes or auto", folder);
     }
-    char* train = dataset_join(folder, "train");
-    char* val = dataset_join(folder, "val");
-    int has_train = path_is_folder(train), has_val = path_is_folder(val);
-    if (has_train != has_val) {
-        fatal("the data folder %s has a folder %s but none called %s; add it, or name the one with the classes", folder,
-              has_train ? "train" : "val", has_train ? "val" : "train");
+    if (dataset_has_idx(folder)) return string_copy(folder);
+    char *first = dataset_split(folder, SPLIT_TRAIN), *val = dataset_split(folder, SPLIT_VAL);
+    if (first && !val && dataset_train_is_class(folder, first)) {
+        free(first);
+        first = NULL;
     }
-    char* chosen = string_copy(folder);
-    if (has_train) {
-        free(chosen);
-        chosen = string_copy(split == SPLIT_TRAIN ? train : val);
-    } else if (split == SPLIT_VAL && !dataset_has_idx(folder)) {
-        warn("%s has no folders train and val, so the images that train also validate", folder);
+    if (val && !first && split == SPLIT_TRAIN) {
+        fatal("the data folder %s has a folder %s but none called train; add it, or name the one with the classes",
+              folder, path_name(val));
     }
-    free(train);
-    free(val);
+    if (!first && !val) dataset_look_deeper(folder, folder, 1);
+    if (split == SPLIT_VAL && !val) {
+        warn_once("%s has no folder%s val, so the images that train also validate", folder,
+                  first ? "" : "s train and");
+    }
+    char* chosen = split == SPLIT_VAL && val ? val : first;
+    if (!chosen) return string_copy(folder);
+    if (chosen == val) *train = first;
+    else free(val);
     return chosen;
 }
 
@@ -480,12 +745,35 @@ static inline void dataset_open(dataset_t* dataset, const char* spec, int split)
         fatal("Fashion-MNIST is not in %s; install it (apt-get install dataset-fashion-mnist) or take -data shapes",
               FASHION_MNIST_FOLDER);
     }
-    dataset->folder = dataset_split_folder(wants_fashion ? FASHION_MNIST_FOLDER : spec, split);
+    char* train;
+    dataset->folder = dataset_split_folder(wants_fashion ? FASHION_MNIST_FOLDER : spec, split, &train);
     if (dataset_has_idx(dataset->folder)) {
         dataset_open_idx(dataset);
+    } else if (tar_index_is_tar(dataset->folder)) {
+        dataset_open_archive(dataset, train);
     } else {
-        dataset_open_folder(dataset);
+        dataset_open_folder(dataset, train);
     }
+    free(train);
+}
+
+// For what measures by labels: reads those of images that lie flat from their label file, or says what is missing.
+static inline void dataset_need_labels(dataset_t* dataset) {
+    char path[LABEL_FILE_PATH];
+    if (dataset->class_count < 2) {
+        fatal("%s has no classes, and this measures by them: it wants a folder for each", dataset->folder);
+    }
+    if (!dataset->unlabelled) return;
+    char* folder = string_copy(dataset->folder); // of an archive: the one that it is in
+    if (tar_index_is_tar(folder)) folder[path_name(folder) - folder] = 0;
+    if (!label_file_find(*folder ? folder : ".", path)) {
+        fatal("the images in %s lie in no class folders, and this needs their labels: put Kaggle's "
+              "LOC_val_solution.csv or a val.txt (\"IMAGE CLASS\" a line) there or beside it, or move them into "
+              "folders named as those of train", dataset->folder);
+    }
+    free(folder);
+    label_file_read(path, dataset->labels, dataset->paths, dataset->count, dataset->class_names, dataset->class_count);
+    dataset->unlabelled = 0;
 }
 
 static inline void dataset_close(dataset_t* dataset) {
@@ -496,6 +784,7 @@ static inline void dataset_close(dataset_t* dataset) {
     free(dataset->folder);
     free(dataset->paths);
     free(dataset->named);
+    tar_index_close(&dataset->archive);
     free(dataset->pixels);
     memset(dataset, 0, sizeof *dataset);
 }
@@ -504,8 +793,19 @@ static inline int dataset_label(const dataset_t* dataset, size_t i) {
     return dataset->labels ? dataset->labels[i] : (int)(i % SHAPES_CLASSES);
 }
 
+// Image i, for messages: its file, or its number.
+static inline const char* dataset_image_name(const dataset_t* dataset, size_t i, char* text, size_t size) {
+    if (dataset->paths) snprintf(text, size, "%s", dataset->paths[i]);
+    else snprintf(text, size, "image %zu of %s", i, dataset->folder);
+    return text;
+}
+
 // Decodes image i, at its own size, for the caller to free. Returns 1; or 0 with a sentence in `error`, and no image.
 static inline int dataset_load(const dataset_t* dataset, size_t i, image_t* image, char* error) {
+    if (dataset->kind == DATASET_FOLDER && dataset->archive.bytes) {
+        const tar_entry_t* e = &dataset->archive.entries[i];
+        return image_decode(image, dataset->archive.bytes + e->begin, (size_t)e->length, dataset->paths[i], error);
+    }
     if (dataset->kind == DATASET_FOLDER) return image_load(image, dataset->paths[i], error);
     if (dataset->kind == DATASET_SHAPES) {
         *image = image_create(SHAPES_SIZE, SHAPES_SIZE);

@@ -2,7 +2,8 @@
 //
 // Reading goes through stb_image and always ends in RGB with 8 bits a channel:
 //   grey and palette images become RGB; 16-bit samples (PNG) keep their high byte; CMYK and YCCK JPEGs are converted as
-//   Adobe's files mean it (inverted inks); an alpha channel is dropped, not composited, as PIL's convert("RGB") does.
+//   Adobe's files mean it (inverted inks), also where Adobe's marker is missing, as PIL does; an alpha channel is
+//   dropped, not composited, as PIL's convert("RGB") does.
 //   EXIF orientation and colour profiles are ignored, as in the usual ImageNet pipelines.
 // The kind is taken from the content, never from the name. stb_image trusts a file too much: it checks no checksum of a
 // PNG, fills what a cut-off BMP or PPM lacks with anything, and writes beyond a table on some damaged JPEGs. So the
@@ -18,6 +19,7 @@
 // the training.
 #pragma once
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -141,6 +143,7 @@ static inline const char* image_check_png(const uint8_t* bytes, size_t size) {
             if (computed != stored) return "the PNG is damaged: a checksum is wrong";
         }
         if (!memcmp(type, "IEND", 4)) return NULL;
+        if (!memcmp(type, "CgBI", 4)) return "the PNG is one that Apple's tools have rewritten; convert it";
         at += 12 + length;
     }
     return "the PNG is cut off: it has no end chunk";
@@ -204,6 +207,42 @@ static inline const char* image_check_size(const uint8_t* bytes, size_t size, in
     return NULL;
 }
 
+// A JPEG of four inks says by Adobe's marker (APP14) whether they are CMYK (0) or YCCK (2). Where it has none, or
+// another number, stb_image would take them for YCbCr. Then a copy with a marker in front is made, which the caller
+// frees: CMYK, or, where the marker stands for some other transform, YCCK, as libjpeg takes it. NULL: the file is good
+// as it is.
+static inline uint8_t* image_mark_inks(const uint8_t* bytes, size_t size, size_t* marked_size) {
+    static const uint8_t marker[16] = {0xFF, 0xEE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100, 0, 0, 0, 0, 0}; // CMYK
+    int inks = 0, transform = -1;
+    size_t at = 2, own = 0; // where the file's own marker keeps its transform
+    while (at + 4 <= size && !inks) {
+        uint8_t kind = bytes[at + 1];
+        size_t length = (size_t)bytes[at + 2] << 8 | bytes[at + 3], data = at + 4;
+        if (bytes[at] != 0xFF || kind == 0xDA || kind == 0xD9) break;
+        if (kind == 0xFF || kind == 0x01 || (kind >= 0xD0 && kind <= 0xD7)) {
+            at += kind == 0xFF ? 1 : 2; // padding, and markers that have no length
+            continue;
+        }
+        if (length < 2 || length > size - at - 2) break;
+        int frame = kind >= 0xC0 && kind <= 0xCF && kind != 0xC4 && kind != 0xC8 && kind != 0xCC;
+        if (frame && length >= 8) inks = bytes[data + 5];
+        if (kind == 0xEE && length >= 14 && !memcmp(bytes + data, "Adobe", 5)) {
+            own = data + 11;
+            transform = bytes[own];
+        }
+        at += 2 + length;
+    }
+    if (inks != 4 || transform == 0 || transform == 2) return NULL;
+    size_t extra = own ? 0 : sizeof marker;
+    uint8_t* marked = (uint8_t*)malloc_check(size + extra, "a JPEG file");
+    memcpy(marked, bytes, 2);
+    if (!own) memcpy(marked + 2, marker, sizeof marker);
+    memcpy(marked + 2 + extra, bytes + 2, size - 2);
+    if (own) marked[own] = 2;
+    *marked_size = size + extra;
+    return marked;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading. The functions return 1; or 0 with a sentence in `error`, and then `image` owns nothing.
 
@@ -218,7 +257,11 @@ static inline int image_decode(image_t* image, const uint8_t* bytes, size_t size
     }
     if (!reason) reason = image_check_size(bytes, size, height, width, channels);
     if (!reason) {
-        image->pixels = stbi_load_from_memory(bytes, (int)size, &image->width, &image->height, &channels, 3);
+        size_t marked_size = size;
+        uint8_t* marked = image_is_jpeg(bytes, size) ? image_mark_inks(bytes, size, &marked_size) : NULL;
+        image->pixels = stbi_load_from_memory(marked ? marked : bytes, (int)marked_size, &image->width, &image->height,
+                                              &channels, 3);
+        free(marked);
         if (image->pixels) return 1;
         reason = stbi_failure_reason();
         if (!reason) reason = "damaged";
@@ -232,10 +275,15 @@ static inline int image_decode(image_t* image, const uint8_t* bytes, size_t size
 
 // Reads a whole file into memory that the caller frees. NULL with errno set on failure.
 static inline uint8_t* image_read_file(const char* path, size_t* size) {
-    FILE* file = fopen(path, "rb");
-    if (!file) return NULL;
+    int descriptor = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a named pipe is not waited for
+    if (descriptor < 0) return NULL;
     struct stat status;
-    if (fstat(fileno(file), &status) || !S_ISREG(status.st_mode)) {
+    FILE* file = fdopen(descriptor, "rb");
+    if (!file) {
+        close(descriptor);
+        return NULL;
+    }
+    if (fstat(descriptor, &status) || !S_ISREG(status.st_mode)) {
         fclose(file);
         errno = EINVAL;
         return NULL;
@@ -390,6 +438,25 @@ static inline uint8_t* image_put_text(uint8_t* out, image_text_t text) {
     memcpy(out + 8 + key + 1, text.value, value);
     image_put_big_endian(out + 8 + length, (uint32_t)crc32(0, out + 4, (uInt)(4 + length)));
     return out + 12 + length;
+}
+
+// The value of a tEXt chunk of a PNG file, for the caller to free. NULL where there is none, and no such file.
+static inline char* image_read_text(const char* path, const char* key) {
+    size_t size = 0, at = 8, n = strlen(key) + 1;
+    uint8_t* bytes = image_read_file(path, &size);
+    char* value = NULL;
+    while (bytes && !value && at + 12 <= size) {
+        size_t length = image_big_endian(bytes + at);
+        if (length > size - at - 12) break;
+        if (!memcmp(bytes + at + 4, "tEXt", 4) && length >= n && !memcmp(bytes + at + 8, key, n)) {
+            value = (char*)malloc_check(length - n + 1, "a text");
+            memcpy(value, bytes + at + 8 + n, length - n);
+            value[length - n] = 0;
+        }
+        at += 12 + length;
+    }
+    free(bytes);
+    return value;
 }
 
 // Encodes a PNG with text chunks, in memory that the caller frees. NULL when there is not enough memory.

@@ -39,6 +39,25 @@ __attribute__((format(printf, 1, 2))) static inline void warn(const char* format
     va_end(args);
 }
 
+// The same once: a sentence that has been said is not said again. For what several parts of a program find out.
+__attribute__((format(printf, 1, 2))) static inline void warn_once(const char* format, ...) {
+    enum { SAID = 64 };
+    static unsigned long long said[SAID]; // hashes (FNV-1a)
+    static int count;
+    char text[4096];
+    unsigned long long h = 14695981039346656037ull;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    for (const char* c = text; *c; c++) h = (h ^ (unsigned char)*c) * 1099511628211ull;
+    for (int i = 0; i < count; i++) {
+        if (said[i] == h) return;
+    }
+    if (count < SAID) said[count++] = h;
+    warn("%s", text);
+}
+
 // malloc and calloc that end the program with a message when there is no memory. `what` names the buffer.
 static inline void* malloc_check(size_t bytes, const char* what) {
     void* p = malloc(bytes ? bytes : 1);

@@ -3,6 +3,7 @@
 // Look next at train_tokenizer.cu and train_dit.cu.
 #pragma once
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 // defines: cli_t, cli_differences, cli_find
@@ -17,11 +18,17 @@
 
 static volatile sig_atomic_t stop_requested = 0;
 static inline void request_stop(int signal_number) {
-    (void)signal_number;
+    static volatile time_t first;
+    if (!stop_requested) first = time(NULL);
+    if (time(NULL) > first + 1) { // not the same once more: timeout(1) and launchers send one twice
+        signal(signal_number, SIG_DFL);
+        raise(signal_number);
+    }
     stop_requested = 1;
 }
 
-// Ctrl-C and SIGTERM ask the loop to save and stop. A limit on the size of files shows as a write that fails, which has
+// Ctrl-C and SIGTERM ask the loop to save and stop; another one, two seconds later, ends the program whatever it waits
+// for. A limit on the size of files shows as a write that fails, which has
 // a message.
 static inline void run_catch_signals(void) {
     signal(SIGINT, request_stop);
