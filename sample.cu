@@ -23,9 +23,9 @@
 #include "common/training/comm.h"
 // defines: make_folder
 #include "common/files/folder.h"
-// defines: pipeline_t, pipeline_open, pipeline_use_statistics, pipeline_load, pipeline_label, dit_sampler_draw
+// defines: pipeline_t, pipeline_open, pipeline_use_statistics, pipeline_hash, pipeline_load, pipeline_label, ...
 #include "common/drawing/pipeline.h"
-// defines: image_grid, image_write_png
+// defines: image_grid, image_read_text, image_write_png
 #include "common/data/image.h"
 // defines: imagenet_class, fashion_mnist_class
 #include "common/drawing/imagenet_classes.h"
@@ -51,6 +51,7 @@ typedef struct {
     size_t total;         // images
     // progress
     size_t drawn, mine;   // images of this process
+    char* settings;       // all that an image depends on, as JSON
     double start, said;
 } sample_t;
 
@@ -99,7 +100,8 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
         {NULL, "cfg_start", CLI_NUMBER, &o->cfg_start, "0", "[0, 1]", "time from which guidance acts (1 is data)",
          CLI_SAVED},
         {"Output", "out", CLI_STRING, &o->out, "samples.png", NULL, "the picture, one class a row", CLI_NOT_SAVED},
-        {NULL, "images", CLI_STRING, &o->images, "", NULL, "a folder for single PNGs instead", CLI_NOT_SAVED},
+        {NULL, "images", CLI_STRING, &o->images, "", NULL,
+         "a folder for single PNGs instead; the same command again goes on", CLI_NOT_SAVED},
         {NULL, "npz", CLI_STRING, &o->npz, "", NULL,
          "an .npz file instead (arr_0, uint8), what ADM's evaluator reads; the same command again goes on",
          CLI_NOT_SAVED},
@@ -222,7 +224,7 @@ static void draw(sample_t* r, uint8_t* pixels, size_t first, size_t count) {
     for (size_t k = 0; k < count; k += batch) {
         size_t n = count - k < batch ? count - k : batch;
         for (size_t i = 0; i < n; i++) image_of(r, first + k + i, &numbers[i], &labels[i]);
-        dit_sampler_draw(&r->model.sampler, pixels + k * image, numbers, labels, (int)n, r->stream);
+        pipeline_draw(&r->model, pixels + k * image, numbers, labels, (int)n, r->stream);
         r->drawn += n;
     }
     free(numbers);
@@ -230,11 +232,10 @@ static void draw(sample_t* r, uint8_t* pixels, size_t first, size_t count) {
 }
 
 static void write_picture(const sample_t* r, const char* path, const image_t* picture, const char* classes) {
-    char error[IMAGE_ERROR_SIZE], *settings = cli_to_json(&r->cli);
+    char error[IMAGE_ERROR_SIZE];
     image_text_t texts[4] = {{"Program", "sample (aligntok.c)"}, {"Classes", classes},
-                             {"Tokenizer", r->model.tokenizer.fingerprint}, {"Settings", settings}};
+                             {"Tokenizer", r->model.tokenizer.fingerprint}, {"Settings", r->settings}};
     if (!image_write_png(path, picture, texts, 4, error)) fatal("%s; choose another place", error);
-    free(settings);
 }
 
 // One class a row; where each image has its own class, rows of eight.
@@ -256,30 +257,55 @@ static void draw_grid(sample_t* r) {
     free(pixels);
 }
 
-// Images [rank, rank + 1, ...) W apart, one PNG each; those that are there are kept.
+static const char* single_path(const sample_t* r, size_t k, char path[1200]) {
+    snprintf(path, 1200, "%s/%06zu.png", r->options.images, k);
+    return path;
+}
+
+// How many of this process's images are there. Those that were drawn with other settings, or by another program, end
+// the program.
+static size_t singles_there(const sample_t* r) {
+    char path[1200], first[600] = "";
+    size_t there = 0, others = 0;
+    for (size_t k = (size_t)r->comm.rank; k < r->total; k += (size_t)r->comm.size) {
+        if (access(single_path(r, k, path), F_OK)) continue;
+        there++;
+        char* settings = image_read_text(path, "Settings");
+        int same = settings && !strcmp(settings, r->settings);
+        if (!same && !others++) snprintf(first, sizeof first, "%s", settings ? settings : "none that it names");
+        free(settings);
+    }
+    if (others) {
+        fatal("%zu of the %zu pictures that are in %s already were drawn with other settings: %s. Give those, or "
+              "another folder with -images, or empty this one", others, there, r->options.images, first);
+    }
+    return there;
+}
+
+// Images [rank, rank + 1, ...) W apart, one PNG each; those of the same settings that are there are kept.
 static void draw_single(sample_t* r) {
     const sample_options_t* o = &r->options;
     size_t W = (size_t)r->comm.size;
-    r->mine = (r->total + W - 1 - r->comm.rank) / W;
     make_folder(o->images);
+    r->mine = (r->total + W - 1 - r->comm.rank) / W - singles_there(r);
+    double drawn = (double)r->mine;
+    comm_sum_host(&r->comm, &drawn, 1); // all have looked before one draws
     image_t picture = image_create(r->model.tokenizer.H, r->model.tokenizer.W);
     for (size_t k = (size_t)r->comm.rank; k < r->total; k += W) {
         char path[1200], text[32];
         uint64_t number;
         int label;
         image_of(r, k, &number, &label);
-        snprintf(path, sizeof path, "%s/%06zu.png", o->images, k);
-        if (!access(path, F_OK)) {
-            r->mine--;
-            continue;
-        }
+        if (!access(single_path(r, k, path), F_OK)) continue;
         draw(r, picture.pixels, k, 1);
         snprintf(text, sizeof text, "%d", label);
         write_picture(r, path, &picture, text);
     }
     image_free(&picture);
     comm_any(&r->comm, 0);
-    printf("wrote          %s: %zu images\n", o->images, r->total);
+    printf("wrote          %s: %.0f images", o->images, drawn);
+    if (drawn < (double)r->total) printf("; %.0f of the same settings were there", (double)r->total - drawn);
+    printf("\n");
 }
 
 // Block `b` of the images, in a file of its own until all are there.
@@ -334,7 +360,8 @@ static void blocks_join(sample_t* r, size_t blocks) {
 
 // Blocks left by a command with other settings are of other images.
 static void blocks_check(const sample_t* r) {
-    char path[1200], saved[8192] = "", *settings = cli_to_json(&r->cli);
+    char path[1200], saved[8192] = "";
+    const char* settings = r->settings;
     snprintf(path, sizeof path, "%s.parts", r->options.npz);
     make_folder(path);
     snprintf(path, sizeof path, "%s.parts/settings.json", r->options.npz);
@@ -350,7 +377,6 @@ static void blocks_check(const sample_t* r) {
         f = fopen(path, "wb");
         if (!f || fputs(settings, f) < 0 || fclose(f)) fatal("cannot write %s", path);
     }
-    free(settings);
 }
 
 static void draw_npz(sample_t* r) {
@@ -387,6 +413,17 @@ static void need_file(const sample_t* r, const char* flag, const char* path) {
           !strcmp(r->options.preset, "mini") ? ". It is missing here: run in the folder of the repository" : "");
 }
 
+// The flags, and what they do not tell: what was in the files that they name.
+static char* all_settings(const sample_t* r, uint64_t dit) {
+    char hash[2][17], *flags = cli_to_json(&r->cli);
+    json_text_t text = {NULL, 0, 0};
+    json_append(&text, "%.*s, \"dit_hash\": \"%s\", \"tokenizer_hash\": \"%s\", \"statistics_hash\": \"%s\"}",
+                (int)strlen(flags) - 1, flags, fingerprint_text(hash[0], dit), r->model.tokenizer.fingerprint,
+                fingerprint_text(hash[1], pipeline_statistics_hash(&r->model)));
+    free(flags);
+    return text.text;
+}
+
 static void open_models(sample_t* r) {
     const sample_options_t* o = &r->options;
     need_file(r, "dit", o->dit);
@@ -397,6 +434,7 @@ static void open_models(sample_t* r) {
     pipeline_open(g, o->dit, o->tokenizer, o->raw, options);
     if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
     choose_classes(r);
+    r->settings = all_settings(r, pipeline_hash(g));
     pipeline_load(g);
     g->sampler.sampler.progress = progress;
     g->sampler.sampler.progress_context = r;

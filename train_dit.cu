@@ -208,19 +208,20 @@ static void set_up(run_t* run) {
 // Pictures and files
 
 // Draws `columns` samples of each class into every second half row: offset 0 or `columns`. Says how far it is if that
-// takes long.
-static void draw_half(run_t* run, uint8_t* cells, const int* classes, int rows, int columns, int offset) {
+// takes long. 0 where a sample is none (a NaN, an infinity).
+static int draw_half(run_t* run, uint8_t* cells, const int* classes, int rows, int columns, int offset) {
     size_t image = autoencoder_image_values(&run->tokenizer);
     uint64_t* numbers = (uint64_t*)malloc_check(columns * sizeof(uint64_t), "a row of samples");
     int* labels = (int*)malloc_check(columns * sizeof(int), "a row of samples");
     double said = clock_seconds();
-    for (int r = 0; r < rows; r++) {
+    int good = 1;
+    for (int r = 0; r < rows && good; r++) {
         for (int c = 0; c < columns; c++) {
             numbers[c] = (uint64_t)r * columns + c;
             labels[c] = classes[r];
         }
         uint8_t* at = cells + ((size_t)r * 2 * columns + offset) * image;
-        dit_sampler_draw(&run->sampler, at, numbers, labels, columns, run->stream);
+        good = dit_sampler_draw(&run->sampler, at, numbers, labels, columns, run->stream) == columns;
         if (clock_seconds() - said < 10) continue;
         said = clock_seconds();
         printf("drawing        row %d of %d with the %s weights\n", r + 1, rows, offset ? "averaged" : "raw");
@@ -228,6 +229,7 @@ static void draw_half(run_t* run, uint8_t* cells, const int* classes, int rows, 
     }
     free(numbers);
     free(labels);
+    return good;
 }
 
 // The classes of the picture's rows. Returns how many.
@@ -256,15 +258,22 @@ static void write_grid(run_t* run) {
     int classes[GRID_ROWS], rows = grid_classes(run, classes), columns = o->grid_columns;
     int H = run->tokenizer.H, W = run->tokenizer.W;
     uint8_t* cells = NULL;
+    int good = 1;
     if (run->draws) {
         size_t image = autoencoder_image_values(&run->tokenizer);
         cells = (uint8_t*)malloc_check((size_t)rows * 2 * columns * image, "samples");
-        draw_half(run, cells, classes, rows, columns, 0);
+        good = draw_half(run, cells, classes, rows, columns, 0);
     }
     replicas_exchange_ema(&run->dit.params, 0, &run->comm, run->stream);
-    if (run->draws) draw_half(run, cells, classes, rows, columns, columns);
+    if (run->draws) good &= draw_half(run, cells, classes, rows, columns, columns);
     replicas_exchange_ema(&run->dit.params, 0, &run->comm, run->stream);
     if (!run->draws) return;
+    if (!good) {
+        warn("step %lld: a sample holds a NaN or an infinity, no picture is drawn; training goes on",
+             (long long)run->step);
+        free(cells);
+        return;
+    }
     image_t grid = image_grid(cells, rows, 2 * columns, H, W, H < 100 ? 3 : 1);
     char path[1200], error[IMAGE_ERROR_SIZE], step[32];
     snprintf(step, sizeof step, "%lld", (long long)run->step);

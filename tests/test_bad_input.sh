@@ -32,6 +32,12 @@ expect "bad number" 1 '-w_sem 1,5 is not a number' "$tokenizer" -w_sem 1,5
 expect "bad list of numbers" 1 '-lr 1e-4,1e-5: want one number .*or three with commas' "$tokenizer" -lr 1e-4,1e-5
 expect "learning rate below zero" 1 '-lr -1: want one number \(at least 0\)' "$tokenizer" -lr -1
 expect "half a step" 1 '-steps 1.5: want one whole number' "$tokenizer" -steps 1.5
+expect "a number beyond a float" 1 '-w_sem 1e39 is not a number' "$tokenizer" -w_sem 1e39
+expect "a list beyond a float" 1 '-lr 1e39: want one number' "$tokenizer" -lr 1e39
+expect "sample: guidance beyond a float" 1 '-cfg 1e39 is not a number' "$build/sample" -cfg 1e39
+expect "eval: a sweep beyond a float" 1 '-sweep_cfg 1,1e39: want 1 to 32 numbers' "$eval" -sweep -sweep_cfg 1,1e39 \
+    -dit "$here/miniature/dit.safetensors" -tokenizer "$here/miniature/tokenizer.safetensors" -data shapes -n 4 -reference_images 20 \
+    -features "$here/miniature/vgg.safetensors" -out sweeps
 expect "unknown choice" 1 '-sem_loss l3 is none of: l2, cosine' "$tokenizer" -sem_loss l3
 expect "unknown preset" 1 '-preset imagnet is none of: .*did you mean imagenet\?' "$tokenizer" -preset imagnet
 expect "unknown encoder" 1 "no encoder named 'dinov3'; choose one of: dinov2-s, " "$tokenizer" -encoder dinov3
@@ -90,8 +96,14 @@ echo "not an image" >mixed/a/text.png
 expect "missing data folder" 1 'the data folder nowhere cannot be found: .*-data takes a folder' on_data nowhere
 expect "data folder is a file" 1 'out is not a folder' on_data out
 expect "empty data folder" 1 'the data folder empty holds no images .*name another with -data' on_data empty
-expect "class folder without images" 1 'the class folder no_images/a holds no images; .*remove it or fill it' on_data no_images
-expect "train without val" 1 'has a folder train but none called val' on_data halves
+expect "class folder without images" 1 'the class folder no_images/a holds no images \\(jpg, .*remove it or fill it' on_data no_images
+mkdir -p halves/val
+rmdir halves/train
+expect "val without train" 1 'has a folder val but none called train' on_data halves
+mkdir -p root/ILSVRC/Data/CLS-LOC/train/a root/ILSVRC/Data/CLS-LOC/val/a
+cp "$images"/colour.jpg root/ILSVRC/Data/CLS-LOC/train/a
+cp "$images"/colour.jpg root/ILSVRC/Data/CLS-LOC/val/a
+expect "a folder above train and val" 1 'root/ILSVRC/Data/CLS-LOC has; give -data root/ILSVRC/Data/CLS-LOC' on_data root
 expect "only corrupt images" 1 '^error: 3 images in a row cannot be read in corrupt; check the data' on_data corrupt
 check "  each is named" test "$(grep -c '^warning: corrupt/a/cut[123].jpg: cannot be read as an image: the JPEG' said)" -eq 3
 check "  no checkpoint is written" test ! -e run/stage1.safetensors
@@ -103,6 +115,20 @@ for file in a/text.png b/cut.jpg; do
     check "  $file is named once a set" test "$n" -ge 1 -a "$n" -le 2
 done
 expect "one image: the whole data set" 0 '' on_data single
+mkdir -p clump/a clump/b strays/a
+for i in 0 1 2 3 4 5 6 7 8 9; do
+    touch clump/a/0$i.png
+    for k in 1 2 3; do cp "$images/colour.jpg" clump/a/$k$i.jpg && cp "$images/grey.jpg" clump/b/$k$i.jpg; done
+    cp "$images/colour.jpg" strays/a/$i.jfif
+    touch strays/a/$i.webp strays/a/._$i.jpg
+done
+expect "ten empty files side by side: the run goes on" 0 '10 files could not be read' on_data clump -save_every 2
+check "  and is saved" test -s run/stage1.safetensors
+mkfifo strays/a/pipe.png
+expect "a named pipe, .webp, .jfif, a Mac's files" 0 'left out: .webp \(10\), no ordinary files \(1\); read are jpg, jpeg, jpe, jfif' \
+    timeout 300 "$tokenizer" -data strays $nano -out run -restart 1 -steps 2
+check "  named once" test "$(grep -c 'left out' said)" -eq 1
+check "  ten images" grep -Eq '^data .*strays: 10 training images' out
 expect "1x1, grey, 16-bit, alpha, palette, CMYK" 0 '' on_data kinds -steps 8
 check "  none is refused" test "$(grep -vc 'no folders train and val' said)" -eq 0
 expect "pretrain: missing data folder" 1 'the data folder nowhere cannot be found' "$build/pretrain" -data nowhere -out p
@@ -186,6 +212,14 @@ if [ -e /dev/full ]; then
     expect "eval: full disk" 1 'cannot write /dev/full: No space left on device; make room' \
         "$eval" -recon -tokenizer "$good" -features "" -lpips_weights "" -data kinds -out "" -json /dev/full
 fi
+
+# ---- two signals: the first saves, a later one ends at once
+start -out patient -steps 100000000 -save_every 0
+while [ ! -s patient/stage1.jsonl ] && kill -0 $process; do sleep 0.2; done
+kill -TERM $process
+kill -TERM $process # as timeout(1) does it
+wait $process
+check "SIGTERM, twice at once: the run is saved" test $? -eq 0 -a -s patient/stage1.safetensors
 
 # ---- numbers that run away
 expect "learning rate 1e30" 1 '^error: step [23]: NaN or infinity in .* \(element [0-9]+\)\. .*has no checkpoint yet' \

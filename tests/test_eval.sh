@@ -54,6 +54,61 @@ check "  is named" grep -q 'damaged.jpg.*left out' said
 check "  and counted" grep -q 'unreadable 1 images left out' out
 check "  and changes no score" same whole damaged 1e-4 FD-mini PSNR SSIM LPIPS-mini
 
+# ---- numbers that are none
+# nan_in FILE TENSOR COPY: the copy has a NaN as the first number of a tensor of F16
+nan_in() {
+    length=$(od -An -t u8 -N 8 "$1" | tr -d ' ')
+    begin=$(head -c $((length + 8)) "$1" | tail -c "$length" | grep -o "\"$2\":{[^}]*}" | sed 's/.*data_offsets":\[\([0-9]*\).*/\1/')
+    cp "$1" "$3"
+    printf '\000\176' | dd of="$3" bs=1 seek=$((8 + length + begin)) conv=notrunc 2>/dev/null
+}
+nan_in "$here/miniature/dit.safetensors" blocks.0.attn.proj.bias nan_dit
+nan_in "$here/miniature/tokenizer.safetensors" decoder.conv_in.bias nan_decoder
+nan_in "$here/miniature/tokenizer.safetensors" adapter.fc1.bias nan_adapter
+sampler="$build/sample -tokenizer $here/miniature/tokenizer.safetensors -class 3 -n 2 -steps 3"
+# shellcheck disable=SC2086
+expect "a NaN in the DiT: nothing is drawn" 1 'nan_dit, with .*draws NaN or infinity as image 0, of class 3 \(element 0 of its weight blocks.0.attn.proj.bias' \
+    $sampler -dit nan_dit -out nan.png
+check "  and no picture is left" test ! -e nan.png
+# shellcheck disable=SC2086
+expect "guidance that a float just holds" 1 'draws NaN or infinity as image 0, of class 3' \
+    $sampler -dit "$here/miniature/dit.safetensors" -cfg 3e38 -out nan.png
+# shellcheck disable=SC2086
+expect "  nor measured" 1 'nan_dit, with .*draws NaN or infinity' "$eval" $mini -gen -dit nan_dit -n 8 -steps 3 -reference_images 20 -out ""
+check "  no score is printed" test "$(grep -c 'FD-mini' out)" -eq 0
+# shellcheck disable=SC2086
+expect "a NaN in the decoder" 1 'nan_decoder: the reconstruction of image [0-9]+ of .* holds a NaN .*weight decoder.conv_in.bias' \
+    "$eval" $mini -recon -tokenizer nan_decoder -images 8 -out ""
+# shellcheck disable=SC2086
+expect "a NaN in the encoder: the probe" 1 'nan_adapter: the latent of image [0-9]+ of .* holds a NaN .*weight adapter.fc1.bias' \
+    "$eval" $mini -probe -tokenizer nan_adapter -probe_images 40 -images 8 -out ""
+# shellcheck disable=SC2086
+expect "  the latent space" 1 'nan_adapter: the latent of image' "$eval" $mini -latent -tokenizer nan_adapter -latent_images 8 -out ""
+expect "  latents that are to be written" 1 'nan_adapter: the latent of image' \
+    "$build/train_dit" -extract 1 -data shapes -images 8 -tokenizer nan_adapter -latents nan_latents
+check "  no shard is left" test -z "$(ls nan_latents)"
+
+# ---- labels of the val split
+mkdir -p labels/train/a labels/train/b labels/val/b flat/val
+cp "$images/colour.jpg" labels/train/a
+cp "$images/grey.jpg" labels/train/b
+cp "$images/grey.jpg" labels/val/b
+cp -r labels/train flat/train
+for i in 1 2 3; do cp "$images/grey.jpg" flat/val/ILSVRC2012_val_0000000$i.JPEG; done
+probe="-probe -probe_images 0 -probe_epochs 30 -probe_batch 2"
+# shellcheck disable=SC2086
+check "val lacks a class of train" measure lacks $probe -data labels
+check "  and keeps the labels" test "$(value lacks 'probe whole latent %')" = 100
+# shellcheck disable=SC2086
+expect "a flat val has no labels" 1 'flat/val lie in no class folders.*LOC_val_solution.csv' "$eval" $mini $probe -data flat -out ""
+measure flat -recon -data flat
+check "  reconstruction needs none" test -n "$(value flat PSNR)"
+printf 'ImageId,PredictionString\n' >flat/LOC_val_solution.csv
+for i in 1 2 3; do echo "ILSVRC2012_val_0000000$i,b 1 1 2 2" >>flat/LOC_val_solution.csv; done
+# shellcheck disable=SC2086
+check "  and with Kaggle's file it has" measure kaggle $probe -data flat
+check "  the right ones" test "$(value kaggle 'probe whole latent %')" = 100
+
 # ---- samples: drawn, in an .npz, in a folder
 check "-gen draws its samples" measure gen -gen
 check "  and scores them" grep -q 'FD-mini.*precision-mini.*recall-mini.*KID-mini' out

@@ -78,7 +78,7 @@ static inline void make_shard(const char* folder, int rank, int number, size_t f
         latent_shard_add(&shard, z, flipped, label_of(i));
     }
     latent_shard_path(path, sizeof path, temporary_path(full, folder), rank, number);
-    latent_origin_t origin = {tokenizer, "pictures", 100, CLASSES, 2};
+    latent_origin_t origin = {tokenizer, "pictures", 100, 100, CLASSES, 2};
     latent_shard_write(&shard, path, &origin, n);
 }
 
@@ -284,13 +284,53 @@ static inline void test_strange_folders(void) {
     check_fatal(child_open, "cut", "shard001", "truncated");
 }
 
+// Other people's shard in which one number, the k-th of the images or of their mirror images, is none. What a Mac
+// leaves beside it is no shard.
+static inline void make_hole(const char* folder, int flip, size_t k, float value, int ours) {
+    float values[2][3 * VALUES] = {{0}};
+    int64_t labels[3] = {4, 5, 6};
+    char path[1200], where[TEMPORARY_PATH];
+    size_t shape[4] = {3, CHANNELS, SIDE, SIDE};
+    st_writer_t w;
+    values[flip][k] = value;
+    temporary_mkdir(folder);
+    snprintf(where, sizeof where, "%s/._latents_rank00_shard000.safetensors", folder);
+    temporary_write(where, "\0\5\26\7", 4);
+    safetensors_writer_init(&w);
+    if (ours) safetensors_writer_metadata(&w, "finite", "1");
+    safetensors_writer_tensor(&w, "latents", ST_F32, 4, shape);
+    safetensors_writer_tensor(&w, "latents_flip", ST_F32, 4, shape);
+    safetensors_writer_tensor(&w, "labels", ST_I64, 1, shape);
+    safetensors_writer_begin(&w, latent_shard_path(path, sizeof path, temporary_path(where, folder), 0, 0));
+    safetensors_writer_raw(&w, values[0], sizeof values[0]);
+    safetensors_writer_raw(&w, values[1], sizeof values[1]);
+    safetensors_writer_raw(&w, labels, sizeof labels);
+    safetensors_writer_finish_or_die(&w);
+}
+
+static inline void test_holes(void) {
+    make_hole("hole0", 0, 0, 1e38f, 0);
+    check(temporary_run_child(child_open, "hole0") == 0, "large numbers are numbers");
+    make_hole("hole1", 0, 2 * VALUES - 1, NAN, 0);
+    check_fatal(child_open, "hole1", "shard000.safetensors: the latents of image 1 (label 5)",
+                "channel 2 at position 15");
+    make_hole("hole2", 1, 2 * VALUES, -INFINITY, 0);
+    check_fatal(child_open, "hole2", "the latents_flip of image 2 (label 6)", "channel 0 at position 0");
+    make_hole("hole3", 0, 7, NAN, 1);
+    check(temporary_run_child(child_open, "hole3") == 0, "shards of ours were looked at when they were written");
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Going on with an extraction
 
-static inline int is_made_from(const char* name, size_t total, const char* tokenizer, const char* data, size_t images) {
+static inline int is_made_from_some(const char* name, size_t total, const char* tokenizer, const char* data,
+                                    size_t images, size_t chosen) {
     char path[TEMPORARY_PATH];
-    latent_origin_t origin = {tokenizer, data, images, CLASSES, 2};
+    latent_origin_t origin = {tokenizer, data, images, chosen, CLASSES, 2};
     return latent_shard_is_made(temporary_path(path, name), total, CHANNELS, SIDE, &origin);
+}
+static inline int is_made_from(const char* name, size_t total, const char* tokenizer, const char* data, size_t images) {
+    return is_made_from_some(name, total, tokenizer, data, images, images);
 }
 static inline int is_made(const char* name, size_t total, const char* tokenizer) {
     return is_made_from(name, total, tokenizer, "pictures", 100);
@@ -299,6 +339,9 @@ static inline int is_made(const char* name, size_t total, const char* tokenizer)
 static inline void child_of_another(const char* name) { is_made(name, 5, "fedcba9876543210"); }
 static inline void child_of_other_images(const char* name) { is_made_from(name, 5, "0123456789abcdef", "photos", 100); }
 static inline void child_of_more(const char* name) { is_made_from(name, 5, "0123456789abcdef", "pictures", 101); }
+static inline void child_of_some(const char* name) {
+    is_made_from_some(name, 5, "0123456789abcdef", "pictures", 100, 50);
+}
 static inline void child_of_another_split(const char* name) { is_made(name, 6, "0123456789abcdef"); }
 
 static inline void test_is_made(void) {
@@ -311,6 +354,7 @@ static inline void test_is_made(void) {
     check_fatal(child_of_another_split, name, "shard000", "6 images");
     check_fatal(child_of_other_images, name, "100 images of pictures", "100 images of photos");
     check_fatal(child_of_more, name, "100 images of pictures", "101 images of pictures");
+    check_fatal(child_of_some, name, "all of the 100 images", "50 of 100 images of pictures");
     if (truncate(temporary_path(path, name), 1500)) perror(path);
     int saved = temporary_catch_stderr();
     int made = is_made(name, 5, "0123456789abcdef");
@@ -337,7 +381,7 @@ static inline void test_statistics(void) {
         latent_shard_add(&shard, z[i], flipped, 0);
     }
     latent_shard_path(path, sizeof path, temporary_path(folder, "stats"), 0, 0);
-    latent_origin_t origin = {"", "pictures", N, 1, 1};
+    latent_origin_t origin = {"", "pictures", N, N, 1, 1};
     latent_shard_write(&shard, path, &origin, N);
     open_latents(&l, "stats", 1);
     latents_statistics(&l, 1, 10000, mean, std);
@@ -630,6 +674,7 @@ int main(int argc, char** argv) {
     if (test_case("tensors that are refused")) { test_strange_tensors(); test_end_case(); }
     if (test_case("labels that are refused")) { test_strange_labels(); test_end_case(); }
     if (test_case("folders that are refused")) { test_strange_folders(); test_end_case(); }
+    if (test_case("a number that is none; a Mac's file beside")) { test_holes(); test_end_case(); }
     if (test_case("going on with an extraction")) { test_is_made(); test_end_case(); }
     if (test_case("statistics")) { test_statistics(); test_end_case(); }
     if (test_case("statistics of constant latents")) { test_constant(); test_end_case(); }

@@ -67,4 +67,27 @@ if [ -s "$work/a.png" ] && [ "$(ls "$work/b" 2>/dev/null | wc -l)" -eq 6 ]; then
 else
     fail "a picture, and single images"
 fi
+again() { "$build/sample" -class 3,7 -n 3 -steps 5 -images "$work/b" "$@" >"$work/out" 2>&1; }
+if again && grep -q '0 images; 6 of the same settings were there' "$work/out"; then
+    ok "the same command keeps them, and says so"
+else
+    fail "the same command keeps them, and says so" "$(tail -n 1 "$work/out")"
+fi
+if again -seed 1; then
+    fail "with other settings they are not kept"
+elif grep -q '6 of the 6 pictures that are in .* were drawn with other settings' "$work/out"; then
+    ok "with other settings they are not kept"
+else
+    fail "with other settings they are not kept" "$(tail -n 1 "$work/out")"
+fi
+cp -r miniature "$work/other" # the same names, other weights
+printf '\000\074' | dd of="$work/other/dit.safetensors" bs=1 seek=600000 conv=notrunc 2>/dev/null
+program=$(cd "$build" && pwd)/sample
+if (cd "$work" && mv other miniature && "$program" -class 3,7 -n 3 -steps 5 -images b) >"$work/out" 2>&1; then
+    fail "nor with another model of the same name"
+elif grep -q '6 of the 6 pictures' "$work/out"; then
+    ok "nor with another model of the same name"
+else
+    fail "nor with another model of the same name" "$(tail -n 1 "$work/out")"
+fi
 finish

@@ -5,8 +5,9 @@
 //     latents_flip  F32 (n, C, S, S)      of the mirrored images
 //     labels        I64 (n)
 //     metadata      total_size, dtype, device as LightningDiT writes them; and ours: tokenizer, the fingerprint of the
-//                   one that made them, data (name of the image set) and data_images (how many it has), classes, world
-//                   (processes), total (images that were to be in the shard)
+//                   one that made them, data (name of the image set) and data_images (how many it has), chosen (how
+//                   many of them were taken by lot, where not all), classes, world (processes), total (images that
+//                   were to be in the shard), finite (all of its numbers have been looked at)
 //
 // Files are (C, S, S), the device wants (S, S, C): readers transpose one latent at a time. Files are mapped, so that
 // opening costs their headers alone and the system's page cache holds what is used.
@@ -22,6 +23,8 @@
 #include "common/data/dataset.h"
 // defines: safetensors_t, safetensors_open_or_die, st_writer_t
 #include "common/files/safetensors.h"
+// defines: progress_t, progress_begin, progress_say
+#include "common/program/progress.h"
 // defines: random_permute
 #include "common/program/rng.h"
 
@@ -37,6 +40,7 @@ typedef struct {
     const char* tokenizer; // its fingerprint
     const char* data;      // the image set
     size_t data_images;    // images in it
+    size_t chosen;         // how many of them are taken; fewer than all: by lot
     int classes, world;    // its classes; processes that share the work
 } latent_origin_t;
 
@@ -98,9 +102,11 @@ void latent_shard_write(latent_shard_t* shard, const char* path, const latent_or
     safetensors_writer_metadata(&w, "tokenizer", origin->tokenizer);
     safetensors_writer_metadata(&w, "data", origin->data);
     latent_number(&w, "data_images", origin->data_images);
+    if (origin->chosen < origin->data_images) latent_number(&w, "chosen", origin->chosen);
     latent_number(&w, "classes", (size_t)origin->classes);
     latent_number(&w, "world", (size_t)origin->world);
     latent_number(&w, "total", total);
+    safetensors_writer_metadata(&w, "finite", "1"); // whoever encodes has looked at each latent
     safetensors_writer_tensor(&w, "latents", ST_F32, 4, shape);
     safetensors_writer_tensor(&w, "latents_flip", ST_F32, 4, shape);
     safetensors_writer_tensor(&w, "labels", ST_I64, 1, shape);
@@ -139,16 +145,20 @@ int latent_shard_is_made(const char* path, size_t total, int C, int side, const 
         return 0;
     }
     const st_tensor_t* t = safetensors_find(&f, "latents");
+    int all = origin->chosen == origin->data_images && !safetensors_metadata(&f, "chosen");
     int same = latent_text_is(&f, "tokenizer", origin->tokenizer) && latent_text_is(&f, "data", origin->data) &&
+               (all || latent_number_is(&f, "chosen", origin->chosen)) &&
                latent_number_is(&f, "data_images", origin->data_images) &&
                latent_number_is(&f, "world", (size_t)origin->world) && latent_number_is(&f, "total", total) && t &&
                t->ndim == 4 && t->shape[1] == (size_t)C && t->shape[2] == (size_t)side;
     if (!same) {
-        fatal("%s is of another extraction (tokenizer %s, %s images of %s, %s processes, %s images a shard); this one "
-              "is of tokenizer %s, %zu images of %s, %d processes, %zu images a shard: give another -latents folder, "
-              "or empty this one", path, latent_metadata(&f, "tokenizer"), latent_metadata(&f, "data_images"),
-              latent_metadata(&f, "data"), latent_metadata(&f, "world"), latent_metadata(&f, "total"),
-              origin->tokenizer, origin->data_images, origin->data, origin->world, total);
+        fatal("%s is of another extraction (tokenizer %s, %s of the %s images of %s, %s processes, %s images a "
+              "shard); this one is of tokenizer %s, %zu of %zu images of %s, %d processes, %zu images a shard: give "
+              "another -latents folder, or empty this one", path, latent_metadata(&f, "tokenizer"),
+              safetensors_metadata(&f, "chosen") ? latent_metadata(&f, "chosen") : "all",
+              latent_metadata(&f, "data_images"), latent_metadata(&f, "data"), latent_metadata(&f, "world"),
+              latent_metadata(&f, "total"), origin->tokenizer, origin->chosen, origin->data_images, origin->data,
+              origin->world, total);
     }
     safetensors_close(&f);
     return 1;
@@ -180,6 +190,7 @@ static inline void latents_list(const char* folder, string_list_t* names) {
     }
     for (struct dirent* e = readdir(d); e; e = readdir(d)) {
         size_t length = strlen(e->d_name), suffix = strlen(LATENT_SUFFIX);
+        if (e->d_name[0] == '.') continue; // what a Mac leaves beside each file is none
         if (length > suffix && !strcmp(e->d_name + length - suffix, LATENT_SUFFIX)) {
             string_list_add(names, dataset_join(folder, e->d_name));
         }
@@ -228,6 +239,35 @@ static inline void latents_open_labels(latents_t* l, const latent_file_t* f, con
     }
 }
 
+// Ends the program where a number of latent i is none.
+static inline void latents_check_finite(const latents_t* l, const latent_file_t* f, const st_tensor_t* t, size_t i) {
+    size_t positions = (size_t)l->side * l->side, values = l->C * positions, bad = values;
+    const unsigned char* at = t->data + i * values * sizeof(float);
+    for (size_t k = 0; k < values && bad == values; k++) {
+        uint32_t bits;
+        memcpy(&bits, at + k * sizeof bits, sizeof bits);
+        if ((bits & 0x7F800000u) == 0x7F800000u) bad = k; // an exponent of all ones
+    }
+    if (bad == values) return;
+    fatal("%s: the %s of image %zu (label %d) hold a NaN or an infinity, in channel %zu at position %zu; make the "
+          "shard again, or take it out of the folder", f->file.path, t->name, i, l->labels[f->first + i],
+          bad / positions, bad % positions);
+}
+
+// Looks at all numbers of the shards that others wrote; ours were looked at then. The processes share the shards.
+static inline void latents_check(const latents_t* l) {
+    progress_t progress = progress_begin("check", (double)l->count, log_rank == 0);
+    for (int i = log_rank; i < l->n_files; i += log_size) {
+        const latent_file_t* f = &l->files[i];
+        if (latent_text_is(&f->file, "finite", "1")) continue;
+        for (size_t k = 0; k < f->n; k++) {
+            latents_check_finite(l, f, f->latents, k);
+            latents_check_finite(l, f, f->flipped, k);
+            progress_say(&progress, (double)(f->first + k + 1));
+        }
+    }
+}
+
 static inline void latents_open_file(latents_t* l, latent_file_t* f, const char* path, int classes) {
     safetensors_open_or_die(&f->file, path);
     f->latents = latents_tensor(f, path, "latents", l->C, l->side);
@@ -266,6 +306,7 @@ void latents_open(latents_t* l, const char* folder, int C, int side, int classes
     l->files = (latent_file_t*)calloc_check(names.count, sizeof(latent_file_t), "the list of shards");
     for (int i = 0; i < l->n_files; i++) latents_open_file(l, &l->files[i], names.items[i], classes);
     if (l->count == 0) fatal("-latents %s: its shards are empty", folder);
+    latents_check(l);
     string_list_free(&names);
 }
 
@@ -375,6 +416,8 @@ void latents_statistics(const latents_t* l, uint64_t seed, int images, floatS* m
         if (same) {
             safetensors_read(m, mean);
             safetensors_read(s, std);
+            same = first_not_finite(mean, (size_t)l->C) == (size_t)l->C &&
+                   first_not_finite(std, (size_t)l->C) == (size_t)l->C;
         }
         safetensors_close(&f);
         if (same) {

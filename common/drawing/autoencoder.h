@@ -53,6 +53,7 @@ enum { AUTOENCODER_RAW = -1, AUTOENCODER_AVERAGED = 0 };
 
 // The memory plans hold addresses of this struct's members: it must stay where it is once it is open.
 typedef struct {
+    const char* path;       // as it was opened
     checkpoint_info_t info; // stage, step, images of the training; config is NULL
     char* data;             // -data of the training; "" where nobody knows
     int exported;           // the file is an exported one
@@ -300,6 +301,7 @@ static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f
 void autoencoder_open_sized(autoencoder_t* a, const char* path, int average, int size, int batch, int encode,
                             int decode) {
     memset(a, 0, sizeof *a);
+    a->path = path;
     safetensors_t file;
     ldm_file_t ldm;
     tensor_file_open_or_die(&file, path);
@@ -398,6 +400,28 @@ const floatX* autoencoder_decode(autoencoder_t* a,
     a->decoder.B = a->decoder.stack.B = n;
     decoder_forward(&a->decoder, &a->params, latent, s);
     return a->decoder.out;
+}
+
+// The first weight that is no number, as " (its weight NAME holds one)", or what else may be wrong; for messages.
+static inline const char* params_blame(const params_t* p, char* text, size_t size) {
+    snprintf(text, size, " (its weights are all finite: other settings, or another file, may be too large for it)");
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        size_t at = device_first_not_finite(params_at(p, t->offset), NULL, t->stored);
+        if (at == t->stored) continue;
+        snprintf(text, size, " (element %zu of its weight %s is one: the file is damaged, or of a training that "
+                 "diverged)", at, t->name);
+        break;
+    }
+    return text;
+}
+
+// Ends the program: what the tokenizer has made of an image, its "latent" or "reconstruction", is not finite.
+__attribute__((noreturn)) static inline void autoencoder_not_finite(const autoencoder_t* a, const char* what,
+                                                                    const char* image) {
+    char blame[300];
+    fatal("tokenizer %s: the %s of %s holds a NaN or an infinity%s; give another tokenizer", a->path, what, image,
+          params_blame(&a->params, blame, sizeof blame));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -101,9 +101,10 @@ void dit_sampler_close(dit_sampler_t* d) {
     memset(d, 0, sizeof *d);
 }
 
-// Draws at most options.batch images: numbers images[b], of classes labels[b].
-static inline void dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, const uint64_t* images, const int* labels,
-                                          int B, stream_t s) {
+// Draws at most options.batch images: numbers images[b], of classes labels[b]. Returns how many, from the first on, are
+// finite.
+static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, const uint64_t* images, const int* labels,
+                                         int B, stream_t s) {
     int HW = d->net->config.side * d->net->config.side, C = d->net->config.C;
     d->network.labels = labels;
     flow_noise(d->x, images, B, d->n, d->options.seed, s);
@@ -115,18 +116,22 @@ static inline void dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, con
     stream_wait(s);
     copy_floats_to_host(host, image, values);
     image_bytes_from_floats(pixels, host, values);
+    size_t finite = first_not_finite(host, values);
     free(host);
+    return (int)(finite / (values / B));
 }
 
-// Draws `count` images.
-void dit_sampler_draw(dit_sampler_t* d,
-                      uint8_t* pixels,        // (count, H, W, 3)
-                      const uint64_t* images, // (count) their numbers
-                      const int* labels,      // (count)
-                      int count, stream_t s) {
+// Draws `count` images. Returns `count`, or the first that is none: one of its values is a NaN or an infinity.
+int dit_sampler_draw(dit_sampler_t* d,
+                     uint8_t* pixels,        // (count, H, W, 3)
+                     const uint64_t* images, // (count) their numbers
+                     const int* labels,      // (count)
+                     int count, stream_t s) {
     size_t image = (size_t)d->tokenizer->H * d->tokenizer->W * 3;
     for (int first = 0; first < count; first += d->options.batch) {
         int B = count - first < d->options.batch ? count - first : d->options.batch;
-        dit_sampler_draw_batch(d, pixels + first * image, images + first, labels + first, B, s);
+        int good = dit_sampler_draw_batch(d, pixels + first * image, images + first, labels + first, B, s);
+        if (good < B) return first + good;
     }
+    return count;
 }

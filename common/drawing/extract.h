@@ -23,12 +23,14 @@
 #include "common/files/folder.h"
 // defines: image_centre_crop_adm
 #include "common/data/crop.h"
+// defines: random_permute, RANDOM_DATA_ORDER
+#include "common/program/rng.h"
 // defines: latent_shard_t, latent_shard_*
 #include "common/data/latents.h"
 
 typedef struct {
     const char *data, *tokenizer, *latents;
-    int images;       // the first so many; 0: all
+    int images;       // so many by lot; 0: all
     int shard_images;
     int batch;        // images encoded at once; half of the rows are their mirrored twins
 } extract_options_t;
@@ -47,6 +49,14 @@ typedef struct {
     floatS* host;        // (2 batch, GH, GW, z)
 } extract_t;
 
+// The image of the data set that is this process's k-th. Fewer than all are chosen by lot: a folder's images are in the
+// order of their classes. (IDX files and the drawn set are mixed as they are.)
+static inline size_t extract_image(const extract_t* e, size_t k) {
+    size_t number = (size_t)e->comm->rank + k * e->comm->size;
+    int by_lot = e->total < e->data.count && e->data.kind == DATASET_FOLDER;
+    return by_lot ? random_permute(0, RANDOM_DATA_ORDER, 0, number, e->data.count) : number;
+}
+
 // Reads `count` of this process's images, from number `first` on, into buffer `which`: images, then their mirrored
 // twins.
 static inline void extract_read(extract_t* e, int which, size_t first, int count) {
@@ -54,7 +64,7 @@ static inline void extract_read(extract_t* e, int which, size_t first, int count
     size_t size = (size_t)H * W * 3;
     #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < count; i++) {
-        size_t number = (size_t)e->comm->rank + (first + i) * e->comm->size;
+        size_t number = extract_image(e, first + i);
         char error[IMAGE_ERROR_SIZE];
         image_t image;
         uint8_t* at = e->pixels[which] + i * size;
@@ -93,6 +103,12 @@ static inline void extract_shard(extract_t* e, latent_shard_t* shard, size_t fir
         if (next < count) extract_read(e, !which, first + next, (int)(count - next < batch ? count - next : batch));
         stream_wait(e->stream);
         copy_floats_to_host(e->host, z, 2 * n * latent);
+        size_t bad = first_not_finite(e->host, 2 * n * latent) / latent;
+        if (bad < 2 * (size_t)n) {
+            char image[1200];
+            dataset_image_name(&e->data, extract_image(e, first + at + bad % n), image, sizeof image);
+            autoencoder_not_finite(&e->tokenizer, "latent", image);
+        }
         for (int i = 0; i < n; i++) {
             if (e->labels[which][i] < 0) e->damaged++;
             else latent_shard_add(shard, e->host + i * latent, e->host + (n + i) * latent, e->labels[which][i]);
@@ -112,7 +128,8 @@ static inline void extract_forget_statistics(const char* folder) {
 static inline void extract_shards(extract_t* e) {
     const extract_options_t* o = e->options;
     const autoencoder_t* t = &e->tokenizer;
-    latent_origin_t origin = {t->fingerprint, e->data.folder, e->data.count, e->data.class_count, (int)e->comm->size};
+    latent_origin_t origin = {t->fingerprint, e->data.folder, e->data.count, e->total, e->data.class_count,
+                              (int)e->comm->size};
     size_t per_shard = (size_t)o->shard_images;
     int shards = (int)((e->mine + per_shard - 1) / per_shard);
     for (int k = 0; k < shards; k++) {

@@ -3,7 +3,7 @@
 //     pipeline_open(&g, "dit.safetensors", "tokenizer.safetensors", 0, options);   what it is: shapes, classes
 //     pipeline_use_statistics(&g, "latents_stats.pt");                             where neither file has them
 //     pipeline_load(&g);                                                           its weights and memory
-//     dit_sampler_draw(&g.sampler, pixels, numbers, labels, n, s);
+//     pipeline_draw(&g, pixels, numbers, labels, n, s);
 //     pipeline_close(&g);
 //
 // The two must belong together: a DiT names the fingerprint of the tokenizer that made its latents, and another one is
@@ -20,6 +20,9 @@
 // defines: random_below, RANDOM_LABELS
 #include "common/program/rng.h"
 
+// Where mean and deviation of the latents come from.
+typedef enum { STATISTICS_NONE, STATISTICS_OF_TOKENIZER, STATISTICS_GIVEN } pipeline_statistics_t;
+
 // The memory plans hold addresses of this struct's members: it must stay where it is once it is open.
 typedef struct {
     const char *path, *tokenizer_path;
@@ -33,7 +36,7 @@ typedef struct {
     autoencoder_t tokenizer;
     dit_sampler_t sampler;
     floatS *mean, *std;   // (C) of the latents
-    int statistics;       // they are known
+    pipeline_statistics_t statistics;
 } pipeline_t;
 
 static inline void pipeline_read_statistics(pipeline_t* g) {
@@ -43,18 +46,17 @@ static inline void pipeline_read_statistics(pipeline_t* g) {
     if (safetensors_find(&g->file, "latent.mean")) {
         checkpoint_read_vector(&g->file, g->path, "latent.mean", g->mean, C);
         checkpoint_read_vector(&g->file, g->path, "latent.std", g->std, C);
-        g->statistics = 1;
+        g->statistics = STATISTICS_GIVEN;
     } else if (g->tokenizer.statistics) {
-        warn("%s has no latent statistics; those of the tokenizer's checkpoint are taken", g->path);
         if (g->tokenizer.z == C) memcpy(g->mean, g->tokenizer.mean, 2 * C * sizeof(floatS));
-        g->statistics = 1;
+        g->statistics = STATISTICS_OF_TOKENIZER;
     }
 }
 
 // Takes the statistics from a file of their own: LightningDiT's latents_stats.pt, or latents_stats.st of train_dit.
 void pipeline_use_statistics(pipeline_t* g, const char* path) {
     dit_read_statistics(path, g->net.config.C, g->mean, g->std);
-    g->statistics = 1;
+    g->statistics = STATISTICS_GIVEN;
 }
 
 // The average's width in a configuration of train_dit, {"ema": 0.9999, ...}.
@@ -86,7 +88,10 @@ void pipeline_open(pipeline_t* g, const char* dit, const char* tokenizer, int ra
 }
 
 void pipeline_load(pipeline_t* g) {
-    if (!g->statistics) {
+    if (g->statistics == STATISTICS_OF_TOKENIZER) {
+        warn("%s has no latent statistics; those of the tokenizer's checkpoint are taken (-latent_stats names others)",
+             g->path);
+    } else if (g->statistics == STATISTICS_NONE) {
         fatal("neither %s nor %s tells mean and deviation of the latents; give LightningDiT's latents_stats.pt with "
               "-latent_stats", g->path, g->tokenizer_path);
     }
@@ -109,6 +114,22 @@ void pipeline_use(pipeline_t* g, dit_sampler_options_t options) {
     dit_sampler_open(&g->sampler, &g->net, &g->params, &g->tokenizer, g->mean, g->std, options);
 }
 
+// Draws `count` images. One that is none (a NaN, an infinity) ends the program: nothing of it is shown or measured.
+void pipeline_draw(pipeline_t* g,
+                   uint8_t* pixels,         // (count, H, W, 3)
+                   const uint64_t* numbers, // (count)
+                   const int* labels,       // (count)
+                   int count, stream_t s) {
+    int good = dit_sampler_draw(&g->sampler, pixels, numbers, labels, count, s);
+    if (good == count) return;
+    char blame[300];
+    size_t C = 2 * (size_t)g->net.config.C, bad = first_not_finite(g->mean, C);
+    params_blame(&g->params, blame, sizeof blame);
+    if (bad < C) snprintf(blame, sizeof blame, " (the statistics of its latents hold one)");
+    fatal("%s, with tokenizer %s, draws NaN or infinity as image %llu, of class %d%s", g->path, g->tokenizer_path,
+          (unsigned long long)numbers[good], labels[good], blame);
+}
+
 void pipeline_close(pipeline_t* g) {
     dit_sampler_close(&g->sampler);
     autoencoder_close(&g->tokenizer);
@@ -122,6 +143,22 @@ void pipeline_close(pipeline_t* g) {
 // A hash of the latents' mean and deviation.
 static inline uint64_t pipeline_statistics_hash(const pipeline_t* g) {
     return fingerprint_tensor(FINGERPRINT_START, "latent", g->mean, 2 * (size_t)g->net.config.C);
+}
+
+// A hash of the DiT's file: of all of its tensors. Before pipeline_load, which closes it.
+static inline uint64_t pipeline_hash(const pipeline_t* g) {
+    uint64_t h = FINGERPRINT_START;
+    for (int i = 0; i < g->file.n; i++) {
+        const st_tensor_t* t = &g->file.tensors[i];
+        size_t bytes = t->numel * st_dtype_info(t->dtype).bits / 8;
+        for (const char* c = t->name; *c; c++) h = fingerprint_word(h, (unsigned char)*c);
+        for (size_t k = 0; k < bytes; k += 4) {
+            uint32_t word = 0;
+            memcpy(&word, t->data + k, bytes - k < 4 ? bytes - k : 4);
+            h = fingerprint_word(h, word);
+        }
+    }
+    return h;
 }
 
 // The class of image k where each image has its own: balanced takes them in turn, else each is drawn.

@@ -46,12 +46,20 @@ static inline double gen_recognised(const gen_t* g, const image_source_t* set) {
     return 100 * g->features.recognised / (double)g->features.n;
 }
 
+// A line before what takes long without telling how far it is.
+static inline void gen_say(const gen_t* g, const char* what, size_t size) {
+    if (!comm_is_first(&g->e->comm) || size < 1000) return;
+    printf("  %s %zu features, %zu samples\n", what, size, g->features.n);
+    fflush(stdout);
+}
+
 // The scores, in the order of the paper's tables.
 static inline void gen_scores(gen_t* g, result_t* result, const image_source_t* set) {
     const reference_statistics_t* r = g->reference;
     const feature_net_t* net = g->net;
     image_features_t* f = &g->features;
     char name[32];
+    gen_say(g, "Frechet distances of", (size_t)net->dim);
     report_score(result, feature_net_score(net, "gFID", name), "%.3f",
                  frechet_of_moments(&f->pool, r->mu, r->sigma));
     if (r->mu_s) {
@@ -67,6 +75,7 @@ static inline void gen_scores(gen_t* g, result_t* result, const image_source_t* 
     double recognised = f->wanted & IMAGE_FEATURES_CLASSES ? gen_recognised(g, set) : NAN;
     if (!isnan(recognised)) report_score(result, "recognised %", "%.1f", recognised);
     if (!r->has_images || !f->rows) return;
+    gen_say(g, "precision, recall and KID of", (size_t)net->dim);
     feature_set_t real = {r->features.rows, (int)r->features.rows_n, net->dim};
     feature_set_t generated = {f->rows, (int)f->n, net->dim};
     manifold_t m = manifold_precision_recall(real, generated, MANIFOLD_K, g->e->options.pr_fp16, &g->e->comm);

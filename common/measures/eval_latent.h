@@ -129,6 +129,22 @@ static inline void space_encode(space_t* p, const image_batch_t* b) {
     else if (p->D) copy_floats_to_host(p->tokens, a->encoder.features, (size_t)b->count * a->GH * a->GW * p->D);
 }
 
+// Ends the program where a latent or a token of a batch is not finite.
+static inline void space_check(space_t* p, const image_batch_t* b) {
+    autoencoder_t* a = p->tokenizer;
+    char image[1200];
+    size_t latent = autoencoder_latent_values(a), tokens = (size_t)a->GH * a->GW * p->D;
+    for (int i = 0; i < b->count; i++) {
+        int good = first_not_finite(p->latents + i * latent, latent) == latent &&
+                   first_not_finite(p->flipped + i * latent, latent) == latent;
+        image_source_image(&p->set, b->numbers[i], image, sizeof image);
+        if (!good) autoencoder_not_finite(a, "latent", image);
+        if (first_not_finite(p->tokens + i * tokens, tokens) == tokens) continue;
+        fatal("encoder %s: a token of %s is NaN or infinite; give other weights",
+              p->has_encoder ? p->e->options.encoder_weights : a->path, image);
+    }
+}
+
 static inline void space_measure(space_t* p, const space_picture_t* picture) {
     const eval_options_t* o = &p->e->options;
     comm_t* c = &p->e->comm;
@@ -140,6 +156,7 @@ static inline void space_measure(space_t* p, const space_picture_t* picture) {
     for (size_t first = c->rank; first < p->set.count; first += (size_t)o->batch * c->size) {
         if (!image_source_read(&p->set, &b, first, o->batch, c->size)) continue;
         space_encode(p, &b);
+        space_check(p, &b);
         for (int i = 0; i < b.count; i++) {
             latent_measures_add(&p->measures, (int)b.numbers[i], p->latents + i * latent, p->flipped + i * latent,
                                 p->tokens + i * tokens, positions);

@@ -45,11 +45,12 @@ static inline void eval_probe_means(const eval_probe_t* p, floatS* means, const 
     for (size_t i = 0; i < n * values; i++) means[i / values * z + i % z] += latents[i] / positions;
 }
 
-// Latents of n images, on the host.
-static inline void eval_probe_encode(eval_probe_t* p, floatS* latents, const uint8_t* pixels, int n) {
+// Latents of n images, on the host. Returns n, or the first that is not finite.
+static inline int eval_probe_encode(eval_probe_t* p, floatS* latents, const uint8_t* pixels, int n) {
     const floatX* z = autoencoder_encode(p->tokenizer, pixels, n, p->e->stream);
     stream_wait(p->e->stream);
     copy_floats_to_host(latents, z, (size_t)n * p->dim[PROBE_WHOLE]);
+    return (int)(first_not_finite(latents, (size_t)n * p->dim[PROBE_WHOLE]) / p->dim[PROBE_WHOLE]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -73,7 +74,12 @@ static inline void eval_probe_collect(eval_probe_t* p, probe_set_t sets[PROBE_RE
     progress_t progress = progress_begin(what, (double)n, comm_is_first(c));
     for (size_t first = c->rank; first < n; first += (size_t)B * c->size) {
         if (!image_source_read(set, &b, first, B, c->size)) continue;
-        eval_probe_encode(p, p->latents, b.pixels, b.count);
+        int good = eval_probe_encode(p, p->latents, b.pixels, b.count);
+        if (good < b.count) {
+            char image[1200];
+            autoencoder_not_finite(p->tokenizer, "latent",
+                                   image_source_image(set, b.numbers[good], image, sizeof image));
+        }
         for (int i = 0; i < b.count; i++) {
             memcpy(latents + b.numbers[i] * values, p->latents + i * values, values * sizeof(floatS));
             labels[b.numbers[i]] = b.labels[i] + 1;
@@ -135,8 +141,13 @@ static inline void eval_probe_train_augmented(eval_probe_t* p, const dataset_t* 
         memset(numbers, 0, B * sizeof(double));
         for (int at = 0; at < share; at += o->batch) {
             int count = share - at < o->batch ? share - at : o->batch, to = c->rank * share + at;
-            eval_probe_encode(p, latents + (size_t)to * values,
-                              batch->pixels + at * autoencoder_image_values(p->tokenizer), count);
+            int good = eval_probe_encode(p, latents + (size_t)to * values,
+                                         batch->pixels + at * autoencoder_image_values(p->tokenizer), count);
+            if (good < count) {
+                char image[1200];
+                dataset_image_name(train, (size_t)batch->ids[at + good], image, sizeof image);
+                autoencoder_not_finite(p->tokenizer, "latent", image);
+            }
             for (int i = 0; i < count; i++) numbers[to + i] = batch->labels[at + i];
         }
         comm_sum_floats_host(c, latents, (size_t)B * values);
@@ -212,6 +223,12 @@ static inline void eval_probe(eval_t* e, const char* path, autoencoder_t* tokeni
     image_source_dataset(&train, data, SPLIT_TRAIN, (crop_t)o->crop, tokenizer->H);
     image_source_dataset(&val, data, SPLIT_VAL, (crop_t)o->crop, tokenizer->H);
     image_source_limit(&val, (size_t)o->images);
+    dataset_need_labels(&train.data);
+    dataset_need_labels(&val.data);
+    if (val.data.class_count > train.data.class_count) {
+        fatal("%s has %d classes, %s only %d; they do not belong together", val.name, val.data.class_count, train.name,
+              train.data.class_count);
+    }
     eval_probe_open(&p, e, tokenizer, train.data.class_count);
     if (o->probe_augment && o->probe_images) {
         fatal("-probe_augment 1 draws from the whole train split; leave -probe_images out, or give -probe_augment 0");

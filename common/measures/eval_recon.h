@@ -100,6 +100,16 @@ static inline const floatX* recon_encode(recon_t* r, const image_batch_t* b) {
     return autoencoder_sample(a, b->pixels, b->count, r->e->options.seed, 0, numbers, r->e->stream);
 }
 
+// Ends the program: the reconstruction of image i of a batch, or its distance by a network, is not finite.
+__attribute__((noreturn)) static inline void recon_not_finite(const recon_t* r, const image_batch_t* b, size_t i,
+                                                              const char* network) {
+    char image[1200];
+    image_source_image(&r->set, b->numbers[i], image, sizeof image);
+    if (network) fatal("%s: the distance of %s from its reconstruction is NaN or infinite; give other weights", network,
+                       image);
+    autoencoder_not_finite(r->tokenizer, "reconstruction", image);
+}
+
 // Reconstructions of a batch, as floats and as bytes; returns those on the device.
 static inline const floatX* recon_images(recon_t* r, const image_batch_t* b, floatS* floats, uint8_t* bytes) {
     size_t n = b->count * autoencoder_image_values(r->tokenizer);
@@ -108,6 +118,8 @@ static inline const floatX* recon_images(recon_t* r, const image_batch_t* b, flo
     stream_wait(r->e->stream);
     copy_floats_to_host(floats, image, n);
     image_bytes_from_floats(bytes, floats, n);
+    size_t bad = first_not_finite(floats, n);
+    if (bad < n) recon_not_finite(r, b, bad / (n / b->count), NULL);
     return image;
 }
 
@@ -150,10 +162,13 @@ static inline void recon_lpips(recon_t* r, const image_batch_t* b, const floatX*
     if (!r->lpips || !b->count) return;
     if (r->e->options.lpips_u8) {
         perceptual_distance_bytes(r->lpips, distance, bytes, b->pixels, b->count, r->e->stream);
-        return;
+    } else {
+        copy_floats_to_device(device, original, b->count * autoencoder_image_values(r->tokenizer));
+        perceptual_distance(r->lpips, distance, image, device, b->count, r->e->stream);
     }
-    copy_floats_to_device(device, original, b->count * autoencoder_image_values(r->tokenizer));
-    perceptual_distance(r->lpips, distance, image, device, b->count, r->e->stream);
+    for (int i = 0; i < b->count; i++) {
+        if (!isfinite(distance[i])) recon_not_finite(r, b, (size_t)i, r->e->options.lpips_weights);
+    }
 }
 
 // All images of this process.

@@ -54,7 +54,7 @@ typedef struct {
     const char* path;
     char hash[17];          // of the file's tensors
     int batch, H, W;        // the most images of a call; their size
-    int dim, spatial, classes; // features; spatial features; logits, 0: the file has no head
+    int dim, spatial, classes; // features; spatial features, 0: too many; logits, 0: the file has no head
     params_t params;        // of the miniature
     plan_t plan;
     uint8_t* bytes;         // (batch, H, W, 3)
@@ -101,10 +101,20 @@ static inline void feature_net_open_mini(feature_net_t* f, const safetensors_t* 
     f->vgg.config = vgg_config_of_file(file);
     int slices = f->vgg.config.slices, C = f->vgg.config.channels[slices - 1];
     int positions = (f->H >> slices) * (f->W >> slices);
+    if (!positions) {
+        fatal("-features %s halves images %d times: those of %d x %d are too small for it", f->path, slices, f->W,
+              f->H);
+    }
     vgg_register(&f->vgg, &f->params.table, "");
     const st_tensor_t* head = safetensors_find(file, "head.weight");
     f->dim = C;
     f->spatial = positions * (C < INCEPTION_CHANNELS ? C : INCEPTION_CHANNELS);
+    if (f->spatial > INCEPTION_SPATIAL) {
+        warn("images of %d x %d have %d spatial features in %s, the miniature's network: the sFD-mini is not measured "
+             "(it would take the roots of matrices of that size; images of its own size, 32, have 112)", f->W, f->H,
+             f->spatial, f->path);
+        f->spatial = 0;
+    }
     if (head && head->ndim == 2) f->classes = (int)head->shape[0];
     if (f->classes) f->head = param_matrix(&f->params.table, "head.", "weight", f->classes, C, init_constant(0));
     params_allocate(&f->params, f->params.table.total, 0, "the feature network");
@@ -122,7 +132,9 @@ static inline void feature_net_forward_mini(feature_net_t* f, int n, stream_t s)
     resize_bilinear_forward(f->vgg.spare[0], f->x, lpips_scaling(), n, f->H, f->W, f->H, f->W, s);
     vgg_forward(&f->vgg, &f->params, &f->acts, f->vgg.spare[0], s);
     mean_positions_forward(f->pool, f->acts.features, n, positions, f->dim, s);
-    first_channels_forward(f->map, f->acts.features, (size_t)n * positions, f->dim, f->spatial / positions, s);
+    if (f->spatial) {
+        first_channels_forward(f->map, f->acts.features, (size_t)n * positions, f->dim, f->spatial / positions, s);
+    }
     if (f->classes) {
         features_matmul_forward(f->logits, f->pool, params_at(&f->params, f->head), n, f->dim, f->classes, s);
     }
@@ -178,6 +190,9 @@ static inline void feature_net_take(feature_net_t* f, float* out, const floatS* 
     if (!out || !n) return;
     copy_to_host(f->host, device, n * sizeof(floatS), s);
     stream_wait(s);
+    if (first_not_finite(f->host, n) < n) {
+        fatal("-features %s: a feature of an image is NaN or infinite; the file is damaged, give it again", f->path);
+    }
     for (size_t i = 0; i < n; i++) out[i] = (float)f->host[i];
 }
 
@@ -244,7 +259,8 @@ void image_features_open(image_features_t* f, feature_net_t* net, size_t images,
     f->net = net;
     f->images = images;
     f->kept = kept < images ? kept : images;
-    f->wanted = wanted;
+    f->wanted = net->spatial ? wanted : wanted & ~IMAGE_FEATURES_SPATIAL;
+    wanted = f->wanted;
     moments_open(&f->pool, net->dim);
     if (wanted & IMAGE_FEATURES_SPATIAL) moments_open(&f->spatial, net->spatial);
     if (f->kept) f->rows = (float*)calloc_check(f->kept * net->dim, sizeof(float), "features");

@@ -15,7 +15,7 @@
 #include "common/data/crop.h"
 // defines: dataset_t, dataset_open, dataset_load, dataset_label
 #include "common/data/dataset.h"
-// defines: pipeline_t, pipeline_label, dit_sampler_draw
+// defines: pipeline_t, pipeline_label, pipeline_draw
 #include "common/drawing/pipeline.h"
 // defines: random_permute, RANDOM_DATA_ORDER
 #include "common/program/rng.h"
@@ -66,7 +66,8 @@ static inline void image_batch_free(image_batch_t* b) {
     memset(b, 0, sizeof *b);
 }
 
-// A data set as common/data/dataset.h opens it, each image cut to a square of `size` pixels.
+// A data set as common/data/dataset.h opens it, each image cut to a square of `size` pixels. Those of a folder come in
+// a fixed random order.
 static inline void image_source_dataset(image_source_t* set, const char* spec, int split, crop_t crop, int size) {
     memset(set, 0, sizeof *set);
     set->kind = SOURCE_DATASET;
@@ -74,6 +75,7 @@ static inline void image_source_dataset(image_source_t* set, const char* spec, i
     set->crop = crop;
     set->H = set->W = size;
     set->count = set->data.count;
+    set->permuted = set->data.kind == DATASET_FOLDER; // its order is that of the classes, and the first are shown
     snprintf(set->name, sizeof set->name, "%.300s, %s split", spec, split == SPLIT_VAL ? "val" : "train");
 }
 
@@ -83,7 +85,9 @@ static inline void image_source_images(image_source_t* set, const char* folder) 
     image_t first;
     char error[IMAGE_ERROR_SIZE];
     image_source_dataset(set, folder, SPLIT_TRAIN, CROP_NONE, 0);
-    if (!dataset_load(&set->data, 0, &first, error)) fatal("%s; the first image gives the size of all", error);
+    size_t i = 0; // the first that can be read gives the size of all
+    while (i < set->data.count && !dataset_load(&set->data, i, &first, error)) i++;
+    if (i == set->data.count) fatal("%s: none of its %zu images can be read (%s)", folder, i, error);
     set->H = first.height;
     set->W = first.width;
     image_free(&first);
@@ -190,7 +194,7 @@ static inline void image_source_draw(const image_source_t* set, image_batch_t* b
         numbers[i] = first + i * stride;
         b->labels[i] = pipeline_label(g, set->balanced, g->options.seed, first + i * stride);
     }
-    dit_sampler_draw(&set->pipeline->sampler, b->pixels, numbers, b->labels, count, set->stream);
+    pipeline_draw(set->pipeline, b->pixels, numbers, b->labels, count, set->stream);
     free(numbers);
 }
 
@@ -201,6 +205,13 @@ static inline void image_source_read_npz(const image_source_t* set, image_batch_
         npz_read_rows(set->pixels, b->pixels + i * image, first + i * stride, 1);
         b->labels[i] = set->labels ? (int)npz_read_number(set->labels, first + i * stride) : -1;
     }
+}
+
+// Image i, for messages: its file, or its number.
+static inline const char* image_source_image(const image_source_t* set, size_t i, char* text, size_t size) {
+    if (set->kind == SOURCE_DATASET) return dataset_image_name(&set->data, image_source_place(set, i), text, size);
+    snprintf(text, size, "image %zu of %s", i, set->name);
+    return text;
 }
 
 // Images first, first + stride, ... (at most `count` of them, and none beyond the end); returns how many were read.

@@ -44,6 +44,10 @@ static inline double* statistics_array(const npz_reader_t* file, const char* nam
     }
     double* values = (double*)malloc_check(wanted * sizeof(double), name);
     npz_read_doubles(a, values);
+    for (size_t i = 0; i < wanted; i++) {
+        if (!isfinite(values[i])) fatal("%s: element %zu of %s is NaN or infinite; make the file again", file->path, i,
+                                        name);
+    }
     return values;
 }
 
@@ -101,7 +105,7 @@ static inline void statistics_read(reference_statistics_t* r, const npz_reader_t
     r->mu = statistics_array(file, "mu", net->dim, 0);
     r->sigma = statistics_array(file, "sigma", net->dim, 1);
     r->hash = statistics_hash_values(statistics_hash_values(FINGERPRINT_START, r->mu, dim), r->sigma, dim * dim);
-    if (npz_find(file, "mu_s") && npz_find(file, "sigma_s")) {
+    if (net->spatial && npz_find(file, "mu_s") && npz_find(file, "sigma_s")) {
         r->mu_s = statistics_array(file, "mu_s", net->spatial, 0);
         r->sigma_s = statistics_array(file, "sigma_s", net->spatial, 1);
         r->hash = statistics_hash_values(statistics_hash_values(r->hash, r->mu_s, spatial), r->sigma_s,
@@ -145,7 +149,7 @@ static inline void statistics_measure(reference_statistics_t* r, eval_t* e, feat
     image_features_measure(&r->features, &r->images, input, e->options.batch, &e->comm, "reference", e->stream);
     if (!statistics) return;
     moments_read_new(&r->features.pool, &r->mu, &r->sigma);
-    moments_read_new(&r->features.spatial, &r->mu_s, &r->sigma_s);
+    if (net->spatial) moments_read_new(&r->features.spatial, &r->mu_s, &r->sigma_s);
     r->n = (double)r->features.n;
     r->hash = r->features.hash;
 }

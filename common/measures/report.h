@@ -8,8 +8,8 @@
 //     report_tables(&report);         all subjects of a kind, one a row, their scores side by side
 //
 // A score without its protocol means nothing: published rFIDs of one tokenizer differ by a fifth between pipelines. So
-// nothing prints a score but this file, and it prints the protocol behind it. A score that was not measured is NaN: a
-// dash in the table, null in the file. Look next at eval.cu.
+// nothing prints a score but this file, and it prints the protocol behind it. What was not measured is a dash in
+// the table; a NaN is no score, and ends the program. Look next at eval.cu.
 #pragma once
 #include <math.h>
 #include <stdarg.h>
@@ -62,6 +62,8 @@ static inline result_t* report_begin(report_t* report, const char* measure, cons
 
 static inline void report_score(result_t* r, const char* name, const char* format, double value) {
     assert(r->scores < REPORT_SCORES);
+    if (isnan(value)) fatal("%s of %s: %s comes out as NaN; check the files that it is measured with", r->measure,
+                            r->subject, name);
     score_t* s = &r->score[r->scores++];
     snprintf(s->name, sizeof s->name, "%s", name);
     snprintf(s->format, sizeof s->format, "%s", format);

@@ -24,6 +24,7 @@
 #include <assert.h>
 #include <ctype.h>
 #include <errno.h>
+#include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <stdint.h>
@@ -181,6 +182,9 @@ static inline int cli_in_interval(double value, cli_interval_t range) {
     return low_good && high_good;
 }
 
+// Numbers of flags end up in floats: what one cannot hold is none (1e39, nan).
+static inline int cli_is_float(double value) { return fabs(value) <= FLT_MAX; }
+
 // Reads an integer or a number. 1, or 0 with a sentence in `error`.
 static inline int cli_parse_number(const cli_flag_t* flag, const char* text, cli_value_t* value, char* error,
                                    size_t error_size) {
@@ -201,7 +205,7 @@ static inline int cli_parse_number(const cli_flag_t* flag, const char* text, cli
         value->number = (double)value->size;
     } else {
         value->number = strtod(text, &end);
-        good = good && isfinite(value->number); // 1e999 and nan are none; 1e-999 is 0
+        good = good && cli_is_float(value->number); // 1e-999 is 0
     }
     if (!good || *end) {
         snprintf(error, error_size, "-%s %s is not %s; write for example -%s %s", flag->name, text, kind, flag->name,
@@ -695,7 +699,7 @@ static inline int cli_numbers(const char* name, const char* text, double* out, i
     for (const char* at = text;; at++) {
         char* end;
         double value = strtod(at, &end);
-        if (end == at || !isfinite(value) || (*end && *end != ',') || n == max) {
+        if (end == at || !cli_is_float(value) || (*end && *end != ',') || n == max) {
             fatal("-%s %s: want 1 to %d numbers with commas between them, such as 1,1.5,2", name, text, max);
         }
         out[n++] = value;

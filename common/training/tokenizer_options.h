@@ -184,7 +184,7 @@ static inline double options_for_stage(const char* name, const char* text, int s
     for (const char* at = text; n < 3; at++) {
         char* end;
         values[n++] = strtod(at, &end);
-        if (end == at || (*end && *end != ',') || !(values[n - 1] >= low) || !isfinite(values[n - 1])) break;
+        if (end == at || (*end && *end != ',') || !(values[n - 1] >= low) || !cli_is_float(values[n - 1])) break;
         if (whole && (values[n - 1] > 1e15 || values[n - 1] != floor(values[n - 1]))) break;
         at = end;
         if (!*at && (n == 1 || n == 3)) return n == 1 ? values[0] : values[stage - 1];
