@@ -76,6 +76,38 @@ expect "sample: the nearest name" 1 '-class cots: the model has 3 classes, 0 to 
     draw -dit photos.safetensors -class cots
 mkdir -p two_classes
 cp -r photos/cats photos/dogs two_classes
+
+# --- a run on ImageNet's folders in runs/: taken for what the miniature does not have, and named as ImageNet
+mkdir folders
+for i in $(seq 1001 2000); do # ln is faster than cp
+    mkdir "folders/n0000$i"
+    ln photos/cats/1.ppm "folders/n0000$i/1.ppm"
+done
+folders() { dit -data folders -latents folder_latents -out runs/dit_imagenet "$@"; }
+expect "extraction of 40 of a thousand classes" 0 '' folders -extract 1 -images 40
+expect "a DiT of a thousand classes" 0 '' folders -steps 1 -grid_classes 7
+mkdir runs/imagenet
+cp world/stage1.safetensors runs/imagenet/stage3.safetensors
+cp -r "$here/miniature" .
+expect "sample: the trained run has the class" 0 '' "$build/sample" -class "207,tabby" -steps 3 -n 1 -out dog.png
+check "  and is named" grep -q '^preset         imagenet, whose run lies in runs/dit_imagenet/dit.safetensors' out
+check "  with ImageNet's names, and whence" grep -q "ImageNet's names of its folders" out
+check "  golden retriever" grep -q '^classes        207 golden retriever' out
+expect "sample: the miniature, for what it has" 0 '' "$build/sample" -class Sneaker -steps 3 -n 1 -out shoe.png
+check "  by its own names" grep -q '^classes        7 sneaker' out
+expect "sample: -dit is obeyed" 1 '-class 207: the model has 10 classes' "$build/sample" -dit miniature/dit.safetensors -class 207
+
+# --- in a fresh clone: what is missing, and what the miniature serves for
+mkdir fresh
+cp -r miniature fresh
+expect "stage 2 in a fresh clone" 1 'nothing was done' sh -c "cd fresh && $build/train_tokenizer -stage 2"
+check "  the one thing that is missing" test "$(grep -c '^  [^ ]' said)" -eq 1
+check "  what makes it" grep -Eq '^ +make (build/[a-z]+/pretrain) && \1 && ./train_tokenizer -stage 1 && ./train_tokenizer -stage 2$' said
+check "  the VGG is there" grep -q '^-lpips_weights  miniature/vgg.safetensors, which comes with this repository' out
+expect "latents in a fresh clone" 0 '' sh -c "cd fresh && $build/train_dit -extract 1 -images 64"
+expect "and a DiT on them" 0 '' sh -c "cd fresh && $build/train_dit -steps 2 -batch 8 -sample_steps 3 -grid_columns 1"
+check "  whose pictures the miniature decodes" test -s fresh/runs/mini/dit_000002.png
+
 expect "latents of other classes are not mixed in" 1 'is of another extraction' dit -data two_classes -latents photo_latents -extract 1 \
     -images 12
 
