@@ -210,8 +210,8 @@ static const char* imagenet_hint(const char* text, const class_names_t* lacking,
     return hint;
 }
 
-// -class. Sets rows, or leaves them NULL where each image has its own class. Who names neither a model nor a preset, and
-// asks for what the miniature does not have, gets the ImageNet run in runs/, where there is one.
+// -class. Sets rows, or leaves them NULL where each image has its own class. Who names neither a model nor a preset,
+// and asks for what the miniature does not have, gets the ImageNet run in runs/, where there is one.
 static void choose_classes(sample_t* r) {
     const sample_options_t* o = &r->options;
     char error[1024];

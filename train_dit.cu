@@ -43,7 +43,7 @@
 #include "common/data/row_picture.h"
 // defines: needs_t, needs_add, needs_or_else, needs_check
 #include "common/training/needs.h"
-// defines: run_catch_signals, run_exit_code, run_has_checkpoint, run_check_config, run_try_folder, run_way_back, is_due
+// defines: run_catch_signals, run_was_stopped, run_exit_code, run_has_checkpoint, run_check_config, run_try_folder, ...
 #include "common/training/run.h"
 
 enum {
@@ -453,12 +453,7 @@ static int train(run_t* run) {
     }
     latent_loader_close(&loader);
     if (talks) status_close(&run->status.line);
-    int stopped = run->step < run->steps;
-    if (stopped) {
-        printf("stopped        at step %lld of %lld; the same command goes on\n", (long long)run->step,
-               (long long)run->steps);
-    }
-    return stopped;
+    return run_was_stopped(run->step, run->steps);
 }
 
 // -extract 1: images become latents.

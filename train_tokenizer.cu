@@ -40,7 +40,7 @@
 #include "common/training/tokenizer_checkpoint.h"
 // defines: needs_t, needs_add, needs_file, needs_check
 #include "common/training/needs.h"
-// defines: run_catch_signals, run_exit_code, run_has_checkpoint, run_try_folder, run_way_back, is_due, size_text
+// defines: run_catch_signals, run_was_stopped, run_exit_code, run_has_checkpoint, run_check_config, run_try_folder, ...
 #include "common/training/run.h"
 // defines: autoencoder_export
 #include "common/drawing/autoencoder.h"
@@ -122,7 +122,8 @@ static void make_command(const run_t* run, int encoder, int stage_before, json_t
         char done[1024];
         snprintf(done, sizeof done, "%s/stage%d.safetensors", o->run.out, stage);
         if (stage < o->stage && !access(done, F_OK)) continue;
-        json_append(text, "%s -stage %d%s%s", run->cli.program, stage, flags.text ? flags.text : "",
+        const char* from = stage == 1 && !o->encoder_weights[0] ? " -encoder_weights FILE" : "";
+        json_append(text, "%s -stage %d%s%s%s", run->cli.program, stage, from, flags.text ? flags.text : "",
                     stage < o->stage ? " && " : "");
     }
     json_text_free(&flags);
@@ -562,12 +563,7 @@ static int train(run_t* run) {
     if (damaged) warn("%zu files could not be read and were replaced by others", damaged);
     dataloader_close(&loader);
     if (talks) status_close(&run->status.line);
-    int stopped = run->step < run->steps;
-    if (stopped) {
-        printf("stopped        at step %lld of %lld; the same command goes on\n", (long long)run->step,
-               (long long)run->steps);
-    }
-    return stopped;
+    return run_was_stopped(run->step, run->steps);
 }
 
 // -export: the checkpoint in -out as one file for use.

@@ -36,7 +36,8 @@ else
     side=${SIDE:-64}
     [ -x $build/pretrain ] || { echo "error: $build/pretrain is not built; run: make $build/pretrain" >&2; exit 1; }
     echo "== an encoder and a VGG learn to tell your classes apart: the stand-ins for published weights"
-    $build/pretrain -data "$data" -out "$out" -image_size "$side"
+    workers=$(nproc)
+    $build/pretrain -data "$data" -out "$out" -image_size "$side" -workers $((workers < 8 ? workers : 8))
     LPIPS_WEIGHTS=$out/vgg.safetensors
     tokenizer -encoder_weights "$out/encoder.safetensors" -lpips_weights "$LPIPS_WEIGHTS" -image_size "$side" \
         -steps "${STEPS:-4000,4000,2000}"

@@ -137,7 +137,7 @@ void dit_options_parse(dit_options_t* o, cli_t* cli, int argc, char** argv) {
     int n = dit_options_flags(o, flags);
     cli_init(cli, "./train_dit", "Trains LightningDiT on the latents of a tokenizer; the same command resumes.", flags,
              n, dit_presets, DIT_PRESETS);
-    cli->notes = dit_status_help;
+    cli->notes = dit_status_help();
     cli_parse(cli, argc, argv);
     run_options_check(&o->run);
     if (o->uncond) o->classes = 1;

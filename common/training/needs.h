@@ -67,7 +67,7 @@ static inline void needs_check(needs_t* needs, const char* command) {
     }
     needs->list.text[needs->list.length - 1] = 0; // the last newline
     fatal("nothing was done, because this is missing:\n%s%s%s", needs->list.text,
-          command[0] ? "\nThis makes it and goes on:\n    " : "", command);
+          command[0] ? "\nThis makes what can be made, and goes on:\n    " : "", command);
 }
 
 // The flags that the command line gives, but for two, as they would be written again: " -data shapes -lr 1".

@@ -69,12 +69,12 @@ const floatS* replicas_collect(params_t* p, param_kind_t kind, comm_t* c, stream
 
 // A hash of the weights that the operations read, FNV-1a on words of 64 bits.
 static inline uint64_t replicas_hash(uint64_t h, const params_t* p) {
-    enum { PIECE = 1 << 20 };
+    const size_t piece = 1 << 20;
     const char* at = (const char*)p->values;
     size_t bytes = (p->table.total * sizeof(floatX)) / 8 * 8;
-    uint64_t* host = (uint64_t*)malloc_check(PIECE, "weights");
-    for (size_t done = 0; done < bytes; done += PIECE) {
-        size_t n = bytes - done < PIECE ? bytes - done : PIECE;
+    uint64_t* host = (uint64_t*)malloc_check(piece, "weights");
+    for (size_t done = 0; done < bytes; done += piece) {
+        size_t n = bytes - done < piece ? bytes - done : piece;
         copy_to_host(host, at + done, n, 0);
         for (size_t i = 0; i < n / 8; i++) h = (h ^ host[i]) * 1099511628211ull;
     }

@@ -53,6 +53,13 @@ static inline void run_catch_signals(void) {
     signal(SIGXFSZ, SIG_IGN);
 }
 
+// Has the loop ended before its last step? Says so.
+static inline int run_was_stopped(int64_t step, int64_t steps) {
+    if (step == steps) return 0;
+    printf("stopped        at step %lld of %lld; the same command goes on\n", (long long)step, (long long)steps);
+    return 1;
+}
+
 // The exit code of a run that was stopped before its last step, so that `&&` goes no further: 128 and the number of the
 // signal, as shells count. A process that heard of it from another one takes SIGTERM's.
 static inline int run_exit_code(int stopped) { return stopped ? 128 + (stop_signal ? stop_signal : SIGTERM) : 0; }

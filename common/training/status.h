@@ -31,23 +31,27 @@ enum { STATUS_HEADER_EVERY = 20 }; // lines between two headers
 // What the columns are. -h prints it.
 #define STATUS_COLUMNS_HELP                                                                                           \
     "step, images     done, of all; seen\n"                                                                           \
-    "img/s, wait      images a second; share of the time spent waiting for data\n"                                     \
-    "left             time to the end of the run at this speed\n"                                                      \
+    "img/s, wait      images a second; share of the time spent waiting for data\n"                                    \
+    "left             time to the end of the run at this speed\n"                                                     \
     "Losses, norms and weights are means since the line before. The .jsonl file has more of them."
-static const char tokenizer_status_help[] =
-    "Columns of a status line (a dash: this stage has no such term)\n"
-    "L1, LPIPS        mean |x - xhat| a value, in units of [-1, 1]; perceptual distance\n"
-    "semantic         distance of the latent from that of the frozen encoder of stage 1 (stage 2)\n"
-    "real, fake       mean logits of the discriminator; hinge: its loss\n"
-    "|rec|W, |gan|W   gradient norms of reconstruction and GAN at the decoder's last layer; omega_g: the\n"
-    "                 adaptive weight that they give\n"
-    "|rec|z, |sem|z   the same at the encoder's last layer for the semantic loss; omega_s: its weight\n"
-    "clip             chunks in which an adaptive weight was clipped\n" STATUS_COLUMNS_HELP;
-static const char dit_status_help[] =
-    "Columns of a status line\n"
-    "MSE, cosine      the two terms of the loss; published curves show the MSE alone\n"
-    "|grad|           norm of the gradient before clipping\n"
-    "skip             steps in which -guard kept the weights, since the run began\n" STATUS_COLUMNS_HELP;
+static inline const char* tokenizer_status_help(void) {
+    return
+        "Columns of a status line (a dash: this stage has no such term)\n"
+        "L1, LPIPS        mean |x - xhat| a value, in units of [-1, 1]; perceptual distance\n"
+        "semantic         distance of the latent from that of the frozen encoder of stage 1 (stage 2)\n"
+        "real, fake       mean logits of the discriminator; hinge: its loss\n"
+        "|rec|W, |gan|W   gradient norms of reconstruction and GAN at the decoder's last layer; omega_g: the\n"
+        "                 adaptive weight that they give\n"
+        "|rec|z, |sem|z   the same at the encoder's last layer for the semantic loss; omega_s: its weight\n"
+        "clip             chunks in which an adaptive weight was clipped\n" STATUS_COLUMNS_HELP;
+}
+static inline const char* dit_status_help(void) {
+    return
+        "Columns of a status line\n"
+        "MSE, cosine      the two terms of the loss; published curves show the MSE alone\n"
+        "|grad|           norm of the gradient before clipping\n"
+        "skip             steps in which -guard kept the weights, since the run began\n" STATUS_COLUMNS_HELP;
+}
 
 typedef struct {
     int steps, lines;       // steps since the last line; lines printed

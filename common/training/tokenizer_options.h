@@ -166,7 +166,7 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
     int n = options_flags(o, flags);
     cli_init(cli, "./train_tokenizer", "Trains the AlignTok tokenizer, one stage a run; the same command resumes.",
              flags, n, options_presets, OPTIONS_PRESETS);
-    cli->notes = tokenizer_status_help;
+    cli->notes = tokenizer_status_help();
     cli_parse(cli, argc, argv);
     o->stage_steps = (int64_t)options_for_stage("steps", o->steps, o->stage, 1, 1);
     o->stage_lr = options_for_stage("lr", o->lr, o->stage, 0, 0);
