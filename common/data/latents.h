@@ -252,7 +252,7 @@ static inline void latents_open_file(latents_t* l, latent_file_t* f, const char*
     if (!tokenizer) tokenizer = "";
     if (!names) names = "";
     if (f == l->files) l->tokenizer = tokenizer, l->class_names = names;
-    if (strcmp(names, l->class_names)) {
+    if (names[0] && l->class_names[0] && strcmp(names, l->class_names)) {
         fatal("%s has other classes (metadata field \"class_names\") than %s; a folder is for the latents of one set "
               "of images", path, l->files[0].file.path);
     }
