@@ -1,8 +1,9 @@
 // sample.cu: draws images with a LightningDiT and the tokenizer whose latents it was trained on.
 //
-//     make sample && ./sample -class 7                 the trained miniature in this repository, at once
+//     make sample && ./sample -class sneaker           the trained miniature in this repository, at once
 //     ./sample -class 3,7 -n 16 -steps 50 -cfg 2       a PNG with one class a row
-//     ./sample -preset imagenet -dit DIT -tokenizer TOKENIZER -class 207
+//     ./sample -class 207                              a model trained on ImageNet, where one lies in runs/
+//     ./sample -preset imagenet -dit DIT -tokenizer TOKENIZER -class "golden retriever"
 //     ./sample -preset imagenet ... -class random -n 50000 -npz samples.npz     for ADM's evaluator
 //     ./sample -preset imagenet -dit lightningdit-xl-imagenet256-800ep.pt -tokenizer vavae-imagenet256-f16d32-dinov2.pt
 //         -latent_stats latents_stats.pt -class 207        LightningDiT and VA-VAE as published, without conversion
@@ -27,8 +28,8 @@
 #include "common/drawing/pipeline.h"
 // defines: image_grid, image_read_text, image_write_png
 #include "common/data/image.h"
-// defines: imagenet_class, fashion_mnist_class
-#include "common/drawing/imagenet_classes.h"
+// defines: class_names_t, class_names_read, class_names_find, class_names_nearest, class_name
+#include "common/drawing/class_names.h"
 // defines: npz_writer_t
 #include "common/files/npz.h"
 
@@ -45,6 +46,7 @@ typedef struct {
     comm_t comm;
     stream_t stream;
     pipeline_t model;
+    class_names_t names;
     // what is to be drawn
     int* rows;            // [row_count] classes with a row each; NULL: classes are drawn for each image
     int row_count;
@@ -77,7 +79,8 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
         {"What to draw", "preset", CLI_PRESET, &o->preset, "mini", NULL,
          "sets the flags listed at the end, unless they are given", CLI_NOT_SAVED},
         {NULL, "class", CLI_STRING, &o->classes, "all", NULL,
-         "a class, several with commas, or all: one row each; random or balanced: -n images in all", CLI_SAVED},
+         "a class by number or name, several with commas, or all: one row each; random or balanced: -n images in all",
+         CLI_SAVED},
         {NULL, "n", CLI_INT, &o->n, "8", "[1, 100000000]", "images of each class, or in all", CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "seed of the noise", CLI_SAVED},
         {"Models", "dit", CLI_STRING, &o->dit, "", NULL,
@@ -118,52 +121,115 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
 // ---------------------------------------------------------------------------------------------------------------------
 // What is to be drawn
 
-// The name of a class of a model with `classes` classes, or "".
-static const char* class_name(const sample_t* r, int classes, int label) {
-    if (classes == 1000) return imagenet_class(label);
-    if (classes == 10 && strcmp(r->model.tokenizer.data, "shapes")) return fashion_mnist_class(label);
-    return "";
+// What classes a model has: how many, and their names.
+static class_names_t read_names(const char* dit, int raw) {
+    safetensors_t file;
+    class_names_t names;
+    tensor_file_open_or_die(&file, dit);
+    const char* json = safetensors_metadata(&file, "class_names");
+    int ours = safetensors_metadata(&file, "config") != NULL;
+    class_names_read(&names, json ? json : "", dit_describe(&file, dit, raw).classes, !ours);
+    safetensors_close(&file);
+    return names;
 }
 
-// Ends the program: says what the class is elsewhere, what would be needed for it, and what can be drawn.
-__attribute__((noreturn)) static void no_such_class(const sample_t* r, long label) {
-    int classes = r->model.net.config.classes;
-    char hint[400] = "";
-    if (classes != 1000 && label >= 0 && label < 1000) {
-        snprintf(hint, sizeof hint,
-                 " In ImageNet, %ld is \"%s\": for that, give a DiT trained on ImageNet and its tokenizer (-preset "
-                 "imagenet -dit FILE -tokenizer FILE; train_dit makes one).", label, imagenet_class((int)label));
+// Each image has its own class.
+static int each_its_own(const sample_options_t* o) {
+    return !strcmp(o->classes, "random") || !strcmp(o->classes, "balanced");
+}
+
+// Says in `error` why a text is no class of this model, and what is.
+static void no_such_class(const class_names_t* c, const char* text, const int* found, int n, char* error, size_t size) {
+    int used = snprintf(error, size, "-class %s: ", text), nearest = class_names_nearest(c, text);
+    for (int i = 0; n > 1 && i < n && i < 8; i++) {
+        used += snprintf(error + used, size - (size_t)used, "%s%d %s", i ? ", " : "several are called so: ", found[i],
+                         class_name(c, found[i]));
     }
-    const char* first = class_name(r, classes, 0);
-    fatal("-class %ld: the model in %s has %d classes.%s It draws 0 to %d%s%s%s%s", label, r->options.dit, classes,
-          hint, classes - 1, first[0] ? ", from " : "", first, first[0] ? " to " : "",
-          class_name(r, classes, classes - 1));
+    if (n > 1) {
+        snprintf(error + used, size - (size_t)used, "%s; give one of them, whole or by number", n > 8 ? ", ..." : "");
+        return;
+    }
+    const char *first = class_name(c, 0), *last = class_name(c, c->classes - 1);
+    used += snprintf(error + used, size - (size_t)used, "the model has %d classes, 0 to %d%s%s%s%s", c->classes,
+                     c->classes - 1, *first ? ", from " : "", first, *first ? " to " : "", last);
+    if (nearest >= 0) snprintf(error + used, size - (size_t)used, "; did you mean %s?", class_name(c, nearest));
+    else if (!c->names) snprintf(error + used, size - (size_t)used, "; their names are not in its file: give a number");
 }
 
-// -class. Sets rows, or leaves them NULL where each image has its own class.
+// Reads -class into `rows` (as many as it may have), for a model with these classes. Returns how many, or 0 and why.
+static int read_classes(const char* text, const class_names_t* c, int* rows, char* error, size_t size) {
+    char list[8192];
+    int n = 0;
+    snprintf(list, sizeof list, "%s", text);
+    if (!strcmp(text, "all")) {
+        for (; n < c->classes; n++) rows[n] = n;
+        return n;
+    }
+    for (char *rest = list, *one; (one = strsep(&rest, ",")) != NULL;) {
+        int found[8], count = class_names_find(c, one, found, 8);
+        if (count != 1) {
+            no_such_class(c, one, found, count, error, size);
+            return 0;
+        }
+        rows[n++] = found[0];
+    }
+    return n;
+}
+
+// Is there a trained run of a preset that knows the classes asked for? Then that one is taken.
+static int take_trained_run(sample_t* r, const char* preset, int* rows) {
+    sample_options_t* o = &r->options;
+    char error[1024];
+    const cli_preset_t* p = cli_preset(&r->cli, preset);
+    const char *dit = cli_preset_value(p, "dit"), *tokenizer = cli_preset_value(p, "tokenizer");
+    if (access(dit, R_OK) || access(tokenizer, R_OK)) return 0;
+    class_names_t names = read_names(dit, o->raw);
+    int n = read_classes(o->classes, &names, rows, error, sizeof error);
+    if (!n) {
+        class_names_free(&names);
+        return 0;
+    }
+    class_names_free(&r->names);
+    r->names = names;
+    cli_apply_preset(&r->cli, preset);
+    printf("preset         %s, whose run lies in %s: the miniature has no class %s\n", preset, dit, o->classes);
+    return n;
+}
+
+// What a class that a model of other classes lacks is in ImageNet, and what would draw it; or "".
+static const char* imagenet_hint(const char* text, const class_names_t* lacking, char* hint, size_t size) {
+    class_names_t all;
+    int found[8];
+    hint[0] = 0;
+    if (lacking->classes == 1000 || class_names_find(lacking, text, found, 8)) return hint;
+    class_names_read(&all, "", 1000, 1);
+    if (class_names_find(&all, text, found, 8)) {
+        snprintf(hint, size, ". In ImageNet, %d is \"%s\": for that, give a DiT trained on ImageNet and its tokenizer "
+                 "(-preset imagenet -dit FILE -tokenizer FILE; train_dit makes one)", found[0],
+                 class_name(&all, found[0]));
+    }
+    class_names_free(&all);
+    return hint;
+}
+
+// -class. Sets rows, or leaves them NULL where each image has its own class. Who names neither a model nor a preset,
+// and asks for what the miniature does not have, gets the ImageNet run in runs/, where there is one.
 static void choose_classes(sample_t* r) {
     const sample_options_t* o = &r->options;
-    int classes = r->model.net.config.classes;
-    int each = !strcmp(o->classes, "random") || !strcmp(o->classes, "balanced");
+    char error[1024];
+    r->names = read_names(o->dit, o->raw);
     r->total = (size_t)o->n;
-    if (each) return;
-    if (!strcmp(o->classes, "all")) {
-        r->row_count = classes;
-        r->rows = (int*)malloc_check(classes * sizeof(int), "classes");
-        for (int i = 0; i < classes; i++) r->rows[i] = i;
-    } else {
-        r->rows = (int*)malloc_check((strlen(o->classes) + 1) * sizeof(int), "classes");
-        for (const char* at = o->classes;; at++) {
-            char* end;
-            long label = strtol(at, &end, 10);
-            if (end == at || (*end && *end != ',')) {
-                fatal("-class %s: want a number, several with commas, all, random, or balanced", o->classes);
-            }
-            if (label < 0 || label >= classes) no_such_class(r, label);
-            r->rows[r->row_count++] = (int)label;
-            at = end;
-            if (!*at) break;
-        }
+    if (each_its_own(o)) return;
+    size_t most = strlen(o->classes) + 1 > 1000000 ? strlen(o->classes) + 1 : 1000000;
+    r->rows = (int*)malloc_check(most * sizeof(int), "classes");
+    r->row_count = read_classes(o->classes, &r->names, r->rows, error, sizeof error);
+    int free_to_choose = cli_source(&r->cli, "preset") != CLI_FROM_COMMAND_LINE &&
+                         cli_source(&r->cli, "dit") != CLI_FROM_COMMAND_LINE &&
+                         cli_source(&r->cli, "tokenizer") != CLI_FROM_COMMAND_LINE;
+    if (!r->row_count && free_to_choose) r->row_count = take_trained_run(r, "imagenet", r->rows);
+    if (!r->row_count) {
+        char hint[400];
+        fatal("%s (%s)%s", error, o->dit, imagenet_hint(o->classes, &r->names, hint, sizeof hint));
     }
     r->total *= (size_t)r->row_count;
 }
@@ -178,9 +244,9 @@ static void image_of(const sample_t* r, size_t k, uint64_t* number, int* label) 
 
 static void print_classes(const sample_t* r) {
     for (int i = 0; r->rows && i < r->row_count && i < 20; i++) {
-        printf("%s %d %s\n", i ? "              " : "classes       ", r->rows[i],
-               class_name(r, r->model.net.config.classes, r->rows[i]));
+        printf("%s %d %s\n", i ? "              " : "classes       ", r->rows[i], class_name(&r->names, r->rows[i]));
     }
+    if (r->names.origin[0]) printf("               (%s)\n", r->names.origin);
     if (r->row_count > 20) printf("               and %d more\n", r->row_count - 20);
     if (!r->rows) printf("classes        %s of %d\n", r->options.classes, r->model.net.config.classes);
 }
@@ -427,13 +493,13 @@ static char* all_settings(const sample_t* r, uint64_t dit) {
 static void open_models(sample_t* r) {
     const sample_options_t* o = &r->options;
     need_file(r, "dit", o->dit);
+    choose_classes(r);
     need_file(r, "tokenizer", o->tokenizer);
     pipeline_t* g = &r->model;
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
                                      {o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed};
     pipeline_open(g, o->dit, o->tokenizer, o->raw, options);
     if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
-    choose_classes(r);
     r->settings = all_settings(r, pipeline_hash(g));
     pipeline_load(g);
     g->sampler.sampler.progress = progress;

@@ -8,7 +8,8 @@
 // A run writes into one folder (-out): stageN.safetensors (the whole state, see
 // common/training/tokenizer_checkpoint.h), stageN.jsonl (every status line), stageN_STEP.png (held-out images above
 // their reconstructions), on a GPU algorithms.txt (common/training/algorithms.h). The same command again resumes where
-// it stopped, bit for bit. Ctrl-C saves and stops. A trained stage becomes one small file for use with
+// it stopped, bit for bit. Ctrl-C and SIGTERM save at once and stop; the exit code is then 130 or 143, so that `&&` does
+// not start the next stage. A trained stage becomes one small file for use with
 //     ./train_tokenizer -stage 3 -export FILE
 //
 // On several GPUs, one process each, which share -batch among them:
@@ -19,38 +20,42 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+// defines: clock_seconds
+#include "common/program/clock.h"
 // defines: cli_t, cli_flag_t, cli_parse
 #include "common/program/cli.h"
 // defines: dataset_t, dataset_open
 #include "common/data/dataset.h"
-// defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_damaged_files
+// defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_speed, dataloader_damaged_files
 #include "common/data/dataloader.h"
-// defines: image_grid, image_write_png
-#include "common/data/image.h"
+// defines: row_picture_t, row_picture_add, row_picture_page; image_write_png
+#include "common/data/row_picture.h"
 // defines: psnr_bytes
 #include "common/measures/reconstruction_measures.h"
-// defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
+// defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host, comm_sum_floats_host
 #include "common/training/comm.h"
 // defines: tokenizer_t, tokenizer_gradients, tokenizer_update
 #include "common/training/tokenizer.h"
-// defines: checkpoint_save, checkpoint_resume, checkpoint_start_from
+// defines: checkpoint_save, checkpoint_resume, checkpoint_start_from, checkpoint_file_bytes
 #include "common/training/tokenizer_checkpoint.h"
-// defines: run_catch_signals, run_has_checkpoint, run_check_config, run_way_back, is_due, size_text
+// defines: needs_t, needs_add, needs_file, needs_check
+#include "common/training/needs.h"
+// defines: run_catch_signals, run_was_stopped, run_exit_code, run_has_checkpoint, run_check_config, run_try_folder, ...
 #include "common/training/run.h"
 // defines: algorithms_open, algorithms_step, algorithms_save
 #include "common/training/algorithms.h"
 // defines: autoencoder_export
 #include "common/drawing/autoencoder.h"
-// defines: make_folder
-#include "common/files/folder.h"
 // defines: weights_load_vit, weights_load_lpips
 #include "common/models/weights.h"
 // defines: options_t, options_parse, options_read, options_tokenizer
 #include "common/training/tokenizer_options.h"
-// defines: tokenizer_status_t, tokenizer_status_print, status_open
+// defines: tokenizer_status_t, tokenizer_status_print, status_open, status_waits, tokenizer_status_help
 #include "common/training/status.h"
 
-#define DEAD_STEPS 100 // steps with a gradient of exactly zero that end a run
+#define DEAD_STEPS 100  // steps with a gradient of exactly zero that end a run
+#define HELD_OUT_SEED 0 // the held-out images that are shown, the same in every run and stage
+enum { GRID_COLUMNS = 8 };
 
 typedef struct {
     options_t options;
@@ -62,9 +67,12 @@ typedef struct {
     char checkpoint_path[1024];
     char* config_json;
     int64_t step, steps;       // done, and to do
-    uint8_t* val_pixels;       // (batch, H, W, 3) the held-out images of the grids
+    int workers;               // threads that prepare images
+    uint8_t* val_pixels;       // (batch, H, W, 3) this process's part of the held-out images
     floatS* measures;          // host copy of a step's measures
     floatS *latent_mean, *latent_std; // (z)
+    int64_t latent_step;       // at which they were measured; 0: not yet
+    tokenizer_status_t status;
     int dead_steps[4];         // consecutive steps with a zero gradient: encoder, adapter, decoder, discriminator
 } run_t;
 
@@ -100,12 +108,73 @@ static void print_plan(const tokenizer_t* t) {
            macs < 1e12 ? "G" : "T", c->batch);
 }
 
-// Weights that are not there are what a newcomer meets first: says how to come by them.
-static void need_weights(const options_t* o, const char* flag, const char* path) {
-    if (!access(path, F_OK)) return;
-    fatal("-%s %s: there is no such file; %s", flag, path,
-          !strcmp(o->preset, "mini") ? "`make demo` makes those of the miniature world first (with build/cpu/pretrain)"
-                                     : "give the path of the published weights (.safetensors, .pt, .pth)");
+// Where a stage starts: the checkpoint of the one before.
+static void previous_path(const options_t* o, char* path, size_t size) {
+    if (o->from[0]) snprintf(path, size, "%s", o->from);
+    else snprintf(path, size, "%s/stage%d.safetensors", o->run.out, o->stage - 1);
+}
+
+// The commands that make what is missing in the miniature world, and this one again.
+static void make_command(const run_t* run, int encoder, int stage_before, json_text_t* text) {
+    const options_t* o = &run->options;
+    json_text_t flags = {NULL, 0, 0};
+    needs_same_flags(&run->cli, "stage", "from", &flags);
+    if (encoder) json_append(text, "make " NEEDS_PRETRAIN " && " NEEDS_PRETRAIN " && ");
+    for (int stage = stage_before ? 1 : o->stage; stage <= o->stage; stage++) {
+        char done[1024];
+        snprintf(done, sizeof done, "%s/stage%d.safetensors", o->run.out, stage);
+        if (stage < o->stage && !access(done, F_OK)) continue;
+        const char* from = stage == 1 && !o->encoder_weights[0] ? " -encoder_weights FILE" : "";
+        json_append(text, "%s -stage %d%s%s%s", run->cli.program, stage, from, flags.text ? flags.text : "",
+                    stage < o->stage ? " && " : "");
+    }
+    json_text_free(&flags);
+}
+
+// All that this run needs and that is not there, in one message.
+static void check_needs(run_t* run) {
+    options_t* o = &run->options;
+    int mini = !strcmp(o->run.preset, "mini"), going_on = run_has_checkpoint(run->checkpoint_path, o->run.restart);
+    char previous[1024] = "", encoder[1024];
+    needs_t needs = {{NULL, 0, 0}, 0};
+    if (!o->data[0]) {
+        needs_add(&needs, "preset %s needs images: -data FOLDER with one folder a class (or -data shapes to try the "
+                  "program)", o->run.preset);
+    } else {
+        needs_images(&needs, o->data);
+    }
+    if (mini) needs_or_else(&run->cli, "lpips_weights", &o->lpips_weights, "miniature/vgg.safetensors");
+    int before = needs.count;
+    if (o->lpips_weights[0]) needs_file(&needs, "lpips_weights", o->lpips_weights, "VGG16 and heads, for LPIPS");
+    snprintf(encoder, sizeof encoder, "%s", o->encoder_weights);
+    if (!going_on && o->stage == 1 && encoder[0]) {
+        needs_file(&needs, "encoder_weights", encoder, "the pretrained encoder");
+    }
+    int pretrained = needs.count > before;
+    if (!going_on && o->stage > 1) {
+        previous_path(o, previous, sizeof previous);
+        if (access(previous, R_OK)) {
+            needs_add(&needs, "stage %d starts from stage %d's checkpoint, and there is none at %s (-from names "
+                      "another)", o->stage, o->stage - 1, previous);
+            char first[1024]; // which needs the encoder, unless it is there itself
+            snprintf(first, sizeof first, "%s/stage1.safetensors", o->run.out);
+            if (mini && access(first, R_OK) && access(encoder, R_OK)) pretrained = 1;
+        } else {
+            previous[0] = 0;
+        }
+    }
+    if (needs.count && !mini && o->stage == 1 && !going_on && !encoder[0]) {
+        needs_add(&needs, "-encoder_weights FILE: without, the encoder is random (DINOv2-L: model.safetensors of "
+                  "huggingface.co/timm/vit_large_patch14_dinov2.lvd142m)");
+    }
+    if (needs.count && !mini && !o->lpips_weights[0]) {
+        needs_add(&needs, "-lpips_weights VGG16.pth,HEADS.pth: without, LPIPS is random (download.pytorch.org/models/"
+                  "vgg16-397923af.pth, and lpips/weights/v0.1/vgg.pth of github.com/richzhang/PerceptualSimilarity)");
+    }
+    json_text_t command = {NULL, 0, 0};
+    if (mini || previous[0]) make_command(run, mini && pretrained, previous[0], &command);
+    needs_check(&needs, command.text && !(needs.count && !o->data[0]) ? command.text : "");
+    json_text_free(&command);
 }
 
 // The frozen networks and, at the start of stage 1, the encoder.
@@ -113,7 +182,6 @@ static void load_pretrained(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
     if (o->lpips_weights[0]) {
-        if (!strchr(o->lpips_weights, ',')) need_weights(o, "lpips_weights", o->lpips_weights);
         weights_load_lpips(&t->lpips_params, o->lpips_weights);
         printf("LPIPS          %s\n", o->lpips_weights);
     } else {
@@ -121,7 +189,6 @@ static void load_pretrained(run_t* run) {
     }
     if (o->stage != 1 || run->step) return;
     if (o->encoder_weights[0]) {
-        need_weights(o, "encoder_weights", o->encoder_weights);
         weights_load_vit(&t->params, &t->config.encoder, "encoder.", o->encoder_weights);
         printf("encoder        %s\n", o->encoder_weights);
     } else {
@@ -150,13 +217,7 @@ static void hand_over(run_t* run) {
     const options_t* o = &run->options;
     char path[1024];
     int previous = o->stage - 1;
-    if (o->from[0]) snprintf(path, sizeof path, "%s", o->from);
-    else snprintf(path, sizeof path, "%s/stage%d.safetensors", o->out, previous);
-    if (access(path, R_OK)) {
-        fatal("stage %d starts from stage %d's checkpoint, and there is none at %s; run `%s -stage %d` with the same "
-              "flags first, or name a file with -from",
-              o->stage, previous, path, run->cli.program, previous);
-    }
+    previous_path(o, path, sizeof path);
     safetensors_t file;
     checkpoint_info_t info = checkpoint_open(&file, path);
     if (info.stage != previous) {
@@ -164,6 +225,14 @@ static void hand_over(run_t* run) {
               previous);
     }
     check_same_model(o, &info, path);
+    if (info.step < info.steps) {
+        char said[2048];
+        snprintf(said, sizeof said, "%s has only %lld of %lld steps of stage %d. `%s -stage %d` with the same flags "
+                 "finishes them", path, (long long)info.step, (long long)info.steps, previous, run->cli.program,
+                 previous);
+        if (!o->from[0]) fatal("%s; to start from it as it is, name it: -from %s", said, path);
+        warn("%s", said);
+    }
     int which = o->stage == 3 ? o->ema : -1;
     checkpoint_start_from(&file, &info, path, &run->tokenizer, which);
     printf("start          %s after %lld steps, %s weights\n", path, (long long)info.step,
@@ -174,7 +243,7 @@ static void hand_over(run_t* run) {
 
 // Continues a run that was stopped. Returns 0 when there is none in the folder.
 static int resume(run_t* run) {
-    if (!run_has_checkpoint(run->checkpoint_path, run->options.restart)) return 0;
+    if (!run_has_checkpoint(run->checkpoint_path, run->options.run.restart)) return 0;
     safetensors_t file;
     checkpoint_info_t info = checkpoint_open(&file, run->checkpoint_path);
     if (info.stage != run->options.stage) {
@@ -183,12 +252,28 @@ static int resume(run_t* run) {
             "folder with -out",
             run->checkpoint_path, info.stage, run->options.stage, info.stage);
     }
-    run_check_config(&run->cli, info.config, run->checkpoint_path, run->options.change);
+    run_check_config(&run->cli, info.config, run->checkpoint_path, run->options.run.change);
     checkpoint_resume(&file, &info, run->checkpoint_path, &run->tokenizer);
+    checkpoint_read_vector(&file, run->checkpoint_path, "latent.mean", run->latent_mean, run->tokenizer.z);
+    checkpoint_read_vector(&file, run->checkpoint_path, "latent.std", run->latent_std, run->tokenizer.z);
     safetensors_close(&file);
     run->step = info.step;
+    run->latent_step = info.latent_step;
     printf("resume         %s at step %lld\n", run->checkpoint_path, (long long)run->step);
     return 1;
+}
+
+// This process's part of a batch of held-out images, by lot, for the grids and their PSNR.
+static void read_held_out(run_t* run) {
+    const options_t* o = &run->options;
+    size_t bytes = (size_t)run->tokenizer.config.batch * tokenizer_pixels(&run->tokenizer) * 3;
+    run->val_pixels = (uint8_t*)malloc_check(bytes, "held-out images");
+    dataloader_t loader;
+    dataloader_options_t options = {o->batch,       o->image_size, 0, 0, 1, run->comm.rank,
+                                    run->comm.size, run->workers,  HELD_OUT_SEED};
+    dataloader_open(&loader, &run->val_set, &options, 0);
+    memcpy(run->val_pixels, dataloader_next(&loader)->pixels, bytes);
+    dataloader_close(&loader);
 }
 
 static void set_up(run_t* run) {
@@ -199,35 +284,31 @@ static void set_up(run_t* run) {
     printf("data           %s: %zu training images, %zu held out, %d classes\n", run->train_set.folder,
            run->train_set.count, run->val_set.count, run->train_set.class_count);
     tokenizer_allocate(t);
-    params_init(&t->params, o->seed);
-    params_init(&t->disc_params, o->seed);
-    params_init(&t->lpips_params, o->seed);
+    char error[1200];
+    if (comm_is_first(&run->comm) && !run_try_folder(o->run.out, checkpoint_file_bytes(t), error, sizeof error)) {
+        fatal("%s", error);
+    }
+    run->measures = (floatS*)host_malloc(tokenizer_measure_count(t) * sizeof(floatS), "measures");
+    run->latent_mean = (floatS*)calloc_check(2 * t->z, sizeof(floatS), "latent statistics");
+    run->latent_std = run->latent_mean + t->z;
+    params_init(&t->params, o->run.seed);
+    params_init(&t->disc_params, o->run.seed);
+    params_init(&t->lpips_params, o->run.seed);
     int resumed = resume(run);
     load_pretrained(run);
     if (!resumed && o->stage > 1) hand_over(run);
     if (!resumed) params_start_averages(&t->params);
-    run_check_same_start(&run->comm, run->step, o->out);
+    run_check_same_start(&run->comm, run->step, o->run.out);
     tokenizer_freeze(t);
-    algorithms_open(o->out, &run->comm, run->stream);
-
-    int batch = t->config.batch;
-    size_t bytes = (size_t)batch * tokenizer_pixels(t) * 3;
-    run->val_pixels = (uint8_t*)malloc_check(bytes, "held-out images");
-    dataloader_t loader;
-    dataloader_options_t options = {batch, o->image_size, 0, 0, 1, 0, 1, 0, o->seed}; // by lot, centre crops
-    dataloader_open(&loader, &run->val_set, &options, 0);
-    memcpy(run->val_pixels, dataloader_next(&loader)->pixels, bytes);
-    dataloader_close(&loader);
-    run->measures = (floatS*)host_malloc(tokenizer_measure_count(t) * sizeof(floatS), "measures");
-    run->latent_mean = (floatS*)calloc_check(2 * t->z, sizeof(floatS), "latent statistics");
-    run->latent_std = run->latent_mean + t->z;
+    algorithms_open(o->run.out, &run->comm, run->stream);
+    read_held_out(run);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Pictures and files
 
-// Reconstructs the held-out images into `pixels` and returns the mean PSNR of bytes, in dB; NaN where a value is not
-// finite.
+// Reconstructs this process's held-out images into `pixels` and returns the mean PSNR of all processes', in dB of
+// bytes; NaN where a value is not finite.
 static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
     tokenizer_t* t = &run->tokenizer;
     int batch = t->config.batch;
@@ -237,14 +318,13 @@ static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
     floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "reconstructions");
     copy_floats_to_host(host, tokenizer_reconstruct(t, run->stream), n);
     image_bytes_from_floats(pixels, host, n);
-    int finite = first_not_finite(host, n) == n;
+    double sum = first_not_finite(host, n) == n ? 0 : NAN; // equal images have no finite PSNR; they count as 100 dB
     free(host);
-    if (!finite) return NAN;
-    double sum = 0; // equal images have no finite PSNR; they count as 100 dB
     for (int b = 0; b < batch; b++) {
         sum += fmin(psnr_bytes(pixels + b * image, run->val_pixels + b * image, image), 100);
     }
-    return sum / batch;
+    comm_sum_host(&run->comm, &sum, 1);
+    return sum / run->options.batch;
 }
 
 // The averaged weights take the place of the raw ones; a second call puts those back.
@@ -254,43 +334,62 @@ static void exchange_ema(run_t* run) {
 
 __attribute__((noreturn)) static void stop_not_finite(run_t* run, int64_t step, const char* consequence);
 
+// A row of the first images of all processes' batches.
+static void add_row(run_t* run, row_picture_t* rows, const char* name, const uint8_t* pixels) {
+    size_t image = tokenizer_pixels(&run->tokenizer) * 3, batch = (size_t)run->tokenizer.config.batch;
+    size_t first = (size_t)run->comm.rank * batch, n = rows->columns * image;
+    floatS* values = (floatS*)calloc_check(n, sizeof(floatS), "a row of images");
+    for (size_t i = first; i < first + batch && i < (size_t)rows->columns; i++) {
+        for (size_t k = 0; k < image; k++) values[i * image + k] = pixels[(i - first) * image + k];
+    }
+    comm_sum_floats_host(&run->comm, values, n);
+    uint8_t* row = row_picture_add(rows, name);
+    for (size_t k = 0; k < n; k++) row[k] = (uint8_t)values[k];
+    free(values);
+}
+
 // stageN_STEP.png: held-out images, their reconstruction by the raw and by the averaged weights.
 static void write_grid(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
-    int batch = t->config.batch, columns = batch < 8 ? batch : 8;
-    size_t image = tokenizer_pixels(t) * 3, n = batch * image;
-    uint8_t* pixels = (uint8_t*)malloc_check(2 * n, "reconstructions");
-    uint8_t* cells = (uint8_t*)malloc_check(3 * columns * image, "picture");
-    double raw = reconstruct_held_out(run, pixels);
+    uint8_t* pixels = (uint8_t*)malloc_check(t->config.batch * tokenizer_pixels(t) * 3, "reconstructions");
+    row_picture_t rows;
+    row_picture_open(&rows, o->batch < GRID_COLUMNS ? o->batch : GRID_COLUMNS, o->image_size, o->image_size);
+    add_row(run, &rows, "original", run->val_pixels);
+    double* psnr = run->status.psnr;
+    psnr[0] = reconstruct_held_out(run, pixels);
+    add_row(run, &rows, "raw weights", pixels);
     exchange_ema(run);
-    double averaged = reconstruct_held_out(run, pixels + n);
+    psnr[1] = reconstruct_held_out(run, pixels);
     exchange_ema(run);
-    if (isnan(raw) || isnan(averaged)) stop_not_finite(run, run->step, "The weights after this step are not saved");
-    memcpy(cells, run->val_pixels, columns * image);
-    memcpy(cells + columns * image, pixels, columns * image);
-    memcpy(cells + 2 * columns * image, pixels + n, columns * image);
-    image_t grid = image_grid(cells, 3, columns, o->image_size, o->image_size, o->image_size < 100 ? 3 : 1);
+    add_row(run, &rows, "averaged", pixels);
+    if (isnan(psnr[0]) || isnan(psnr[1])) {
+        stop_not_finite(run, run->step, "The weights after this step are not saved");
+    }
+    run->status.has_psnr = isfinite(psnr[0]) && isfinite(psnr[1]);
     char path[1200], error[IMAGE_ERROR_SIZE], step[32];
     snprintf(step, sizeof step, "%lld", (long long)run->step);
-    snprintf(path, sizeof path, "%s/stage%d_%06lld.png", o->out, o->stage, (long long)run->step);
+    snprintf(path, sizeof path, "%s/stage%d_%06lld.png", o->run.out, o->stage, (long long)run->step);
     image_text_t texts[4] = {{"Rows", "held-out images; reconstruction, raw weights; reconstruction, averaged weights"},
                              {"Program", "train_tokenizer"}, {"Step", step}, {"Configuration", run->config_json}};
-    int writes = comm_is_first(&run->comm);
-    if (writes && image_write_png(path, &grid, texts, 4, error)) {
-        printf("held out: PSNR %.2f dB raw, %.2f dB averaged (%d images)  %s\n", raw, averaged, batch, path);
-    } else if (writes) {
-        warn("%s; training goes on", error);
+    if (comm_is_first(&run->comm)) {
+        image_t page = row_picture_page(&rows);
+        if (image_write_png(path, &page, texts, 4, error)) {
+            printf("held out: PSNR %.2f dB raw, %.2f dB averaged (%d images)  %s\n", psnr[0], psnr[1], o->batch,
+                   path);
+        } else {
+            warn("%s; training goes on", error);
+        }
+        image_free(&page);
     }
-    image_free(&grid);
+    row_picture_close(&rows);
     free(pixels);
-    free(cells);
 }
 
-// Mean and standard deviation of each latent channel over images of the training set by lot, centre crops, by the
-// averaged weights: what a diffusion model trained on the latents normalises by. All processes share the images. Where
-// they cannot be read, a trained state is not lost for that: 0 and 1 are kept.
-static void measure_latents(run_t* run) {
+// Mean and standard deviation of each latent channel over training images, by lot, centre crops, by the averaged
+// weights: what a diffusion model trained on the latents normalises by. All processes share the images, the same for
+// any number of them. Where they cannot be read, a trained state is not lost for that: 0 and 1 are kept.
+static void measure_latents(run_t* run, int images) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
     size_t bytes = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
@@ -298,10 +397,10 @@ static void measure_latents(run_t* run) {
     double* sums = (double*)calloc_check(2 * t->z + 1, sizeof(double), "latent statistics"); // the last: how many
     floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "latents");
     dataloader_t loader;
-    dataloader_options_t options = {o->batch,       o->image_size, 0, 0,      1, run->comm.rank,
-                                    run->comm.size, 0,             o->seed};
+    dataloader_options_t options = {o->batch,       o->image_size, 0, 0, 1, run->comm.rank,
+                                    run->comm.size, run->workers,  o->run.seed};
     dataloader_open(&loader, &run->train_set, &options, 0);
-    int batches = (o->latent_images + o->batch - 1) / o->batch;
+    int batches = (images + o->batch - 1) / o->batch;
     exchange_ema(run);
     char error[IMAGE_ERROR_SIZE] = "";
     for (int i = 0; i < batches; i++) {
@@ -367,25 +466,36 @@ static void stop_when_dead(run_t* run, const tokenizer_report_t* r, int gan) {
     }
 }
 
-// Saves the state, unless it can no longer reconstruct an image: then the file before it is the last good one.
-static void save(run_t* run) {
+// Saves the state, unless it can no longer reconstruct an image: then the file before it is the last good one. In a
+// hurry (who sends SIGTERM waits for seconds) the latent's statistics stay those of before.
+static void save(run_t* run, int in_a_hurry) {
     const options_t* o = &run->options;
-    uint8_t* pixels =
-        (uint8_t*)malloc_check(run->tokenizer.config.batch * tokenizer_pixels(&run->tokenizer) * 3, "reconstructions");
+    tokenizer_t* t = &run->tokenizer;
+    double start = clock_seconds();
+    uint8_t* pixels = (uint8_t*)malloc_check(t->config.batch * tokenizer_pixels(t) * 3, "reconstructions");
     double psnr = reconstruct_held_out(run, pixels);
     free(pixels);
     if (isnan(psnr)) stop_not_finite(run, run->step, "The weights after this step are not saved");
-    measure_latents(run);
-    checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json};
-    char error[1024];
-    algorithms_save(o->out, &run->comm, run->stream);
-    if (!checkpoint_save(run->checkpoint_path, &run->tokenizer, &info, run->latent_mean, run->latent_std, error,
-                         sizeof error, run->stream)) {
+    if (!in_a_hurry) run->latent_step = run->step;
+    if (!in_a_hurry) measure_latents(run, o->latent_images);
+    else if (!run->latent_step) measure_latents(run, o->batch);
+    const params_t* tables[2] = {&t->params, &t->disc_params};
+    replicas_check_same(tables, 2, &run->comm, run->step);
+    checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json,
+                              run->steps, run->latent_step};
+    char error[1024], written[64];
+    algorithms_save(o->run.out, &run->comm, run->stream);
+    double measured = clock_seconds();
+    if (!checkpoint_save(run->checkpoint_path, t, &info, run->latent_mean, run->latent_std, error, sizeof error,
+                         run->stream)) {
         fatal(
             "%s. The run ends at step %lld; the same command will go on from the last checkpoint, or begin where there "
             "is none",
             error, (long long)run->step);
     }
+    printf("saved          %s at step %lld: %s, after %.1f s of measuring\n", run->checkpoint_path,
+           (long long)run->step, run_written(written, run->checkpoint_path, measured), measured - start);
+    fflush(stdout);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -404,20 +514,48 @@ static int share_report(run_t* run, tokenizer_report_t* report, int stop) {
     return values[N] > 0;
 }
 
-static void train(run_t* run) {
+// What the loader can give, said once it has made some batches; and, later, that it gives too little.
+static void watch_loader(run_t* run, dataloader_t* loader, int64_t first) {
+    int threads = loader->options.threads, cores = machine_cores(run->comm.local_size);
+    double speed = dataloader_speed(loader);
+    if (run->step == first + 1) {
+        printf("loader         %.0f images/s, by %d thread%s%s\n", speed, threads ? threads : 1, threads > 1 ? "s" : "",
+               threads ? "" : " that also trains");
+    }
+    if (!comm_is_first(&run->comm) || !status_waits(&run->status.line)) return;
+    warn("training waits for images %.0f%% of the time: %d thread%s give%s %.0f a second. Give more -workers (this "
+         "process has %d core%s), or put smaller images on a faster disk", 100 * run->status.line.wait, threads,
+         threads == 1 ? "" : "s", threads == 1 ? "s" : "", speed, cores, cores == 1 ? "" : "s");
+}
+
+// What is due after a step. When the run is to stop it saves at once; behind the last step the rest is made up for.
+static void after_step(run_t* run, int stop, int gan, double waited) {
+    const options_t* o = &run->options;
+    int last = run->step == run->steps;
+    if (stop) save(run, 1);
+    int goes_on = !stop || last;
+    if (goes_on && is_due(run->step, o->run.grid_every, run->steps)) write_grid(run);
+    if (comm_is_first(&run->comm) && is_due(run->step, o->run.log_every, run->steps)) {
+        tokenizer_status_print(&run->status, run->step, run->steps, run->step * o->batch, o->batch, waited, gan,
+                               tokenizer_has_semantic_loss(&run->tokenizer.config));
+    }
+    if (goes_on && is_due(run->step, o->run.save_every, run->steps)) save(run, 0);
+}
+
+// Returns 1 if the run was stopped before its last step.
+static int train(run_t* run) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
     char path[1200];
-    tokenizer_status_t status;
-    memset(&status, 0, sizeof status);
     int talks = comm_is_first(&run->comm);
-    snprintf(path, sizeof path, "%s/stage%d.jsonl", o->out, o->stage);
-    if (talks) status_open(&status.line, path);
+    snprintf(path, sizeof path, "%s/stage%d.jsonl", o->run.out, o->stage);
+    if (talks) status_open(&run->status.line, path);
     dataloader_t loader;
     dataloader_options_t options = {o->batch,       o->image_size, 1,      o->flip, 1, run->comm.rank,
-                                    run->comm.size, o->workers,    o->seed};
-    dataloader_open(&loader, &run->train_set, &options, (uint64_t)run->step);
-    int stop = 0; // what stop_requested was when this step ended, anywhere: it may change at any time
+                                    run->comm.size, run->workers,  o->run.seed};
+    int64_t first = run->step;
+    dataloader_open(&loader, &run->train_set, &options, (uint64_t)first);
+    int stop = 0; // what stop_signal was when this step ended, anywhere: it may change at any time
     while (run->step < run->steps && !stop) {
         const batch_t* batch = dataloader_next(&loader);
         copy_to_device(t->bytes, batch->pixels, (size_t)batch->count * tokenizer_pixels(t) * 3, run->stream);
@@ -429,54 +567,50 @@ static void train(run_t* run) {
         // Norms of gradients are the same everywhere; what comes before them is this process's own. So the process in
         // which a number went wrong finds it first, and names the tensor.
         stop_on_nan(run, &report, offsetof(tokenizer_report_t, norm) / sizeof(double));
-        stop = share_report(run, &report, stop_requested);
+        stop = share_report(run, &report, stop_signal != 0);
         stop_on_nan(run, &report, sizeof report / sizeof(double));
         stop_when_dead(run, &report, gan);
         tokenizer_update(t, run->step, run->stream);
         run->step++;
-        if (talks) tokenizer_status_add(&status, &report);
-        if (talks && is_due(run->step, o->log_every, run->steps)) {
-            tokenizer_status_print(&status, run->step, run->steps, run->step * o->batch, o->batch,
-                                   loader.seconds_waited, gan, tokenizer_has_semantic_loss(&t->config));
-        }
-        if (is_due(run->step, o->grid_every, run->steps)) write_grid(run);
-        if (is_due(run->step, o->save_every, run->steps) || stop) save(run);
+        tokenizer_status_add(&run->status, &report);
+        after_step(run, stop, gan, loader.seconds_waited);
+        watch_loader(run, &loader, first);
     }
     size_t damaged = dataloader_damaged_files(&loader);
     if (damaged) warn("%zu files could not be read and were replaced by others", damaged);
     dataloader_close(&loader);
-    if (talks) status_close(&status.line);
-    printf("%s %s at step %lld\n", run->step < run->steps ? "stopped; saved" : "saved", run->checkpoint_path,
-           (long long)run->step);
+    if (talks) status_close(&run->status.line);
+    return run_was_stopped(run->step, run->steps);
 }
 
 // -export: the checkpoint in -out as one file for use.
 static void export_tokenizer(const options_t* o) {
     char checkpoint[1024];
-    snprintf(checkpoint, sizeof checkpoint, "%s/stage%d.safetensors", o->out, o->stage);
+    snprintf(checkpoint, sizeof checkpoint, "%s/stage%d.safetensors", o->run.out, o->stage);
     if (access(checkpoint, R_OK)) {
         fatal("-export %s: stage %d has no checkpoint at %s; give the -out and the -stage of a run that has one",
-              o->export_path, o->stage, checkpoint);
+              o->run.export_path, o->stage, checkpoint);
     }
     struct stat from, to;
-    int both = !stat(checkpoint, &from) && !stat(o->export_path, &to);
+    int both = !stat(checkpoint, &from) && !stat(o->run.export_path, &to);
     if (both && from.st_dev == to.st_dev && from.st_ino == to.st_ino) {
         fatal("-export %s is the checkpoint itself, which would lose the state of its training; give another file",
-              o->export_path);
+              o->run.export_path);
     }
-    autoencoder_export(checkpoint, o->export_path, o->export_type == EXPORT_F16 ? ST_F16 : ST_F32);
-    printf("exported       %s to %s\n", checkpoint, o->export_path);
+    autoencoder_export(checkpoint, o->run.export_path, o->run.export_type == EXPORT_F16 ? ST_F16 : ST_F32);
+    printf("exported       %s to %s\n", checkpoint, o->run.export_path);
 }
 
 int main(int argc, char** argv) {
     static run_t run; // a run is a megabyte of tables: not for the stack
     options_t* o = &run.options;
     options_parse(o, &run.cli, argc, argv);
-    run.comm.time_limit = o->time_limit;
-    run.comm.bf16 = o->reduce_bf16;
+    snprintf(run.checkpoint_path, sizeof run.checkpoint_path, "%s/stage%d.safetensors", o->run.out, o->stage);
+    run.comm.time_limit = o->run.time_limit;
+    run.comm.bf16 = o->run.reduce_bf16;
     comm_open(&run.comm);
     if (!comm_is_first(&run.comm) && !freopen("/dev/null", "w", stdout)) warn("this rank's output is not silenced");
-    if (o->export_path[0]) {
+    if (o->run.export_path[0]) {
         if (comm_is_first(&run.comm)) export_tokenizer(o);
         comm_close(&run.comm);
         return 0;
@@ -488,23 +622,26 @@ int main(int argc, char** argv) {
     run.config_json = cli_to_json(&run.cli);
     cli_print_configuration(&run.cli, stdout);
     print_plan(&run.tokenizer);
-    if (o->dry_run) {
+    if (o->run.dry_run) {
         comm_close(&run.comm);
         return 0;
     }
+    check_needs(&run);
+    run.workers = run_options_workers(&o->run, run.comm.local_size);
     run.stream = device_open(run.comm.local_rank);
     comm_attach(&run.comm, run.stream);
-    make_folder(o->out);
-    snprintf(run.checkpoint_path, sizeof run.checkpoint_path, "%s/stage%d.safetensors", o->out, o->stage);
     set_up(&run);
     run_catch_signals();
+    int stopped = 0;
     if (run.step < run.steps) {
-        train(&run);
+        stopped = train(&run);
+    } else if (run.latent_step < run.step) { // it was stopped in its last step, before the end was made
+        save(&run, 0);
     } else {
         printf("stage %d is complete (%lld steps); -restart 1 trains it again, a larger -steps goes on\n", o->stage,
                (long long)run.step);
     }
     comm_close(&run.comm);
     device_close(run.stream);
-    return 0;
+    return run_exit_code(stopped);
 }

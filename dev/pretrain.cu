@@ -185,7 +185,7 @@ static int accuracy_images(const dataset_t* set) {
 // Part of the held-out images that are recognised.
 static double classifier_accuracy(classifier_t* c, const dataset_t* set, const options_t* o) {
     dataloader_t loader;
-    dataloader_options_t options = {c->B, c->size, 0, 0, 0, 0, 1, o->workers, o->seed};
+    dataloader_options_t options = {c->B, c->size, 0, 0, 1, 0, 1, o->workers, o->seed}; // by lot: of all classes
     dataloader_open(&loader, set, &options, 0);
     int right = 0, seen = 0, images = accuracy_images(set);
     while (seen < images) {

@@ -49,7 +49,7 @@ static void make_checkpoint(tokenizer_t* t, const char* stage, const char* ema, 
     }
     floatS statistics[10];
     for (int i = 0; i < 10; i++) statistics[i] = (floatS)(i + 1);
-    checkpoint_info_t info = {t->config.stage, 7, 42, 0, 0, 0, json};
+    checkpoint_info_t info = {t->config.stage, 7, 42, 0, 0, 0, json, 7, 7};
     int saved = checkpoint_save(temporary_path(path, "checkpoint"), t, &info, statistics, statistics + 5, error,
                                 sizeof error, 0);
     check(saved, "the checkpoint is written");

@@ -53,10 +53,14 @@ expect "pretrain: unknown flag" 1 'unknown flag -dat; did you mean -data\?' "$bu
 expect "train_dit: unknown flag" 1 'unknown flag -latent; did you mean -latents\?' "$build/train_dit" -latent x
 expect "train_dit: unknown size" 1 "no diffusion transformer named 'XL/3'; choose one of: B/1, " "$build/train_dit" -model XL/3 -dry_run 1
 expect "train_dit: two ways of sharing" 1 'leave -reduce_bf16 out, or -zero' "$build/train_dit" -zero 1 -reduce_bf16 1
-expect "train_dit: no latents" 1 '-latents nowhere: there is no such folder; .*-extract 1' "$build/train_dit" -latents nowhere \
-    -out run
+expect "train_dit: no latents" 1 '-latents nowhere: there are no shards of latents' "$build/train_dit" -latents nowhere -out run
+check "  and the command that makes them" grep -q '^ *./train_dit -latents nowhere -out run -extract 1 && ./train_dit' said
 expect "sample: unknown solver" 1 '-solver eule is none of: euler, ' "$build/sample" -solver eule
 expect "sample: no model" 1 '-dit nowhere: there is no such file' "$build/sample" -dit nowhere
+expect "-h shows what a preset sets" 0 '' "$tokenizer" -preset imagenet_d64 -h
+tr -s ' \n' ' ' <out >words
+check "  value and name" grep -q 'default 32; by preset imagenet_d64: 64)' words
+check "  and the columns of a status line" grep -Eq '^\|rec\|W, \|gan\|W +gradient norms' out
 for program in train_tokenizer train_dit sample eval pretrain; do
     expect "$program -h" 0 '' "$build/$program" -h
     check "  fits 100 columns" awk 'length($0) > 100 { exit 1 }' out
@@ -130,19 +134,35 @@ expect "a named pipe, .webp, .jfif, a Mac's files" 0 'left out: .webp \(10\), no
 check "  named once" test "$(grep -c 'left out' said)" -eq 1
 check "  ten images" grep -Eq '^data .*strays: 10 training images' out
 expect "1x1, grey, 16-bit, alpha, palette, CMYK" 0 '' on_data kinds -steps 8
-check "  none is refused" test "$(grep -vc 'no folders train and val' said)" -eq 0
+check "  none is refused" test "$(grep -Evc 'no folders train and val|training waits for images' said)" -eq 0
+mkdir -p large/a
+{ printf 'P6 4000 3000 255\n'; head -c 36000000 /dev/zero; } >large/a/1.ppm
+cp large/a/1.ppm large/a/2.ppm
+expect "a loader that is too slow" 0 '^warning: training waits for images [0-9]+% of the time: 0 threads give [0-9]+ a second. Give more -w' \
+    on_data large -workers 0 -steps 20
+check "  the warning comes once" test "$(grep -c 'training waits' said)" -eq 1
+check "  what the loader gives is said at the start" grep -Eq '^loader +[0-9]+ images/s, by 1 thread that also trains$' out
+rm -r large
 expect "pretrain: missing data folder" 1 'the data folder nowhere cannot be found' "$build/pretrain" -data nowhere -out p
 
 # ---- the checkpoint of the stage before
 expect "stage 1 on drawn images" 0 '' train -out good -steps 6
 good=good/stage1.safetensors
 cp "$good" kept
-expect "stage 2 without stage 1" 1 'there is none at run2/stage1.safetensors; run .*-stage 1. with the same flags first' \
+expect "stage 2 without stage 1" 1 'stage 2 starts from stage 1.s checkpoint, and there is none at run2/stage1.safetensors' \
     train -out run2 -stage 2
+check "  and the command that makes it, with the same flags" \
+    grep -q '^ *./train_tokenizer -stage 1 -data shapes .*-out run2.* && ./train_tokenizer -stage 2 -data shapes' said
+expect "all that is missing is told at once" 1 'nothing was done, because this is missing' train -data nowhere -out run2 \
+    -encoder_weights none1 -lpips_weights none2,none3
+for missing in 'the data folder nowhere cannot' '-encoder_weights none1: ' '-lpips_weights none2: ' '-lpips_weights none3: '; do
+    check "  $missing" grep -q -e "^  $missing" said
+done
+check "  and what makes it" grep -Eq '^ +make build/[a-z]+/pretrain && build/[a-z]+/pretrain && ./train_tokenizer -stage 1' said
 expect "stage 3 from stage 1" 1 "$good is a checkpoint of stage 1; stage 3 starts from one of stage 2" \
     train -out run2 -stage 3 -from "$good"
 expect "stage 1 from a checkpoint" 1 'stage 1 starts from -encoder_weights, not from a checkpoint' train -from "$good" -out run2
-expect "-from a file that is not there" 1 'there is none at nowhere' train -out run2 -stage 2 -from nowhere
+expect "-from a file that is not there" 1 'there is none at nowhere ' train -out run2 -stage 2 -from nowhere
 expect "-from a folder" 1 'good: it is a folder; give the path of a .safetensors file' train -out run2 -stage 2 -from good
 expect "-from weights" 1 'encoder.safetensors: not a tokenizer checkpoint: its metadata field "format" is pt' \
     train -out run2 -stage 2 -from world/encoder.safetensors
@@ -172,7 +192,7 @@ truncate_at vgg 6
 for kind in encoder lpips; do
     other=vgg
     [ $kind = lpips ] && other=encoder
-    expect "$kind weights missing" 1 "-${kind}_weights nowhere: there is no such file; .make demo." \
+    expect "$kind weights missing" 1 "-${kind}_weights nowhere: there is no such file" \
         train -out run3 -${kind}_weights nowhere
     expect "$kind weights of another network" 1 "world/$other.safetensors (holds no vision transformer|does not fit the model)" \
         train -out run3 -${kind}_weights world/$other.safetensors
@@ -187,7 +207,11 @@ check "  none of them wrote a file" test -z "$(ls run3)"
 
 # ---- places that cannot be written
 expect "-out below a file" 1 'cannot make the folder /dev/null/x: Not a directory; choose another one with -out' train -out /dev/null/x
-expect "-out is a file" 1 'cannot write kept/stage1.jsonl: Not a directory' train -out kept
+expect "-out is a file" 1 'cannot write into kept: Not a directory' train -out kept
+if [ "$(id -u)" -ne 0 ]; then # root may write anywhere
+    mkdir -m 555 closed
+    expect "-out may not be written to" 1 'cannot write into closed: Permission denied' train -out closed
+fi
 long=$(printf '%01000d' 0)
 expect "-out with a name too long" 1 'has over [0-9]+ letters; choose a shorter one' train -out "$long"
 trap '' XFSZ

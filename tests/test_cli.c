@@ -315,6 +315,35 @@ void test_help(void) {
     test_end_case();
 }
 
+// What a preset changes is shown beside the default, with the preset's name.
+void test_help_of_a_preset(void) {
+    if (!test_case("-h with a preset shows what it sets")) return;
+    const char* lines[2] = {"-preset mini -h", "-h --preset mini"};
+    for (int k = 0; k < 2; k++) {
+        result_t result;
+        run_program(&result, lines[k]);
+        check(result.code == 0, "exit code 0");
+        check_contains(result.out, "default 32; by preset mini: 8)");
+        check_contains(result.out, "training stage (in [1, 3]; default 1)\n");
+    }
+    test_end_case();
+}
+
+// What the data tell is taken, unless the command line says otherwise; then it is found.
+void test_from_data(void) {
+    if (!test_case("values from the data")) return;
+    program_t p;
+    program_init(&p);
+    char* given[3] = {(char*)"train", (char*)"-stage", (char*)"2"};
+    cli_parse(&p.cli, 3, given);
+    check(cli_take_from_data(&p.cli, "offset", 7) && p.config.offset == 7, "taken");
+    check(cli_source(&p.cli, "offset") == CLI_FROM_DATA, "and remembered");
+    check(cli_take_from_data(&p.cli, "stage", 2), "the command line says the same");
+    check(!cli_take_from_data(&p.cli, "stage", 3) && p.config.stage == 2, "the command line says otherwise");
+    cli_free(&p.cli);
+    test_end_case();
+}
+
 void test_printed(void) {
     if (!test_case("the printed configuration is aligned, marks changes and names sources")) return;
     program_t p;
@@ -471,6 +500,8 @@ int main(int argc, char** argv) {
     test_presets();
     test_broken_tables();
     test_help();
+    test_help_of_a_preset();
+    test_from_data();
     test_printed();
     test_number_texts();
     test_distance();

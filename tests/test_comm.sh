@@ -65,27 +65,45 @@ told() {
     env -i "$@" "$bin/meeting" 1 read >"$work/said" 2>&1
     says "$name" "$work/said" "$expected"
 }
-told "no launcher" '^alone rank 0 of 1, local 0' A=1
+told "no launcher" '^alone rank 0 of 1, local 0 of 1' A=1
 told "a world of one needs no rank" '^alone rank 0 of 1, local 0' WORLD_SIZE=1 SLURM_PROCID=0 SLURM_NTASKS=4
-told "torchrun" '^torchrun rank 9 of 16, local 1, at node7:1234$' RANK=9 WORLD_SIZE=16 LOCAL_RANK=1 MASTER_ADDR=node7 \
-    MASTER_PORT=1234
+told "torchrun" '^torchrun rank 9 of 16, local 1 of 8, at node7:1234$' RANK=9 WORLD_SIZE=16 LOCAL_RANK=1 LOCAL_WORLD_SIZE=8 \
+    MASTER_ADDR=node7 MASTER_PORT=1234
 told "torchrun, which listens at the port itself" ', at node7:1235$' RANK=9 WORLD_SIZE=16 LOCAL_RANK=1 \
     MASTER_ADDR=node7 MASTER_PORT=1234 TORCHELASTIC_USE_AGENT_STORE=True
-told "mpirun on one machine" '^mpirun rank 3 of 4, local 3, at 127.0.0.1:29500$' OMPI_COMM_WORLD_RANK=3 \
+told "mpirun on one machine" '^mpirun rank 3 of 4, local 3 of 4, at 127.0.0.1:29500$' OMPI_COMM_WORLD_RANK=3 \
     OMPI_COMM_WORLD_SIZE=4 OMPI_COMM_WORLD_LOCAL_RANK=3 OMPI_COMM_WORLD_LOCAL_SIZE=4
-told "mpirun on several" '^mpirun rank 3 of 4, local 1, at :29500$' OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 \
+told "mpirun on several" '^mpirun rank 3 of 4, local 1 of 2, at :29500$' OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 \
     OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=2
-told "srun" '^srun rank 5 of 8, local 1, at 10.0.0.7:29542$' SLURM_PROCID=5 SLURM_NTASKS=8 SLURM_LOCALID=1 \
-    SLURM_LAUNCH_NODE_IPADDR=10.0.0.7 SLURM_JOB_ID=77042
-told "srun, with an address given" ', at node7:29542$' SLURM_PROCID=5 SLURM_NTASKS=8 SLURM_LOCALID=1 \
-    SLURM_LAUNCH_NODE_IPADDR=10.0.0.7 SLURM_JOB_ID=77042 MASTER_ADDR=node7
+
+# srun_told NAME EXPECTED VARIABLE=VALUE...: the same in a task of srun that was called on another machine
+srun_told() {
+    told "$@" SLURM_PROCID=5 SLURM_NTASKS=8 SLURM_STEP_NUM_TASKS=8 SLURM_LOCALID=1 SLURM_STEP_TASKS_PER_NODE='4(x2)' \
+        SLURM_STEP_NUM_NODES=2 SLURM_LAUNCH_NODE_IPADDR=10.0.0.7 SLURM_JOB_ID=77042
+}
+srun_told "srun: rank 0 is on the step's first machine" '^srun rank 5 of 8, local 1 of 4, at gpu001:29542$' \
+    'SLURM_STEP_NODELIST=gpu[001-004,007],login2' 'SLURM_JOB_NODELIST=gpu[000-007]'
+srun_told "srun, the job's first machine" ', at r1n07:29542$' 'SLURM_JOB_NODELIST=r[1-2]n[07,9],gpu1'
+srun_told "srun, machines without brackets" ', at node-7.cluster:29542$' SLURM_STEP_NODELIST=node-7.cluster,node-8.cluster
+srun_told "srun, one machine" ', at login2:29542$' SLURM_STEP_NODELIST=login2
+srun_told "srun, brackets that do not close" ', at gpu01:29542$' 'SLURM_STEP_NODELIST=gpu[01'
+srun_told "srun, with an address given" ', at node7:29542$' 'SLURM_STEP_NODELIST=gpu[001-004]' MASTER_ADDR=node7
+srun_told "srun, each task with a GPU of its own" '^srun rank 5 of 8, local 0 of 4,' CUDA_VISIBLE_DEVICES=1
+told "srun, all on one machine" '^srun rank 1 of 4, local 1 of 4, at 127.0.0.1:29500$' SLURM_PROCID=1 SLURM_LOCALID=1 \
+    SLURM_STEP_NUM_TASKS=4 SLURM_STEP_NUM_NODES=1 SLURM_STEP_NODELIST=gpu1
 told "srun, a step of fewer tasks than its job" '^alone rank 0 of 1' SLURM_PROCID=0 SLURM_NTASKS=8 \
     SLURM_STEP_NUM_TASKS=1
-told "srun, each task with a GPU of its own" '^srun rank 5 of 8, local 0,' SLURM_PROCID=5 SLURM_NTASKS=8 \
-    SLURM_LOCALID=1 CUDA_VISIBLE_DEVICES=1
-told "MPICH's mpirun" '^mpirun rank 1 of 2, local 1, at 127.0.0.1:29500$' PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 \
+told "a batch script" '^alone rank 0 of 1, local 0 of 1' SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_LOCALID=0 SLURM_NODEID=0 \
+    SLURM_JOB_ID=77042 'SLURM_JOB_NODELIST=gpu[001-002]'
+told "torchrun in a batch script" '^torchrun rank 9 of 16, local 1 of 8, at node7:1234$' RANK=9 WORLD_SIZE=16 LOCAL_RANK=1 \
+    LOCAL_WORLD_SIZE=8 MASTER_ADDR=node7 MASTER_PORT=1234 SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_JOB_ID=77042
+told "MPICH's mpirun" '^mpirun rank 1 of 2, local 1 of 2, at 127.0.0.1:29500$' PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 \
     MPI_LOCALNRANKS=2
 told "a shell in a Slurm allocation" '^alone rank 0 of 1' SLURM_NTASKS=8 SLURM_JOB_ID=77042
+cores=$(env -u OMP_NUM_THREADS nproc)
+told "all cores count: OMP_NUM_THREADS, which torchrun sets, does not" "^cores $cores\$" OMP_NUM_THREADS=1
+told "cores are shared out between the processes of a machine" "^cores $((cores / 2 ? cores / 2 : 1))\$" RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 \
+    LOCAL_WORLD_SIZE=2 OMP_NUM_THREADS=1
 told "a size without a rank" '^error: .*WORLD_SIZE=2, and RANK is not set' WORLD_SIZE=2
 told "a rank that is too large" '^error: .*WORLD_SIZE=2, and RANK is 2; it must be 0 to 1' WORLD_SIZE=2 RANK=2
 told "a rank that is no number" '^error: .*RANK is "1x"' WORLD_SIZE=2 RANK=1x
@@ -242,6 +260,8 @@ for kind in $kinds; do
     trouble $kind nothing 0 ''
     trouble $kind fatal 1 '^error \(rank 3 of 4\): step 3: a NaN, say'
     trouble $kind kill 137 "$killed"
+    trouble $kind late 0 ''
+    trouble $kind differ 1 '^error \(rank 0 of 4\): step 3: the weights .* bits: rank 3 \([^)]+\) differs from the others'
     trouble $kind absent 1 '^error \(rank [012] of 4\): comm_mean \(collective [0-9]+, 4000 bytes\) has not ended'
 done
 finish

@@ -571,6 +571,35 @@ static inline void test_epochs(void) {
     dataset_close(&dataset);
 }
 
+// A part of a set that is in the order of its classes: with `shuffle` it is of all of them, and the same images for any
+// number of ranks and threads. The loader knows how fast it is.
+static inline void test_part_of_a_set(void) {
+    dataset_t dataset;
+    dataset_open(&dataset, "shapes", SPLIT_VAL);
+    int* sorted = (int*)malloc(dataset.count * sizeof(int)); // 1000 images of a class behind one another
+    for (size_t i = 0; i < dataset.count; i++) sorted[i] = (int)(i / 1000);
+    dataset.labels = sorted;
+    int64_t ids[3][100];
+    int seen[10] = {0}, classes = 0;
+    for (int way = 0; way < 3; way++) { // alone, with threads, two ranks
+        int world = way == 2 ? 2 : 1;
+        for (int rank = 0; rank < world; rank++) {
+            dataloader_options_t options = {100, 32, 0, 0, 1, rank, world, way, 7};
+            dataloader_t loader;
+            dataloader_open(&loader, &dataset, &options, 0);
+            const batch_t* batch = dataloader_next(&loader);
+            for (int i = 0; i < batch->count; i++) ids[way][rank * batch->count + i] = batch->ids[i];
+            for (int i = 0; way == 0 && i < batch->count; i++) seen[batch->labels[i]]++;
+            check(dataloader_speed(&loader) > 0 && loader.made >= (size_t)batch->count, "the speed is known");
+            dataloader_close(&loader);
+        }
+        check(!memcmp(ids[way], ids[0], sizeof ids[0]), "the same images");
+    }
+    for (int c = 0; c < 10; c++) classes += seen[c] > 0;
+    check(classes == 10, "a hundred images are of all ten classes");
+    dataset_close(&dataset);
+}
+
 // Validation pixels are the centre crop of the resized image; and an image of the right size passes unchanged.
 static inline void test_centre_crop(void) {
     temporary_mkdir("centre");
@@ -785,10 +814,10 @@ static inline void test_fashion(void) {
     for (options.threads = 0; options.threads < 2; options.threads++) {
         dataloader_t loader;
         dataloader_open(&loader, &train, &options, 0);
-        double start = dataloader_seconds();
+        double start = clock_seconds();
         for (int s = 0; s < 100; s++) dataloader_next(&loader);
         printf("     Fashion-MNIST at 32 x 32, %s: %.0f images/s\n",
-               options.threads ? "one worker thread" : "no worker thread", 6400 / (dataloader_seconds() - start));
+               options.threads ? "one worker thread" : "no worker thread", 6400 / (clock_seconds() - start));
         dataloader_close(&loader);
     }
     dataset_close(&train);
@@ -811,6 +840,7 @@ int main(int argc, char** argv) {
     if (test_case("stream: the same with damaged files")) { test_invariance("broken", 1); test_end_case(); }
     if (test_case("stream: the same of shapes")) { test_invariance("shapes", -1); test_end_case(); }
     if (test_case("stream: epochs and order")) { test_epochs(); test_end_case(); }
+    if (test_case("stream: a part of a set")) { test_part_of_a_set(); test_end_case(); }
     if (test_case("stream: centre crop")) { test_centre_crop(); test_end_case(); }
     if (test_case("stream: random crop and flip")) { check_crops(0); check_crops(1); test_end_case(); }
     if (test_case("damaged files are named once, counted, replaced")) { test_damaged(); test_end_case(); }

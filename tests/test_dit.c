@@ -195,7 +195,7 @@ static char* save_dit(dit_t* d, char path[TEMPORARY_PATH], const char* name) {
     char error[1024];
     floatS statistics[16];
     for (int i = 0; i < 16; i++) statistics[i] = (floatS)(i + 1);
-    dit_info_t info = {11, 44, 0, "0123456789abcdef", "1 2 3", "{\"a\": 1}"};
+    dit_info_t info = {11, 44, 0, "0123456789abcdef", "1 2 3", "{\"a\": 1}", "[\"cat\", \"dog\"]"};
     int saved = dit_save(temporary_path(path, name), d, &info, statistics, statistics + d->config.net.C, error,
                          sizeof error, 0);
     check(saved, "the checkpoint is written");
@@ -216,6 +216,7 @@ static void test_resume(const char* id, const char* options) {
     check(info.step == 11 && info.images == 44 && info.t == 4, "numbers");
     check(!strcmp(info.tokenizer, "0123456789abcdef") && !strcmp(info.losses, "1 2 3"), "texts");
     check(!strcmp(info.config, "{\"a\": 1}"), "configuration");
+    check(!strcmp(info.class_names, "[\"cat\", \"dog\"]"), "names of the classes");
     floatS mean[5];
     checkpoint_read_vector(&f, path, "latent.mean", mean, 5);
     check(mean[0] == 1 && mean[4] == 5, "statistics");
@@ -306,6 +307,7 @@ static void test_weights(const char* id, const char* options) {
     safetensors_t f;
     dit_info_t info = dit_open(&f, path);
     check(f.n == d.params.table.n + 2 && info.step == 11 && info.t == 4, "what an exported file holds");
+    check(!strcmp(info.class_names, "[\"cat\", \"dog\"]"), "it keeps the names of the classes");
     safetensors_close(&f);
     dit_export(run, temporary_path(path, "f16"), ST_F16);
     check_weights(path, 0, &d, average, ldexp(1, -11));

@@ -51,6 +51,20 @@ expect "one process, the rest" 0 '' "$double" -data shapes $nano $flags -stage 1
 if compare_losses one/stage1.jsonl moved/stage1.jsonl 1e-3 >difference; then ok "as one process alone: $(cat difference)"
 else fail "resumed with another number of ranks" "$(cat difference)"; fi
 
+# pictures and stops
+psnr() { sed -n 's/.*"psnr_raw": \([0-9]*\.[0-9]\).*/\1/p' "$1" | tail -n 1; }
+for n in 2-0 4-1; do
+    check "the PSNR of one process in $n: $(psnr one/stage2.jsonl) dB" test "$(psnr one/stage2.jsonl)" = "$(psnr n$n/stage2.jsonl)"
+done
+{ ranks 2 "$program" -stage 1 -out stopped -steps 100000 >out 2>said; echo $? >code; } &
+job=$!
+tries=0
+while [ ! -s stopped/stage1.jsonl ] && [ $tries -lt 200 ]; do sleep 0.1; tries=$((tries + 1)); done
+kill -TERM "$(pgrep -f -- "^$program.* -out stopped" | tail -n 1)"
+wait $job
+check "SIGTERM to one of two ranks stops both" test "$(cat code)" -eq 143
+check "  which save" grep -Eq '^saved +stopped/stage1.safetensors at step [0-9]+: ' out
+
 # errors
 expect "chunks that cannot be shared" 1 'cannot share equally; give a multiple' ranks 3 "$program" -stage 1 -out bad -steps 2
 check "only one rank's output is seen" test "$(grep -c '^parameters' out)" -le 1
@@ -79,6 +93,12 @@ dit_flags="-latents latents -tokenizer one/stage3.safetensors -data shapes -mode
 expect "latents, extracted by two processes" 0 '' mpirun --oversubscribe -n 2 "$dit" $dit_flags -extract 1 -images 41 -shard_images 12 \
     -extract_batch 4
 check "  four shards" test "$(ls latents/*.safetensors | wc -l)" -eq 4
+# shellcheck disable=SC2086
+expect "five images for four processes" 0 '' mpirun --oversubscribe -n 4 "$dit" $dit_flags -extract 1 -images 5 -shard_images 1 \
+    -extract_batch 4 -latents few
+check "  five shards" test "$(ls few/*.safetensors | wc -l)" -eq 5
+# shellcheck disable=SC2086
+expect "two for four" 0 '' mpirun --oversubscribe -n 4 "$dit" $dit_flags -extract 1 -images 2 -latents fewer
 # shellcheck disable=SC2086
 expect "LightningDiT, one process" 0 '' "$dit" $dit_flags -out dit1
 for kind in "2 0" "4 1"; do

@@ -41,17 +41,28 @@ killed_run() {
     train -stage "$1" $(from "$1") -out killed -steps $steps -save_every 3 >out 2>said
 }
 
-# stopped_run STAGE SIGNAL: the run must save where the signal finds it, as nothing else saves before the end
+# stopped_run STAGE SIGNAL CODE: the run must save where the signal finds it, as nothing else saves before the end, at once:
+# with the statistics of before, not those of 100,000 images
 stopped_run() {
     # shellcheck disable=SC2046
-    start -stage "$1" $(from "$1") -out stopped -steps $steps -log_every 1
+    start -stage "$1" $(from "$1") -out stopped -steps $steps -log_every 1 -latent_images 100000
     wait_for "$process" test -s "stopped/stage$1.jsonl"
+    before=$(date +%s)
     kill "-$2" $process
     wait $process
-    check "stage $1: $2 saves and stops" test $? -eq 0 -a -s "stopped/stage$1.safetensors"
-    check "stage $1: and says so" grep -Eq "^stopped; saved stopped/stage$1.safetensors at step [0-9]+\$" out
+    check "stage $1: $2 saves and stops, with exit code $3" test $? -eq "$3" -a -s "stopped/stage$1.safetensors"
+    check "stage $1: within seconds" test $(($(date +%s) - before)) -le 10
+    check "stage $1: and says so, with the time of writing" \
+        grep -Eq "^saved +stopped/stage$1.safetensors at step [0-9]+: [0-9.]+ MiB in [0-9.]+ s, after" out
+    check "stage $1: and what to do" grep -Eq "^stopped +at step [0-9]+ of $steps; the same command goes on" out
+    if [ "$1" -lt 3 ]; then
+        expect "stage $1: half of it does not start stage $(($1 + 1))" 1 "has only [0-9]+ of $steps steps of stage $1.*-stage $1. with" \
+            train -out stopped -stage $(($1 + 1)) -latent_images 100000
+        cp "stopped/stage$1.safetensors" half.safetensors
+    fi
     # shellcheck disable=SC2046
-    expect "stage $1: the same command resumes" 0 '' train -stage "$1" $(from "$1") -out stopped -steps $steps -log_every 1
+    expect "stage $1: the same command resumes" 0 '' train -stage "$1" $(from "$1") -out stopped -steps $steps -log_every 1 \
+        -change 1
     check "stage $1: in the middle" grep -Eq '^resume .* at step [1-9]' out
 }
 
@@ -63,8 +74,8 @@ for stage in 1 2 3; do
     if [ $struck -gt 0 ]; then ok "stage $stage: killed $struck times"; else fail "stage $stage: ended before any kill"; fi
     check "stage $stage: the same bytes after kill -9" cmp whole/$file killed/$file
     check "stage $stage: no temporary file is left" test ! -e killed/$file.tmp
-    stopped_run $stage TERM
-    check "stage $stage: the same bytes after SIGTERM" cmp whole/$file stopped/$file
+    if [ $stage -eq 2 ]; then stopped_run $stage INT 130; else stopped_run $stage TERM 143; fi
+    check "stage $stage: the same bytes after the signal" cmp whole/$file stopped/$file
     for threads in "0 1" "3 2"; do
         workers=${threads% *}
         OMP_NUM_THREADS=${threads#* }
@@ -81,6 +92,9 @@ for stage in 1 2 3; do
         { last = $2 }
         END { if (NR != steps || last != steps) exit 1 }' stopped/stage$stage.jsonl
 done
+
+expect "half a stage that is named starts the next one, with a warning" 0 'half.safetensors has only [0-9]+ of 24 steps of stage 2' \
+    train -stage 3 -from half.safetensors -out named -steps 2
 
 expect "a finished stage says so" 0 '' train -out whole -steps $steps
 check "and how it goes on" grep -q 'stage 1 is complete (24 steps); -restart 1 trains it again, a larger -steps goes on' out

@@ -247,7 +247,7 @@ static void save_checkpoint(tokenizer_t* t, const char* path) {
     char error[512] = "";
     for (int i = 0; i < t->z; i++) mean[i] = (floatS)(0.1 * i), std[i] = (floatS)(1 + i);
     int64_t steps = t->params.t;
-    checkpoint_info_t info = {t->config.stage, steps, steps * t->config.batch, 0, 0, 0, "{\"ch\": 8}"};
+    checkpoint_info_t info = {t->config.stage, steps, steps * t->config.batch, 0, 0, 0, "{\"ch\": 8}", steps, steps};
     check(checkpoint_save(path, t, &info, mean, std, error, sizeof error, 0), "saved");
     check(!error[0], error);
 }

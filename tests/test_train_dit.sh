@@ -52,7 +52,64 @@ check "  with the same bytes" cmp $shard whole_latents/latents_rank00_shard001.s
 expect "latents of another tokenizer are not mixed in" 1 'is of another extraction' extract \
     -tokenizer other/stage1.safetensors
 expect "nor those of other shards" 1 'is of another extraction' extract -shard_images 50
-expect "extraction without a tokenizer" 1 'nowhere' extract -tokenizer nowhere.safetensors
+expect "extraction without a tokenizer" 1 '-tokenizer nowhere.safetensors: there is no such file' extract -tokenizer nowhere.safetensors
+
+# --- a folder of photographs: a part of it is of all its classes, and the model keeps their names
+mkdir -p photos/cats photos/dogs "photos/grey birds"
+for class in cats dogs "grey birds"; do
+    for i in 1 2 3 4 5 6 7 8; do # noise of odd sizes
+        { printf 'P6 %d %d 255\n' $((33 + i)) $((70 - i)); head -c $(((33 + i) * (70 - i) * 3)) /dev/urandom; } >"photos/$class/$i.ppm"
+    done
+done
+photos() { dit -data photos -latents photo_latents "$@"; }
+expect "extraction of 12 of 24 photographs" 0 '' photos -extract 1 -images 12
+expect "the latents tell their shape and classes" 0 '' photos -out photos_run -steps 2 -grid_classes all
+check "  three of them" grep -Eq '^latents +photo_latents: 12 of 4 x 4 with 8 channels, 3 classes' out
+check "  which the configuration shows" grep -Eq '^\* -classes +3 +from the data' out
+expect "exported with their names" 0 '' photos -out photos_run -export photos.safetensors
+check "  which the file keeps" grep -aq 'cats.*dogs.*grey birds' photos.safetensors
+expect "sample: a class by name" 0 '' draw -dit photos.safetensors -class "Grey Birds,cats" -n 1 -out birds.png
+check "  says which" grep -Eq '^classes +2 grey birds' out
+expect "sample: a part of a name" 0 '' draw -dit photos.safetensors -class bird -n 1 -out birds.png
+expect "sample: several names fit" 1 'several are called so: 0 cats, 1 dogs, 2 grey birds; give one' draw -dit photos.safetensors -class s
+expect "sample: the nearest name" 1 '-class cots: the model has 3 classes, 0 to 2, from cats to grey birds; did you mean cats\?' \
+    draw -dit photos.safetensors -class cots
+mkdir -p two_classes
+cp -r photos/cats photos/dogs two_classes
+
+# --- a run on ImageNet's folders in runs/: taken for what the miniature does not have, and named as ImageNet
+mkdir folders
+for i in $(seq 1001 2000); do # ln is faster than cp
+    mkdir "folders/n0000$i"
+    ln photos/cats/1.ppm "folders/n0000$i/1.ppm"
+done
+folders() { dit -data folders -latents folder_latents -out runs/dit_imagenet "$@"; }
+expect "extraction of 40 of a thousand classes" 0 '' folders -extract 1 -images 40
+expect "a DiT of a thousand classes" 0 '' folders -steps 1 -grid_classes 7
+mkdir runs/imagenet
+cp world/stage1.safetensors runs/imagenet/stage3.safetensors
+cp -r "$here/miniature" .
+expect "sample: the trained run has the class" 0 '' "$build/sample" -class "207,tabby" -steps 3 -n 1 -out dog.png
+check "  and is named" grep -q '^preset         imagenet, whose run lies in runs/dit_imagenet/dit.safetensors' out
+check "  with ImageNet's names, and whence" grep -q "ImageNet's names of its folders" out
+check "  golden retriever" grep -q '^classes        207 golden retriever' out
+expect "sample: the miniature, for what it has" 0 '' "$build/sample" -class Sneaker -steps 3 -n 1 -out shoe.png
+check "  by its own names" grep -q '^classes        7 sneaker' out
+expect "sample: -dit is obeyed" 1 '-class 207: the model has 10 classes' "$build/sample" -dit miniature/dit.safetensors -class 207
+
+# --- in a fresh clone: what is missing, and what the miniature serves for
+mkdir fresh
+cp -r miniature fresh
+expect "stage 2 in a fresh clone" 1 'nothing was done' sh -c "cd fresh && $build/train_tokenizer -stage 2"
+check "  the one thing that is missing" test "$(grep -c '^  [^ ]' said)" -eq 1
+check "  what makes it" grep -Eq '^ +make (build/[a-z]+/pretrain) && \1 && ./train_tokenizer -stage 1 && ./train_tokenizer -stage 2$' said
+check "  the VGG is there" grep -q '^-lpips_weights  miniature/vgg.safetensors, which comes with this repository' out
+expect "latents in a fresh clone" 0 '' sh -c "cd fresh && $build/train_dit -extract 1 -images 64"
+expect "and a DiT on them" 0 '' sh -c "cd fresh && $build/train_dit -steps 2 -batch 8 -sample_steps 3 -grid_columns 1"
+check "  whose pictures the miniature decodes" test -s fresh/runs/mini/dit_000002.png
+
+expect "latents of other classes are not mixed in" 1 'is of another extraction' dit -data two_classes -latents photo_latents -extract 1 \
+    -images 12
 
 # --- training
 expect "6 steps in one go" 0 '' dit -out run -steps 6
@@ -94,10 +151,11 @@ expect "-restart 1 begins again" 0 '' dit -out halves -steps 6 -restart 1
 check "  with the same bytes" cmp run/dit.safetensors halves/dit.safetensors
 
 mkdir empty torn exported_run
-expect "-latents of an empty folder" 1 'empty' dit -latents empty -out refused -steps 2
-expect "-latents of no folder" 1 'nowhere: there is no such folder' dit -latents nowhere -out refused -steps 2
-expect "too few classes" 1 'is not below 4' dit -classes 4 -out refused -steps 2
-expect "other channels" 1 'wanted 16 channels' dit -z_channels 16 -out refused -steps 2
+expect "-latents of an empty folder" 1 '-latents empty: there are no shards of latents' dit -latents empty -out refused -steps 2
+expect "-latents of no folder" 1 '-latents nowhere: there are no shards of latents' dit -latents nowhere -out refused -steps 2
+check "  the command that makes them" grep -Eq '^ +\./train_dit .*-latents nowhere .*-extract 1.* && \./train_dit .*-latents nowhere' said
+expect "too few classes" 1 '-classes 4, but the shards in -latents latents have 10' dit -classes 4 -out refused -steps 2
+expect "other channels" 1 '-z_channels 16, but the shards in -latents latents have 8' dit -z_channels 16 -out refused -steps 2
 expect "the tokenizer of other latents" 1 'give the tokenizer that made them' dit -out refused -steps 2 \
     -tokenizer other/stage1.safetensors
 head -c 100000 run/dit.safetensors >torn/dit.safetensors
@@ -145,8 +203,8 @@ expect "  the same command does" 0 '' npz killed.npz -batch 5
 check "  the same bytes" cmp whole.npz killed.npz
 check "  no parts are left" test ! -e killed.npz.parts
 
-expect "class 10 of 10" 1 'class 10: the model in exported.safetensors has 10 classes.*It draws 0 to 9' draw -class 10
-expect "a class that is no number" 1 'want a number' draw -class dog
+expect "class 10 of 10" 1 'class 10: the model has 10 classes, 0 to 9, from disc to checker \(exported.safetensors\)' draw -class 10
+expect "a class that is not there" 1 'class dog: the model has 10 classes' draw -class dog
 expect "another tokenizer's decoder" 1 'would draw nonsense' draw -tokenizer other/stage1.safetensors
 expect "a DiT that is not there" 1 'there is no such file' draw -dit nowhere.safetensors
 expect "a tokenizer for a DiT" 1 'holds no LightningDiT' draw -dit world/stage1.safetensors

@@ -11,16 +11,16 @@
 //
 // Threads: a ring of batches, each filled image by image. Workers draw tickets (step, image) in order, wait while the
 // ring is full, and fill their image; the last one of a batch wakes the reader. With no threads the reader does the
-// work itself.
+// work itself. How long images take to make is measured on the way: dataloader_speed says what the threads can give.
 //
-// Sequential order (`shuffle` 0) is for validation: sample = position. Whoever counts each image once stops at g = n.
+// Sequential order (`shuffle` 0) is for whoever goes through all images once, and stops at g = n: sample = position.
+// A part of a data set is taken with `shuffle` 1, as a folder is in the order of its classes.
 // Look next at common/program/rng.h (random_permute) and common/data/dataset.h.
 #pragma once
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 // defines: dataset_t, dataset_load, dataset_label
 #include "common/data/dataset.h"
@@ -28,6 +28,8 @@
 #include "common/data/image.h"
 // defines: host_malloc, host_free
 #include "common/device.h"
+// defines: clock_seconds
+#include "common/program/clock.h"
 // defines: fatal, warn, malloc_check, calloc_check
 #include "common/program/log.h"
 // defines: random_permute, random_below, RANDOM_DATA_ORDER, RANDOM_REPLACEMENT, RANDOM_CROP, RANDOM_FLIP
@@ -80,13 +82,9 @@ typedef struct {
     size_t damaged_files;          // how many of them
     size_t tries, damaged;         // of all batches handed out
     double seconds_waited;         // how long the reader has waited for batches, in all
+    double seconds_made;           // how long the threads have worked on images, together,
+    size_t made;                   // and on how many
 } dataloader_t;
-
-static inline double dataloader_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 // The sample at the position of the epoch that global index g belongs to; `probe` counts the replacements of damaged
 // files.
@@ -137,6 +135,7 @@ static inline void dataloader_make(dataloader_t* loader, dataloader_slot_t* slot
     size_t probe = 0, n = loader->dataset->count, by_lot = options->shuffle ? 0 : 1; // the first probe that is
     size_t limit = n + 1 < DATALOADER_MAX_PROBES ? n + 1 : DATALOADER_MAX_PROBES;
     char error[IMAGE_ERROR_SIZE] = "";
+    double start = clock_seconds();
     for (; probe < limit; probe++) {
         size_t sample = dataloader_sample(loader, g, probe);
         if (dataloader_is_damaged(loader, sample)) continue;
@@ -152,6 +151,8 @@ static inline void dataloader_make(dataloader_t* loader, dataloader_slot_t* slot
     }
     pthread_mutex_lock(&loader->mutex);
     slot->done++;
+    loader->made++;
+    loader->seconds_made += clock_seconds() - start;
     if (probe >= by_lot) {
         slot->tries += probe - by_lot + (probe < limit);
         slot->damaged += probe - by_lot;
@@ -165,7 +166,7 @@ static inline void dataloader_make(dataloader_t* loader, dataloader_slot_t* slot
 }
 
 // A worker's life.
-static inline void* dataloader_work(void* argument) {
+static inline void* dataloader_worker(void* argument) {
     dataloader_t* loader = (dataloader_t*)argument;
     pthread_mutex_lock(&loader->mutex);
     while (!loader->stop) {
@@ -232,7 +233,7 @@ static inline void dataloader_open(dataloader_t* loader, const dataset_t* datase
     pthread_cond_init(&loader->ready, NULL);
     loader->threads = (pthread_t*)malloc_check(options->threads * sizeof(pthread_t), "the loader's threads");
     for (int i = 0; i < options->threads; i++) {
-        int code = pthread_create(&loader->threads[i], NULL, dataloader_work, loader);
+        int code = pthread_create(&loader->threads[i], NULL, dataloader_worker, loader);
         if (code) fatal("loader thread %d cannot be started: %s; use fewer threads", i, strerror(code));
     }
 }
@@ -255,7 +256,7 @@ static inline int dataloader_is_beyond_use(dataloader_t* loader, const dataloade
 // The batch of the next step. Gives the previous one back to the workers. Where the data is beyond use: NULL, with a
 // sentence in `error`.
 static inline const batch_t* dataloader_try_next(dataloader_t* loader, char* error) {
-    double start = dataloader_seconds();
+    double start = clock_seconds();
     pthread_mutex_lock(&loader->mutex);
     if (loader->holding) {
         uint64_t old = loader->first_held++;
@@ -269,7 +270,7 @@ static inline const batch_t* dataloader_try_next(dataloader_t* loader, char* err
     if (!loader->options.threads) {
         for (int i = 0; i < slot->batch.count; i++) dataloader_make(loader, slot, i);
     }
-    loader->seconds_waited += dataloader_seconds() - start;
+    loader->seconds_waited += clock_seconds() - start;
     return dataloader_is_beyond_use(loader, slot, error) ? NULL : &slot->batch;
 }
 
@@ -279,6 +280,15 @@ static inline const batch_t* dataloader_next(dataloader_t* loader) {
     const batch_t* batch = dataloader_try_next(loader, error);
     if (!batch) fatal("%s", error);
     return batch;
+}
+
+// Images a second that the threads can make when nobody keeps them waiting, by what they have made so far; 0: nothing.
+static inline double dataloader_speed(dataloader_t* loader) {
+    pthread_mutex_lock(&loader->mutex);
+    int threads = loader->options.threads ? loader->options.threads : 1;
+    double speed = loader->seconds_made > 0 ? threads * (double)loader->made / loader->seconds_made : 0;
+    pthread_mutex_unlock(&loader->mutex);
+    return speed;
 }
 
 // How many different files could not be read so far, by the workers, who are ahead of the reader.

@@ -84,7 +84,7 @@ static inline void latent_loader_make(latent_loader_t* loader, uint64_t step) {
     for (int row = 0; row < loader->B; row++) latent_loader_row(loader, &loader->ring[step % LATENT_RING], row, step);
 }
 
-static inline void* latent_loader_work(void* argument) {
+static inline void* latent_loader_worker(void* argument) {
     latent_loader_t* loader = (latent_loader_t*)argument;
     pthread_mutex_lock(&loader->mutex);
     while (!loader->stop) {
@@ -126,7 +126,7 @@ void latent_loader_open(latent_loader_t* loader, const latents_t* latents, const
     pthread_cond_init(&loader->room, NULL);
     pthread_cond_init(&loader->ready, NULL);
     if (!options->workers) return;
-    int code = pthread_create(&loader->thread, NULL, latent_loader_work, loader);
+    int code = pthread_create(&loader->thread, NULL, latent_loader_worker, loader);
     if (code) fatal("the thread that prepares latents cannot be started: %s; give -workers 0", strerror(code));
 }
 

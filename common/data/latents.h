@@ -6,8 +6,9 @@
 //     labels        I64 (n)
 //     metadata      total_size, dtype, device as LightningDiT writes them; and ours: tokenizer, the fingerprint of the
 //                   one that made them, data (name of the image set) and data_images (how many it has), chosen (how
-//                   many of them were taken by lot, where not all), classes, world (processes), total (images that
-//                   were to be in the shard), finite (all of its numbers have been looked at)
+//                   many of them were taken by lot, where not all), classes and class_names (a JSON array), world
+//                   (processes), total (images that were to be in the shard), finite (all of its numbers have been
+//                   looked at)
 //
 // Files are (C, S, S), the device wants (S, S, C): readers transpose one latent at a time. Files are mapped, so that
 // opening costs their headers alone and the system's page cache holds what is used.
@@ -42,6 +43,7 @@ typedef struct {
     size_t data_images;    // images in it
     size_t chosen;         // how many of them are taken; fewer than all: by lot
     int classes, world;    // its classes; processes that share the work
+    const char* class_names; // a JSON array
 } latent_origin_t;
 
 typedef struct {
@@ -104,6 +106,7 @@ void latent_shard_write(latent_shard_t* shard, const char* path, const latent_or
     latent_number(&w, "data_images", origin->data_images);
     if (origin->chosen < origin->data_images) latent_number(&w, "chosen", origin->chosen);
     latent_number(&w, "classes", (size_t)origin->classes);
+    safetensors_writer_metadata(&w, "class_names", origin->class_names);
     latent_number(&w, "world", (size_t)origin->world);
     latent_number(&w, "total", total);
     safetensors_writer_metadata(&w, "finite", "1"); // whoever encodes has looked at each latent
@@ -149,6 +152,7 @@ int latent_shard_is_made(const char* path, size_t total, int C, int side, const 
     int same = latent_text_is(&f, "tokenizer", origin->tokenizer) && latent_text_is(&f, "data", origin->data) &&
                (all || latent_number_is(&f, "chosen", origin->chosen)) &&
                latent_number_is(&f, "data_images", origin->data_images) &&
+               latent_text_is(&f, "class_names", origin->class_names) &&
                latent_number_is(&f, "world", (size_t)origin->world) && latent_number_is(&f, "total", total) && t &&
                t->ndim == 4 && t->shape[1] == (size_t)C && t->shape[2] == (size_t)side;
     if (!same) {
@@ -181,7 +185,13 @@ typedef struct {
     int C, side;
     int* labels;           // [count]
     const char* tokenizer; // fingerprint of the tokenizer that made them; "" where the files do not say
+    const char* class_names; // a JSON array; "" where the files do not say
 } latents_t;
+
+// What a folder's first shard tells of all.
+typedef struct {
+    int C, side, classes; // classes 0: it does not say
+} latents_shape_t;
 
 static inline void latents_list(const char* folder, string_list_t* names) {
     DIR* d = opendir(folder);
@@ -279,14 +289,63 @@ static inline void latents_open_file(latents_t* l, latent_file_t* f, const char*
     }
     latents_open_labels(l, f, path, classes);
     const char* tokenizer = safetensors_metadata(&f->file, "tokenizer");
+    const char* names = safetensors_metadata(&f->file, "class_names");
     if (!tokenizer) tokenizer = "";
-    if (f == l->files) l->tokenizer = tokenizer;
+    if (!names) names = "";
+    if (f == l->files) l->tokenizer = tokenizer, l->class_names = names;
+    if (names[0] && l->class_names[0] && strcmp(names, l->class_names)) {
+        fatal("%s has other classes (metadata field \"class_names\") than %s; a folder is for the latents of one set "
+              "of images", path, l->files[0].file.path);
+    }
     if (strcmp(tokenizer, l->tokenizer)) {
         fatal("%s was made by tokenizer %s, %s by %s; a folder is for the latents of one", path,
               tokenizer[0] ? tokenizer : "(unknown)", l->files[0].file.path,
               l->tokenizer[0] ? l->tokenizer : "(unknown)");
     }
     l->count += f->n;
+}
+
+// Bytes of the shards that are there.
+static inline size_t latents_bytes(const char* folder) {
+    string_list_t names;
+    struct stat file;
+    size_t bytes = 0;
+    memset(&names, 0, sizeof names);
+    latents_list(folder, &names);
+    for (size_t i = 0; i < names.count; i++) bytes += stat(names.items[i], &file) ? 0 : (size_t)file.st_size;
+    string_list_free(&names);
+    return bytes;
+}
+
+// Does the folder hold a shard? Looks at names only.
+static inline int latents_are_there(const char* folder) {
+    string_list_t names;
+    memset(&names, 0, sizeof names);
+    if (!path_is_folder(folder)) return 0;
+    latents_list(folder, &names);
+    int there = names.count > 0;
+    string_list_free(&names);
+    return there;
+}
+
+// The shape of the latents of a folder that has some, so that nobody has to say it.
+static inline latents_shape_t latents_shape(const char* folder) {
+    string_list_t names;
+    latents_shape_t shape = {0, 0, 0};
+    safetensors_t f;
+    memset(&names, 0, sizeof names);
+    latents_list(folder, &names);
+    safetensors_open_or_die(&f, names.items[0]);
+    const st_tensor_t* t = safetensors_find(&f, "latents");
+    const char* classes = safetensors_metadata(&f, "classes");
+    if (t && t->ndim == 4 && t->shape[1] <= 1024 && t->shape[2] <= 256) { // else latents_open says what is wrong
+        shape.C = (int)t->shape[1];
+        shape.side = (int)t->shape[2];
+    }
+    if (classes) shape.classes = atoi(classes);
+    safetensors_close(&f);
+    string_list_free(&names);
+    return shape;
 }
 
 // Opens all shards of a folder. `classes`: labels must be below; 0: any.

@@ -4,8 +4,9 @@
 // mirrored: no latent is ever mirrored, since the encoder is not symmetric. Latents are stored as they come; training
 // normalises them. The file format is LightningDiT's (common/data/latents.h).
 //
-// Process r of W takes the images r, r + W, r + 2W, ...; a shard is so many of them. A shard that is there already,
-// of the same tokenizer, image set and size, is kept: so an extraction that was stopped goes on where it was.
+// Images are numbered by lot, by a fixed permutation, so that the first N of them are of all classes. Process r of W
+// takes the images r, r + W, r + 2W, ...; a shard is so many of them. A shard that is there already, of the same
+// tokenizer, image set and size, is kept: so an extraction that was stopped goes on where it was.
 // While the device encodes one batch, the host reads and cuts the next. Look next at common/data/latents.h.
 #pragma once
 #include <errno.h>
@@ -23,15 +24,20 @@
 #include "common/files/folder.h"
 // defines: image_centre_crop_adm
 #include "common/data/crop.h"
-// defines: random_permute, RANDOM_DATA_ORDER
-#include "common/program/rng.h"
 // defines: latent_shard_t, latent_shard_*
 #include "common/data/latents.h"
+// defines: json_text_t, json_append_string
+#include "common/program/json.h"
+// defines: run_try_folder
+#include "common/training/run.h"
+// defines: random_permute, RANDOM_DATA_ORDER
+#include "common/program/rng.h"
 
 typedef struct {
     const char *data, *tokenizer, *latents;
     int images;       // so many by lot; 0: all
     int shard_images;
+    int threads;      // that decode
     int batch;        // images encoded at once; half of the rows are their mirrored twins
 } extract_options_t;
 
@@ -40,6 +46,7 @@ typedef struct {
     comm_t* comm;
     stream_t stream;
     dataset_t data;
+    char* class_names;   // a JSON array
     autoencoder_t tokenizer;
     size_t total, mine;  // images in all; this process's
     size_t kept, done, damaged; // of them: in shards that were there; encoded; unreadable
@@ -62,7 +69,7 @@ static inline size_t extract_image(const extract_t* e, size_t k) {
 static inline void extract_read(extract_t* e, int which, size_t first, int count) {
     int H = e->tokenizer.H, W = e->tokenizer.W;
     size_t size = (size_t)H * W * 3;
-    #pragma omp parallel for schedule(dynamic)
+    #pragma omp parallel for schedule(dynamic) num_threads(e->options->threads)
     for (int i = 0; i < count; i++) {
         size_t number = extract_image(e, first + i);
         char error[IMAGE_ERROR_SIZE];
@@ -129,7 +136,7 @@ static inline void extract_shards(extract_t* e) {
     const extract_options_t* o = e->options;
     const autoencoder_t* t = &e->tokenizer;
     latent_origin_t origin = {t->fingerprint, e->data.folder, e->data.count, e->total, e->data.class_count,
-                              (int)e->comm->size};
+                              (int)e->comm->size, e->class_names};
     size_t per_shard = (size_t)o->shard_images;
     int shards = (int)((e->mine + per_shard - 1) / per_shard);
     for (int k = 0; k < shards; k++) {
@@ -150,6 +157,28 @@ static inline void extract_shards(extract_t* e) {
     }
 }
 
+// The names of the image set's classes as a JSON array, for the caller to free.
+static inline char* extract_class_names(const dataset_t* data) {
+    json_text_t json = {NULL, 0, 0};
+    for (int i = 0; i < data->class_count; i++) {
+        json_append(&json, i ? ", " : "[");
+        json_append_string(&json, data->class_names[i]);
+    }
+    json_append(&json, "]");
+    return json.text;
+}
+
+// The folder must take all shards that are not there yet.
+static inline void extract_try_folder(const extract_t* e) {
+    const char* folder = e->options->latents;
+    char error[1200];
+    make_folder(folder);
+    size_t all = e->total * 2 * autoencoder_latent_values(&e->tokenizer) * sizeof(float), there = latents_bytes(folder);
+    if (comm_is_first(e->comm) && !run_try_folder(folder, all > there ? all - there : 0, error, sizeof error)) {
+        fatal("%s", error);
+    }
+}
+
 // All processes together. `comm` is attached.
 void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     static extract_t e;
@@ -158,12 +187,13 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     e.comm = comm;
     e.stream = s;
     dataset_open(&e.data, o->data, SPLIT_TRAIN);
+    e.class_names = extract_class_names(&e.data);
     autoencoder_open(&e.tokenizer, o->tokenizer, AUTOENCODER_AVERAGED, 2 * o->batch, 1, 0);
     e.total = o->images && (size_t)o->images < e.data.count ? (size_t)o->images : e.data.count;
     e.mine = (e.total + comm->size - 1 - comm->rank) / comm->size;
     printf("extract        %zu images of %s, %d classes, by tokenizer %s (%s)\n", e.total, e.data.folder,
            e.data.class_count, o->tokenizer, e.tokenizer.fingerprint);
-    make_folder(o->latents);
+    extract_try_folder(&e);
     size_t image = autoencoder_image_values(&e.tokenizer), rows = 2 * (size_t)o->batch;
     for (int i = 0; i < 2; i++) {
         e.pixels[i] = (uint8_t*)host_malloc(rows * image, "images");
@@ -173,13 +203,14 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     e.start = clock_seconds();
     extract_shards(&e);
     if (e.damaged) warn("%zu images could not be read and are left out", e.damaged);
-    comm_any(comm, 0); // all have written
+    comm_wait_for_all(comm); // some may have had more to write than others
     printf("latents        %s\n", o->latents);
     for (int i = 0; i < 2; i++) {
         host_free(e.pixels[i]);
         free(e.labels[i]);
     }
     free(e.host);
+    free(e.class_names);
     autoencoder_close(&e.tokenizer);
     dataset_close(&e.data);
 }

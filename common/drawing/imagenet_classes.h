@@ -210,14 +210,7 @@ static const char* const imagenet_classes[1000] = {
               "ear", "toilet tissue",
 };
 
-static const char* const fashion_mnist_classes[10] = {
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-};
-
 // The name of a class; NULL where there is none.
 static inline const char* imagenet_class(int label) {
     return label >= 0 && label < 1000 ? imagenet_classes[label] : NULL;
-}
-static inline const char* fashion_mnist_class(int label) {
-    return label >= 0 && label < 10 ? fashion_mnist_classes[label] : NULL;
 }

@@ -52,7 +52,7 @@ typedef enum {
 
 typedef enum { CLI_SAVED, CLI_NOT_SAVED } cli_saving_t; // whether checkpoints keep the value
 
-typedef enum { CLI_FROM_DEFAULT, CLI_FROM_PRESET, CLI_FROM_SAVED, CLI_FROM_COMMAND_LINE } cli_source_t;
+typedef enum { CLI_FROM_DEFAULT, CLI_FROM_PRESET, CLI_FROM_SAVED, CLI_FROM_DATA, CLI_FROM_COMMAND_LINE } cli_source_t;
 
 typedef struct {
     const char* group; // heading, or NULL: that of the flag before
@@ -83,6 +83,7 @@ typedef struct {
     int n_flags;
     const cli_preset_t* presets;
     int n_presets;
+    const char* notes;    // what -h prints below the flags, or NULL
     cli_source_t* source; // (n_flags) where each value came from
     char* saved_strings;  // strings that cli_from_json has read
 } cli_t;
@@ -377,13 +378,20 @@ cli_source_t cli_source(const cli_t* cli, const char* name) {
     return cli->source[i];
 }
 
+// The preset of this name, or NULL.
+static inline const cli_preset_t* cli_preset(const cli_t* cli, const char* name) {
+    for (int i = 0; i < cli->n_presets; i++) {
+        if (!strcmp(cli->presets[i].name, name)) return &cli->presets[i];
+    }
+    return NULL;
+}
+
 // Sets what the preset says, except where the command line has spoken. cli_parse does it for the flag of type
 // CLI_PRESET; a program calls it when it chooses a preset by itself.
 void cli_apply_preset(cli_t* cli, const char* name) {
-    int i = 0;
-    while (i < cli->n_presets && strcmp(cli->presets[i].name, name)) i++;
-    if (i == cli->n_presets) fatal("there is no preset %s; -h lists them", name);
-    for (const cli_setting_t* s = cli->presets[i].settings; s->flag; s++) {
+    const cli_preset_t* preset = cli_preset(cli, name);
+    if (!preset) fatal("there is no preset %s; -h lists them", name);
+    for (const cli_setting_t* s = preset->settings; s->flag; s++) {
         int k = cli_find(cli, s->flag);
         if (cli->source[k] == CLI_FROM_COMMAND_LINE) continue;
         cli_value_t value = cli_own_value(cli, "preset", s->flag, s->value);
@@ -392,9 +400,20 @@ void cli_apply_preset(cli_t* cli, const char* name) {
     }
     for (int k = 0; k < cli->n_flags; k++) { // the configuration shows which preset it was
         if (cli->flags[k].type != CLI_PRESET || cli->source[k] == CLI_FROM_COMMAND_LINE) continue;
-        *(const char**)cli->flags[k].value = cli->presets[i].name;
+        *(const char**)cli->flags[k].value = preset->name;
         cli->source[k] = CLI_FROM_PRESET;
     }
+}
+
+// Takes an integer that the data tell, and returns 1; or 0, and nothing is changed, where the command line has another.
+int cli_take_from_data(cli_t* cli, const char* name, int value) {
+    int i = cli_find(cli, name);
+    assert(i >= 0 && cli->flags[i].type == CLI_INT);
+    int* place = (int*)cli->flags[i].value;
+    if (cli->source[i] == CLI_FROM_COMMAND_LINE) return *place == value;
+    *place = value;
+    cli->source[i] = CLI_FROM_DATA;
+    return 1;
 }
 
 // Splits "-name", "--name" or "-name=value" and returns the flag's index; *value is NULL when none is attached.
@@ -420,11 +439,22 @@ static inline int cli_is_flag(const char* argument) {
 
 void cli_print_help(const cli_t* cli, FILE* out);
 
+// Is -h among the arguments? `-preset NAME` beside it says whose values the help shows.
+static inline int cli_asks_for_help(cli_t* cli, int argc, char** argv) {
+    int asks = 0;
+    for (int i = 1; i < argc; i++) {
+        asks |= !strcmp(argv[i], "-h") || !strcmp(argv[i], "-help") || !strcmp(argv[i], "--help");
+        const char* name = argv[i] + strspn(argv[i], "-");
+        int k = argv[i][0] == '-' && i + 1 < argc ? cli_find(cli, name) : -1;
+        if (k >= 0 && cli->flags[k].type == CLI_PRESET) *(const char**)cli->flags[k].value = argv[i + 1];
+    }
+    return asks;
+}
+
 // Reads the command line into the configuration. A mistake ends the program with a message; -h prints the help and
 // ends it with exit code 0.
 void cli_parse(cli_t* cli, int argc, char** argv) {
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "-h") && strcmp(argv[i], "-help") && strcmp(argv[i], "--help")) continue;
+    if (cli_asks_for_help(cli, argc, argv)) {
         cli_print_help(cli, stdout);
         exit(0);
     }
@@ -488,7 +518,24 @@ static inline int cli_help_column(const cli_t* cli) {
     return longest + 2 < CLI_COLUMNS / 3 ? (int)longest + 2 : CLI_COLUMNS / 3;
 }
 
-static inline void cli_print_flag_help(const cli_flag_t* flag, int column, FILE* out) {
+// What a preset sets a flag to, or NULL.
+static inline const char* cli_preset_value(const cli_preset_t* preset, const char* flag) {
+    for (const cli_setting_t* s = preset ? preset->settings : NULL; s && s->flag; s++) {
+        if (!strcmp(s->flag, flag)) return s->value;
+    }
+    return NULL;
+}
+
+// The preset that is in use: what the flag of type CLI_PRESET says, or NULL.
+static inline const cli_preset_t* cli_preset_in_use(const cli_t* cli) {
+    for (int i = 0; i < cli->n_flags; i++) {
+        if (cli->flags[i].type == CLI_PRESET) return cli_preset(cli, *(const char* const*)cli->flags[i].value);
+    }
+    return NULL;
+}
+
+static inline void cli_print_flag_help(const cli_flag_t* flag, const cli_preset_t* preset, int column, FILE* out) {
+    const char* set = cli_preset_value(preset, flag->name);
     char usage[256];
     json_text_t text = {NULL, 0, 0};
     cli_usage(flag, usage, sizeof usage);
@@ -503,7 +550,8 @@ static inline void cli_print_flag_help(const cli_flag_t* flag, int column, FILE*
     } else if (flag->allowed) {
         json_append(&text, "in %s; ", flag->allowed);
     }
-    json_append(&text, "default %s)", flag->default_text[0] ? flag->default_text : "none");
+    json_append(&text, "default %s", flag->default_text[0] ? flag->default_text : "none");
+    json_append(&text, set ? "; by preset %s: %s)" : ")", set ? preset->name : "", set);
     int used = fprintf(out, "%s", usage);
     if (used + 2 > column) {
         fputc('\n', out);
@@ -537,15 +585,16 @@ void cli_print_help(const cli_t* cli, FILE* out) {
     fprintf(out, "\nusage: %s [-flag value]...\n", cli->program);
     for (int i = 0; i < cli->n_flags; i++) {
         if (cli->flags[i].group) fprintf(out, "\n%s\n", cli->flags[i].group);
-        cli_print_flag_help(&cli->flags[i], column, out);
+        cli_print_flag_help(&cli->flags[i], cli_preset_in_use(cli), column, out);
     }
+    if (cli->notes) fprintf(out, "\n%s\n", cli->notes);
     if (cli->n_presets) fprintf(out, "\nPresets (a flag on the command line wins over them)\n");
     for (int i = 0; i < cli->n_presets; i++) cli_print_preset_help(&cli->presets[i], column, out);
 }
 
 // Prints the configuration as it will be used: one aligned line a flag, * where it is not the default, and the source.
 void cli_print_configuration(const cli_t* cli, FILE* out) {
-    static const char* const sources[] = {"default", "preset", "saved", "command line"};
+    static const char* const sources[] = {"default", "preset", "saved", "from the data", "command line"};
     char buffer[CLI_TEXT_SIZE];
     int name_width = 0, value_width = 0;
     for (int i = 0; i < cli->n_flags; i++) {

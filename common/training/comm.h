@@ -6,7 +6,8 @@
 //
 //   build            transport                                         started by
 //   GPU              NCCL: common/cuda/nccl.cuh                        torchrun, srun, mpirun:
-//   common/training/rendezvous.h CPU, EMU         MPI (-DMPI=1): dev/cpu/mpi.h                      mpirun, srun
+//                    (they meet by common/training/rendezvous.h)
+//   CPU, EMU         MPI (-DMPI=1): dev/cpu/mpi.h                      mpirun, srun
 //   CPU, EMU         none (without MPI=1): a single process
 //   GPU              none (-DNO_NCCL=1, where NCCL is not installed): a single process
 //
@@ -41,8 +42,11 @@
 // names the collective.
 // Look next at dev/cpu/mpi.h, the shorter transport.
 #pragma once
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
+#include <unistd.h>
 
 // defines: floatX, floatS, stream_t, stream_wait, fatal
 #include "common/device.h"
@@ -59,6 +63,7 @@ typedef struct {
     // set by comm_open
     int rank, size;    // this process, of how many
     int local_rank;    // its number on its machine: the GPU that it takes
+    int local_size;    // processes of the run on this machine
     // what is going on, for messages
     const char* doing;
     size_t bytes;
@@ -137,6 +142,7 @@ static inline void comm_open(comm_t* c) {
     log_rank = c->rank = launcher.rank;
     log_size = c->size = launcher.size;
     c->local_rank = launcher.local_rank;
+    c->local_size = launcher.local_size;
 #ifndef USE_CUDA
     if (c->bf16) fatal("gradients travel as bf16 between GPUs only; leave that flag away");
 #endif
@@ -158,7 +164,7 @@ static inline void comm_close(comm_t* c) {
     if (c->buckets) comm_buckets_close(c);
 #endif
     if (c->size > 1) comm_transport_close(c);
-    c->size = log_size = 1;
+    c->size = c->local_size = log_size = 1;
     c->rank = log_rank = 0;
 }
 
@@ -221,9 +227,69 @@ static inline void comm_sum_floats_host(comm_t* c,
     free(piece);
 }
 
+// Returns when all ranks have come, however long one of them has to work for it; one that ends still ends all.
+static inline void comm_wait_for_all(comm_t* c) {
+    double limit = c->time_limit, nothing = 0;
+    c->time_limit = INFINITY;
+    comm_sum_host(c, &nothing, 1);
+    c->time_limit = limit;
+}
+
 // Has any rank set its flag? On the host, the same answer on all; also a barrier.
 static inline int comm_any(comm_t* c, int flag) {
     double set = flag != 0;
     comm_sum_host(c, &set, 1);
     return set != 0;
+}
+
+// The machines of some ranks, as text: "3 (gpu007), 5 (gpu008)". All ranks call it.
+static inline void comm_name_ranks(comm_t* c,
+                                   const char* chosen, // [size]
+                                   char* text, size_t size) {
+    enum { NAME = 64 };
+    double* names = (double*)calloc_check((size_t)c->size * NAME, sizeof(double), "names of machines");
+    char mine[NAME] = "";
+    size_t used = 0;
+    gethostname(mine, sizeof mine - 1);
+    for (int i = 0; i < NAME; i++) names[c->rank * NAME + i] = (unsigned char)mine[i];
+    comm_sum_host(c, names, c->size * NAME);
+    text[0] = 0;
+    for (int r = 0; r < c->size && used + NAME + 24 < size; r++) {
+        if (!chosen[r]) continue;
+        for (int i = 0; i < NAME; i++) mine[i] = (char)names[r * NAME + i];
+        used += (size_t)snprintf(text + used, size - used, "%s%d (%s)", used ? ", " : "", r, mine);
+    }
+    free(names);
+}
+
+// Ends all ranks when a hash of their weights is not the same on all. Those that differ from most are named; where
+// there is no most, all.
+static inline void comm_check_same(comm_t* c, uint64_t hash, int64_t step) {
+    double* halves = (double*)calloc_check(2 * (size_t)c->size, sizeof(double), "hashes"); // exact in a double
+    char* odd = (char*)calloc_check((size_t)c->size, 1, "ranks");
+    halves[2 * c->rank] = (double)(hash >> 32);
+    halves[2 * c->rank + 1] = (double)(hash & 0xFFFFFFFFu);
+    comm_sum_host(c, halves, 2 * c->size);
+    int most = 0, like = 0, differ = 0;
+    for (int r = 0; r < c->size; r++) {
+        int same = 0;
+        for (int k = 0; k < c->size; k++) same += !memcmp(halves + 2 * k, halves + 2 * r, 2 * sizeof(double));
+        if (same > most) most = same, like = r;
+    }
+    for (int r = 0; r < c->size; r++) {
+        odd[r] = most * 2 <= c->size || memcmp(halves + 2 * r, halves + 2 * like, 2 * sizeof(double)) != 0;
+        differ += odd[r];
+    }
+    if (most < c->size) {
+        char text[4096];
+        comm_name_ranks(c, odd, text, sizeof text);
+        if (!comm_is_first(c)) comm_wait_for_all(c); // rank 0 says it once, and its end is that of all
+        fatal("step %lld: the weights of the ranks are no longer the same bits: rank%s %s differ%s from %s. Nothing "
+              "was saved, and the last checkpoint is good. Look at memory and driver of the machine, and go on without "
+              "it",
+              (long long)step, differ > 1 ? "s" : "", text, differ > 1 ? "" : "s",
+              most * 2 <= c->size ? "one another" : "the others");
+    }
+    free(halves);
+    free(odd);
 }

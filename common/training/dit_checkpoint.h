@@ -5,8 +5,8 @@
 //     ema.NAME                   their average, for what is trained: what is sampled from
 //     adam.m.NAME, adam.v.NAME   optimiser moments
 //     latent.mean, latent.std    (C) by which latents were normalised
-//     metadata                   format, step, images, optimiser steps, the tokenizer's fingerprint, the losses so far,
-//                                the configuration as JSON
+//     metadata                   format, step, images, optimiser steps, the tokenizer's fingerprint, the names of the
+//                                classes, the losses so far, the configuration as JSON
 // An exported file (-export) holds the averaged weights under their plain names and the latent statistics.
 //
 // Files by others are read as they are: LightningDiT's own, {"ema": ...} as published, {"model", "ema", "opt",
@@ -34,6 +34,7 @@ typedef struct {
     const char* tokenizer; // fingerprint of the tokenizer that made the latents; "" where nobody knows
     const char* losses;    // the loss guard's state and the sums of the status line, exactly
     const char* config;    // JSON
+    const char* class_names; // a JSON array; "" where nobody knows
 } dit_info_t;
 
 enum { DIT_SECTIONS = 4 };
@@ -46,6 +47,22 @@ static inline void dit_sections(dit_t* d, checkpoint_section_t sections[DIT_SECT
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Writing
+
+static inline void dit_declare_texts(st_writer_t* w, const dit_info_t* info) {
+    safetensors_writer_metadata(w, "tokenizer", info->tokenizer);
+    if (info->class_names[0]) safetensors_writer_metadata(w, "class_names", info->class_names);
+    safetensors_writer_metadata(w, "losses", info->losses);
+    safetensors_writer_metadata(w, "config", info->config);
+}
+
+// Bytes of the file, but for its header.
+static inline size_t dit_file_bytes(dit_t* d) {
+    checkpoint_section_t sections[DIT_SECTIONS];
+    size_t values = 0;
+    dit_sections(d, sections);
+    for (int k = 0; k < DIT_SECTIONS; k++) values += checkpoint_section_values(&sections[k]);
+    return values * sizeof(float);
+}
 
 // Writes the whole state; where several processes train, all of them call it, between two steps. On failure the old
 // file stays and `error` says what happened and what to do; returns 1 on success.
@@ -61,9 +78,7 @@ int dit_save(const char* path, dit_t* d, const dit_info_t* info, const floatS* l
         checkpoint_number(&w, "step", info->step);
         checkpoint_number(&w, "images", info->images);
         checkpoint_number(&w, "adam_steps", d->params.t);
-        safetensors_writer_metadata(&w, "tokenizer", info->tokenizer);
-        safetensors_writer_metadata(&w, "losses", info->losses);
-        safetensors_writer_metadata(&w, "config", info->config);
+        dit_declare_texts(&w, info);
         for (int k = 0; k < DIT_SECTIONS; k++) checkpoint_declare_section(&w, &sections[k]);
         checkpoint_declare(&w, "", "latent.mean", 1, &C);
         checkpoint_declare(&w, "", "latent.std", 1, &C);
@@ -99,6 +114,8 @@ dit_info_t dit_open(safetensors_t* f, const char* path) {
     info.tokenizer = safetensors_metadata(f, "tokenizer");
     info.losses = safetensors_metadata(f, "losses");
     info.config = safetensors_metadata(f, "config");
+    info.class_names = safetensors_metadata(f, "class_names");
+    if (!info.class_names) info.class_names = "";
     if (!info.tokenizer) fatal("%s: metadata field \"tokenizer\" is missing; the file is damaged", path);
     if (!info.losses) fatal("%s: metadata field \"losses\" is missing; the file is damaged", path);
     if (!info.config) fatal("%s: metadata field \"config\" is missing; the file is damaged", path);
@@ -268,9 +285,7 @@ void dit_export(const char* from, const char* path, st_dtype_t dtype) {
     checkpoint_number(&w, "images", info.images);
     checkpoint_number(&w, "adam_steps", info.t);
     safetensors_writer_metadata(&w, "weights", "averaged");
-    safetensors_writer_metadata(&w, "tokenizer", info.tokenizer);
-    safetensors_writer_metadata(&w, "losses", info.losses);
-    safetensors_writer_metadata(&w, "config", info.config);
+    dit_declare_texts(&w, &info);
     lightningdit_t net;
     param_table_t table;
     memset(&net, 0, sizeof net);

@@ -6,6 +6,10 @@
 #pragma once
 // defines: cli_t, cli_flag_t, cli_preset_t
 #include "common/program/cli.h"
+// defines: run_options_t, run_options_flags, run_options_check
+#include "common/training/run_options.h"
+// defines: dit_status_help
+#include "common/training/status.h"
 // defines: dit_config_t
 #include "common/training/dit.h"
 
@@ -13,21 +17,19 @@
 
 typedef struct {
     // what to do, with what
-    const char *preset, *latents, *out, *tokenizer, *data, *export_file;
-    int extract, dry_run, restart, change, export_type, images, shard_images, extract_batch;
+    const char *latents, *tokenizer, *data;
+    int extract, images, shard_images, extract_batch;
     // the network
     const char* model;
     int z_channels, latent_side, classes, uncond, qk_norm, mlp, shift;
     // the recipe
     int steps, batch, flip, shuffle_labels, uniform_from, stats_images;
     double lr, beta1, beta2, eps, decay, ema, clip, w_cos, label_drop, guard;
-    size_t seed;
     // pictures
     const char* grid_classes;
     int grid_columns, sample_steps, cfg_channels;
     double cfg, cfg_start, sample_shift;
-    // the machine
-    int workers, recompute, zero, reduce_bf16, time_limit, log_every, grid_every, save_every;
+    run_options_t run; // what train_tokenizer has too
 } dit_options_t;
 
 static const cli_setting_t dit_preset_imagenet[] = {{"out", "runs/dit_imagenet"}, {"latents", "runs/imagenet/latents"},
@@ -55,26 +57,12 @@ enum { DIT_PRESETS = sizeof dit_presets / sizeof dit_presets[0], DIT_OPTIONS_MAX
 // Fills the table. The texts are static; the values go into *o.
 int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
     const cli_flag_t flags[] = {
-        {"What to do", "preset", CLI_PRESET, &o->preset, "mini", NULL,
-         "sets the flags listed at the end, unless they are given; the defaults below are those before a preset",
-         CLI_NOT_SAVED},
-        {NULL, "extract", CLI_BOOL, &o->extract, "0", NULL,
+        {"What to do", "extract", CLI_BOOL, &o->extract, "0", NULL,
          "encode the images of -data with -tokenizer into latent shards in -latents, then stop", CLI_NOT_SAVED},
         {NULL, "latents", CLI_STRING, &o->latents, "runs/latents", NULL,
          "folder of latent shards, ours or LightningDiT's", CLI_NOT_SAVED},
         {NULL, "tokenizer", CLI_STRING, &o->tokenizer, "", NULL,
          "checkpoint of train_tokenizer: makes the latents, and decodes the pictures; without it, no pictures",
-         CLI_NOT_SAVED},
-        {NULL, "out", CLI_STRING, &o->out, "runs/dit", NULL, "folder for checkpoint, log and pictures", CLI_NOT_SAVED},
-        {NULL, "dry_run", CLI_BOOL, &o->dry_run, "0", NULL, "print parameters, memory and cost, then stop",
-         CLI_NOT_SAVED},
-        {NULL, "restart", CLI_BOOL, &o->restart, "0", NULL, "begin again although there is a checkpoint",
-         CLI_NOT_SAVED},
-        {NULL, "change", CLI_BOOL, &o->change, "0", NULL,
-         "resume although flags differ from the checkpoint's, such as a lower -lr", CLI_NOT_SAVED},
-        {NULL, "export", CLI_STRING, &o->export_file, "", NULL,
-         "write the averaged weights of -out's checkpoint alone to this file, then stop", CLI_NOT_SAVED},
-        {NULL, "export_type", CLI_CHOICE, &o->export_type, "f32", "f32|f16", "numbers of the exported file",
          CLI_NOT_SAVED},
 
         {"Extraction", "data", CLI_STRING, &o->data, "", NULL,
@@ -87,9 +75,12 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
         {"Network", "model", CLI_STRING, &o->model, "XL/1", NULL,
          "B/1, B/2, L/2, XL/1, XL/2, 1p0B/1, 1p0B/2, 1p6B/1, 1p6B/2, mini; behind the slash pixels a token and axis",
          CLI_SAVED},
-        {NULL, "z_channels", CLI_INT, &o->z_channels, "32", "[1, 1024]", "channels of the latent", CLI_SAVED},
-        {NULL, "latent_side", CLI_INT, &o->latent_side, "16", "[1, 256]", "its rows and columns", CLI_SAVED},
-        {NULL, "classes", CLI_INT, &o->classes, "1000", "[1, 1000000]", "number of classes", CLI_SAVED},
+        {NULL, "z_channels", CLI_INT, &o->z_channels, "32", "[1, 1024]",
+         "channels of the latent; the latents tell them", CLI_SAVED},
+        {NULL, "latent_side", CLI_INT, &o->latent_side, "16", "[1, 256]",
+         "its rows and columns; the latents tell them", CLI_SAVED},
+        {NULL, "classes", CLI_INT, &o->classes, "1000", "[1, 1000000]",
+         "number of classes; the latents tell it, but for those of LightningDiT's own tools", CLI_SAVED},
         {NULL, "uncond", CLI_BOOL, &o->uncond, "0", NULL, "every image is of class 0: unconditional", CLI_SAVED},
         {NULL, "qk_norm", CLI_BOOL, &o->qk_norm, "0", NULL,
          "normalise queries and keys: for runs beyond 200,000 steps, from the first one on", CLI_SAVED},
@@ -121,7 +112,6 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
          "a control: each image has another one's label, so that labels say nothing", CLI_SAVED},
         {NULL, "stats_images", CLI_INT, &o->stats_images, "10000", "[1, inf)",
          "latents whose mean and deviation normalise all", CLI_SAVED},
-        {NULL, "seed", CLI_SIZE, &o->seed, "1", NULL, "seed of everything random", CLI_SAVED},
 
         {"Pictures", "grid_classes", CLI_STRING, &o->grid_classes, "207,360,387,974,88,979,417,279", NULL,
          "rows of the sample grid: classes with commas, or all", CLI_NOT_SAVED},
@@ -135,26 +125,10 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
         {NULL, "sample_shift", CLI_NUMBER, &o->sample_shift, "0.3", "[0, inf)",
          "time shift: below 1, more steps near the noise; 0: none", CLI_NOT_SAVED},
 
-        {"Machine", "workers", CLI_INT, &o->workers, "1", "[0, 256]",
-         "threads that prepare batches ahead; 0: the training thread does it", CLI_NOT_SAVED},
-        {NULL, "recompute", CLI_BOOL, &o->recompute, "0", NULL, "less memory for activations, a third more work",
-         CLI_NOT_SAVED},
-        {NULL, "zero", CLI_BOOL, &o->zero, "0", NULL,
-         "several processes: spread moments, averages and full-precision weights over them (ZeRO-1)", CLI_NOT_SAVED},
-        {NULL, "reduce_bf16", CLI_BOOL, &o->reduce_bf16, "0", NULL,
-         "several GPUs: average gradients in bf16, for slow links between machines; not with -zero 1", CLI_NOT_SAVED},
-        {NULL, "time_limit", CLI_INT, &o->time_limit, "600", "[1, inf)",
-         "several processes: seconds to wait for one another before giving up", CLI_NOT_SAVED},
-        {NULL, "log_every", CLI_INT, &o->log_every, "100", "[0, inf)", "steps between status lines; 0: at the end only",
-         CLI_NOT_SAVED},
-        {NULL, "grid_every", CLI_INT, &o->grid_every, "5000", "[0, inf)", "steps between pictures; 0: at the end only",
-         CLI_NOT_SAVED},
-        {NULL, "save_every", CLI_INT, &o->save_every, "5000", "[0, inf)",
-         "steps between checkpoints; 0: at the end only", CLI_NOT_SAVED},
     };
     int n = (int)(sizeof flags / sizeof flags[0]);
     memcpy(out, flags, sizeof flags);
-    return n;
+    return n + run_options_flags(&o->run, out + n);
 }
 
 // Reads the command line. Ends with a message when flags contradict each other.
@@ -163,10 +137,9 @@ void dit_options_parse(dit_options_t* o, cli_t* cli, int argc, char** argv) {
     int n = dit_options_flags(o, flags);
     cli_init(cli, "./train_dit", "Trains LightningDiT on the latents of a tokenizer; the same command resumes.", flags,
              n, dit_presets, DIT_PRESETS);
+    cli->notes = dit_status_help();
     cli_parse(cli, argc, argv);
-    if (o->zero && o->reduce_bf16) fatal("-zero 1 sends gradients in fp32; leave -reduce_bf16 out, or -zero");
-    if (o->extract && !o->tokenizer[0]) fatal("-extract 1 needs a tokenizer: give its checkpoint with -tokenizer");
-    if (o->extract && !o->data[0]) fatal("-extract 1 needs images: give their folder with -data");
+    run_options_check(&o->run);
     if (o->uncond) o->classes = 1;
     if (o->uncond && o->label_drop > 0) o->label_drop = 0;
 }
@@ -195,8 +168,8 @@ dit_config_t dit_options_config(const dit_options_t* o, int ranks) {
         fatal("-batch %d cannot be shared equally by %d processes; give a multiple of %d", o->batch, ranks, ranks);
     }
     c.batch = o->batch / ranks;
-    c.recompute = o->recompute;
-    c.zero = o->zero;
+    c.recompute = o->run.recompute;
+    c.zero = o->run.zero;
     c.w_cos = o->w_cos;
     c.lr = o->lr;
     c.beta1 = o->beta1;
@@ -205,6 +178,6 @@ dit_config_t dit_options_config(const dit_options_t* o, int ranks) {
     c.decay = o->decay;
     c.ema = o->ema;
     c.clip = dit_options_clip(o);
-    c.seed = o->seed;
+    c.seed = o->run.seed;
     return c;
 }

@@ -25,6 +25,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -42,6 +43,7 @@ typedef struct {
     const char* name;         // "torchrun", "mpirun", "srun"; NULL: this process was started alone
     int rank, size;           // this process, of how many
     int local_rank;           // its number on its machine, among the GPUs that it sees
+    int local_size;           // processes of the run on this machine
     char address[256];        // of rank 0; empty where the environment does not tell
     int port;
 } launcher_t;
@@ -61,35 +63,63 @@ static inline int launcher_number(const char* name, int missing) {
     return (int)value;
 }
 
+// The first machine of a list as Slurm writes them: "gpu[001-004,007],login2" begins with gpu001, "r[1-2]n[07,9]" with
+// r1n07.
+static inline void launcher_first_host(char* host, size_t size, const char* list) {
+    size_t n = 0;
+    for (const char* c = list; *c && *c != ','; c++) {
+        if (*c == '[') { // the first number in it, then what stands behind
+            for (c++; *c && !strchr("-,]", *c); c++) {
+                if (n + 1 < size) host[n++] = *c;
+            }
+            while (*c && *c != ']') c++;
+            if (!*c) break;
+        } else if (n + 1 < size) {
+            host[n++] = *c;
+        }
+    }
+    host[n] = 0;
+}
+
 // Where rank 0 is reached. Without MASTER_ADDR: this machine, where all processes are on it; else, under Slurm, the
-// machine that srun was called on.
+// first machine of the step, which may be another one than srun was called on.
 static inline void launcher_address(launcher_t* l) {
     const char* address = getenv("MASTER_ADDR");
-    int here = launcher_number("OMPI_COMM_WORLD_LOCAL_SIZE", 0) == l->size || // mpirun
-               launcher_number("MPI_LOCALNRANKS", 0) == l->size ||            // MPICH's
-               launcher_number("LOCAL_WORLD_SIZE", 0) == l->size ||           // torchrun
-               (!strcmp(l->name, "srun") && launcher_number("SLURM_STEP_NUM_NODES", 0) == 1);
-    if (!address && here) address = "127.0.0.1";
-    if (!address && !strcmp(l->name, "srun")) address = getenv("SLURM_LAUNCH_NODE_IPADDR");
-    snprintf(l->address, sizeof l->address, "%s", address ? address : "");
+    const char* nodes = getenv("SLURM_STEP_NODELIST");
+    if (!nodes) nodes = getenv("SLURM_JOB_NODELIST");
+    if (address) snprintf(l->address, sizeof l->address, "%s", address);
+    else if (l->local_size == l->size) snprintf(l->address, sizeof l->address, "127.0.0.1");
+    else if (!strcmp(l->name, "srun") && nodes) launcher_first_host(l->address, sizeof l->address, nodes);
     int job = launcher_number("SLURM_JOB_ID", 0) % 1000; // jobs that share a machine need a port each
     l->port = launcher_number("MASTER_PORT", 29500 + job);
     const char* agent = getenv("TORCHELASTIC_USE_AGENT_STORE");
     if (agent && !strcmp(agent, "True")) l->port++; // torchrun itself listens at MASTER_PORT
 }
 
+// How many processes share this machine. Slurm says how many tasks a machine has, "8(x2),4", or on how many machines
+// the step is.
+static inline int launcher_local_size(const launcher_t* l, const char* variable) {
+    if (strcmp(l->name, "srun")) return launcher_number(variable, 1);
+    if (launcher_number("SLURM_STEP_NUM_NODES", 0) == 1) return l->size;
+    const char* tasks = getenv(variable);
+    int size = tasks ? atoi(tasks) : 0;
+    return size > 0 ? size : 1;
+}
+
+// A batch script, a shell in an allocation and what they start are no tasks of srun, though they have most of its
+// variables: only a step has a number of tasks.
 static inline launcher_t launcher_read(void) {
-    static const struct { const char *name, *rank, *size, *local_rank; } known[5] = {
-        {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"},
-        {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
-        {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
-        {"srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"}, // of the allocation, where a step does not say
-        {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},     // MPICH's
+    static const struct { const char *name, *rank, *size, *local_rank, *local_size; } known[4] = {
+        {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"},
+        {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+         "OMPI_COMM_WORLD_LOCAL_SIZE"},
+        {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"},
+        {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"}, // MPICH's
     };
-    launcher_t l = {NULL, 0, 1, 0, "", 0};
-    for (int i = 0; i < 5; i++) {
+    launcher_t l = {NULL, 0, 1, 0, 1, "", 0};
+    for (int i = 0; i < 4; i++) {
         int size = launcher_number(known[i].size, 0), rank = launcher_number(known[i].rank, -1);
-        if (size == 0 || (rank < 0 && i >= 2)) continue; // a shell inside a Slurm allocation has a size and no rank
+        if (size == 0 || (rank < 0 && i >= 2)) continue;
         if (size == 1) return l;
         if (rank < 0 || rank >= size) {
             fatal(
@@ -102,12 +132,23 @@ static inline launcher_t launcher_read(void) {
         l.rank = rank;
         l.size = size;
         l.local_rank = launcher_number(known[i].local_rank, rank);
+        l.local_size = launcher_local_size(&l, known[i].local_size);
         const char* visible = getenv("CUDA_VISIBLE_DEVICES");
         if (visible && *visible && !strchr(visible, ',')) l.local_rank = 0; // each process sees its own GPU alone
         launcher_address(&l);
         return l;
     }
     return l;
+}
+
+// The cores that this process may keep busy, where `local_size` processes of the run share the machine: those that it
+// is bound to, or its part of those that all may use. Not OMP_NUM_THREADS, which torchrun sets to 1.
+static inline int machine_cores(int local_size) {
+    cpu_set_t set;
+    int online = (int)sysconf(_SC_NPROCESSORS_ONLN), mine = online;
+    if (!sched_getaffinity(0, sizeof set, &set)) mine = CPU_COUNT(&set);
+    int cores = mine <= online / local_size ? mine : mine / local_size;
+    return cores > 0 ? cores : 1;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

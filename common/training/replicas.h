@@ -8,7 +8,7 @@
 // Every function here is called by all processes together. Look next at common/training/comm.h and
 // common/models/params.h.
 #pragma once
-// defines: comm_t, comm_mean, comm_reduce_scatter_mean, comm_all_gather
+// defines: comm_t, comm_mean, comm_reduce_scatter_mean, comm_all_gather, comm_check_same
 #include "common/training/comm.h"
 // defines: params_t
 #include "common/models/params.h"
@@ -62,4 +62,31 @@ const floatS* replicas_collect(params_t* p, param_kind_t kind, comm_t* c, stream
     comm_all_gather(c, p->grads, p->shard * sizeof(floatS), s);
     stream_wait(s);
     return p->grads;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Are they still the same?
+
+// A hash of the weights that the operations read, FNV-1a on words of 64 bits.
+static inline uint64_t replicas_hash(uint64_t h, const params_t* p) {
+    const size_t piece = 1 << 20;
+    const char* at = (const char*)p->values;
+    size_t bytes = (p->table.total * sizeof(floatX)) / 8 * 8;
+    uint64_t* host = (uint64_t*)malloc_check(piece, "weights");
+    for (size_t done = 0; done < bytes; done += piece) {
+        size_t n = bytes - done < piece ? bytes - done : piece;
+        copy_to_host(host, at + done, n, 0);
+        for (size_t i = 0; i < n / 8; i++) h = (h ^ host[i]) * 1099511628211ull;
+    }
+    free(host);
+    return h;
+}
+
+// Ends the run when the weights of the ranks are not the same bits: nothing else would notice that one of them has gone
+// its own way.
+void replicas_check_same(const params_t* const* tables, int n, comm_t* c, int64_t step) {
+    if (!c || c->size == 1) return;
+    uint64_t h = 14695981039346656037ull;
+    for (int i = 0; i < n; i++) h = replicas_hash(h, tables[i]);
+    comm_check_same(c, h, step);
 }

@@ -1,30 +1,57 @@
-// run.h: what both training programs need around their loop: being asked to stop, resuming, saying what a run costs.
+// run.h: what both training programs need around their loop: saying what a run costs, being asked to stop, resuming,
+// writing.
 //
 // Look next at train_tokenizer.cu and train_dit.cu.
 #pragma once
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
 // defines: cli_t, cli_differences, cli_find
 #include "common/program/cli.h"
+// defines: clock_seconds
+#include "common/program/clock.h"
+// defines: make_folder
+#include "common/files/folder.h"
 // defines: comm_t, comm_sum_host
 #include "common/training/comm.h"
 // defines: safetensors_t, safetensors_open, safetensors_close
 #include "common/files/safetensors.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Sizes
+
+// "1.50 GiB" or "23.1 MiB"
+static inline const char* size_text(char* text, size_t bytes) { // (32)
+    if (bytes < (size_t)1 << 30) snprintf(text, 32, "%.1f MiB", bytes / 1048576.0);
+    else snprintf(text, 32, "%.2f GiB", bytes / 1073741824.0);
+    return text;
+}
+
+// "118.63 G" multiply-accumulates
+static inline const char* macs_text(char* text, double macs) { // (32)
+    const char* unit = macs < 1e12 ? (macs < 1e9 ? "M" : "G") : "T";
+    snprintf(text, 32, "%.2f %s", macs * (macs < 1e12 ? (macs < 1e9 ? 1e-6 : 1e-9) : 1e-12), unit);
+    return text;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Stopping
 
-static volatile sig_atomic_t stop_requested = 0;
+static volatile sig_atomic_t stop_signal = 0; // the signal that asked this process to stop; 0: none
 static inline void request_stop(int signal_number) {
     static volatile time_t first;
-    if (!stop_requested) first = time(NULL);
+    if (!stop_signal) first = time(NULL);
     if (time(NULL) > first + 1) { // not the same once more: timeout(1) and launchers send one twice
         signal(signal_number, SIG_DFL);
         raise(signal_number);
     }
-    stop_requested = 1;
+    stop_signal = signal_number;
 }
 
 // Ctrl-C and SIGTERM ask the loop to save and stop; another one, two seconds later, ends the program whatever it waits
@@ -35,6 +62,17 @@ static inline void run_catch_signals(void) {
     signal(SIGTERM, request_stop);
     signal(SIGXFSZ, SIG_IGN);
 }
+
+// Has the loop ended before its last step? Says so.
+static inline int run_was_stopped(int64_t step, int64_t steps) {
+    if (step == steps) return 0;
+    printf("stopped        at step %lld of %lld; the same command goes on\n", (long long)step, (long long)steps);
+    return 1;
+}
+
+// The exit code of a run that was stopped before its last step, so that `&&` goes no further: 128 and the number of the
+// signal, as shells count. A process that heard of it from another one takes SIGTERM's.
+static inline int run_exit_code(int stopped) { return stopped ? 128 + (stop_signal ? stop_signal : SIGTERM) : 0; }
 
 // Is something that happens every so many steps due after this one? The last step has everything.
 static inline int is_due(int64_t step, int every, int64_t steps) {
@@ -79,6 +117,40 @@ static inline void run_check_same_start(comm_t* comm, int64_t step, const char* 
           (long long)step, out);
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Writing
+
+// Makes the folder that a run writes into, and tries it before hours of work: a file can be made there, and `bytes`
+// more fit. Returns 1, or 0 with a sentence.
+static inline int run_try_folder(const char* folder, size_t bytes, char* error, size_t error_size) {
+    make_folder(folder);
+    char path[1024];
+    snprintf(path, sizeof path, "%.900s/.writable_%d", folder, (int)getpid());
+    int file = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (file < 0) {
+        snprintf(error, error_size, "cannot write into %s: %s; choose another folder", folder, strerror(errno));
+        return 0;
+    }
+    close(file);
+    unlink(path);
+    struct statvfs disk;
+    if (statvfs(folder, &disk)) return 1;
+    double room = (double)disk.f_bavail * (double)disk.f_frsize;
+    if (room >= (double)bytes) return 1;
+    snprintf(error, error_size, "%s has room for %.2f GiB, and what will be written needs %.2f GiB; make room, or "
+             "choose another folder", folder, room / 1073741824.0, (double)bytes / 1073741824.0);
+    return 0;
+}
+
+// "4.10 GiB in 3.2 s", of a file that was begun at `start`
+static inline const char* run_written(char* text, const char* path, double start) { // (64)
+    struct stat file;
+    char size[32];
+    size_t bytes = stat(path, &file) ? 0 : (size_t)file.st_size;
+    snprintf(text, 64, "%s in %.1f s", size_text(size, bytes), clock_seconds() - start);
+    return text;
+}
+
 // Where a run that had to end goes on, for messages.
 static inline const char* run_way_back(const char* checkpoint, const char* remedy, char* text, size_t size) {
     if (access(checkpoint, F_OK)) {
@@ -87,22 +159,5 @@ static inline const char* run_way_back(const char* checkpoint, const char* remed
         snprintf(text, size, "The last good checkpoint is %s: the same command with -change 1 and %s goes on from it",
                  checkpoint, remedy);
     }
-    return text;
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Sizes
-
-// "1.50 GiB" or "23.1 MiB"
-static inline const char* size_text(char* text, size_t bytes) { // (32)
-    if (bytes < (size_t)1 << 30) snprintf(text, 32, "%.1f MiB", bytes / 1048576.0);
-    else snprintf(text, 32, "%.2f GiB", bytes / 1073741824.0);
-    return text;
-}
-
-// "118.63 G" multiply-accumulates
-static inline const char* macs_text(char* text, double macs) { // (32)
-    const char* unit = macs < 1e12 ? (macs < 1e9 ? "M" : "G") : "T";
-    snprintf(text, 32, "%.2f %s", macs * (macs < 1e12 ? (macs < 1e9 ? 1e-6 : 1e-9) : 1e-12), unit);
     return text;
 }

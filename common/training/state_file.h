@@ -22,6 +22,15 @@ static inline int checkpoint_holds(const checkpoint_section_t* section, const pa
     return section->kind == PARAM_VALUE || t->offset >= section->params->first;
 }
 
+static inline size_t checkpoint_section_values(const checkpoint_section_t* section) {
+    const param_table_t* table = &section->params->table;
+    size_t values = 0;
+    for (int i = 0; i < table->n; i++) {
+        if (checkpoint_holds(section, &table->items[i])) values += table->items[i].count;
+    }
+    return values;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Writing
 

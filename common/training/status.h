@@ -1,24 +1,5 @@
 // status.h: what a training run shows: one line an interval for people, the same as a JSON line for programs.
-//
-// A line begins with the step and the images seen, and ends with
-//     img/s, wait       images a second; share of the time spent waiting for data
-//     left              time to the end of the run at this speed
-// What stands between is a table of columns. Losses, norms and weights are means over the interval. The JSON file is
-// locked, and every line in it is whole.
-//
-// A tokenizer (a dash where a stage has no such term):
-//     L1, LPIPS         mean |x - xhat| a value in [-1, 1] units; perceptual distance
-//     semantic          L_sem, distance of z from the latent of the frozen stage-1 encoder (stage 2)
-//     real, fake        mean logits of the discriminator; `hinge` its loss
-//     |rec|W, |gan|W    gradient norms of reconstruction and GAN loss at the decoder's last layer; omega_g the adaptive
-//                       weight that they give
-//     |rec|z, |sem|z    the same at the encoder's last layer for the semantic loss; omega_s its adaptive weight
-//     clip              chunks in which an adaptive weight was clipped since the last line
-//
-// LightningDiT:
-//     MSE, cosine       the two terms of the loss. Published curves show the MSE alone
-//     |grad|            norm of the gradient before clipping
-//     skip              steps in which the loss guard kept the weights, since the run began
+// The texts below, which -h prints, say what each column is. The JSON file is locked, and every line in it is whole.
 //
 // Look next at common/training/tokenizer.h and common/training/dit.h, where each number is defined, and at the programs
 // train_tokenizer.cu and train_dit.cu, the loops that fill the lines.
@@ -43,11 +24,42 @@
 
 enum { STATUS_HEADER_EVERY = 20 }; // lines between two headers
 
+// A line that has waited for data for this part of its time, and took so long, is worth a warning.
+#define STATUS_WAITS 0.2
+#define STATUS_WAITS_FROM 2.0 // seconds
+
+// What the columns are. -h prints it.
+#define STATUS_COLUMNS_HELP                                                                                           \
+    "step, images     done, of all; seen\n"                                                                           \
+    "img/s, wait      images a second; share of the time spent waiting for data\n"                                    \
+    "left             time to the end of the run at this speed\n"                                                     \
+    "Losses, norms and weights are means since the line before. The .jsonl file has more of them."
+static inline const char* tokenizer_status_help(void) {
+    return
+        "Columns of a status line (a dash: this stage has no such term)\n"
+        "L1, LPIPS        mean |x - xhat| a value, in units of [-1, 1]; perceptual distance\n"
+        "semantic         distance of the latent from that of the frozen encoder of stage 1 (stage 2)\n"
+        "real, fake       mean logits of the discriminator; hinge: its loss\n"
+        "|rec|W, |gan|W   gradient norms of reconstruction and GAN at the decoder's last layer; omega_g: the\n"
+        "                 adaptive weight that they give\n"
+        "|rec|z, |sem|z   the same at the encoder's last layer for the semantic loss; omega_s: its weight\n"
+        "clip             chunks in which an adaptive weight was clipped\n" STATUS_COLUMNS_HELP;
+}
+static inline const char* dit_status_help(void) {
+    return
+        "Columns of a status line\n"
+        "MSE, cosine      the two terms of the loss; published curves show the MSE alone\n"
+        "|grad|           norm of the gradient before clipping\n"
+        "skip             steps in which -guard kept the weights, since the run began\n" STATUS_COLUMNS_HELP;
+}
+
 typedef struct {
     int steps, lines;       // steps since the last line; lines printed
     double time, waited;    // when the last line was printed; seconds waited for data until then
     const char* json_path;
     int json, json_lost;    // descriptor; lines that could not be written
+    double interval, wait;  // seconds of the last line, and the share of them that went by in waiting for data
+    int warned;             // of waiting
 } status_t;
 
 // A number of a line: a column for people, a field for programs, or both.
@@ -57,7 +69,7 @@ typedef struct {
     const char* format; // printf's, for a double of this width
     const char* json;   // NULL: not in the file
     double value;
-    int absent;         // printed as a dash: this run has no such number
+    int absent;         // this run, or this line, has no such number: a dash, or a field that is left out
 } status_column_t;
 
 // Opens the JSON-lines file for appending. A run that is resumed goes on in the same file. The lock on it, which ends
@@ -91,9 +103,11 @@ static inline void status_append(status_t* status, const char* line) {
 }
 
 // A number in a column, or a dash. The format pads to `width`; a number that is too long for it gets an exponent
-// instead.
+// instead, and one that rounds to zero has no sign.
 static inline const char* status_cell(char* text, int width, const char* format, double value, int present) { // (32)
     int digits = width - 6 - (value < 0);
+    snprintf(text, 32, format, value);
+    if (strtod(text, NULL) == 0) value = 0;
     if (!present) snprintf(text, 32, "%*s", width, "-");
     else if (snprintf(text, 32, format, value) > width) snprintf(text, 32, "%.*e", digits > 0 ? digits : 0, value);
     return text;
@@ -122,7 +136,8 @@ void status_line(status_t* status, int64_t step, int64_t steps, int64_t images, 
     for (int i = 0; i < n; i++) {
         const status_column_t* c = &columns[i];
         if (c->header) printf(" %s", status_cell(cell, c->width, c->format, c->value, !c->absent));
-        if (c->json) json_append(&json, ", \"%s\": %.6g", c->json, c->value);
+        if (!c->json || (!c->header && c->absent)) continue;
+        json_append(&json, ", \"%s\": %.6g", c->json, c->value + 0.0); // no -0
     }
     printf(" %7.*f %3.0f%% %7s\n", speed < 1 ? 3 : 1, speed, 100 * wait, time_left);
     fflush(stdout);
@@ -132,6 +147,16 @@ void status_line(status_t* status, int64_t step, int64_t steps, int64_t images, 
     status->steps = 0;
     status->time = now;
     status->waited = waited;
+    status->interval = elapsed;
+    status->wait = wait;
+}
+
+// Has training waited for data so much that the user should know? Once in a run, and not for the first batches.
+static inline int status_waits(status_t* status) {
+    if (status->warned || status->lines < 2 || status->interval < STATUS_WAITS_FROM || status->wait < STATUS_WAITS) {
+        return 0;
+    }
+    return status->warned = 1;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -140,6 +165,8 @@ void status_line(status_t* status, int64_t step, int64_t steps, int64_t images, 
 typedef struct {
     status_t line;
     tokenizer_report_t sum; // of the reports since the last line
+    double psnr[2];         // of held-out images, by raw and averaged weights
+    int has_psnr;           // measured since the last line
 } tokenizer_status_t;
 
 void tokenizer_status_add(tokenizer_status_t* status, const tokenizer_report_t* report) {
@@ -175,9 +202,12 @@ void tokenizer_status_print(tokenizer_status_t* status, int64_t step, int64_t st
         {NULL, 0, NULL, "norm_adapter", r.norm[1] / n, 0},
         {NULL, 0, NULL, "norm_decoder", r.norm[2] / n, 0},
         {NULL, 0, NULL, "norm_discriminator", r.norm[3] / n, 0},
+        {NULL, 0, NULL, "psnr_raw", status->psnr[0], !status->has_psnr},
+        {NULL, 0, NULL, "psnr_averaged", status->psnr[1], !status->has_psnr},
     };
     status_line(&status->line, step, steps, images, batch, waited, columns, sizeof columns / sizeof columns[0]);
     memset(&status->sum, 0, sizeof status->sum);
+    status->has_psnr = 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,10 @@
 //     loss.discriminator.*                   discriminator with its BatchNorm buffers
 //     target.*                               stage 2: the frozen encoder and adapter that define z0
 //     latent.mean, latent.std                (z) of each latent channel, with the shipped (averaged) weights
-//     metadata                               format, stage, step, images, step counts, the configuration as JSON
+//     metadata                               format, stage, step, images, step counts, steps (to do in all),
+//                                            latent_step (at which mean and deviation were measured: a run that is
+//                                            stopped saves at once, with those of before; 0: a guess from one batch),
+//                                            the configuration as JSON
 // Everything random in a run is a function of (seed, step, image), so this is all that a bit-exact resume needs.
 //
 // A file is written under a temporary name, flushed, then renamed: whatever happens, the last good one stays. A file
@@ -30,6 +33,8 @@ typedef struct {
     int64_t t, disc_t;   // optimiser steps of both networks
     int64_t disc_batches; // batches that the discriminator's running statistics have seen
     const char* config;  // JSON; while reading, points into the open file
+    int64_t steps;       // to do in all; 0: the file does not say
+    int64_t latent_step; // at which mean and deviation of the latent were measured; 0: never, a guess from one batch
 } checkpoint_info_t;
 
 enum { CHECKPOINT_SECTIONS = 9 };
@@ -64,6 +69,8 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
     checkpoint_number(w, "adam_steps", t->params.t);
     checkpoint_number(w, "disc_adam_steps", t->disc_params.t);
     checkpoint_number(w, "disc_batches_tracked", t->disc.batches_tracked);
+    checkpoint_number(w, "steps", info->steps);
+    checkpoint_number(w, "latent_step", info->latent_step);
     safetensors_writer_metadata(w, "config", info->config);
     checkpoint_section_t sections[CHECKPOINT_SECTIONS];
     int n = checkpoint_sections(t, sections);
@@ -74,6 +81,15 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
     }
     checkpoint_declare(w, "", "latent.mean", 1, &t->z);
     checkpoint_declare(w, "", "latent.std", 1, &t->z);
+}
+
+// Bytes of the file, but for its header.
+static inline size_t checkpoint_file_bytes(tokenizer_t* t) {
+    checkpoint_section_t sections[CHECKPOINT_SECTIONS];
+    size_t values = 0;
+    int n = checkpoint_sections(t, sections);
+    for (int k = 0; k < n; k++) values += checkpoint_section_values(&sections[k]);
+    return values * sizeof(float);
 }
 
 // Writes the whole state; where several processes train, all of them call it, between two steps. On failure the old
@@ -130,6 +146,8 @@ checkpoint_info_t checkpoint_read_info(const safetensors_t* f, const char* path)
     info.stage = (int)checkpoint_metadata_number(f, path, "stage");
     info.step = checkpoint_metadata_number(f, path, "step");
     info.images = checkpoint_metadata_number(f, path, "images");
+    if (safetensors_metadata(f, "steps")) info.steps = checkpoint_metadata_number(f, path, "steps");
+    if (safetensors_metadata(f, "latent_step")) info.latent_step = checkpoint_metadata_number(f, path, "latent_step");
     info.config = safetensors_metadata(f, "config");
     if (!info.config) fatal("%s: metadata field \"config\" is missing; the file is damaged", path);
     return info;

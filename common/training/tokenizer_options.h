@@ -8,13 +8,17 @@
 #pragma once
 // defines: cli_t, cli_flag_t, cli_preset_t
 #include "common/program/cli.h"
+// defines: run_options_t, run_options_flags, run_options_check
+#include "common/training/run_options.h"
+// defines: tokenizer_status_help
+#include "common/training/status.h"
 // defines: tokenizer_config_t
 #include "common/training/tokenizer.h"
 
 typedef struct {
     // what to train, from what
-    const char *preset, *data, *out, *from, *encoder_weights, *lpips_weights, *export_path;
-    int stage, dry_run, restart, change, export_type;
+    const char *data, *from, *encoder_weights, *lpips_weights;
+    int stage;
     // the models
     const char *encoder, *ch_mult, *vgg_channels;
     int image_size, normalise, z_channels, adapter_hidden, ch, res_blocks, groups, ndf;
@@ -22,29 +26,24 @@ typedef struct {
     const char *steps, *lr, *disc_lr, *disc_start; // one value, or one a stage
     int batch, chunk, flip, sem_loss, sem_tensor, sem_measure, ema;
     double w_lpips, w_gan, w_sem, beta1, beta2, eps, ema0, ema1;
-    size_t seed;
-    // the machine
-    int workers, recompute, fold, zero, reduce_bf16, time_limit, log_every, grid_every, save_every, latent_images;
+    int fold, latent_images;
+    run_options_t run; // what train_dit has too
     // of this stage, from the lists above
     int64_t stage_steps, stage_disc_start;
     double stage_lr, stage_disc_lr;
 } options_t;
 
 enum { NORMALISE_OWN = 0, NORMALISE_OFF = 1 }; // -normalise
-enum { EXPORT_F32 = 0, EXPORT_F16 = 1 };       // -export_type
 
 // The flags' own defaults are the paper's f16d32 on ImageNet; a preset lists what differs from them.
 static const cli_setting_t preset_imagenet[] = {
-    {"log_every", "100"},        {"grid_every", "2000"},   {"save_every", "5000"},
-    {"latent_images", "10000"},  {"out", "runs/imagenet"}, {NULL, NULL}};
+    {"grid_every", "2000"}, {"latent_images", "10000"}, {"out", "runs/imagenet"}, {NULL, NULL}};
 static const cli_setting_t preset_imagenet_d64[] = {
-    {"z_channels", "64"},    {"adapter_hidden", "128"},     {"steps", "120000,340000,220000"}, {"log_every", "100"},
-    {"grid_every", "2000"},  {"save_every", "5000"},        {"latent_images", "10000"},
-    {"out", "runs/imagenet_d64"}, {NULL, NULL}};
+    {"z_channels", "64"},   {"adapter_hidden", "128"},  {"steps", "120000,340000,220000"},
+    {"grid_every", "2000"}, {"latent_images", "10000"}, {"out", "runs/imagenet_d64"}, {NULL, NULL}};
 static const cli_setting_t preset_imagenet_d64_star[] = {
     {"z_channels", "64"},    {"adapter_hidden", "128"},     {"steps", "120000,220000,200000"}, {"lr", "1e-4"},
-    {"disc_lr", "1e-4"},     {"w_sem", "0.5"},              {"log_every", "100"},
-    {"grid_every", "2000"},  {"save_every", "5000"},        {"latent_images", "10000"},
+    {"disc_lr", "1e-4"},     {"w_sem", "0.5"},              {"grid_every", "2000"},  {"latent_images", "10000"},
     {"out", "runs/imagenet_d64_star"}, {NULL, NULL}};
 // Fashion-MNIST at 32 pixels. w_gan is below the paper's 0.5: a discriminator this small, fed for a minute, mostly adds
 // noise at that weight (stage 1 after 400 steps on held-out images: 18.2 dB with 0.5, 21.3 dB with 0).
@@ -71,17 +70,12 @@ enum { OPTIONS_PRESETS = sizeof options_presets / sizeof options_presets[0], OPT
 // Fills the table. The texts are static; the values go into *o.
 int options_flags(options_t* o, cli_flag_t* out) {
     const cli_flag_t flags[] = {
-        {"What to train", "preset", CLI_PRESET, &o->preset, "mini", NULL,
-         "sets the flags listed at the end, unless they are given; the defaults below are those before a preset",
-         CLI_NOT_SAVED},
-        {NULL, "stage", CLI_INT, &o->stage, "1", "[1, 3]",
+        {"What to train", "stage", CLI_INT, &o->stage, "1", "[1, 3]",
          "1: adapter and decoder, encoder frozen; 2: all, with the semantic loss; 3: decoder alone", CLI_SAVED},
         {NULL, "data", CLI_STRING, &o->data, "", NULL,
          "folder of class folders with images, folder with IDX files, fashion-mnist, shapes (drawn), or auto: "
          "fashion-mnist where it is installed, else shapes",
          CLI_SAVED},
-        {NULL, "out", CLI_STRING, &o->out, "runs/tokenizer", NULL, "folder for checkpoints, logs and pictures",
-         CLI_NOT_SAVED},
         {NULL, "from", CLI_STRING, &o->from, "", NULL,
          "stages 2 and 3: checkpoint of the stage before; without it, the one in -out", CLI_NOT_SAVED},
         {NULL, "encoder_weights", CLI_STRING, &o->encoder_weights, "", NULL,
@@ -89,16 +83,6 @@ int options_flags(options_t* o, cli_flag_t* out) {
          CLI_NOT_SAVED},
         {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL,
          "VGG16 and LPIPS heads, one file or two (VGG16.pth,HEADS.pth); without it, random", CLI_NOT_SAVED},
-        {NULL, "dry_run", CLI_BOOL, &o->dry_run, "0", NULL, "print parameters, memory and cost, then stop",
-         CLI_NOT_SAVED},
-        {NULL, "restart", CLI_BOOL, &o->restart, "0", NULL, "begin the stage again although it has a checkpoint",
-         CLI_NOT_SAVED},
-        {NULL, "change", CLI_BOOL, &o->change, "0", NULL,
-         "resume although flags differ from the checkpoint's, such as a lower -lr", CLI_NOT_SAVED},
-        {NULL, "export", CLI_STRING, &o->export_path, "", NULL,
-         "write the tokenizer of this stage's checkpoint in -out to this file, averaged weights alone, then stop",
-         CLI_NOT_SAVED},
-        {NULL, "export_type", CLI_CHOICE, &o->export_type, "f32", "f32|f16", "type of its weights", CLI_NOT_SAVED},
 
         {"Models", "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL,
          "dinov2-s|b|l[-reg], mae-b|l, siglip2-b|l, mini", CLI_SAVED},
@@ -147,34 +131,16 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "ema", CLI_INT, &o->ema, "0", "[0, 1]", "number of the average that ships, and that starts stage 3",
          CLI_SAVED},
         {NULL, "flip", CLI_BOOL, &o->flip, "0", NULL, "mirror half of the training images", CLI_SAVED},
-        {NULL, "seed", CLI_SIZE, &o->seed, "1", NULL, "seed of everything random", CLI_SAVED},
 
-        {"Machine", "workers", CLI_INT, &o->workers, "1", "[0, 256]",
-         "threads that prepare images ahead; 0: the training thread does it", CLI_NOT_SAVED},
-        {NULL, "recompute", CLI_BOOL, &o->recompute, "0", NULL,
-         "stage 2: less memory for the encoder, a third more work there", CLI_NOT_SAVED},
         {NULL, "fold", CLI_BOOL, &o->fold, "1", NULL,
          "frozen encoder: fold resize, colours and LayerScale into its weights (less work, the same up to rounding)",
          CLI_SAVED},
-        {NULL, "zero", CLI_BOOL, &o->zero, "0", NULL,
-         "several processes: spread moments, averages and full-precision weights over them (ZeRO-1)", CLI_NOT_SAVED},
-        {NULL, "reduce_bf16", CLI_BOOL, &o->reduce_bf16, "0", NULL,
-         "several GPUs: average gradients in bf16, for slow links between machines; not with -zero 1", CLI_NOT_SAVED},
-        {NULL, "time_limit", CLI_INT, &o->time_limit, "600", "[1, inf)",
-         "several processes: seconds to wait for one another, also while one writes a checkpoint, before giving up",
-         CLI_NOT_SAVED},
-        {NULL, "log_every", CLI_INT, &o->log_every, "50", "[0, inf)", "steps between status lines; 0: at the end only",
-         CLI_NOT_SAVED},
-        {NULL, "grid_every", CLI_INT, &o->grid_every, "1000", "[0, inf)", "steps between pictures; 0: at the end only",
-         CLI_NOT_SAVED},
-        {NULL, "save_every", CLI_INT, &o->save_every, "1000", "[0, inf)",
-         "steps between checkpoints; 0: at the end only", CLI_NOT_SAVED},
         {NULL, "latent_images", CLI_INT, &o->latent_images, "512", "[1, inf)",
          "training images for the latent's mean and deviation in the checkpoint", CLI_SAVED},
     };
     int n = (int)(sizeof flags / sizeof flags[0]);
     memcpy(out, flags, sizeof flags);
-    return n;
+    return n + run_options_flags(&o->run, out + n);
 }
 
 // The value for `stage` in "a" or "a,b,c". Ends with a message when it is not as wanted.
@@ -200,6 +166,7 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
     int n = options_flags(o, flags);
     cli_init(cli, "./train_tokenizer", "Trains the AlignTok tokenizer, one stage a run; the same command resumes.",
              flags, n, options_presets, OPTIONS_PRESETS);
+    cli->notes = tokenizer_status_help();
     cli_parse(cli, argc, argv);
     o->stage_steps = (int64_t)options_for_stage("steps", o->steps, o->stage, 1, 1);
     o->stage_lr = options_for_stage("lr", o->lr, o->stage, 0, 0);
@@ -217,13 +184,7 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
               "2 or 3",
               o->from);
     }
-    if (o->zero && o->reduce_bf16) {
-        fatal("-zero 1 sends gradients in fp32; leave -reduce_bf16 out, or -zero");
-    }
-    if (!o->data[0] && !o->dry_run && !o->export_path[0]) {
-        fatal("preset %s needs images: -data FOLDER with one folder a class (or -data shapes to try the program)",
-              o->preset);
-    }
+    run_options_check(&o->run);
 }
 
 // The options of a saved configuration (a checkpoint's metadata). `path` is for messages.
@@ -282,9 +243,9 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     c.semantic_kind = (semantic_kind_t)o->sem_loss;
     c.semantic_tensor = (semantic_tensor_t)o->sem_tensor;
     c.semantic_measure = (semantic_measure_t)o->sem_measure;
-    c.recompute = o->recompute;
+    c.recompute = o->run.recompute;
     c.fold = o->fold;
-    c.zero = o->zero;
+    c.zero = o->run.zero;
     c.lr = o->stage_lr;
     c.disc_lr = o->stage_disc_lr;
     c.beta1 = o->beta1;

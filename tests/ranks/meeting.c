@@ -15,8 +15,8 @@ int main(int argc, char** argv) {
     const char* what = argv[2];
     launcher_t l = launcher_read();
     if (!strcmp(what, "read")) {
-        printf("%s rank %d of %d, local %d, at %s:%d\n", l.name ? l.name : "alone", l.rank, l.size, l.local_rank,
-               l.address, l.port);
+        printf("%s rank %d of %d, local %d of %d, at %s:%d\ncores %d\n", l.name ? l.name : "alone", l.rank, l.size,
+               l.local_rank, l.local_size, l.address, l.port, machine_cores(l.local_size));
         return 0;
     }
     if (!strcmp(what, "knock")) {

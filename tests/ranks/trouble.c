@@ -1,7 +1,9 @@
 // trouble.c: ranks that average again and again, until one of them does something it should not. tests/test_comm.sh
 // looks at how the others end.
 //
-// Usage: trouble TIME_LIMIT WHAT     what rank size - 1 does at its third step: fatal, kill, absent, leave, or nothing
+// Usage: trouble TIME_LIMIT WHAT     what rank size - 1 does at its third step: fatal, kill, absent, leave, differ (in
+//                                    the hash of its weights), late (it comes after the time limit to where that is
+//                                    no mistake), or nothing
 #include <signal.h>
 #include <unistd.h>
 
@@ -24,8 +26,12 @@ int main(int argc, char** argv) {
             if (!strcmp(what, "kill")) raise(SIGKILL);
             if (!strcmp(what, "absent")) sleep(60);
             if (!strcmp(what, "leave")) _exit(0);
+            if (!strcmp(what, "late")) sleep(4);
         }
+        if (!strcmp(what, "late")) comm_wait_for_all(&comm);
         comm_mean(&comm, values, 1000, s);
+        uint64_t hash = 0x123456789abcdefull + (!strcmp(what, "differ") && step == 3 && comm.rank == comm.size - 1);
+        comm_check_same(&comm, hash, step);
         if (comm_any(&comm, 0)) fatal("no flag was set");
     }
     comm_close(&comm);
