@@ -8,8 +8,8 @@
 // A run writes into one folder (-out): stageN.safetensors (the whole state, see
 // common/training/tokenizer_checkpoint.h), stageN.jsonl (every status line), stageN_STEP.png (held-out images above
 // their reconstructions), on a GPU algorithms.txt (common/training/algorithms.h). The same command again resumes where
-// it stopped, bit for bit. Ctrl-C and SIGTERM save at once and stop; the exit code is then 130 or 143, so that `&&` does
-// not start the next stage. A trained stage becomes one small file for use with
+// it stopped, bit for bit. Ctrl-C and SIGTERM save at once and stop; the exit code is then 130 or 143, so that `&&`
+// does not start the next stage. A trained stage becomes one small file for use with
 //     ./train_tokenizer -stage 3 -export FILE
 //
 // On several GPUs, one process each, which share -batch among them:
@@ -366,7 +366,7 @@ static void write_grid(run_t* run) {
     if (isnan(psnr[0]) || isnan(psnr[1])) {
         stop_not_finite(run, run->step, "The weights after this step are not saved");
     }
-    run->status.has_psnr = isfinite(psnr[0]) && isfinite(psnr[1]);
+    run->status.has_psnr = 1;
     char path[1200], error[IMAGE_ERROR_SIZE], step[32];
     snprintf(step, sizeof step, "%lld", (long long)run->step);
     snprintf(path, sizeof path, "%s/stage%d_%06lld.png", o->run.out, o->stage, (long long)run->step);
@@ -484,8 +484,8 @@ static void save(run_t* run, int in_a_hurry) {
     checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json,
                               run->steps, run->latent_step};
     char error[1024], written[64];
-    algorithms_save(o->run.out, &run->comm, run->stream);
     double measured = clock_seconds();
+    algorithms_save(o->run.out, &run->comm, run->stream);
     if (!checkpoint_save(run->checkpoint_path, t, &info, run->latent_mean, run->latent_std, error, sizeof error,
                          run->stream)) {
         fatal(

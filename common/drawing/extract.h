@@ -4,10 +4,10 @@
 // mirrored: no latent is ever mirrored, since the encoder is not symmetric. Latents are stored as they come; training
 // normalises them. The file format is LightningDiT's (common/data/latents.h).
 //
-// Images are numbered by lot, by a fixed permutation, so that the first N of them are of all classes. Process r of W
-// takes the images r, r + W, r + 2W, ...; a shard is so many of them. A shard that is there already, of the same
-// tokenizer, image set and size, is kept: so an extraction that was stopped goes on where it was.
-// While the device encodes one batch, the host reads and cuts the next. Look next at common/data/latents.h.
+// Process r of W takes the images r, r + W, r + 2W, ... (a part of a folder by lot: extract_image); a shard is so many
+// of them. A shard that is there already, of the same tokenizer, image set and size, is kept: so an extraction that was
+// stopped goes on where it was. While the device encodes one batch, the host reads and cuts the next. Look next at
+// common/data/latents.h.
 #pragma once
 #include <errno.h>
 #include <unistd.h>
@@ -24,14 +24,14 @@
 #include "common/files/folder.h"
 // defines: image_centre_crop_adm
 #include "common/data/crop.h"
+// defines: random_permute, RANDOM_DATA_ORDER
+#include "common/program/rng.h"
 // defines: latent_shard_t, latent_shard_*
 #include "common/data/latents.h"
 // defines: json_text_t, json_append_string
 #include "common/program/json.h"
 // defines: run_try_folder
 #include "common/training/run.h"
-// defines: random_permute, RANDOM_DATA_ORDER
-#include "common/program/rng.h"
 
 typedef struct {
     const char *data, *tokenizer, *latents;
