@@ -435,63 +435,68 @@ void cross_entropy(floatS* loss,         // (B)
                    double scale, int B, int C, stream_t s);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The diffusion transformer                                            dev/cpu/rmsnorm.h, rope.h, swiglu.h, condition.h
+// The diffusion transformer                                            dev/cpu/modulate.h, rope.h, swiglu.h, condition.h
 // Its residual stream is floatS, as in the reference, whose position table in fp32 makes it so. Modulation vectors
 // (shift, scale, gate) are pieces of the rows of one matrix that holds those of all blocks: image b's vector begins
 // `stride` values behind that of image b - 1, and so do their gradients.
 
-// RMSNorm and modulation: rstd = 1 / sqrt(mean over C of x^2 + eps);  n = x rstd weight;  out = n (1 + scale) + shift
-// (Zhang & Sennrich 2019; Peebles & Xie 2023; LightningDiT models/lightningdit.py)
-void rmsnorm_modulate_forward(floatX* out,          // (B, T, C)
-                              floatS* rstd,         // (B, T)
-                              const floatS* x,      // (B, T, C)
-                              const floatX* weight, // (C)
-                              const floatX* shift,  // (B, C) or NULL for 0
-                              const floatX* scale,  // (B, C)
-                              size_t stride, int B, int T, int C, double eps, stream_t s);
+// A norm and modulation: n = (x - mean) rstd weight,  rstd = 1 / sqrt(mean over C of (x - mean)^2 + eps);
+// out = n (1 + scale) + shift. LayerNorm where `mean` is given, RMSNorm (mean 0) where it is NULL; weight NULL: 1.
+// (Ba et al. 2016; Zhang & Sennrich 2019; Peebles & Xie 2023; LightningDiT models/lightningdit.py)
+void norm_modulate_forward(floatX* out,          // (B, T, C)
+                           floatS* mean,         // (B, T) LayerNorm, or NULL: RMSNorm
+                           floatS* rstd,         // (B, T)
+                           const floatS* x,      // (B, T, C)
+                           const floatX* weight, // (C) or NULL for 1
+                           const floatX* shift,  // (B, C) or NULL for 0
+                           const floatX* scale,  // (B, C)
+                           size_t stride, int B, int T, int C, double eps, stream_t s);
 
 // dx += the gradient through modulation and norm: the residual stream collects. dweight += over all rows; dshift = sum
 // over T of dout; dscale = sum over T of dout n.
-void rmsnorm_modulate_backward(floatS* dx,                     // (B, T, C) +=
-                               floatS* dweight,                // (C) or NULL
-                               floatX* dshift,                 // (B, C) or NULL
-                               floatX* dscale,                 // (B, C)
-                               const floatX* dout,             // (B, T, C)
-                               const floatS* x,                // (B, T, C)
-                               const floatX* weight,           // (C)
-                               const floatX* scale,            // (B, C)
-                               const floatS* rstd,             // (B, T)
-                               size_t stride, int B, int T, int C, stream_t s);
+void norm_modulate_backward(floatS* dx,                     // (B, T, C) +=
+                            floatS* dweight,                // (C) or NULL
+                            floatX* dshift,                 // (B, C) or NULL
+                            floatX* dscale,                 // (B, C)
+                            const floatX* dout,             // (B, T, C)
+                            const floatS* x,                // (B, T, C)
+                            const floatX* weight,           // (C) or NULL for 1
+                            const floatX* scale,            // (B, C)
+                            const floatS* mean,             // (B, T) or NULL, as in the forward
+                            const floatS* rstd,             // (B, T)
+                            size_t stride, int B, int T, int C, stream_t s);
 
 // A gated branch and the norm that follows it, in one pass: sum = x + gate branch;  out = the operation above of sum.
 // In place: sum may be x.
-void gated_rmsnorm_modulate_forward(floatS* sum,          // (B, T, C)
-                                    floatX* out,          // (B, T, C)
-                                    floatS* rstd,         // (B, T)
-                                    const floatS* x,      // (B, T, C) the residual stream
-                                    const floatX* branch, // (B, T, C)
-                                    const floatX* gate,   // (B, C)
-                                    const floatX* weight, // (C)
-                                    const floatX* shift,  // (B, C) or NULL for 0
-                                    const floatX* scale,  // (B, C)
-                                    size_t stride, int B, int T, int C, double eps, stream_t s);
+void gated_norm_modulate_forward(floatS* sum,          // (B, T, C)
+                                 floatX* out,          // (B, T, C)
+                                 floatS* mean,         // (B, T) LayerNorm, or NULL: RMSNorm
+                                 floatS* rstd,         // (B, T)
+                                 const floatS* x,      // (B, T, C) the residual stream
+                                 const floatX* branch, // (B, T, C)
+                                 const floatX* gate,   // (B, C)
+                                 const floatX* weight, // (C) or NULL for 1
+                                 const floatX* shift,  // (B, C) or NULL for 0
+                                 const floatX* scale,  // (B, C)
+                                 size_t stride, int B, int T, int C, double eps, stream_t s);
 
 // dsum += the gradient through modulation and norm (dsum then is the gradient of the stream, above and below the
 // branch); dbranch = gate dsum;  dgate = sum over T of dsum branch;  dweight, dshift, dscale as above.
-void gated_rmsnorm_modulate_backward(floatS* dsum,           // (B, T, C) +=
-                                     floatX* dbranch,        // (B, T, C)
-                                     floatX* dgate,          // (B, C)
-                                     floatS* dweight,        // (C) or NULL
-                                     floatX* dshift,         // (B, C) or NULL
-                                     floatX* dscale,         // (B, C)
-                                     const floatX* dout,     // (B, T, C)
-                                     const floatS* sum,      // (B, T, C)
-                                     const floatX* branch,   // (B, T, C)
-                                     const floatX* gate,     // (B, C)
-                                     const floatX* weight,   // (C)
-                                     const floatX* scale,    // (B, C)
-                                     const floatS* rstd,     // (B, T)
-                                     size_t stride, int B, int T, int C, stream_t s);
+void gated_norm_modulate_backward(floatS* dsum,           // (B, T, C) +=
+                                  floatX* dbranch,        // (B, T, C)
+                                  floatX* dgate,          // (B, C)
+                                  floatS* dweight,        // (C) or NULL
+                                  floatX* dshift,         // (B, C) or NULL
+                                  floatX* dscale,         // (B, C)
+                                  const floatX* dout,     // (B, T, C)
+                                  const floatS* sum,      // (B, T, C)
+                                  const floatX* branch,   // (B, T, C)
+                                  const floatX* gate,     // (B, C)
+                                  const floatX* weight,   // (C) or NULL for 1
+                                  const floatX* scale,    // (B, C)
+                                  const floatS* mean,     // (B, T) or NULL, as in the forward
+                                  const floatS* rstd,     // (B, T)
+                                  size_t stride, int B, int T, int C, stream_t s);
 
 // Queries and keys on their way to attention, in place. With QK-norm each head vector z becomes z rstd weight,
 // rstd = 1 / sqrt(mean over HS of z^2 + eps); then neighbours are rotated, pair p of token t by the angle whose cosine
@@ -676,7 +681,7 @@ void normal_rows(floatS* out, // (B, n)
 #include "common/cuda/resample.cuh"
 #include "common/cuda/pool.cuh"
 #include "common/cuda/loss.cuh"
-#include "common/cuda/rmsnorm.cuh"
+#include "common/cuda/modulate.cuh"
 #include "common/cuda/rope.cuh"
 #include "common/cuda/swiglu.cuh"
 #include "common/cuda/condition.cuh"
@@ -692,7 +697,7 @@ void normal_rows(floatS* out, // (B, n)
 #include "dev/cpu/conv.h"
 #include "dev/cpu/pool.h"
 #include "dev/cpu/loss.h"
-#include "dev/cpu/rmsnorm.h"
+#include "dev/cpu/modulate.h"
 #include "dev/cpu/rope.h"
 #include "dev/cpu/swiglu.h"
 #include "dev/cpu/condition.h"

@@ -13,8 +13,9 @@ typedef struct {
     params_t params;
     plan_t keep, work;
     size_t values;  // of all latents
+    size_t outputs; // of the network
     floatX* xt;     // (B, S, S, C)
-    floatX* dv;     // (B, S, S, C)
+    floatX* dv;     // (B, S, S, OC)
     floatS* t;      // (B)
     int* labels;    // (B)
     int B;
@@ -22,10 +23,12 @@ typedef struct {
 
 static inline void bed_poison(plan_t* plan) { memset(plan->memory, 0xFF, plan_bytes(plan)); } // NaN in every type
 
-// A configuration of the table for small latents; capitals in `options`: G GELU, N no shift, Q QK-norm.
+// A configuration of the table for small latents; capitals in `options`: D as DiT, G GELU, N no
+// shift, Q QK-norm.
 static inline lightningdit_config_t bed_config(const char* id, const char* options) {
     lightningdit_config_t c = *lightningdit_config_find(id);
-    c.mlp_gelu = strchr(options, 'G') != NULL;
+    c.classic = c.sigma = strchr(options, 'D') != NULL;
+    c.mlp_gelu = c.classic || strchr(options, 'G');
     c.no_shift = strchr(options, 'N') != NULL;
     c.qk_norm = strchr(options, 'Q') != NULL;
     c.C = 5;
@@ -44,9 +47,10 @@ static inline void bed_make(bed_t* m, lightningdit_config_t config, int B, int t
     size_t first = train ? lightningdit_first_trained(&m->dit) : m->params.table.total;
     params_allocate(&m->params, first, 0, "parameters");
     m->values = (size_t)B * config.side * config.side * config.C;
+    m->outputs = m->values * (config.sigma ? 2 : 1);
     lightningdit_plan(&m->dit, &m->keep, B, train);
     plan_floatX(&m->keep, &m->xt, m->values, "xt");
-    plan_floatX(&m->keep, &m->dv, m->values, "dv");
+    plan_floatX(&m->keep, &m->dv, m->outputs, "dv");
     plan_floatS(&m->keep, &m->t, (size_t)B, "t");
     plan_int(&m->keep, &m->labels, (size_t)B, "labels");
     lightningdit_plan_work(&m->dit, &m->work);
@@ -57,7 +61,7 @@ static inline void bed_make(bed_t* m, lightningdit_config_t config, int B, int t
     lightningdit_init(&m->dit, &m->params, 11);
     lightningdit_set_tables(&m->dit, &m->params);
     for (size_t i = 0; i < m->values; i++) m->xt[i] = (floatX)test_normal();
-    for (size_t i = 0; i < m->values; i++) m->dv[i] = (floatX)test_normal();
+    for (size_t i = 0; i < m->outputs; i++) m->dv[i] = (floatX)test_normal();
     for (int b = 0; b < B; b++) m->t[b] = (floatS)(0.5 * test_uniform() + 0.5);
     for (int b = 0; b < B; b++) m->labels[b] = b % 3 == 1 ? config.classes : 2; // a repeated label and no class
 }
@@ -90,7 +94,7 @@ static inline void bed_randomise(bed_t* m) {
 static inline void bed_copy(bed_t* to, const bed_t* from) {
     memcpy(to->params.values, from->params.values, from->params.table.total * sizeof(floatX));
     memcpy(to->xt, from->xt, to->values * sizeof(floatX));
-    memcpy(to->dv, from->dv, to->values * sizeof(floatX));
+    memcpy(to->dv, from->dv, to->outputs * sizeof(floatX));
     memcpy(to->t, from->t, to->B * sizeof(floatS));
     memcpy(to->labels, from->labels, to->B * sizeof(int));
 }

@@ -13,7 +13,7 @@
 double objective(void* context) {
     bed_t* m = (bed_t*)context;
     bed_forward(m);
-    return dot(m->dit.v, m->dv, m->values);
+    return dot(m->dit.v, m->dv, m->outputs);
 }
 
 void test_chain(const char* id, const char* options, int recompute) {
@@ -52,6 +52,8 @@ int main(int argc, char** argv) {
     if (test_case("patch 2, QK-norm")) { test_chain("tiny/2", "Q", 0); test_end_case(); }
     if (test_case("patch 1, no shift")) { test_chain("tiny/1", "N", 0); test_end_case(); }
     if (test_case("patch 2, GELU, QK-norm, no shift")) { test_chain("tiny/2", "GNQ", 0); test_end_case(); }
+    if (test_case("patch 2, as DiT")) { test_chain("tiny/2", "D", 0); test_end_case(); }
+    if (test_case("patch 1, as DiT, recompute")) { test_chain("tiny/1", "D", 1); test_end_case(); }
     if (test_case("patch 1, QK-norm, recompute")) { test_chain("tiny/1", "Q", 1); test_end_case(); }
     return test_finish();
 }

@@ -11,6 +11,11 @@
 // (Peebles & Xie 2023; Yao et al. 2025; RMSNorm: Zhang & Sennrich 2019; SwiGLU: Shazeer 2020; rotary positions: Su et
 // al. 2021.) Variants: an MLP with tanh GELU for SwiGLU, a modulation without shifts, and QK-norm.
 //
+// DiT (Peebles & Xie 2023) and SiT (Ma et al. 2024) are the same transformer with the settings `classic` and `sigma`:
+// LayerNorm without weight, an MLP with tanh GELU, no rotation; and twice as many output channels as the latent has,
+// the second half for a variance. SiT's is not used. DiT predicts the noise of a diffusion process of 1000 times 0 to
+// 999 instead of a velocity: what an output means is no matter of this file (common/drawing/ddpm_sampler.h).
+//
 // One matrix product each way. s is the same for all blocks, so the modulation matrices of all blocks and of the final
 // layer stand one behind the other in memory, as do their biases, and are multiplied at once: (B, D) x (D, M), with
 // M = 6 D depth + 2 D. Block i's six vectors are a piece of each row of the result, and so are their gradients.
@@ -37,7 +42,7 @@
 #include "common/models/params.h"
 // defines: plan_t, plan_floatX, plan_floatS, plan_mark, plan_rewind
 #include "common/models/plan.h"
-// defines: matmul_*, rmsnorm_modulate_*, gated_rmsnorm_modulate_*, qknorm_rope_*, attention_*, swiglu_*, ...
+// defines: matmul_*, norm_modulate_*, gated_norm_modulate_*, qknorm_rope_*, attention_*, swiglu_*, ...
 #include "common/ops.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -50,28 +55,35 @@ typedef struct {
     int mlp_gelu;         // 1: fc2(gelu(fc1)) of width 4 dim; 0: SwiGLU
     int no_shift;         // 1: four modulation vectors a block, without the two shifts
     int qk_norm;          // 1: RMSNorm of each head's query and key
+    int classic;          // 1: as DiT: LayerNorm without weight for RMSNorm, no rotation; comes with mlp_gelu
+    int sigma;            // 1: 2 C channels come out
     int C, side, classes; // channels and side of the latent, number of classes: set by the caller
 } lightningdit_config_t;
 
 #define LIGHTNINGDIT_NORM_EPS 1e-6 // of every norm
 #define LIGHTNINGDIT_THETA 10000.0 // of both position systems
 
-//   id        depth  dim heads patch
+//   id        depth  dim heads patch mlp_gelu no_shift qk_norm classic sigma
 static const lightningdit_config_t lightningdit_configs[] = {
-    {"B/1",      12,  768, 12, 1, 0, 0, 0, 0, 0, 0},
-    {"B/2",      12,  768, 12, 2, 0, 0, 0, 0, 0, 0},
-    {"L/2",      24, 1024, 16, 2, 0, 0, 0, 0, 0, 0},
-    {"XL/1",     28, 1152, 16, 1, 0, 0, 0, 0, 0, 0},
-    {"XL/2",     28, 1152, 16, 2, 0, 0, 0, 0, 0, 0},
-    {"1p0B/1",   24, 1536, 24, 1, 0, 0, 0, 0, 0, 0},
-    {"1p0B/2",   24, 1536, 24, 2, 0, 0, 0, 0, 0, 0},
-    {"1p6B/1",   28, 1792, 28, 1, 0, 0, 0, 0, 0, 0},
-    {"1p6B/2",   28, 1792, 28, 2, 0, 0, 0, 0, 0, 0},
+    {"B/1",      12,  768, 12, 1, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"B/2",      12,  768, 12, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"L/2",      24, 1024, 16, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"XL/1",     28, 1152, 16, 1, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"XL/2",     28, 1152, 16, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"1p0B/1",   24, 1536, 24, 1, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"1p0B/2",   24, 1536, 24, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"1p6B/1",   28, 1792, 28, 1, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"1p6B/2",   28, 1792, 28, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+    // DiT and SiT, on the latents of a Stable Diffusion autoencoder
+    {"DiT-S/2",  12,  384,  6, 2, 1, 0, 0, 1, 1, 0, 0, 0},
+    {"DiT-B/2",  12,  768, 12, 2, 1, 0, 0, 1, 1, 0, 0, 0},
+    {"DiT-L/2",  24, 1024, 16, 2, 1, 0, 0, 1, 1, 0, 0, 0},
+    {"DiT-XL/2", 28, 1152, 16, 2, 1, 0, 0, 1, 1, 0, 0, 0},
     // for the latents of the miniature tokenizer
-    {"mini",      6,  128,  4, 1, 0, 0, 0, 0, 0, 0},
+    {"mini",      6,  128,  4, 1, 0, 0, 0, 0, 0, 0, 0, 0},
     // As small as a test can use. SwiGLU is 106 wide: no multiple of 8.
-    {"tiny/1",    2,   40,  2, 1, 0, 0, 0, 0, 0, 0},
-    {"tiny/2",    2,   40,  2, 2, 0, 0, 0, 0, 0, 0},
+    {"tiny/1",    2,   40,  2, 1, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"tiny/2",    2,   40,  2, 2, 0, 0, 0, 0, 0, 0, 0, 0},
 };
 enum { LIGHTNINGDIT_CONFIGS = sizeof lightningdit_configs / sizeof lightningdit_configs[0] };
 
@@ -97,6 +109,10 @@ static inline int lightningdit_padded_hidden(const lightningdit_config_t* c) {
     return (lightningdit_hidden(c) + PARAM_ALIGNMENT - 1) / PARAM_ALIGNMENT * PARAM_ALIGNMENT;
 }
 static inline int lightningdit_token_values(const lightningdit_config_t* c) { return c->patch * c->patch * c->C; }
+static inline int lightningdit_out_channels(const lightningdit_config_t* c) { return (c->sigma ? 2 : 1) * c->C; }
+static inline int lightningdit_out_values(const lightningdit_config_t* c) {
+    return c->patch * c->patch * lightningdit_out_channels(c);
+}
 
 // Modulation vectors of a block, and the length M of all blocks' and the final layer's together.
 static inline int lightningdit_block_vectors(const lightningdit_config_t* c) { return c->no_shift ? 4 : 6; }
@@ -115,7 +131,7 @@ typedef struct {
     size_t norm2_weight, w12_weight, w12_bias, w3_weight, w3_bias;
     // activations
     floatS* x;         // (B, T, D) the residual stream where the block begins
-    floatS* rstd1;     // (B, T)
+    floatS *mean1, *rstd1; // (B, T) mean1: of a LayerNorm
     floatX* norm1;     // (B, T, D) normalised and modulated
     floatX* qkv;       // (B, T, 3, NH, HS), queries and keys rotated
     floatX* raw;       // (B, T, 2, NH, HS) queries and keys before QK-norm
@@ -124,7 +140,7 @@ typedef struct {
     floatS* lse;       // (B, NH, T)
     floatX* proj;      // (B, T, D)
     floatS* middle;    // (B, T, D) the residual stream between attention and MLP
-    floatS* rstd2;     // (B, T)
+    floatS *mean2, *rstd2; // (B, T)
     floatX* norm2;     // (B, T, D)
     floatX* pre;       // (B, T, 2 Fp), or (B, T, F) before the GELU
     floatX* hidden;    // (B, T, Fp)
@@ -156,8 +172,8 @@ typedef struct {
     const floatX* embedded; // columns, or the caller's latent, which is the same where patch is 1
     const int* labels;      // (B) the caller's
     floatX* patches;        // (B, T, D)
-    floatX* tokens;         // (B, T, patch^2 C) at the end, and their gradient, where patch > 1
-    floatX* v;              // (B, S, S, C) the output
+    floatX* tokens;         // (B, T, patch^2 OC) at the end, and their gradient, where patch > 1
+    floatX* v;              // (B, S, S, OC) the output: OC is C, or 2 C with `sigma`
     floatS* dstream;        // (B, T, D) gradient of the residual stream
     floatX* dnorm;          // (B, T, D) of a norm's output; of the attention's output
     floatX* dbranch;        // (B, T, D) of what a branch adds to the stream
@@ -192,14 +208,14 @@ void lightningdit_register_block(lightningdit_block_t* b, const lightningdit_con
                                  const char* prefix) {
     init_t zero = init_constant(0), one = init_constant(1);
     int D = c->dim, HS = c->dim / c->heads;
-    b->norm1_weight = param_vector(table, prefix, "norm1.weight", D, one);
+    if (!c->classic) b->norm1_weight = param_vector(table, prefix, "norm1.weight", D, one);
     b->qkv_weight = param_matrix(table, prefix, "attn.qkv.weight", 3 * D, D, lightningdit_xavier(D, 3 * D));
     b->qkv_bias = param_vector(table, prefix, "attn.qkv.bias", 3 * D, zero);
     if (c->qk_norm) b->q_norm = param_vector(table, prefix, "attn.q_norm.weight", HS, one);
     if (c->qk_norm) b->k_norm = param_vector(table, prefix, "attn.k_norm.weight", HS, one);
     b->proj_weight = param_matrix(table, prefix, "attn.proj.weight", D, D, lightningdit_xavier(D, D));
     b->proj_bias = param_vector(table, prefix, "attn.proj.bias", D, zero);
-    b->norm2_weight = param_vector(table, prefix, "norm2.weight", D, one);
+    if (!c->classic) b->norm2_weight = param_vector(table, prefix, "norm2.weight", D, one);
     lightningdit_register_mlp(b, c, table, prefix);
 }
 
@@ -240,6 +256,9 @@ static inline void lightningdit_check(const lightningdit_config_t* c) {
         fatal("diffusion transformer %s is %d wide with %d heads; the width has to be a multiple of 8, and a head's a "
               "multiple of 4", c->id, c->dim, c->heads);
     }
+    if (c->classic && (!c->mlp_gelu || c->qk_norm)) {
+        fatal("diffusion transformer %s: a transformer like DiT has an MLP with GELU and no QK-norm", c->id);
+    }
     if (c->C < 1 || c->classes < 1 || c->patch < 1 || c->side < c->patch || c->side % c->patch) {
         fatal("diffusion transformer %s cannot take latents of %d x %d x %d values and %d classes; the side has to be "
               "a multiple of %d, channels and classes at least 1", c->id, c->side, c->side, c->C, c->classes, c->patch);
@@ -252,7 +271,7 @@ void lightningdit_register(lightningdit_t* m, param_table_t* table, const char* 
     const lightningdit_config_t* c = &m->config;
     lightningdit_check(c);
     char name[PARAM_NAME];
-    int D = c->dim, P = c->patch, values = lightningdit_token_values(c);
+    int D = c->dim, P = c->patch, values = lightningdit_token_values(c), out = lightningdit_out_values(c);
     init_t zero = init_constant(0), normal = init_normal(0, 0.02);
     param_name(name, prefix, "pos_embed");
     m->pos_embed = param_add(table, name, 3, 1, lightningdit_tokens(c), D, 0, LAYOUT_PLAIN, zero);
@@ -270,9 +289,10 @@ void lightningdit_register(lightningdit_t* m, param_table_t* table, const char* 
         lightningdit_register_block(&m->blocks[i], c, table, lightningdit_prefix(c, name, prefix, i));
     }
     init_t one = init_constant(1);
-    m->blocks[c->depth].norm1_weight = param_vector(table, prefix, "final_layer.norm_final.weight", D, one);
-    m->linear_weight = param_matrix(table, prefix, "final_layer.linear.weight", values, D, zero);
-    m->linear_bias = param_vector(table, prefix, "final_layer.linear.bias", values, zero);
+    lightningdit_block_t* last = &m->blocks[c->depth];
+    if (!c->classic) last->norm1_weight = param_vector(table, prefix, "final_layer.norm_final.weight", D, one);
+    m->linear_weight = param_matrix(table, prefix, "final_layer.linear.weight", out, D, zero);
+    m->linear_bias = param_vector(table, prefix, "final_layer.linear.bias", out, zero);
 }
 
 // Where the trained tensors begin: everything but the position table.
@@ -282,7 +302,8 @@ static inline size_t lightningdit_first_trained(const lightningdit_t* m) { retur
 size_t lightningdit_macs(const lightningdit_t* m) {
     const lightningdit_config_t* c = &m->config;
     size_t D = c->dim, T = lightningdit_tokens(c), mlp = (c->mlp_gelu ? 2 : 3) * (size_t)lightningdit_hidden(c) * D;
-    size_t token = 4 * D * D + mlp + 2 * T * D, ends = 2 * D * lightningdit_token_values(c);
+    size_t token = 4 * D * D + mlp + 2 * T * D;
+    size_t ends = D * (lightningdit_token_values(c) + lightningdit_out_values(c));
     return c->depth * T * token + T * ends + lightningdit_modulations(c) * D + 256 * D + D * D;
 }
 
@@ -362,6 +383,7 @@ void lightningdit_plan_stream(lightningdit_t* m, plan_t* plan, int i) {
     lightningdit_block_t* b = &m->blocks[i];
     size_t rows = (size_t)m->capacity * m->T;
     plan_floatS(plan, &b->x, rows * m->config.dim, "dit.x");
+    if (m->config.classic) plan_floatS(plan, &b->mean1, rows, "dit.mean1");
     plan_floatS(plan, &b->rstd1, rows, "dit.rstd1");
 }
 
@@ -379,6 +401,7 @@ void lightningdit_plan_branches(lightningdit_t* m, plan_t* plan, int i) {
     plan_floatS(plan, &b->lse, rows * c->heads, "dit.lse");
     plan_floatX(plan, &b->proj, rows * D, "dit.proj");
     plan_floatS(plan, &b->middle, rows * D, "dit.middle");
+    if (c->classic) plan_floatS(plan, &b->mean2, rows, "dit.mean2");
     plan_floatS(plan, &b->rstd2, rows, "dit.rstd2");
     plan_floatX(plan, &b->norm2, rows * D, "dit.norm2");
     plan_floatX(plan, &b->pre, rows * (c->mlp_gelu ? 1 : 2) * Fp, "dit.pre");
@@ -410,7 +433,7 @@ void lightningdit_plan(lightningdit_t* m, plan_t* keep, int B, int train) {
     size_t rows = (size_t)B * m->T;
     plan_floatS(keep, &m->positions, (size_t)m->T * c->dim, "dit.positions");
     plan_floatS(keep, &m->rope, (size_t)m->T * (c->dim / c->heads), "dit.rope");
-    plan_floatX(keep, &m->v, rows * lightningdit_token_values(c), "dit.v");
+    plan_floatX(keep, &m->v, rows * lightningdit_out_values(c), "dit.v");
     lightningdit_plan_condition(m, keep);
     if (!train) return;
     if (c->patch > 1) plan_floatX(keep, &m->columns, rows * lightningdit_token_values(c), "dit.columns");
@@ -437,7 +460,7 @@ void lightningdit_plan_work(lightningdit_t* m, plan_t* work) {
     size_t B = m->capacity, rows = B * m->T, D = c->dim, Fp = lightningdit_padded_hidden(c);
     size_t wide = (c->mlp_gelu ? 1 : 2) * Fp, values = lightningdit_token_values(c);
     plan_floatX(work, &m->patches, rows * D, "dit.patches");
-    if (c->patch > 1) plan_floatX(work, &m->tokens, rows * values, "dit.tokens");
+    if (c->patch > 1) plan_floatX(work, &m->tokens, rows * lightningdit_out_values(c), "dit.tokens");
     if (c->patch > 1 && !m->train) plan_floatX(work, &m->columns, rows * values, "dit.columns");
     if (!m->train || m->recompute) lightningdit_plan_shared_block(m, work);
     if (!m->train) return;
@@ -483,13 +506,21 @@ void lightningdit_condition_forward(lightningdit_t* m, const params_t* p, const 
                    params_at(p, m->blocks[0].adaln_bias), B, D, m->M, s);
 }
 
+// The weight of a norm and its gradient: NULL where the norms have none.
+static inline const floatX* lightningdit_norm_weight(const lightningdit_t* m, const params_t* p, size_t offset) {
+    return m->config.classic ? NULL : params_at(p, offset);
+}
+static inline floatS* lightningdit_norm_grad(const lightningdit_t* m, const params_t* p, size_t offset) {
+    return m->config.classic ? NULL : params_grad(p, offset);
+}
+
 // norm1 of block i of the stream that stands in its x.
 static inline void lightningdit_norm1_forward(lightningdit_t* m, const params_t* p, int i, stream_t s) {
     lightningdit_block_t* b = &m->blocks[i];
-    rmsnorm_modulate_forward(b->norm1, b->rstd1, b->x, params_at(p, b->norm1_weight),
-                             lightningdit_vector(m, m->modulation, i, DIT_SHIFT1),
-                             lightningdit_vector(m, m->modulation, i, DIT_SCALE1), m->M, m->B, m->T, m->config.dim,
-                             LIGHTNINGDIT_NORM_EPS, s);
+    norm_modulate_forward(b->norm1, b->mean1, b->rstd1, b->x, lightningdit_norm_weight(m, p, b->norm1_weight),
+                          lightningdit_vector(m, m->modulation, i, DIT_SHIFT1),
+                          lightningdit_vector(m, m->modulation, i, DIT_SCALE1), m->M, m->B, m->T, m->config.dim,
+                          LIGHTNINGDIT_NORM_EPS, s);
 }
 
 // From the latent to the tokens and their first norm.
@@ -537,15 +568,19 @@ void lightningdit_branches_forward(lightningdit_t* m, const params_t* p, int i, 
     int D = c->dim, NH = c->heads, HS = D / NH;
     size_t rows = (size_t)m->B * m->T;
     matmul_forward(b->qkv, b->norm1, params_at(p, b->qkv_weight), params_at(p, b->qkv_bias), rows, D, 3 * D, s);
-    qknorm_rope_forward(b->qkv, b->raw, b->qk_rstd, lightningdit_qk_weight(m, p, b->q_norm),
-                        lightningdit_qk_weight(m, p, b->k_norm), m->rope, m->B, m->T, NH, HS, LIGHTNINGDIT_NORM_EPS, s);
+    if (!c->classic) {
+        qknorm_rope_forward(b->qkv, b->raw, b->qk_rstd, lightningdit_qk_weight(m, p, b->q_norm),
+                            lightningdit_qk_weight(m, p, b->k_norm), m->rope, m->B, m->T, NH, HS,
+                            LIGHTNINGDIT_NORM_EPS, s);
+    }
     attention_forward(b->attention, b->lse, b->qkv, m->B, m->T, NH, HS, s);
     matmul_forward(b->proj, b->attention, params_at(p, b->proj_weight), params_at(p, b->proj_bias), rows, D, D, s);
-    gated_rmsnorm_modulate_forward(b->middle, b->norm2, b->rstd2, b->x, b->proj,
-                                   lightningdit_vector(m, m->modulation, i, DIT_GATE1), params_at(p, b->norm2_weight),
-                                   lightningdit_vector(m, m->modulation, i, DIT_SHIFT2),
-                                   lightningdit_vector(m, m->modulation, i, DIT_SCALE2), m->M, m->B, m->T, D,
-                                   LIGHTNINGDIT_NORM_EPS, s);
+    gated_norm_modulate_forward(b->middle, b->norm2, b->mean2, b->rstd2, b->x, b->proj,
+                                lightningdit_vector(m, m->modulation, i, DIT_GATE1),
+                                lightningdit_norm_weight(m, p, b->norm2_weight),
+                                lightningdit_vector(m, m->modulation, i, DIT_SHIFT2),
+                                lightningdit_vector(m, m->modulation, i, DIT_SCALE2), m->M, m->B, m->T, D,
+                                LIGHTNINGDIT_NORM_EPS, s);
     lightningdit_mlp_forward(m, p, i, s);
 }
 
@@ -554,8 +589,9 @@ static inline void lightningdit_final_forward(lightningdit_t* m, const params_t*
     const lightningdit_config_t* c = &m->config;
     floatX* tokens = c->patch > 1 ? m->tokens : m->v;
     matmul_forward(tokens, m->blocks[c->depth].norm1, params_at(p, m->linear_weight), params_at(p, m->linear_bias),
-                   (size_t)m->B * m->T, c->dim, lightningdit_token_values(c), s);
-    if (c->patch > 1) unpatchify_forward(m->v, tokens, m->B, c->side, c->side, c->C, c->patch, s);
+                   (size_t)m->B * m->T, c->dim, lightningdit_out_values(c), s);
+    if (c->patch == 1) return;
+    unpatchify_forward(m->v, tokens, m->B, c->side, c->side, lightningdit_out_channels(c), c->patch, s);
 }
 
 // Writes m->v. What the backward needs of the caller's must live until then: labels and, where patch is 1, xt. Without
@@ -574,12 +610,12 @@ void lightningdit_forward(lightningdit_t* m, const params_t* p,
         lightningdit_block_t* b = &m->blocks[i];
         lightningdit_block_t* next = &m->blocks[i + 1];
         lightningdit_branches_forward(m, p, i, s);
-        gated_rmsnorm_modulate_forward(next->x, next->norm1, next->rstd1, b->middle, b->mlp,
-                                       lightningdit_vector(m, m->modulation, i, DIT_GATE2),
-                                       params_at(p, next->norm1_weight),
-                                       lightningdit_vector(m, m->modulation, i + 1, DIT_SHIFT1),
-                                       lightningdit_vector(m, m->modulation, i + 1, DIT_SCALE1), m->M, B, m->T,
-                                       m->config.dim, LIGHTNINGDIT_NORM_EPS, s);
+        gated_norm_modulate_forward(next->x, next->norm1, next->mean1, next->rstd1, b->middle, b->mlp,
+                                    lightningdit_vector(m, m->modulation, i, DIT_GATE2),
+                                    lightningdit_norm_weight(m, p, next->norm1_weight),
+                                    lightningdit_vector(m, m->modulation, i + 1, DIT_SHIFT1),
+                                    lightningdit_vector(m, m->modulation, i + 1, DIT_SCALE1), m->M, B, m->T,
+                                    m->config.dim, LIGHTNINGDIT_NORM_EPS, s);
     }
     lightningdit_final_forward(m, p, s);
 }
@@ -595,14 +631,14 @@ void lightningdit_mlp_backward(lightningdit_t* m, const params_t* p, int i, stre
     int D = c->dim, Fp = lightningdit_padded_hidden(c), wide = (c->mlp_gelu ? 1 : 2) * Fp;
     size_t rows = (size_t)m->B * m->T;
     floatX* dhidden = c->mlp_gelu ? m->dwide : m->dhidden;
-    gated_rmsnorm_modulate_backward(m->dstream, m->dbranch, lightningdit_vector(m, m->dmodulation, i, DIT_GATE2),
-                                    params_grad(p, next->norm1_weight),
-                                    lightningdit_vector(m, m->dmodulation, i + 1, DIT_SHIFT1),
-                                    lightningdit_vector(m, m->dmodulation, i + 1, DIT_SCALE1), m->dnorm, next->x,
-                                    b->mlp, lightningdit_vector(m, m->modulation, i, DIT_GATE2),
-                                    params_at(p, next->norm1_weight),
-                                    lightningdit_vector(m, m->modulation, i + 1, DIT_SCALE1), next->rstd1, m->M, m->B,
-                                    m->T, D, s);
+    gated_norm_modulate_backward(m->dstream, m->dbranch, lightningdit_vector(m, m->dmodulation, i, DIT_GATE2),
+                                 lightningdit_norm_grad(m, p, next->norm1_weight),
+                                 lightningdit_vector(m, m->dmodulation, i + 1, DIT_SHIFT1),
+                                 lightningdit_vector(m, m->dmodulation, i + 1, DIT_SCALE1), m->dnorm, next->x,
+                                 b->mlp, lightningdit_vector(m, m->modulation, i, DIT_GATE2),
+                                 lightningdit_norm_weight(m, p, next->norm1_weight),
+                                 lightningdit_vector(m, m->modulation, i + 1, DIT_SCALE1), next->mean1, next->rstd1,
+                                 m->M, m->B, m->T, D, s);
     matmul_backward(dhidden, params_grad(p, b->w3_weight), params_grad(p, b->w3_bias), m->dbranch, b->hidden,
                     params_at(p, b->w3_weight), rows, Fp, D, s);
     floatS* dbias = params_grad(p, b->w12_bias);
@@ -617,21 +653,23 @@ void lightningdit_attention_backward(lightningdit_t* m, const params_t* p, int i
     lightningdit_block_t* b = &m->blocks[i];
     int D = m->config.dim, NH = m->config.heads, HS = D / NH;
     size_t rows = (size_t)m->B * m->T;
-    gated_rmsnorm_modulate_backward(m->dstream, m->dbranch, lightningdit_vector(m, m->dmodulation, i, DIT_GATE1),
-                                    params_grad(p, b->norm2_weight),
-                                    lightningdit_vector(m, m->dmodulation, i, DIT_SHIFT2),
-                                    lightningdit_vector(m, m->dmodulation, i, DIT_SCALE2), m->dnorm, b->middle,
-                                    b->proj, lightningdit_vector(m, m->modulation, i, DIT_GATE1),
-                                    params_at(p, b->norm2_weight),
-                                    lightningdit_vector(m, m->modulation, i, DIT_SCALE2), b->rstd2, m->M, m->B, m->T,
-                                    D, s);
+    gated_norm_modulate_backward(m->dstream, m->dbranch, lightningdit_vector(m, m->dmodulation, i, DIT_GATE1),
+                                 lightningdit_norm_grad(m, p, b->norm2_weight),
+                                 lightningdit_vector(m, m->dmodulation, i, DIT_SHIFT2),
+                                 lightningdit_vector(m, m->dmodulation, i, DIT_SCALE2), m->dnorm, b->middle, b->proj,
+                                 lightningdit_vector(m, m->modulation, i, DIT_GATE1),
+                                 lightningdit_norm_weight(m, p, b->norm2_weight),
+                                 lightningdit_vector(m, m->modulation, i, DIT_SCALE2), b->mean2, b->rstd2, m->M, m->B,
+                                 m->T, D, s);
     floatX* dattention = m->dnorm; // whose last reader was the line above
     matmul_backward(dattention, params_grad(p, b->proj_weight), params_grad(p, b->proj_bias), m->dbranch, b->attention,
                     params_at(p, b->proj_weight), rows, D, D, s);
     attention_backward(m->dwide, dattention, b->qkv, b->attention, b->lse, m->B, m->T, NH, HS, s);
-    qknorm_rope_backward(m->dwide, lightningdit_qk_grad(m, p, b->q_norm), lightningdit_qk_grad(m, p, b->k_norm), b->raw,
-                         b->qk_rstd, lightningdit_qk_weight(m, p, b->q_norm), lightningdit_qk_weight(m, p, b->k_norm),
-                         m->rope, m->B, m->T, NH, HS, s);
+    if (!m->config.classic) {
+        qknorm_rope_backward(m->dwide, lightningdit_qk_grad(m, p, b->q_norm), lightningdit_qk_grad(m, p, b->k_norm),
+                             b->raw, b->qk_rstd, lightningdit_qk_weight(m, p, b->q_norm),
+                             lightningdit_qk_weight(m, p, b->k_norm), m->rope, m->B, m->T, NH, HS, s);
+    }
     matmul_backward(m->dnorm, params_grad(p, b->qkv_weight), params_grad(p, b->qkv_bias), m->dwide, b->norm1,
                     params_at(p, b->qkv_weight), rows, D, 3 * D, s);
 }
@@ -641,11 +679,12 @@ void lightningdit_embed_backward(lightningdit_t* m, const params_t* p, stream_t 
     lightningdit_block_t* b = &m->blocks[0];
     int D = m->config.dim;
     size_t rows = (size_t)m->B * m->T;
-    rmsnorm_modulate_backward(m->dstream, params_grad(p, b->norm1_weight),
-                              lightningdit_vector(m, m->dmodulation, 0, DIT_SHIFT1),
-                              lightningdit_vector(m, m->dmodulation, 0, DIT_SCALE1), m->dnorm, b->x,
-                              params_at(p, b->norm1_weight), lightningdit_vector(m, m->modulation, 0, DIT_SCALE1),
-                              b->rstd1, m->M, m->B, m->T, D, s);
+    norm_modulate_backward(m->dstream, lightningdit_norm_grad(m, p, b->norm1_weight),
+                           lightningdit_vector(m, m->dmodulation, 0, DIT_SHIFT1),
+                           lightningdit_vector(m, m->dmodulation, 0, DIT_SCALE1), m->dnorm, b->x,
+                           lightningdit_norm_weight(m, p, b->norm1_weight),
+                           lightningdit_vector(m, m->modulation, 0, DIT_SCALE1), b->mean1, b->rstd1, m->M, m->B, m->T,
+                           D, s);
     floatX* dpatches = m->dbranch;
     to_floatX(dpatches, m->dstream, rows * D, s);
     matmul_backward(NULL, params_grad(p, m->patch_weight), params_grad(p, m->patch_bias), dpatches, m->embedded,
@@ -670,17 +709,17 @@ void lightningdit_condition_backward(lightningdit_t* m, const params_t* p, strea
 
 // Adds the gradient of every parameter that is trained to p->grads.
 void lightningdit_backward(lightningdit_t* m, params_t* p,
-                           const floatX* dv, // (B, S, S, C)
+                           const floatX* dv, // (B, S, S, OC)
                            stream_t s) {
     const lightningdit_config_t* c = &m->config;
     size_t rows = (size_t)m->B * m->T;
     if (c->patch > 1) {
-        unpatchify_backward(m->tokens, dv, m->B, c->side, c->side, c->C, c->patch, s);
+        unpatchify_backward(m->tokens, dv, m->B, c->side, c->side, lightningdit_out_channels(c), c->patch, s);
         dv = m->tokens;
     }
     matmul_backward(m->dnorm, params_grad(p, m->linear_weight), params_grad(p, m->linear_bias), dv,
                     m->blocks[c->depth].norm1, params_at(p, m->linear_weight), rows, c->dim,
-                    lightningdit_token_values(c), s);
+                    lightningdit_out_values(c), s);
     device_zero(m->dstream, rows * c->dim * sizeof(floatS), s);
     for (int i = c->depth - 1; i >= 0; i--) {
         if (m->recompute) { // the same operations, the same numbers

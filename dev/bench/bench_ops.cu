@@ -314,23 +314,23 @@ static void run_rmsnorm(sizes_t z, stream_t s) {
     floatX *out = once(N * z.C), *weight = once(z.C), *mod = modulation(z, 2);
     floatS *rstd = sums_once(N), *x = sums_once(N * z.C);
     if (!ready()) return;
-    rmsnorm_modulate_forward(out, rstd, x, weight, mod, mod + z.C, (size_t)MODULATIONS * z.C, z.B, z.H, z.C, 1e-6, s);
+    norm_modulate_forward(out, NULL, rstd, x, weight, mod, mod + z.C, (size_t)MODULATIONS * z.C, z.B, z.H, z.C, 1e-6, s);
 }
 static void run_rmsnorm_backward(sizes_t z, stream_t s) {
     size_t N = (size_t)z.B * z.H;
     floatX *dout = once(N * z.C), *weight = once(z.C), *mod = modulation(z, 1), *dmod = modulation(z, 2);
     floatS *dx = sums_twice(N * z.C), *x = sums_once(N * z.C), *rstd = sums_once(N), *dweight = sums_twice(z.C);
     if (!ready()) return;
-    rmsnorm_modulate_backward(dx, dweight, dmod, dmod + z.C, dout, x, weight, mod, rstd, (size_t)MODULATIONS * z.C,
-                              z.B, z.H, z.C, s);
+    norm_modulate_backward(dx, dweight, dmod, dmod + z.C, dout, x, weight, mod, NULL, rstd,
+                           (size_t)MODULATIONS * z.C, z.B, z.H, z.C, s);
 }
 static void run_gated(sizes_t z, stream_t s) {
     size_t N = (size_t)z.B * z.H;
     floatX *out = once(N * z.C), *branch = once(N * z.C), *weight = once(z.C), *mod = modulation(z, 3);
     floatS *sum = sums_once(N * z.C), *x = sums_once(N * z.C), *rstd = sums_once(N);
     if (!ready()) return;
-    gated_rmsnorm_modulate_forward(sum, out, rstd, x, branch, mod, weight, mod + z.C, mod + 2 * z.C,
-                                   (size_t)MODULATIONS * z.C, z.B, z.H, z.C, 1e-6, s);
+    gated_norm_modulate_forward(sum, out, NULL, rstd, x, branch, mod, weight, mod + z.C, mod + 2 * z.C,
+                                (size_t)MODULATIONS * z.C, z.B, z.H, z.C, 1e-6, s);
 }
 static void run_gated_backward(sizes_t z, stream_t s) {
     size_t N = (size_t)z.B * z.H;
@@ -338,8 +338,8 @@ static void run_gated_backward(sizes_t z, stream_t s) {
     floatX *mod = modulation(z, 2), *dmod = modulation(z, 3);
     floatS *dsum = sums_twice(N * z.C), *sum = sums_once(N * z.C), *rstd = sums_once(N), *dweight = sums_twice(z.C);
     if (!ready()) return;
-    gated_rmsnorm_modulate_backward(dsum, dbranch, dmod, dweight, dmod + z.C, dmod + 2 * z.C, dout, sum, branch, mod,
-                                    weight, mod + z.C, rstd, (size_t)MODULATIONS * z.C, z.B, z.H, z.C, s);
+    gated_norm_modulate_backward(dsum, dbranch, dmod, dweight, dmod + z.C, dmod + 2 * z.C, dout, sum, branch, mod,
+                                 weight, mod + z.C, NULL, rstd, (size_t)MODULATIONS * z.C, z.B, z.H, z.C, s);
 }
 // W heads of C channels: queries and keys, two thirds of what is there, turn in place. K: 1 with QK-norm.
 static floatX* queries_and_keys(sizes_t z) {
@@ -500,10 +500,10 @@ static void run_exchange(sizes_t z, stream_t s) {
     {"lpips_tap_forward", WHERE, run_lpips_tap, SCALING, __VA_ARGS__},          \
     {"lpips_tap_backward", WHERE, run_lpips_tap_backward, SCALING, __VA_ARGS__}
 #define RMSNORMS(WHERE, SCALING, ...)                                           \
-    {"rmsnorm_modulate_forward", WHERE, run_rmsnorm, SCALING, __VA_ARGS__},     \
-    {"rmsnorm_modulate_backward", WHERE, run_rmsnorm_backward, SCALING, __VA_ARGS__}, \
-    {"gated_rmsnorm_modulate_forward", WHERE, run_gated, SCALING, __VA_ARGS__}, \
-    {"gated_rmsnorm_modulate_backward", WHERE, run_gated_backward, SCALING, __VA_ARGS__}
+    {"norm_modulate_forward", WHERE, run_rmsnorm, SCALING, __VA_ARGS__},     \
+    {"norm_modulate_backward", WHERE, run_rmsnorm_backward, SCALING, __VA_ARGS__}, \
+    {"gated_norm_modulate_forward", WHERE, run_gated, SCALING, __VA_ARGS__}, \
+    {"gated_norm_modulate_backward", WHERE, run_gated_backward, SCALING, __VA_ARGS__}
 #define ROPES(WHERE, SCALING, ...)                                              \
     {"qknorm_rope_forward", WHERE, run_rope, SCALING, __VA_ARGS__},             \
     {"qknorm_rope_backward", WHERE, run_rope_backward, SCALING, __VA_ARGS__}

@@ -308,19 +308,19 @@ def rmsnorm_calls(t, z, backward, gated):
     return backward_of(outputs, leaves, [torch.empty_like(out).uniform_(-1, 1) for out in outputs])
 
 
-def rmsnorm_modulate_forward(t, z):
+def norm_modulate_forward(t, z):
     return rmsnorm_calls(t, z, False, False)
 
 
-def rmsnorm_modulate_backward(t, z):
+def norm_modulate_backward(t, z):
     return rmsnorm_calls(t, z, True, False)
 
 
-def gated_rmsnorm_modulate_forward(t, z):
+def gated_norm_modulate_forward(t, z):
     return rmsnorm_calls(t, z, False, True)
 
 
-def gated_rmsnorm_modulate_backward(t, z):
+def gated_norm_modulate_backward(t, z):
     return rmsnorm_calls(t, z, True, True)
 
 

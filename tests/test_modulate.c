@@ -1,6 +1,6 @@
-// RMSNorm with modulation, alone and behind a gated branch.
+// RMSNorm and LayerNorm with modulation, alone and behind a gated branch.
 
-// defines: rmsnorm_modulate_forward, rmsnorm_modulate_backward, and the gated ones
+// defines: norm_modulate_forward, norm_modulate_backward, and the gated ones
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -10,67 +10,70 @@
 #include "tests/operation.h"
 
 enum { ALONE, GATED };
+enum { RMSNORM, LAYERNORM, LAYERNORM_ALONE }; // the last without a weight
 
 // An image's row of `mod` holds shift, scale, gate and then values of others, as in the matrix of all blocks.
 typedef struct {
-    int gated, shifted, B, T, C;
+    int kind, gated, shifted, B, T, C;
     size_t size, stride;
     double eps;
     double *x, *branch, *weight, *mod;
-    double *sum, *out, *rstd;
+    double *sum, *out, *mean, *rstd; // mean NULL: RMSNorm
     double *dout, *dx_start; // gradient of out, and what reaches the residual stream from above
     double *dx, *dbranch, *dweight, *dmod;
-} rmsnorm_t;
+} norm_case_t;
 
-static rmsnorm_t rmsnorm_new(int gated, int shifted, int B, int T, int C, double eps) {
-    rmsnorm_t n;
-    n.gated = gated, n.shifted = shifted, n.B = B, n.T = T, n.C = C, n.eps = eps;
+static norm_case_t norm_new(int kind, int gated, int shifted, int B, int T, int C, double eps) {
+    norm_case_t n;
+    n.kind = kind, n.gated = gated, n.shifted = shifted, n.B = B, n.T = T, n.C = C, n.eps = eps;
     n.size = (size_t)B * T * C, n.stride = 3 * C + 5;
     n.x = random_buffer(n.size), n.branch = random_buffer(n.size);
-    n.weight = random_buffer(C), n.mod = random_buffer(B * n.stride);
+    n.weight = kind == LAYERNORM_ALONE ? NULL : random_buffer(C), n.mod = random_buffer(B * n.stride);
     n.sum = poisoned_buffer(n.size), n.out = poisoned_buffer(n.size), n.rstd = poisoned_buffer((size_t)B * T);
+    n.mean = kind == RMSNORM ? NULL : poisoned_buffer((size_t)B * T);
     n.dout = random_buffer(n.size), n.dx_start = random_buffer(n.size);
     n.dx = poisoned_buffer(n.size), n.dbranch = poisoned_buffer(n.size);
     n.dweight = random_buffer(C), n.dmod = poisoned_buffer(B * n.stride);
     return n;
 }
 
-static void rmsnorm_free(rmsnorm_t* n) {
-    double* all[] = {n->x, n->branch, n->weight, n->mod, n->sum, n->out, n->rstd, n->dout, n->dx_start,
-                     n->dx, n->dbranch, n->dweight, n->dmod};
+static void norm_free(norm_case_t* n) {
+    double* all[] = {n->x, n->branch, n->weight, n->mod, n->sum, n->out, n->mean, n->rstd, n->dout,
+                     n->dx_start, n->dx, n->dbranch, n->dweight, n->dmod};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-static void run_forward(rmsnorm_t* n) {
+static void run_forward(norm_case_t* n) {
     const double *shift = n->shifted ? n->mod : NULL, *scale = n->mod + n->C, *gate = n->mod + 2 * n->C;
     if (n->gated) {
-        gated_rmsnorm_modulate_forward(n->sum, n->out, n->rstd, n->x, n->branch, gate, n->weight, shift, scale,
-                                       n->stride, n->B, n->T, n->C, n->eps, 0);
+        gated_norm_modulate_forward(n->sum, n->out, n->mean, n->rstd, n->x, n->branch, gate, n->weight, shift, scale,
+                                    n->stride, n->B, n->T, n->C, n->eps, 0);
     } else {
-        rmsnorm_modulate_forward(n->out, n->rstd, n->x, n->weight, shift, scale, n->stride, n->B, n->T, n->C, n->eps,
-                                 0);
+        norm_modulate_forward(n->out, n->mean, n->rstd, n->x, n->weight, shift, scale, n->stride, n->B, n->T, n->C,
+                              n->eps, 0);
     }
 }
 
 // The gradient from above reaches x (plain form) or sum (gated form) beside the norm, as in a residual stream.
 static double objective(void* context) {
-    rmsnorm_t* n = (rmsnorm_t*)context;
+    norm_case_t* n = (norm_case_t*)context;
     run_forward(n);
     return dot(n->out, n->dout, n->size) + dot(n->gated ? n->sum : n->x, n->dx_start, n->size);
 }
 
 static void run_backward(void* context) {
-    rmsnorm_t* n = (rmsnorm_t*)context;
+    norm_case_t* n = (norm_case_t*)context;
     double *dshift = n->shifted ? n->dmod : NULL, *dscale = n->dmod + n->C, *dgate = n->dmod + 2 * n->C;
     memcpy(n->dx, n->dx_start, n->size * sizeof(double));
     for (size_t i = 0; i < n->B * n->stride; i++) n->dmod[i] = 0; // what the operation leaves alone is in no derivative
+    double* dweight = n->weight ? n->dweight : NULL;
     if (n->gated) {
-        gated_rmsnorm_modulate_backward(n->dx, n->dbranch, dgate, n->dweight, dshift, dscale, n->dout, n->sum,
-                                        n->branch, n->mod + 2 * n->C, n->weight, n->mod + n->C, n->rstd, n->stride,
-                                        n->B, n->T, n->C, 0);
+        gated_norm_modulate_backward(n->dx, n->dbranch, dgate, dweight, dshift, dscale, n->dout, n->sum, n->branch,
+                                     n->mod + 2 * n->C, n->weight, n->mod + n->C, n->mean, n->rstd, n->stride, n->B,
+                                     n->T, n->C, 0);
     } else {
-        rmsnorm_modulate_backward(n->dx, n->dweight, dshift, dscale, n->dout, n->x, n->weight, n->mod + n->C, n->rstd,
-                                  n->stride, n->B, n->T, n->C, 0);
+        norm_modulate_backward(n->dx, dweight, dshift, dscale, n->dout, n->x, n->weight, n->mod + n->C, n->mean,
+                               n->rstd, n->stride, n->B, n->T, n->C, 0);
     }
 }
 
@@ -80,17 +83,18 @@ static void run_both(void* context) {
 }
 
 // By the definitions, in long double.
-static void check_values(const rmsnorm_t* n) {
+static void check_values(const norm_case_t* n) {
     double *sum = copy_of(n->x, n->size), *out = poisoned_buffer(n->size), *rstd = poisoned_buffer((size_t)n->B * n->T);
     for (size_t row = 0; row < (size_t)n->B * n->T; row++) {
         const double* mod = n->mod + row / n->T * n->stride;
         double* x = sum + row * n->C;
-        long double squares = 0;
+        long double squares = 0, mean = 0;
         for (int c = 0; n->gated && c < n->C; c++) x[c] += mod[2 * n->C + c] * n->branch[row * n->C + c];
-        for (int c = 0; c < n->C; c++) squares += (long double)x[c] * x[c];
+        for (int c = 0; n->mean && c < n->C; c++) mean += (long double)x[c] / n->C;
+        for (int c = 0; c < n->C; c++) squares += (x[c] - mean) * (x[c] - mean);
         rstd[row] = (double)(1 / sqrtl(squares / n->C + n->eps));
         for (int c = 0; c < n->C; c++) {
-            double normed = x[c] * rstd[row] * n->weight[c];
+            double normed = (double)((x[c] - mean) * rstd[row]) * (n->weight ? n->weight[c] : 1);
             out[row * n->C + c] = normed * (1 + mod[n->C + c]) + (n->shifted ? mod[c] : 0);
         }
     }
@@ -101,33 +105,36 @@ static void check_values(const rmsnorm_t* n) {
 }
 
 // With few channels a small eps makes an output that hardly depends on x; a large one keeps its derivative visible.
-static void test_norm(const char* name, int gated, int shifted, int B, int T, int C, double eps) {
-    if (!test_case(name)) return;
-    rmsnorm_t n = rmsnorm_new(gated, shifted, B, T, C, eps);
+static void test_norm(const char* norm, const char* name, int kind, int gated, int shifted, int B, int T, int C,
+                      double eps) {
+    char title[80];
+    snprintf(title, sizeof title, "%s, %s", norm, name);
+    if (!test_case(title)) return;
+    norm_case_t n = norm_new(kind, gated, shifted, B, T, C, eps);
     run_both(&n);
     check_values(&n);
     check_gradient("dx", objective, &n, n.x, n.dx, n.size);
     if (gated) check_gradient("dbranch", objective, &n, n.branch, n.dbranch, n.size);
     check_gradient("dshift, dscale, dgate", objective, &n, n.mod, n.dmod, B * n.stride);
-    check_parameter_gradient("dweight", objective, run_backward, &n, n.weight, n.dweight, C);
-    rmsnorm_free(&n);
+    if (n.weight) check_parameter_gradient("dweight", objective, run_backward, &n, n.weight, n.dweight, C);
+    norm_free(&n);
     test_end_case();
 }
 
 // sum may be x; dweight and dshift may be NULL, and the rest is the same; values between the vectors stay.
 static void test_variants(void) {
-    if (!test_case("rmsnorm in place, and without gradients of weight and shift")) return;
-    rmsnorm_t n = rmsnorm_new(GATED, 1, 3, 5, 11, 1e-6);
+    if (!test_case("in place, and without gradients of weight and shift")) return;
+    norm_case_t n = norm_new(LAYERNORM, GATED, 1, 3, 5, 11, 1e-6);
     run_both(&n);
     double *x = copy_of(n.x, n.size), *out = poisoned_buffer(n.size), *dx = copy_of(n.dx_start, n.size);
     double *dbranch = poisoned_buffer(n.size), *dmod = random_buffer(3 * n.stride);
     double* before = copy_of(dmod, 3 * n.stride);
-    gated_rmsnorm_modulate_forward(x, out, n.rstd, x, n.branch, n.mod + 22, n.weight, n.mod, n.mod + 11, n.stride, 3, 5,
-                                   11, 1e-6, 0);
+    gated_norm_modulate_forward(x, out, n.mean, n.rstd, x, n.branch, n.mod + 22, n.weight, n.mod, n.mod + 11, n.stride,
+                                3, 5, 11, 1e-6, 0);
     check(!memcmp(x, n.sum, n.size * sizeof(double)), "sum is the same in place");
     check(!memcmp(out, n.out, n.size * sizeof(double)), "out is the same in place");
-    gated_rmsnorm_modulate_backward(dx, dbranch, dmod + 22, NULL, NULL, dmod + 11, n.dout, n.sum, n.branch, n.mod + 22,
-                                    n.weight, n.mod + 11, n.rstd, n.stride, 3, 5, 11, 0);
+    gated_norm_modulate_backward(dx, dbranch, dmod + 22, NULL, NULL, dmod + 11, n.dout, n.sum, n.branch, n.mod + 22,
+                                 n.weight, n.mod + 11, n.mean, n.rstd, n.stride, 3, 5, 11, 0);
     check(!memcmp(dx, n.dx, n.size * sizeof(double)), "dsum is the same");
     check(!memcmp(dbranch, n.dbranch, n.size * sizeof(double)), "dbranch is the same");
     for (size_t i = 0; i < 3 * n.stride; i++) {
@@ -135,31 +142,34 @@ static void test_variants(void) {
         check(dmod[i] == (written ? n.dmod[i] : before[i]), "dscale and dgate are the same, and nothing else written");
     }
     free(x), free(out), free(dx), free(dbranch), free(dmod), free(before);
-    rmsnorm_free(&n);
+    norm_free(&n);
     test_end_case();
 }
 
 static void test_threads(void) {
-    if (!test_case("rmsnorm, any number of threads")) return;
-    rmsnorm_t n = rmsnorm_new(GATED, 1, 7, 31, 67, 1e-6);
+    if (!test_case("any number of threads")) return;
+    norm_case_t n = norm_new(LAYERNORM, GATED, 1, 7, 31, 67, 1e-6);
     const result_t results[] = {
-        {"sum", n.sum, n.size}, {"out", n.out, n.size}, {"rstd", n.rstd, 7 * 31}, {"dsum", n.dx, n.size},
+        {"sum", n.sum, n.size}, {"out", n.out, n.size}, {"mean", n.mean, 7 * 31}, {"rstd", n.rstd, 7 * 31}, {"dsum", n.dx, n.size},
         {"dbranch", n.dbranch, n.size}, {"dmod", n.dmod, 7 * n.stride}, {"dweight", n.dweight, 67},
     };
-    check_any_thread_count(run_both, &n, results, 7);
-    rmsnorm_free(&n);
+    check_any_thread_count(run_both, &n, results, 8);
+    norm_free(&n);
     test_end_case();
 }
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
-    test_norm("rmsnorm one token", ALONE, 1, 1, 1, 17, 1e-6);
-    test_norm("rmsnorm one channel", ALONE, 1, 2, 5, 1, 0.3);
-    test_norm("rmsnorm primes", ALONE, 1, 5, 37, 13, 1e-6);
-    test_norm("rmsnorm without shift", ALONE, 0, 3, 7, 19, 1e-6);
-    test_norm("gated rmsnorm", GATED, 1, 5, 37, 13, 1e-6);
-    test_norm("gated rmsnorm one value", GATED, 1, 1, 1, 1, 0.3);
-    test_norm("gated rmsnorm without shift", GATED, 0, 2, 11, 29, 1e-2);
+    static const char* const names[] = {"rmsnorm", "layernorm", "layernorm without weight"};
+    for (int kind = RMSNORM; kind <= LAYERNORM_ALONE; kind++) {
+        test_norm(names[kind], "one token", kind, ALONE, 1, 1, 1, 17, 1e-6);
+        test_norm(names[kind], "one channel", kind, ALONE, 1, 2, 5, 1, 0.3);
+        test_norm(names[kind], "primes", kind, ALONE, 1, 5, 37, 13, 1e-6);
+        test_norm(names[kind], "without shift", kind, ALONE, 0, 3, 7, 19, 1e-6);
+        test_norm(names[kind], "gated", kind, GATED, 1, 5, 37, 13, 1e-6);
+        test_norm(names[kind], "gated, one value", kind, GATED, 1, 1, 1, 1, 0.3);
+        test_norm(names[kind], "gated, without shift", kind, GATED, 0, 2, 11, 29, 1e-2);
+    }
     test_variants();
     test_threads();
     return test_finish();
