@@ -435,10 +435,10 @@ void cross_entropy(floatS* loss,         // (B)
                    double scale, int B, int C, stream_t s);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The diffusion transformer                                            dev/cpu/modulate.h, rope.h, swiglu.h, condition.h
-// Its residual stream is floatS, as in the reference, whose position table in fp32 makes it so. Modulation vectors
-// (shift, scale, gate) are pieces of the rows of one matrix that holds those of all blocks: image b's vector begins
-// `stride` values behind that of image b - 1, and so do their gradients.
+// The diffusion transformer                                            dev/cpu/modulate.h, rope.h, swiglu.h,
+// condition.h Its residual stream is floatS, as in the reference, whose position table in fp32 makes it so. Modulation
+// vectors (shift, scale, gate) are pieces of the rows of one matrix that holds those of all blocks: image b's vector
+// begins `stride` values behind that of image b - 1, and so do their gradients.
 
 // A norm and modulation: n = (x - mean) rstd weight,  rstd = 1 / sqrt(mean over C of (x - mean)^2 + eps);
 // out = n (1 + scale) + shift. LayerNorm where `mean` is given, RMSNorm (mean 0) where it is NULL; weight NULL: 1.
@@ -587,13 +587,13 @@ void flow_loss(floatS* mse, floatS* cosine,             // (B)
                double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s);
 
 // Classifier-free guidance: in the first `channels` channels out = null + w_b (cond - null), in the others, and where
-// w_b is 1, exactly cond. `null` and w NULL: out = cond.      (Ho & Salimans 2022; three channels: LightningDiT, as
-// DiT)
+// w_b is 1, exactly cond. `null` and w NULL: out = cond. The first C of the OC channels of a network's output are
+// taken. (Ho & Salimans 2022; three channels: LightningDiT, as DiT)
 void flow_guide(floatS* out,        // (B, HW, C)
-                const floatX* cond, // (B, HW, C)
-                const floatX* null, // (B, HW, C) or NULL
+                const floatX* cond, // (B, HW, OC)
+                const floatX* null, // (B, HW, OC) or NULL
                 const floatS* w,    // (B) or NULL
-                int channels, int B, int HW, int C, stream_t s);
+                int channels, int B, int HW, int C, int OC, stream_t s);
 
 // One stage of a Runge-Kutta method, image b with its own step: out = x + h_b sum_i a_i k_i. In place: out may be x.
 enum { FLOW_STAGES = 7 };
@@ -603,6 +603,16 @@ void flow_combine(floatS* out,       // (B, n)
                   const floatS* h,   // (B) device memory
                   const double* a,   // (stages) host memory, stages <= FLOW_STAGES
                   int stages, int B, size_t n, stream_t s);
+
+// A step of a diffusion process that is reversed: x <- x_share x + noise_share e + exp(l / 2) noise, where e, the first
+// C channels of `out`, is the noise that the network finds in x, and l the logarithm of the step's variance, which the
+// other C say by a number f between about -1 and 1: l = (1 - f) / 2 log_least + (1 + f) / 2 log_most. noise NULL:
+// without. (Ho et al. 2020; the variance: Nichol & Dhariwal 2021)
+void diffusion_step(floatS* x,           // (B, HW, C) in place
+                    const floatS* out,   // (B, HW, 2 C)
+                    const floatS* noise, // (B, HW, C) or NULL
+                    double x_share, double noise_share, double log_least, double log_most, int B, int HW, int C,
+                    stream_t s);
 
 // A normalised latent becomes one that the decoder takes: z = x std + mean, per channel.
 void latent_denormalise(floatX* z,                            // (N, C)

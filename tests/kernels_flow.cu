@@ -100,24 +100,39 @@ static void run_corners(stream_t s, void* context) {
     free_tensors();
 }
 
-// B, HW, C, channels, shift. The last image has w = 1, and a null from which cond could not be had back.
+// B, HW, C, channels, shift, OC - C. The last image has w = 1, and a null from which cond could not be had back.
 static void run_guide(stream_t s, void* context) {
     const int* z = ((sizes_t*)context)->v;
-    int B = z[0], HW = z[1], C = z[2], channels = z[3];
-    size_t n = (size_t)B * HW * C, shift = z[4];
-    tensor<floatX> cond = shifted(random_input(n + shift), shift), null = shifted(random_input(n + shift), shift);
+    int B = z[0], HW = z[1], C = z[2], channels = z[3], OC = C + z[5];
+    size_t n = (size_t)B * HW * C, N = (size_t)B * HW * OC, shift = z[4];
+    tensor<floatX> cond = shifted(random_input(N + shift), shift), null = shifted(random_input(N + shift), shift);
     tensor<float> out = shifted(output_s(n + shift), shift), plain = shifted(output_s(n + shift), shift);
     tensor<float> w = random_gradient(B, 5);
-    for (size_t i = n - HW * C; i < n; i++) set_value(null, i, 1e30);
+    for (size_t i = N - HW * OC; i < N; i++) set_value(null, i, 1e30);
     set_value(w, B - 1, 1);
-    flow_guide(out.dev, cond.dev, null.dev, w.dev, channels, B, HW, C, s);
-    cpu::flow_guide(out.ref, cond.ref, null.ref, w.ref, channels, B, HW, C, 0);
+    flow_guide(out.dev, cond.dev, null.dev, w.dev, channels, B, HW, C, OC, s);
+    cpu::flow_guide(out.ref, cond.ref, null.ref, w.ref, channels, B, HW, C, OC, 0);
     check_tensor("out", out, TOLERANCE_S);
     tensor<float> last = {(size_t)HW * C, out.ref + n - HW * C, out.dev + n - HW * C};
     check_tensor("out where w is 1", last, 0);
-    flow_guide(plain.dev, cond.dev, nullptr, nullptr, channels, B, HW, C, s);
-    cpu::flow_guide(plain.ref, cond.ref, NULL, NULL, channels, B, HW, C, 0);
+    flow_guide(plain.dev, cond.dev, nullptr, nullptr, channels, B, HW, C, OC, s);
+    cpu::flow_guide(plain.ref, cond.ref, NULL, NULL, channels, B, HW, C, OC, 0);
     check_tensor("out without null", plain, 0);
+    free_tensors();
+}
+
+// B, HW, C, with noise and without.
+static void run_diffusion_step(stream_t s, void* context) {
+    const int* z = ((sizes_t*)context)->v;
+    int B = z[0], HW = z[1], C = z[2];
+    size_t n = (size_t)B * HW * C;
+    tensor<float> x = random_gradient(n), out = random_gradient(2 * n), noise = random_gradient(n);
+    diffusion_step(x.dev, out.dev, noise.dev, 1.01, -0.1, -9, -4, B, HW, C, s);
+    cpu::diffusion_step(x.ref, out.ref, noise.ref, 1.01, -0.1, -9, -4, B, HW, C, 0);
+    check_tensor("x", x, TOLERANCE_S);
+    diffusion_step(x.dev, out.dev, nullptr, 0.99, -0.3, 0, 0, B, HW, C, s);
+    cpu::diffusion_step(x.ref, out.ref, nullptr, 0.99, -0.3, 0, 0, B, HW, C, 0);
+    check_tensor("x without noise", x, TOLERANCE_S);
     free_tensors();
 }
 
@@ -187,6 +202,10 @@ int main(int argc, char** argv) {
     test_shapes(s, "flow_guide, primes", run_guide, {{3, 17, 5, 3}});
     test_shapes(s, "flow_guide, shifted", run_guide, {{2, 9, 16, 3, 1}});
     test_shapes(s, "flow_guide, one value", run_guide, {{2, 1, 1, 3}});
+    test_shapes(s, "flow_guide, half of the output", run_guide, {{2, 9, 16, 3, 0, 16}});
+    test_shapes(s, "flow_guide, 4 of 8 channels", run_guide, {{3, 17, 4, 3, 0, 4}});
+    test_shapes(s, "diffusion_step", run_diffusion_step, {{3, 64, 4}});
+    test_shapes(s, "diffusion_step, primes", run_diffusion_step, {{3, 17, 5}});
     test_shapes(s, "flow_combine", run_combine, {{3, 1024}});
     test_shapes(s, "flow_combine, prime", run_combine, {{3, 257}});
     test_shapes(s, "flow_combine, shifted", run_combine, {{2, 64, 1}});

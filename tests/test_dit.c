@@ -114,7 +114,7 @@ static void test_steps(double bound, int recompute) {
     static dit_t d;
     safetensors_t f;
     fixture_open(&f, "dit_steps");
-    lightningdit_config_t net = {"fixture", 2, 32, 2, 1, 0, 0, 1, 4, 4, 7};
+    lightningdit_config_t net = {"fixture", 2, 32, 2, 1, 0, 0, 1, 0, 0, 4, 4, 7};
     dit_config_t config = {net, FIXTURE_BATCH, recompute, 0, 1, 1e-3, 0.9, 0.95, 1e-8, 0, 0.9, 0, 5};
     make_dit(&d, config);
     fixture_parameters(&f, &d.params);

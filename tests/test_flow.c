@@ -323,7 +323,7 @@ static void dit_network(void* model, floatX* v, const floatX* xt, const floatS* 
 static void dit_open(dit_t* m) {
     memset(m, 0, sizeof *m);
     fixture_open(&m->file, "sampler");
-    lightningdit_config_t config = {"fixture", 2, 32, 2, 1, 0, 0, 0, 5, 4, 7};
+    lightningdit_config_t config = {"fixture", 2, 32, 2, 1, 0, 0, 0, 0, 0, 5, 4, 7};
     m->dit.config = config;
     lightningdit_register(&m->dit, &m->params.table, "");
     params_allocate(&m->params, m->params.table.total, 0, "parameters");
@@ -383,7 +383,7 @@ static void check_trajectory(dit_t* dit, const reference_t* r) {
     check(safetensors_find(&dit->file, name)->numel == (size_t)7 * r->B * DIT_IMAGE, name);
     channels_last(x, noise, r->B);
     sampler_open(&m, flow_solver_by_name(r->solver), 7, 0.3, r->B, DIT_IMAGE);
-    flow_network_plan(&network, &plan, dit_network, dit, 7, r->guidance, r->B, 3, DIT_HW, DIT_C);
+    flow_network_plan(&network, &plan, dit_network, dit, 7, r->guidance, r->B, 3, DIT_HW, DIT_C, DIT_C, DIT_C);
     plan_allocate(&plan, "network");
     network.labels = dit->labels;
     trajectory_t trajectory = {x, rows, r->B};
@@ -445,7 +445,7 @@ static void check_guidance(flow_guidance_t guidance, int B, int pass, const doub
     plan_t plan = {0};
     flow_network_t network;
     formula_t count = {0};
-    flow_network_plan(&network, &plan, formula_network, &count, NULL_LABEL, guidance, 8, pass, HW, C);
+    flow_network_plan(&network, &plan, formula_network, &count, NULL_LABEL, guidance, 8, pass, HW, C, C, C);
     plan_allocate(&plan, "network");
     memset(plan.memory, 0xFF, plan_bytes(&plan));
     network.labels = labels;
@@ -517,7 +517,7 @@ static void test_evaluations(void) {
         formula_t count = {0};
         int label = 1;
         sampler_open(&m, (flow_solver_t)solver, 12, 0.3, 1, IMAGE);
-        flow_network_plan(&network, &plan, formula_network, &count, NULL_LABEL, guidance, 1, 1, HW, C);
+        flow_network_plan(&network, &plan, formula_network, &count, NULL_LABEL, guidance, 1, 1, HW, C, C, C);
         plan_allocate(&plan, "network");
         network.labels = &label;
         double* x = random_buffer(IMAGE);
@@ -564,7 +564,7 @@ static void refuse(const char* message) {
     if (!strcmp(message, "time shift")) flow_grid(t, 2, NAN);
     if (!strcmp(message, "strength and start")) guidance.w = NAN;
     if (strstr(message, "channels") || strstr(message, "strength")) {
-        flow_network_plan(&network, &plan, formula_network, NULL, NULL_LABEL, guidance, 1, 1, HW, C);
+        flow_network_plan(&network, &plan, formula_network, NULL, NULL_LABEL, guidance, 1, 1, HW, C, C, C);
     }
     if (!strcmp(message, "solvers are")) flow_sampler_plan(&(flow_sampler_t){0}, &plan, FLOW_SOLVERS, 2, 0, 1, 1);
     sampler_t m;

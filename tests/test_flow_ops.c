@@ -233,17 +233,37 @@ static void test_guide(void) {
     double three[n] = {1.25, 2.5, 4, 4, -2, 0.75, 1, 8, .5, 1, 1, 4, 1, 0, -2, 8, 1, 2, 3, 4, -1, 0.5, 0, 8};
     double all[n] = {1.25, 2.5, 4, 6, -2, 0.75, 1, 10.5, .5, 1, 1, 0, 1, 0, -2, 3, 1, 2, 3, 4, -1, 0.5, 0, 8};
     double* out = poisoned_buffer(n);
-    flow_guide(out, cond, null, w, 3, B, HW, C, 0);
+    flow_guide(out, cond, null, w, 3, B, HW, C, C, 0);
     check(same_bits(out, three, n), "three channels; where w is 1, exactly cond");
-    flow_guide(out, cond, null, w, C, B, HW, C, 0);
+    flow_guide(out, cond, null, w, C, B, HW, C, C, 0);
     check(same_bits(out, all, n), "all channels; where w is 1, exactly cond");
     for (int i = 0; i < n; i++) out[i] = NAN;
-    flow_guide(out, cond, NULL, NULL, 3, B, HW, C, 0);
+    flow_guide(out, cond, NULL, NULL, 3, B, HW, C, C, 0);
     check(same_bits(out, cond, n), "without null, cond");
     for (int i = 0; i < n; i++) out[i] = NAN;
-    flow_guide(out, cond, null, w, 0, B, HW, C, 0);
+    flow_guide(out, cond, null, w, 0, B, HW, C, C, 0);
     check(same_bits(out, cond, n), "with no guided channel, cond");
+    double first[n / 2];
+    for (int i = 0; i < n / 2; i++) first[i] = three[i / 2 * 4 + i % 2];
+    flow_guide(out, cond, null, w, 3, B, HW, 2, C, 0);
+    check(same_bits(out, first, n / 2), "the first two of four channels");
     free(out);
+    test_end_case();
+}
+
+static void test_diffusion_step(void) {
+    if (!test_case("diffusion_step: by hand; least and most variance; without noise")) return;
+    double x[4] = {1, 2, -3, 0.5}, noise[4] = {1, -1, 2, 4}, from[4], want[4];
+    double out[8] = {2, -4, -1, 1, 1, 3, 0, -1}; // (2 positions, 2 C): e, then f
+    double lo = log(0.25), hi = log(4.0);
+    for (int i = 0; i < 4; i++) from[i] = 0.5 * x[i] - 0.25 * out[i / 2 * 4 + i % 2];
+    double deviation[4] = {0.5, 2, 1, 0.5}; // where f is -1, 1, 0, -1
+    for (int i = 0; i < 4; i++) want[i] = from[i] + deviation[i] * noise[i];
+    double moved[4] = {1, 2, -3, 0.5};
+    diffusion_step(moved, out, noise, 0.5, -0.25, lo, hi, 1, 2, 2, 0);
+    check_error("with noise", relative_error_double(moved, want, 4), 1e-15);
+    diffusion_step(x, out, NULL, 0.5, -0.25, lo, hi, 1, 2, 2, 0);
+    check(same_bits(x, from, 4), "without noise");
     test_end_case();
 }
 
@@ -332,6 +352,7 @@ int main(int argc, char** argv) {
     test_loss_clamped();
     test_loss_by_hand();
     test_guide();
+    test_diffusion_step();
     test_combine_by_hand();
     test_combine();
     test_denormalise();

@@ -17,15 +17,20 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // Fixtures
 
-// Value of "key" in a flat JSON object; true is 1.
-int fixture_integer(const safetensors_t* f, const char* key) {
+// Value of "key" in the flat JSON object that is a fixture's config; true is 1. -1 where it is missing.
+int fixture_field(const safetensors_t* f, const char* key) {
     char quoted[64];
     snprintf(quoted, sizeof quoted, "\"%s\": ", key);
     const char* text = safetensors_metadata(f, "config");
     const char* at = text ? strstr(text, quoted) : NULL;
-    if (!at) fatal("%s: no field %s in its config; make the fixtures again", f->path, key);
+    if (!at) return -1;
     at += strlen(quoted);
     return !strncmp(at, "true", 4) ? 1 : !strncmp(at, "false", 5) ? 0 : atoi(at);
+}
+int fixture_integer(const safetensors_t* f, const char* key) {
+    int value = fixture_field(f, key);
+    if (value < 0) fatal("%s: no field %s in its config; make the fixtures again", f->path, key);
+    return value;
 }
 
 lightningdit_config_t fixture_config(const safetensors_t* f) {
@@ -39,6 +44,8 @@ lightningdit_config_t fixture_config(const safetensors_t* f) {
     c.mlp_gelu = !fixture_integer(f, "swiglu");
     c.no_shift = !fixture_integer(f, "shift");
     c.qk_norm = fixture_integer(f, "qk_norm");
+    c.classic = fixture_field(f, "classic") == 1;
+    c.sigma = fixture_field(f, "sigma") == 1;
     c.C = fixture_integer(f, "channels");
     c.side = fixture_integer(f, "side");
     c.classes = fixture_integer(f, "classes");
@@ -47,11 +54,12 @@ lightningdit_config_t fixture_config(const safetensors_t* f) {
 }
 
 // A tensor (B, C, S, S) of the file as (B, S, S, C).
-floatS* fixture_latent(const safetensors_t* f, const char* name, const bed_t* m) {
-    int C = m->dit.config.C, HW = m->dit.config.side * m->dit.config.side;
+floatS* fixture_latent(const safetensors_t* f, const char* name, const bed_t* m, int C) {
+    int HW = m->dit.config.side * m->dit.config.side;
+    size_t values = (size_t)m->B * HW * C;
     floatS* file = fixture_tensor(f, name);
-    floatS* out = (floatS*)malloc_check(m->values * sizeof(floatS), name);
-    check(safetensors_find(f, name)->numel == m->values, name);
+    floatS* out = (floatS*)malloc_check(values * sizeof(floatS), name);
+    check(safetensors_find(f, name)->numel == values, name);
     for (int b = 0; b < m->B; b++) {
         for (int i = 0; i < HW; i++) {
             for (int c = 0; c < C; c++) {
@@ -64,12 +72,12 @@ floatS* fixture_latent(const safetensors_t* f, const char* name, const bed_t* m)
 }
 
 void fixture_inputs(bed_t* m, const safetensors_t* f) {
-    floatS* xt = fixture_latent(f, "input.x", m);
-    floatS* dv = fixture_latent(f, "dout.v", m);
+    floatS* xt = fixture_latent(f, "input.x", m, m->dit.config.C);
+    floatS* dv = fixture_latent(f, "dout.v", m, lightningdit_out_channels(&m->dit.config));
     floatS* t = fixture_tensor(f, "input.t");
     floatS* labels = fixture_tensor(f, "input.labels");
     for (size_t i = 0; i < m->values; i++) m->xt[i] = (floatX)xt[i];
-    for (size_t i = 0; i < m->values; i++) m->dv[i] = (floatX)dv[i];
+    for (size_t i = 0; i < m->outputs; i++) m->dv[i] = (floatX)dv[i];
     for (int b = 0; b < m->B; b++) m->t[b] = t[b];
     for (int b = 0; b < m->B; b++) m->labels[b] = (int)labels[b];
     free(xt);
@@ -91,8 +99,8 @@ void test_fixture(const char* name) {
     fixture_inputs(&m, &f);
     bed_forward(&m);
     bed_backward(&m);
-    floatS* want = fixture_latent(&f, "output.v", &m);
-    check_error("velocity", relative_error_float(m.dit.v, want, m.values), bound);
+    floatS* want = fixture_latent(&f, "output.v", &m, lightningdit_out_channels(&m.dit.config));
+    check_error("velocity", relative_error_float(m.dit.v, want, m.outputs), bound);
     fixture_check_gradients(&f, &m.params, bound);
     free(want);
     bed_free(&m);
@@ -114,6 +122,22 @@ static const size_row_t size_rows[] = {
     {"1p0B/2", 1029.401, 1029.303, 44.16},  {"1p6B/1", 1631.767, 1631.308, 283.35},
     {"1p6B/2", 1631.767, 1631.653, 70.04},
 };
+
+// DiT-XL/2 and SiT-XL/2 for latents of 32 x 32 x 4: parameters and names as the original's (dev/reference/check_dit.py).
+void test_dit_size(void) {
+    lightningdit_t m;
+    param_table_t table;
+    memset(&m, 0, sizeof m);
+    memset(&table, 0, sizeof table);
+    m.config = *lightningdit_config_find("DiT-XL/2");
+    m.config.C = 4, m.config.side = 32, m.config.classes = 1000;
+    lightningdit_register(&m, &table, "");
+    check(param_count(&table, 0, table.total) == 675129632, "parameters");
+    check(!param_find(&table, "blocks.0.norm1.weight") && !param_find(&table, "final_layer.norm_final.weight"), "norms");
+    check(param_find(&table, "final_layer.linear.weight")->shape[0] == 32, "eight channels of 2 x 2 positions");
+    free(table.items);
+}
+
 
 // Registers a model for the latents that the table is about; free(table->items).
 void size_register(lightningdit_t* m, param_table_t* table, const char* id, int qk_norm) {
@@ -464,15 +488,17 @@ void check_message(void (*function)(const char*), const char* argument, const ch
 }
 
 int main(int argc, char** argv) {
-    static const char* const fixtures[4] = {"dit_p1", "dit_p2_qk", "dit_p1_noshift", "dit_p2_gelu_qk"};
+    static const char* const fixtures[] = {"dit_p1", "dit_p2_qk", "dit_p1_noshift", "dit_p2_gelu_qk",
+                                           "dit_classic"};
     static const char* const models[4][2] = {{"tiny/1", ""}, {"tiny/2", "Q"}, {"tiny/1", "GNQ"}, {"mini", ""}};
     char name[128];
     test_begin(argc, argv);
     temporary_begin();
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof fixtures / sizeof fixtures[0]; i++) {
         snprintf(name, sizeof name, "fixture %s against PyTorch", fixtures[i]);
         if (test_case(name)) { test_fixture(fixtures[i]); test_end_case(); }
     }
+    if (test_case("DiT-XL/2")) { test_dit_size(); test_end_case(); }
     if (test_case("parameters and multiply-accumulates (in half units of the last digit)")) {
         test_sizes();
         test_end_case();

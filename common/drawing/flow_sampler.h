@@ -40,7 +40,7 @@
 // velocity is not used, so long as it is finite.
 #define FLOW_DONE (-1.0)
 typedef void (*velocity_fn)(void* model,
-                            floatS* v,       // (B, n)
+                            floatS* v,       // (B, n), or (B, 2 n) of a diffusion process (common/drawing/ddpm_sampler.h)
                             const floatS* x, // (B, n)
                             const double* t, // (B) host memory
                             int B, stream_t s);
@@ -65,9 +65,10 @@ static inline void flow_noise(floatS* x,              // (B, n)
 // ---------------------------------------------------------------------------------------------------------------------
 // A network as a velocity field, with guidance
 
-// One pass of a network; all pointers to device memory. labels[b] may be the null class.
+// One pass of a network; all pointers to device memory. labels[b] may be the null class. OC: channels of its output, of
+// which the first are the velocity.
 typedef void (*network_fn)(void* model,
-                           floatX* v,         // (B, HW, C)
+                           floatX* v,         // (B, HW, OC)
                            const floatX* xt,  // (B, HW, C)
                            const floatS* t,   // (B)
                            const int* labels, // (B)
@@ -90,9 +91,10 @@ typedef struct {
     int null_label;
     flow_guidance_t guidance;
     int max_batch, pass, HW, C; // largest B; images that the network takes at once
+    int OC, taken;             // channels of the output, and how many of them a velocity_fn is asked for
     size_t evaluations;        // images evaluated so far, each with and without its label counted
-    floatX *xt, *out;          // (pass, HW, C)
-    floatX* v;                 // (2, B, HW, C) with the label, with the null label
+    floatX *xt, *out;          // (pass, HW, C), (pass, HW, OC)
+    floatX* v;                 // (2, B, HW, OC) with the label, with the null label
     floatS *t, *w;             // (2B), (B)
     int* label;                // (2B)
     floatS *host_t, *host_w;   // the same on the host
@@ -100,7 +102,8 @@ typedef struct {
 } flow_network_t;
 
 static inline void flow_network_plan(flow_network_t* f, plan_t* plan, network_fn run, void* model, int null_label,
-                                     flow_guidance_t guidance, int max_batch, int pass, int HW, int C) {
+                                     flow_guidance_t guidance, int max_batch, int pass, int HW, int C, int OC,
+                                     int taken) {
     if (max_batch < 1 || pass < 1) fatal("sampling: a batch of %d in passes of %d; both begin at 1", max_batch, pass);
     if (!isfinite(guidance.w) || isnan(guidance.start)) fatal("guidance: strength and start have to be numbers");
     if (guidance.w > 1 && (guidance.channels < 1 || guidance.channels > C)) {
@@ -109,8 +112,9 @@ static inline void flow_network_plan(flow_network_t* f, plan_t* plan, network_fn
     memset(f, 0, sizeof *f);
     f->run = run, f->model = model, f->null_label = null_label, f->guidance = guidance;
     f->max_batch = max_batch, f->pass = pass < 2 * max_batch ? pass : 2 * max_batch, f->HW = HW, f->C = C;
-    size_t n = (size_t)HW * C, twice = 2 * (size_t)max_batch;
-    plan_floatX(plan, &f->xt, (size_t)f->pass * n, "flow.xt");
+    f->OC = OC, f->taken = taken;
+    size_t n = (size_t)HW * OC, twice = 2 * (size_t)max_batch;
+    plan_floatX(plan, &f->xt, (size_t)f->pass * HW * C, "flow.xt");
     plan_floatX(plan, &f->out, (size_t)f->pass * n, "flow.out");
     plan_floatX(plan, &f->v, twice * n, "flow.v");
     plan_floatS(plan, &f->t, twice, "flow.t");
@@ -160,7 +164,7 @@ static inline int flow_neighbours(const int* rows, int limit, int B) {
 static inline void flow_guided_velocity(void* network, floatS* v, const floatS* x, const double* t, int B, stream_t s) {
     flow_network_t* f = (flow_network_t*)network;
     if (B > f->max_batch) fatal("sampling: %d images where memory was planned for %d", B, f->max_batch);
-    size_t n = (size_t)f->HW * f->C;
+    size_t n = (size_t)f->HW * f->C, out = (size_t)f->HW * f->OC;
     int guided, count = flow_network_rows(f, t, B, &guided, s);
     for (int first = 0; first < count; first += f->pass) {
         const int* rows = f->rows + first;
@@ -172,12 +176,12 @@ static inline void flow_guided_velocity(void* network, floatS* v, const floatS* 
         f->run(f->model, f->out, f->xt, f->t + first, f->label + first, N, s);
         for (int i = 0; i < N; i += length) {
             length = flow_neighbours(rows + i, N - i, B);
-            copy_on_device(f->v + (size_t)rows[i] * n, f->out + (size_t)i * n, (size_t)length * n * sizeof(floatX), s);
+            copy_on_device(f->v + rows[i] * out, f->out + i * out, (size_t)length * out * sizeof(floatX), s);
         }
     }
     f->evaluations += (size_t)count;
-    const floatX* null = guided ? f->v + (size_t)B * n : NULL;
-    flow_guide(v, f->v, null, guided ? f->w : NULL, f->guidance.channels, B, f->HW, f->C, s);
+    const floatX* null = guided ? f->v + B * out : NULL;
+    flow_guide(v, f->v, null, guided ? f->w : NULL, f->guidance.channels, B, f->HW, f->taken, f->OC, s);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -426,7 +426,7 @@ static void plan_drawing(drawing_t* d, const bench_t* bench, int images, flow_gu
     lightningdit_plan(&d->net, &d->plan, pass, 0);
     lightningdit_plan_work(&d->net, &d->work);
     flow_network_plan(&d->network, &d->plan, drawing_evaluate, d, c->classes, guidance, images, pass,
-                      c->side * c->side, c->C);
+                      c->side * c->side, c->C, c->C, c->C);
     flow_sampler_plan(&d->sampler, &d->plan, FLOW_EULER, bench->points, 0.3, images, d->n);
     plan_floatS(&d->plan, &d->x, images * d->n, "noise");
 }

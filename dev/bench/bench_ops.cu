@@ -419,7 +419,7 @@ static void run_flow_loss(sizes_t z, stream_t s) { // with its gradient
 static void run_flow_guide(sizes_t z, stream_t s) {
     floatS *out = sums_once(elements(z)), *w = sums_once(z.B);
     floatX *cond = once(elements(z)), *null = once(elements(z));
-    if (ready()) flow_guide(out, cond, null, w, z.C, z.B, z.H * z.W, z.C, s);
+    if (ready()) flow_guide(out, cond, null, w, z.C, z.B, z.H * z.W, z.C, z.C, s);
 }
 static void run_flow_combine(sizes_t z, stream_t s) { // a step of Euler's
     static const double one[1] = {1};

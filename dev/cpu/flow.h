@@ -93,18 +93,18 @@ void flow_loss(floatS* mse, floatS* cosine,             // (B)
 // The difference between what the network expects with and without knowing the class, w times as large. w = 1 is a case
 // of its own because null + (cond - null) need not round to cond.
 void flow_guide(floatS* out,        // (B, HW, C)
-                const floatX* cond, // (B, HW, C)
-                const floatX* null, // (B, HW, C) or NULL
+                const floatX* cond, // (B, HW, OC)
+                const floatX* null, // (B, HW, OC) or NULL
                 const floatS* w,    // (B) or NULL
-                int channels, int B, int HW, int C, stream_t s) {
+                int channels, int B, int HW, int C, int OC, stream_t s) {
     (void)s;
     #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * C))
     for (size_t row = 0; row < (size_t)B * HW; row++) {
-        size_t at = row * C;
+        size_t at = row * C, from = row * OC;
         floatS weight = w && null ? w[row / HW] : 1;
         int guided = weight == 1 ? 0 : channels < C ? channels : C;
-        for (int c = 0; c < guided; c++) out[at + c] = null[at + c] + weight * (cond[at + c] - null[at + c]);
-        for (int c = guided; c < C; c++) out[at + c] = cond[at + c];
+        for (int c = 0; c < guided; c++) out[at + c] = null[from + c] + weight * (cond[from + c] - null[from + c]);
+        for (int c = guided; c < C; c++) out[at + c] = cond[from + c];
     }
 }
 
@@ -125,6 +125,27 @@ void flow_combine(floatS* out,       // (B, n)
             if (a[stage] != 0) sum += (floatS)a[stage] * k[stage * size + i];
         }
         out[i] = x[i] + h[i / n] * sum;
+    }
+}
+
+// The network says the noise e and, by f, the logarithm of the variance, between those of two known variances.
+void diffusion_step(floatS* x,           // (B, HW, C) in place
+                    const floatS* out,   // (B, HW, 2 C)
+                    const floatS* noise, // (B, HW, C) or NULL
+                    double x_share, double noise_share, double log_least, double log_most, int B, int HW, int C,
+                    stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static)
+    for (size_t row = 0; row < (size_t)B * HW; row++) {
+        size_t at = row * C, from = 2 * at;
+        for (int c = 0; c < C; c++) {
+            floatS next = (floatS)x_share * x[at + c] + (floatS)noise_share * out[from + c];
+            if (noise) {
+                floatS f = out[from + C + c], l = (1 - f) / 2 * (floatS)log_least + (1 + f) / 2 * (floatS)log_most;
+                next += xexp(l / 2) * noise[at + c];
+            }
+            x[at + c] = next;
+        }
     }
 }
 

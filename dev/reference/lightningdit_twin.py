@@ -73,6 +73,17 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
 
 
+class PlainLayerNorm(nn.Module):
+    """DiT's: no weight, no bias."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x):
+        return F.layer_norm(at_least_float(x), (self.width,), eps=1e-6)
+
+
 class Rotation(nn.Module):
     """Neighbours (a, b) -> (a cos - b sin, b cos + a sin)."""
 
@@ -98,8 +109,9 @@ class Attention(nn.Module):
 
     def forward(self, x, rotate):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, NH, T, HS)
-        q = rotate(at_least_float(self.q_norm(q))).to(v.dtype)
-        k = rotate(at_least_float(self.k_norm(k))).to(v.dtype)
+        if rotate is not None:
+            q = rotate(at_least_float(self.q_norm(q))).to(v.dtype)
+            k = rotate(at_least_float(self.k_norm(k))).to(v.dtype)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -135,11 +147,12 @@ def modulate(x, shift, scale):
 
 
 class Block(nn.Module):
-    def __init__(self, dim, heads, qk_norm, swiglu, shift):
+    def __init__(self, dim, heads, qk_norm, swiglu, shift, classic):
         super().__init__()
-        self.norm1 = RMSNorm(dim)
+        norm = PlainLayerNorm if classic else RMSNorm
+        self.norm1 = norm(dim)
         self.attn = Attention(dim, heads, qk_norm)
-        self.norm2 = RMSNorm(dim)
+        self.norm2 = norm(dim)
         self.mlp = SwiGLU(dim) if swiglu else GeluMLP(dim)
         self.chunks = 6 if shift else 4
         self.adaLN_modulation = modulation(dim, self.chunks)
@@ -152,9 +165,9 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    def __init__(self, dim, outputs):
+    def __init__(self, dim, outputs, classic):
         super().__init__()
-        self.norm_final = RMSNorm(dim)
+        self.norm_final = PlainLayerNorm(dim) if classic else RMSNorm(dim)
         self.linear = nn.Linear(dim, outputs)
         self.adaLN_modulation = modulation(dim, 2)
 
@@ -193,20 +206,24 @@ class LabelEmbedding(nn.Module):
 # ---- The model -------------------------------------------------------------------------------------------------------
 
 class LightningDiT(nn.Module):
-    def __init__(self, side, patch, channels, dim, depth, heads, classes=1000, qk_norm=False, swiglu=True, shift=True):
+    """classic: DiT and SiT, LayerNorm without weight and no rotation. sigma: 2 channels of output for each of the latent."""
+
+    def __init__(self, side, patch, channels, dim, depth, heads, classes=1000, qk_norm=False, swiglu=True, shift=True,
+                 classic=False, sigma=False):
         super().__init__()
         self.patch, self.channels, self.classes, self.grid = patch, channels, classes, side // patch
+        self.outputs = (2 if sigma else 1) * channels
         self.pos_embed = nn.Parameter(position_table(self.grid, dim).float(), requires_grad=False)
         self.x_embedder = PatchEmbedding(patch, channels, dim)
         self.t_embedder = TimeEmbedding(dim)
         self.y_embedder = LabelEmbedding(classes, dim)
-        self.feat_rope = Rotation(self.grid, dim // heads)
-        self.blocks = nn.ModuleList([Block(dim, heads, qk_norm, swiglu, shift) for _ in range(depth)])
-        self.final_layer = FinalLayer(dim, patch * patch * channels)
+        self.feat_rope = None if classic else Rotation(self.grid, dim // heads)
+        self.blocks = nn.ModuleList([Block(dim, heads, qk_norm, swiglu, shift, classic) for _ in range(depth)])
+        self.final_layer = FinalLayer(dim, patch * patch * self.outputs, classic)
         self.float()
 
     def forward(self, x, t, labels):
-        """x (B, C, S, S), t (B), labels (B) in [0, classes] -> v (B, C, S, S)."""
+        """x (B, C, S, S), t (B), labels (B) in [0, classes] -> v (B, C, S, S), or (B, 2 C, S, S)."""
         c = self.t_embedder(t) + self.y_embedder(labels)
         x = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
@@ -216,8 +233,8 @@ class LightningDiT(nn.Module):
     def unpatchify(self, tokens):
         """Inside a token the order is row, column, channel."""
         g, p = self.grid, self.patch
-        tokens = tokens.reshape(-1, g, g, p, p, self.channels)
-        return tokens.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.channels, g * p, g * p)
+        tokens = tokens.reshape(-1, g, g, p, p, self.outputs)
+        return tokens.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.outputs, g * p, g * p)
 
     @torch.no_grad()
     def initialise(self):
@@ -239,7 +256,7 @@ class LightningDiT(nn.Module):
         T, D, L = self.grid ** 2, self.pos_embed.shape[-1], len(self.blocks)
         block = self.blocks[0]
         mlp = sum(m.weight.numel() for m in block.mlp.modules() if isinstance(m, nn.Linear))
-        ends = 2 * T * D * self.channels * self.patch ** 2
+        ends = T * D * (self.channels + self.outputs) * self.patch ** 2
         return (L * (T * (4 * D * D + mlp + 2 * T * D) + block.chunks * D * D) + ends + 2 * D * D
                 + TIME_FEATURES * D + D * D)
 

@@ -103,6 +103,12 @@ def dit_p2_gelu_qk():
     return dit("dit_p2_gelu_qk", side=4, patch=2, channels=5, dim=48, heads=2, qk_norm=True, swiglu=False)
 
 
+def dit_classic():
+    """DiT and SiT, patch 2: LayerNorm without weight, no rotation, tanh-GELU MLP of width 160, head size 20; output.v has
+    eight channels for the latent's four."""
+    return dit("dit_classic", side=6, patch=2, channels=4, dim=40, heads=2, swiglu=False, classic=True, sigma=True)
+
+
 # ---- Ten steps of training -------------------------------------------------------------------------------------------
 
 STEPS, BATCH = 10, 4
@@ -227,7 +233,7 @@ def sampler():
 
 # ---- Main ------------------------------------------------------------------------------------------------------------
 
-CASES = (dit_p1, dit_p2_qk, dit_p1_noshift, dit_p2_gelu_qk, dit_steps, sampler)
+CASES = (dit_p1, dit_p2_qk, dit_p1_noshift, dit_p2_gelu_qk, dit_classic, dit_steps, sampler)
 
 if __name__ == "__main__":
     run(__doc__, CASES, VERSIONS)

@@ -1,0 +1,122 @@
+// ddpm_sampler.h: from noise to data by reversing a diffusion process, along the noise that DiT's networks predict.
+//
+// The process has 1000 times. At time t an image is x_t = sqrt(A_t) x_0 + sqrt(1 - A_t) noise, A_t = product of
+// (1 - beta_s) for s <= t, beta from 1e-4 to 2e-2 in equal steps. A network is given x_t and t (0 to 999) and says the
+// noise e in it and, by a number f between about -1 and 1, how wide the step is to be.
+//
+// n of the times are used, in equal distances rounded to whole numbers, 0 and 999 among them. With A and A' at a time
+// and at the one used before it (A' = 1 before the first), beta = 1 - A / A':
+//
+//   x_0 = (x - sqrt(1 - A) e) / sqrt(A)                                  what the network thinks the image is
+//   ddpm   x' = sqrt(A') beta / (1 - A) x_0 + (1 - A') sqrt(1 - beta) / (1 - A) x + exp(l / 2) noise
+//          l between log (beta (1 - A') / (1 - A)) and log beta, as f says    (Ho et al. 2020; Nichol & Dhariwal 2021)
+//   ddim   x' = sqrt(A') x_0 + sqrt(1 - A' - s^2) e + s noise,   s = eta sqrt((1 - A') beta / (1 - A))
+//                                                                     (Song et al. 2021; eta 0: no noise, f not used)
+// No noise is added at the first time, whose x' is the image. Each step is x' = a x + b e + deviation noise, one
+// operation: diffusion_step.
+//
+// The noise of image k at a step depends on (seed, step, k) alone. The state is floatS. Guidance is that of
+// common/drawing/flow_sampler.h; f is always the network's with the label. Numbers: facebookresearch/DiT, diffusion/.
+// Look next at common/drawing/dit_sampler.h, the user.
+#pragma once
+#include <math.h>
+
+// defines: velocity_fn, flow_progress_fn
+#include "common/drawing/flow_sampler.h"
+
+enum { DDPM_TIMES = 1000 };
+
+typedef enum { DDPM_ANCESTRAL, DDPM_DDIM } ddpm_kind_t;
+
+// One step back in time.
+typedef struct {
+    double t;                          // what the network is told
+    double x_share, noise_share;       // of x and of e in the next x
+    double log_least, log_most;        // between these f chooses; the same in ddim
+    int noisy;
+} ddpm_step_t;
+
+typedef struct {
+    int steps, max_batch, HW, C;
+    ddpm_step_t* step; // (steps) in the order in which they are taken
+    double* times;     // (B) host memory
+    floatS* out;       // (B, HW, 2 C) what the network says
+    floatS* noise;     // (B, HW, C)
+    flow_progress_fn progress; // called after each step, or NULL
+    void* progress_context;
+} ddpm_sampler_t;
+
+// The times that are used, upwards. The sum, its roundings and those to even are Python's, as the original has them.
+static inline void ddpm_times(int* times, int n) { // (n)
+    double at = 0, distance = n > 1 ? (DDPM_TIMES - 1) / (double)(n - 1) : 1;
+    for (int i = 0; i < n; i++, at += distance) times[i] = (int)nearbyint(at);
+}
+
+// The coefficients of all steps, the last time first.
+static inline void ddpm_plan_steps(ddpm_step_t* steps, int n, ddpm_kind_t kind, double eta) { // (n)
+    double product[DDPM_TIMES], before = 1;
+    int times[DDPM_TIMES];
+    for (int t = 0; t < DDPM_TIMES; t++) {
+        product[t] = (t ? product[t - 1] : 1) * (1 - (1e-4 + (2e-2 - 1e-4) * t / (DDPM_TIMES - 1)));
+    }
+    ddpm_times(times, n);
+    for (int i = 0; i < n; i++) {
+        ddpm_step_t* s = &steps[n - 1 - i];
+        double A = product[times[i]], beta = 1 - A / before, least = beta * (1 - before) / (1 - A), of_image, rest, e;
+        if (kind == DDPM_ANCESTRAL) {
+            of_image = sqrt(before) * beta / (1 - A), rest = (1 - before) * sqrt(1 - beta) / (1 - A), e = 0;
+            s->log_least = log(least), s->log_most = log(beta); // of the first step: not used
+        } else {
+            double variance = eta * eta * least;
+            of_image = sqrt(before), rest = 0, e = sqrt(1 - before - variance);
+            s->log_least = s->log_most = log(variance);
+        }
+        s->t = times[i];
+        s->x_share = of_image / sqrt(A) + rest;
+        s->noise_share = e - of_image * sqrt((1 - A) / A);
+        s->noisy = i > 0 && (kind == DDPM_ANCESTRAL || eta > 0);
+        before = A;
+    }
+}
+
+// Plans memory for up to max_batch images of HW C values.
+static inline void ddpm_sampler_plan(ddpm_sampler_t* d, plan_t* plan, ddpm_kind_t kind, int steps, double eta,
+                                     int max_batch, int HW, int C) {
+    if (steps < 1 || steps > DDPM_TIMES) {
+        fatal("-steps %d: the diffusion process has %d times, so 1 to %d", steps, DDPM_TIMES, DDPM_TIMES);
+    }
+    if (!(eta >= 0 && eta <= 1)) fatal("-eta %g: want a number from 0 (no noise) to 1", eta);
+    memset(d, 0, sizeof *d);
+    d->steps = steps, d->max_batch = max_batch, d->HW = HW, d->C = C;
+    d->step = (ddpm_step_t*)malloc_check((size_t)steps * sizeof(ddpm_step_t), "steps of the diffusion process");
+    d->times = (double*)malloc_check((size_t)max_batch * sizeof(double), "times of images");
+    ddpm_plan_steps(d->step, steps, kind, eta);
+    size_t n = (size_t)max_batch * HW * C;
+    plan_floatS(plan, &d->out, 2 * n, "ddpm.out");
+    plan_floatS(plan, &d->noise, n, "ddpm.noise");
+}
+
+static inline void ddpm_sampler_free(ddpm_sampler_t* d) {
+    free(d->step), free(d->times);
+    memset(d, 0, sizeof *d);
+}
+
+// From noise to data, in place. `predict` writes (B, HW, 2 C): the noise, and f.
+static inline void ddpm_sample(ddpm_sampler_t* d,
+                               floatS* x,              // (B, HW, C)
+                               const uint64_t* images, // (B) their numbers
+                               int B, velocity_fn predict, void* model, uint64_t seed, stream_t s) {
+    if (B < 1 || B > d->max_batch) fatal("sampling: %d images where memory was planned for %d", B, d->max_batch);
+    size_t n = (size_t)d->HW * d->C;
+    for (int i = 0; i < d->steps; i++) {
+        const ddpm_step_t* step = &d->step[i];
+        for (int b = 0; b < B; b++) d->times[b] = step->t;
+        predict(model, d->out, x, d->times, B, s);
+        for (int b = 0; step->noisy && b < B; b++) { // step 0 of this stream is the noise that x began as
+            normal_rows(d->noise + b * n, 1, n, seed, RANDOM_NOISE, (uint64_t)i + 1, images[b], s);
+        }
+        diffusion_step(x, d->out, step->noisy ? d->noise : NULL, step->x_share, step->noise_share, step->log_least,
+                       step->log_most, B, d->HW, d->C, s);
+        if (d->progress) d->progress(d->progress_context, i + 1, d->steps, (double)(i + 1) / d->steps);
+    }
+}

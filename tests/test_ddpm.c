@@ -1,0 +1,133 @@
+// test_ddpm.c: the reversed diffusion process: its times and coefficients beside the original's, normal data, whose noise is
+// known in closed form, and images that do not depend on their batch.
+
+// defines: ddpm_sampler_t, ddpm_plan_steps, ddpm_times, ddpm_sampler_plan, ddpm_sample, ddpm_sampler_free
+#include "common/drawing/ddpm_sampler.h"
+// defines: check_gradient and others; poisoned_buffer, random_buffer
+#include "tests/gradient.h"
+
+enum { HW = 6, C = 2, N = HW * C };
+
+// A step's share of x and of e, and the deviation that f = -1 and f = 1 give, as p_sample and ddim_sample of
+// facebookresearch/DiT answer to x, e, f and noise of 0 and 1 (in float64).
+typedef struct { int step, t; double x_share, noise_share, least, most; } expected_t;
+
+static void test_coefficients(const char* name, ddpm_kind_t kind, int steps, double eta, int sum, const expected_t* rows,
+                              int count) {
+    if (!test_case(name)) return;
+    ddpm_step_t step[DDPM_TIMES];
+    ddpm_plan_steps(step, steps, kind, eta);
+    int total = 0;
+    for (int i = 0; i < steps; i++) total += (int)step[i].t;
+    check(total == sum, "the times");
+    for (int i = 0; i < count; i++) {
+        const expected_t* e = &rows[i];
+        const ddpm_step_t* s = &step[e->step];
+        check((int)s->t == e->t, "time");
+        check_error("share of x", fabs(s->x_share / e->x_share - 1), 1e-9);
+        check_error("share of the noise", fabs(s->noise_share / e->noise_share - 1), 1e-9);
+        check(s->noisy == (e->most > 0), "noise is added");
+        if (!s->noisy) continue;
+        check_error("least deviation", fabs(exp(s->log_least / 2) / e->least - 1), 1e-9);
+        check_error("largest deviation", fabs(exp(s->log_most / 2) / e->most - 1), 1e-9);
+    }
+    test_end_case();
+}
+
+typedef struct { double deviation; int calls; } normal_data_t;
+
+static double product_at(double time) {
+    double product = 1;
+    for (int t = 0; t <= (int)time; t++) product *= 1 - (1e-4 + (2e-2 - 1e-4) * t / (DDPM_TIMES - 1));
+    return product;
+}
+
+// The noise to be expected in x where data are normal with this deviation; f is a number of the place.
+static void predict_normal(void* model, floatS* out, const floatS* x, const double* t, int B, stream_t s) {
+    (void)s;
+    normal_data_t* m = (normal_data_t*)model;
+    m->calls++;
+    for (int b = 0; b < B; b++) {
+        double A = product_at(t[b]), share = sqrt(1 - A) / (A * m->deviation * m->deviation + 1 - A);
+        for (int i = 0; i < N; i++) {
+            double* at = out + ((size_t)b * HW + i / C) * 2 * C + i % C;
+            at[0] = share * x[(size_t)b * N + i];
+            at[C] = -1 + 2 * ((i * 7 + 3) % 11) / 10.0;
+        }
+    }
+}
+
+static void draw(ddpm_kind_t kind, int steps, double deviation, floatS* x, const uint64_t* images, int B) {
+    ddpm_sampler_t d;
+    plan_t plan = {0};
+    normal_data_t model = {deviation, 0};
+    ddpm_sampler_plan(&d, &plan, kind, steps, 0, B, HW, C);
+    plan_allocate(&plan, "sampling");
+    memset(plan.memory, 0xFF, plan_bytes(&plan)); // NaN
+    ddpm_sample(&d, x, images, B, predict_normal, &model, 5, 0);
+    check(model.calls == steps, "one evaluation a step");
+    ddpm_sampler_free(&d);
+    plan_free(&plan);
+}
+
+// Without noise the process is an equation that carries a normal variable into another: x(0) / x(T) is the ratio of their
+// deviations.
+static void test_normal_data(void) {
+    if (!test_case("ddim carries normal noise into normal data")) return;
+    double A = product_at(DDPM_TIMES - 1), last = product_at(0);
+    for (double deviation = 0.3; deviation < 2; deviation *= 2) {
+        double* x = random_buffer(N);
+        double* start = (double*)malloc_check(N * sizeof(double), "x");
+        memcpy(start, x, N * sizeof(double));
+        uint64_t image = 3;
+        draw(DDPM_DDIM, DDPM_TIMES, deviation, x, &image, 1);
+        double ratio = deviation / sqrt(A * deviation * deviation + 1 - A);
+        for (int i = 0; i < N; i++) start[i] *= ratio;
+        check_error("x", relative_error_double(x, start, N), 5 * (1 - last) / deviation + 0.01);
+        free(x), free(start);
+    }
+    test_end_case();
+}
+
+static void test_batches(void) {
+    if (!test_case("an image does not depend on its batch")) return;
+    uint64_t images[3] = {11, 4, 900};
+    double* start = random_buffer(3 * N);
+    double* together = (double*)malloc_check(3 * N * sizeof(double), "x");
+    memcpy(together, start, 3 * N * sizeof(double));
+    draw(DDPM_ANCESTRAL, 20, 0.5, together, images, 3);
+    for (int b = 0; b < 3; b++) {
+        draw(DDPM_ANCESTRAL, 20, 0.5, start + b * N, images + b, 1);
+        check(!memcmp(start + b * N, together + b * N, N * sizeof(double)), "the same bits");
+    }
+    free(start), free(together);
+    test_end_case();
+}
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    const expected_t ddpm[] = {
+        {0, 999, 1.0411693294, -0.0807123931653, 0.278422488457, 0.278422960606},
+        {1, 995, 1.04100004901, -0.0803870592402, 0.277883109853, 0.277883618546},
+        {100, 598, 1.02440217257, -0.0488673400848, 0.216822033545, 0.216966235371},
+        {248, 4, 1.00029966743, -0.0226654389929, 0.00925756633277, 0.0244758159103},
+        {249, 0, 1.00005000375, -0.0100005000375, 0, 0},
+    };
+    const expected_t ddim[] = {
+        {0, 999, 1.22152040398, -0.263639214074, 0.287142175392, 0.287142175392},
+        {25, 489, 1.10184370165, -0.130208759634, 0.207802409367, 0.207802409367},
+        {48, 20, 1.00309692118, -0.0707110419172, 0.00496018051499, 0.00496018051499},
+        {49, 0, 1.00005000375, -0.0100005000375, 0, 0},
+    };
+    const expected_t few[] = {
+        {0, 999, 4.69365811023, -3.69400804936, 0, 0},
+        {3, 500, 2.02376161316, -1.11799248415, 0, 0},
+        {6, 0, 1.00005000375, -0.0100005000375, 0, 0},
+    };
+    test_coefficients("ddpm, 250 of 1000 times", DDPM_ANCESTRAL, 250, 0, 124875, ddpm, 5);
+    test_coefficients("ddim, 50 times, eta 0.5", DDPM_DDIM, 50, 0.5, 24975, ddim, 4);
+    test_coefficients("ddim, 7 times", DDPM_DDIM, 7, 0, 3496, few, 3);
+    test_normal_data();
+    test_batches();
+    return test_finish();
+}
