@@ -435,10 +435,10 @@ void cross_entropy(floatS* loss,         // (B)
                    double scale, int B, int C, stream_t s);
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The diffusion transformer                                            dev/cpu/modulate.h, rope.h, swiglu.h,
-// condition.h Its residual stream is floatS, as in the reference, whose position table in fp32 makes it so. Modulation
-// vectors (shift, scale, gate) are pieces of the rows of one matrix that holds those of all blocks: image b's vector
-// begins `stride` values behind that of image b - 1, and so do their gradients.
+// The diffusion transformer                                           dev/cpu/modulate.h, rope.h, swiglu.h, condition.h
+// Its residual stream is floatS, as in the reference, whose position table in fp32 makes it so. Modulation vectors
+// (shift, scale, gate) are pieces of the rows of one matrix that holds those of all blocks: image b's vector begins
+// `stride` values behind that of image b - 1, and so do their gradients.
 
 // A norm and modulation: n = (x - mean) rstd weight,  rstd = 1 / sqrt(mean over C of (x - mean)^2 + eps);
 // out = n (1 + scale) + shift. LayerNorm where `mean` is given, RMSNorm (mean 0) where it is NULL; weight NULL: 1.

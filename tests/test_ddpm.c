@@ -1,5 +1,5 @@
-// test_ddpm.c: the reversed diffusion process: its times and coefficients beside the original's, normal data, whose noise is
-// known in closed form, and images that do not depend on their batch.
+// test_ddpm.c: the reversed diffusion process: its times and coefficients beside the original's, normal data, whose
+// noise is known in closed form, and images that do not depend on their batch.
 
 // defines: ddpm_sampler_t, ddpm_plan_steps, ddpm_times, ddpm_sampler_plan, ddpm_sample, ddpm_sampler_free
 #include "common/drawing/ddpm_sampler.h"
@@ -12,8 +12,8 @@ enum { HW = 6, C = 2, N = HW * C };
 // facebookresearch/DiT answer to x, e, f and noise of 0 and 1 (in float64).
 typedef struct { int step, t; double x_share, noise_share, least, most; } expected_t;
 
-static void test_coefficients(const char* name, ddpm_kind_t kind, int steps, double eta, int sum, const expected_t* rows,
-                              int count) {
+static void test_coefficients(const char* name, ddpm_kind_t kind, int steps, double eta, int sum,
+                              const expected_t* rows, int count) {
     if (!test_case(name)) return;
     ddpm_step_t step[DDPM_TIMES];
     ddpm_plan_steps(step, steps, kind, eta);
@@ -70,8 +70,8 @@ static void draw(ddpm_kind_t kind, int steps, double deviation, floatS* x, const
     plan_free(&plan);
 }
 
-// Without noise the process is an equation that carries a normal variable into another: x(0) / x(T) is the ratio of their
-// deviations.
+// Without noise the process is an equation that carries a normal variable into another: x(0) / x(T) is the ratio of
+// their deviations.
 static void test_normal_data(void) {
     if (!test_case("ddim carries normal noise into normal data")) return;
     double A = product_at(DDPM_TIMES - 1), last = product_at(0);

@@ -123,7 +123,8 @@ static const size_row_t size_rows[] = {
     {"1p6B/2", 1631.767, 1631.653, 70.04},
 };
 
-// DiT-XL/2 and SiT-XL/2 for latents of 32 x 32 x 4: parameters and names as the original's (dev/reference/check_dit.py).
+// DiT-XL/2 and SiT-XL/2 for latents of 32 x 32 x 4: parameters and names as the original's
+// (dev/reference/check_dit.py).
 void test_dit_size(void) {
     lightningdit_t m;
     param_table_t table;
@@ -133,7 +134,8 @@ void test_dit_size(void) {
     m.config.C = 4, m.config.side = 32, m.config.classes = 1000;
     lightningdit_register(&m, &table, "");
     check(param_count(&table, 0, table.total) == 675129632, "parameters");
-    check(!param_find(&table, "blocks.0.norm1.weight") && !param_find(&table, "final_layer.norm_final.weight"), "norms");
+    check(!param_find(&table, "blocks.0.norm1.weight"), "norms have no weights");
+    check(!param_find(&table, "final_layer.norm_final.weight"), "nor has the last");
     check(param_find(&table, "final_layer.linear.weight")->shape[0] == 32, "eight channels of 2 x 2 positions");
     free(table.items);
 }

@@ -1,7 +1,8 @@
 // modulate.cuh: RMSNorm or LayerNorm with the modulation of a diffusion transformer, alone and behind a gated branch.
 //
 //   sum = x + gate branch,   mean = 0 (RMSNorm) or mean over c of sum_c (LayerNorm),   xhat_c = (sum_c - mean) rstd
-//   rstd = 1 / sqrt(mean over c of (sum_c - mean)^2 + eps),   out_c = xhat_c f_c + shift_c,   f_c = weight_c (1 + scale_c)
+//   rstd = 1 / sqrt(mean over c of (sum_c - mean)^2 + eps),   out_c = xhat_c f_c + shift_c,
+//   f_c = weight_c (1 + scale_c)
 //   dsum_c += rstd (dout_c f_c - xhat_c mean(dout f xhat) - [LayerNorm] mean(dout f))    derived in dev/cpu/modulate.h
 //   dbranch = gate dsum,   dgate_c = sum_t dsum_c branch_c,   dshift_c = sum_t dout_c,   dscale_c = weight_c q_c,
 //   dweight_c += sum over images of (1 + scale_c) q_c,   q_c = sum_t dout_c xhat_c

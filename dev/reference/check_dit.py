@@ -54,8 +54,9 @@ def main():
     parser.add_argument("sit", help="folder of willisma/SiT")
     folders = parser.parse_args()
     dit, sit, failed = import_models(folders.dit).DiT, import_models(folders.sit).SiT, 0
+    cases = ("DiT", dit, 8, [0.0, 431.0, 999.0]), ("SiT", sit, 4, [0.0, 0.40625, 0.96875])
     for dtype in BOUND:
-        for name, model, kept, times in (("DiT", dit, 8, [0.0, 431.0, 999.0]), ("SiT", sit, 4, [0.0, 0.40625, 0.96875])):
+        for name, model, kept, times in cases:
             errors = compare(model, kept, times, dtype)
             bad = max(errors["output"], errors["gradient"]) > BOUND[dtype] or errors["features"] > FEATURES
             failed += bad

@@ -158,7 +158,7 @@ def write_page(path, head, paragraphs):
 def run(description, cases, versions, head=None):
     """The program of a script of cases: makes those that the command line names and describes them in the README."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
-    parser.add_argument("cases", nargs="*", metavar="case", help="fixtures to make; default: all, and the README")
+    parser.add_argument("cases", nargs="*", metavar="case", help="fixtures to make; default: all")
     parser.add_argument("-o", "--output", type=pathlib.Path, default=REPOSITORY / "tests" / "fixtures", help="folder")
     arguments = parser.parse_args()
     unknown = set(arguments.cases) - {case.__name__ for case in cases}
@@ -178,7 +178,8 @@ def run(description, cases, versions, head=None):
         paragraphs[case.__name__] = describe(case.__name__, case, fixture, size)
         print(f"{path.name:34} {size:9,} bytes  {len(fixture.tensors):4} tensors")
     print(f"{total:,} bytes in all")
-    if not arguments.cases:
-        example = ", ".join(f"{x:.8f}" for x in uniform("conv_in.weight", 3))
-        listed = ", ".join(f"{k} {v}" for k, v in versions.items())
-        write_page(arguments.output / "README.md", head and head.format(versions=listed, example=example), paragraphs)
+    if arguments.cases:
+        head = None  # it names the versions that made all
+    example = ", ".join(f"{x:.8f}" for x in uniform("conv_in.weight", 3))
+    listed = ", ".join(f"{k} {v}" for k, v in versions.items())
+    write_page(arguments.output / "README.md", head and head.format(versions=listed, example=example), paragraphs)

@@ -206,7 +206,7 @@ class LabelEmbedding(nn.Module):
 # ---- The model -------------------------------------------------------------------------------------------------------
 
 class LightningDiT(nn.Module):
-    """classic: DiT and SiT, LayerNorm without weight and no rotation. sigma: 2 channels of output for each of the latent."""
+    """classic: DiT and SiT, LayerNorm without weight and no rotation. sigma: 2 channels of output for one of the latent."""
 
     def __init__(self, side, patch, channels, dim, depth, heads, classes=1000, qk_norm=False, swiglu=True, shift=True,
                  classic=False, sigma=False):

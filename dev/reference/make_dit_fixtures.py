@@ -104,8 +104,8 @@ def dit_p2_gelu_qk():
 
 
 def dit_classic():
-    """DiT and SiT, patch 2: LayerNorm without weight, no rotation, tanh-GELU MLP of width 160, head size 20; output.v has
-    eight channels for the latent's four."""
+    """DiT and SiT, patch 2: LayerNorm without weight, no rotation, tanh-GELU MLP of width 160, head size 20; output.v
+    has eight channels for the latent's four."""
     return dit("dit_classic", side=6, patch=2, channels=4, dim=40, heads=2, swiglu=False, classic=True, sigma=True)
 
 
