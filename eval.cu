@@ -126,7 +126,8 @@ static const char* open_samples(eval_t* e, image_source_t* samples, pipeline_t* 
     need_file(e, "dit", o->dit, "a LightningDiT, or -samples");
     need_file(e, "tokenizer", tokenizer, "the tokenizer that the DiT draws with");
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
-                                     {o->sweep ? 2 : o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed};
+                                     {o->sweep ? 2 : o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed,
+                                     PREDICTS_UNKNOWN, DDPM_ANCESTRAL, 0};
     pipeline_open(g, o->dit, tokenizer, o->raw, options);
     if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
     pipeline_load(g);

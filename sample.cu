@@ -7,6 +7,8 @@
 //     ./sample -preset imagenet ... -class random -n 50000 -npz samples.npz     for ADM's evaluator
 //     ./sample -preset imagenet -dit lightningdit-xl-imagenet256-800ep.pt -tokenizer vavae-imagenet256-f16d32-dinov2.pt
 //         -latent_stats latents_stats.pt -class 207        LightningDiT and VA-VAE as published, without conversion
+//     ./sample -preset dit -class 207                  DiT-XL/2 as published, with Stable Diffusion's autoencoder; or
+//     sit
 //
 // Image j of a class is drawn from noise that the seed and j determine: the same whatever else is drawn, in whatever
 // batch and by however many processes. With -class random or balanced, -n images are numbered through.
@@ -35,8 +37,8 @@
 
 typedef struct {
     const char *preset, *dit, *tokenizer, *latent_stats, *classes, *out, *images, *npz;
-    int n, solver, steps, cfg_channels, batch, raw, block, time_limit;
-    double cfg, cfg_start, shift;
+    int n, solver, predicts, process, steps, cfg_channels, batch, raw, block, time_limit;
+    double cfg, cfg_start, shift, eta, latent_scale;
     size_t seed;
 } sample_options_t;
 
@@ -68,10 +70,19 @@ static const cli_setting_t sample_preset_paper[] = {{"dit", "runs/dit_imagenet/d
     {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"steps", "250"}, {"cfg", "10"}, {"cfg_channels", "3"},
     {"cfg_start", "0.11"}, {"class", "random"}, {"n", "50000"}, {"npz", "samples.npz"}, {NULL, NULL}};
 
+static const cli_setting_t sample_preset_dit[] = {{"dit", "DiT-XL-2-256x256.pt"},
+    {"tokenizer", "vae-ft-mse-840000-ema-pruned.ckpt"}, {"latent_scale", "0.18215"}, {"predicts", "noise"},
+    {"steps", "250"}, {"cfg_channels", "3"}, {NULL, NULL}};
+static const cli_setting_t sample_preset_sit[] = {{"dit", "SiT-XL-2-256x256.pt"},
+    {"tokenizer", "vae-ft-mse-840000-ema-pruned.ckpt"}, {"latent_scale", "0.18215"}, {"predicts", "velocity"},
+    {"solver", "dopri5"}, {"cfg_channels", "3"}, {NULL, NULL}};
+
 static const cli_preset_t presets[] = {
     {"mini", "the trained miniature that comes with this repository (Fashion-MNIST, 32 pixels)", sample_preset_mini},
     {"imagenet", "LightningDiT-XL/1 on ImageNet, as train_dit -preset imagenet leaves it", sample_preset_imagenet},
     {"paper", "its 50,000 images for FID, as LightningDiT and the paper draw them", sample_preset_paper},
+    {"dit", "DiT-XL/2 and Stable Diffusion's autoencoder, files as published, in this folder", sample_preset_dit},
+    {"sit", "SiT-XL/2, likewise", sample_preset_sit},
 };
 
 static int make_flags(sample_options_t* o, cli_flag_t* out) {
@@ -90,11 +101,20 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
          "checkpoint of train_tokenizer, an exported one, or VA-VAE's file as published", CLI_SAVED},
         {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
          "mean and deviation of the latents where the DiT's file has none: LightningDiT's latents_stats.pt", CLI_SAVED},
+        {NULL, "latent_scale", CLI_NUMBER, &o->latent_scale, "0", "[0, 1e6]",
+         "in place of statistics: latents are so many times the autoencoder's; 0.18215 with Stable Diffusion's",
+         CLI_SAVED},
+        {NULL, "predicts", CLI_CHOICE, &o->predicts, "unknown", "unknown|velocity|noise",
+         "what a network with 2 outputs for a channel says, DiT's noise or SiT's velocity: their files do not tell",
+         CLI_SAVED},
         {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "the DiT's raw weights instead of their average", CLI_SAVED},
         {"How", "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
-         "points of the time grid: one step less, as LightningDiT counts", CLI_SAVED},
+         "points of the time grid: one step less, as LightningDiT counts; of noise: steps", CLI_SAVED},
         {NULL, "solver", CLI_CHOICE, &o->solver, "euler", "euler|midpoint|heun|heun3|rk4|dopri5",
          "dopri5 chooses its own steps", CLI_SAVED},
+        {NULL, "process", CLI_CHOICE, &o->process, "ddpm", "ddpm|ddim",
+         "of a network that predicts noise, in place of a solver", CLI_SAVED},
+        {NULL, "eta", CLI_NUMBER, &o->eta, "0", "[0, 1]", "ddim: share of the noise that ddpm adds", CLI_SAVED},
         {NULL, "shift", CLI_NUMBER, &o->shift, "0.3", "[0, inf)",
          "time shift: below 1, more steps near the noise; 0: none", CLI_SAVED},
         {NULL, "cfg", CLI_NUMBER, &o->cfg, "4", "[0, inf)", "guidance scale; 1 or less: none", CLI_SAVED},
@@ -254,9 +274,11 @@ static void print_classes(const sample_t* r) {
 static void print_method(const sample_t* r) {
     const sample_options_t* o = &r->options;
     const flow_guidance_t* g = &r->model.sampler.network.guidance;
-    int evaluations = flow_evaluations(&r->model.sampler.sampler, g);
-    printf("sampler        %s", flow_methods[o->solver].name);
-    if (!evaluations) printf(", each image with its own steps\n");
+    int noise = o->predicts == PREDICTS_NOISE, evaluations = noise ? 0 : flow_evaluations(&r->model.sampler.sampler, g);
+    printf("sampler        %s", noise ? o->process == DDPM_DDIM ? "ddim" : "ddpm" : flow_methods[o->solver].name);
+    if (noise && o->process == DDPM_DDIM) printf(", eta %g", o->eta);
+    if (noise) printf(", %d steps: %d evaluations of the network an image\n", o->steps, (g->w > 1 ? 2 : 1) * o->steps);
+    else if (!evaluations) printf(", each image with its own steps\n");
     else printf(", %d times, shift %g: %d evaluations of the network an image\n", o->steps, o->shift, evaluations);
     if (g->w > 1) {
         printf("guidance       %g on the first %d of %d channels, from t = %g on\n", g->w, g->channels,
@@ -497,13 +519,17 @@ static void open_models(sample_t* r) {
     need_file(r, "tokenizer", o->tokenizer);
     pipeline_t* g = &r->model;
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
-                                     {o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed};
+                                     {o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed,
+                                     (dit_prediction_t)o->predicts, (ddpm_kind_t)o->process, o->eta};
     pipeline_open(g, o->dit, o->tokenizer, o->raw, options);
+    if (o->latent_scale > 0) pipeline_use_scale(g, o->latent_scale);
     if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
     r->settings = all_settings(r, pipeline_hash(g));
     pipeline_load(g);
     g->sampler.sampler.progress = progress;
     g->sampler.sampler.progress_context = r;
+    g->sampler.ddpm.progress = progress;
+    g->sampler.ddpm.progress_context = r;
 }
 
 int main(int argc, char** argv) {

@@ -216,7 +216,8 @@ static void open_pictures(run_t* run) {
         return;
     }
     dit_sampler_options_t s = {FLOW_EULER, o->sample_steps, o->sample_shift, {o->cfg, o->cfg_start, o->cfg_channels},
-                               run->dit.config.batch / 2 > 1 ? run->dit.config.batch / 2 : 1, o->run.seed};
+                               run->dit.config.batch / 2 > 1 ? run->dit.config.batch / 2 : 1, o->run.seed, PREDICTS_VELOCITY,
+                               DDPM_ANCESTRAL, 0};
     autoencoder_open(&run->tokenizer, o->tokenizer, AUTOENCODER_AVERAGED,
                      dit_sampler_batch(s.batch, &run->dit.config.net), 0, 1);
     if (run->tokenizer_name[0] && strcmp(run->tokenizer_name, run->tokenizer.fingerprint)) {

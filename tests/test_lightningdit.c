@@ -130,7 +130,7 @@ void test_dit_size(void) {
     param_table_t table;
     memset(&m, 0, sizeof m);
     memset(&table, 0, sizeof table);
-    m.config = *lightningdit_config_find("DiT-XL/2");
+    m.config = *lightningdit_config_find("SiT-XL/2");
     m.config.C = 4, m.config.side = 32, m.config.classes = 1000;
     lightningdit_register(&m, &table, "");
     check(param_count(&table, 0, table.total) == 675129632, "parameters");

@@ -1,13 +1,18 @@
 // dit_sampler.h: pictures from a LightningDiT and the tokenizer whose latents it has learnt.
 //
-//     noise --flow_sampler.h: LightningDiT is the field--> normalised latent --x std + mean--> latent --decoder--> bytes
+//     noise --flow_sampler.h: LightningDiT is the field--> normalised latent --x std + mean--> latent --decoder-->
+//     bytes
 //
-// An image is numbered. Its noise depends on the seed and on this number alone. In the CPU build the bits of an image do
-// not depend on what is drawn beside it: every operation computes an image alike in any batch (dev/cpu/gemm.h).
-// Look next at common/drawing/flow_sampler.h (guidance and solvers) and sample.cu, the program.
+// A network like DiT's, which predicts noise, takes ddpm_sampler.h's way instead.
+//
+// An image is numbered. Its noise depends on the seed and on this number alone. In the CPU build the bits of an image
+// do not depend on what is drawn beside it: every operation computes an image alike in any batch (dev/cpu/gemm.h). Look
+// next at common/drawing/flow_sampler.h (guidance and solvers) and sample.cu, the program.
 #pragma once
 // defines: flow_network_t, flow_sampler_t, flow_guidance_t, flow_noise, flow_sample, flow_guided_velocity
 #include "common/drawing/flow_sampler.h"
+// defines: ddpm_sampler_t, ddpm_sampler_plan, ddpm_sample
+#include "common/drawing/ddpm_sampler.h"
 // defines: lightningdit_t, lightningdit_forward
 #include "common/models/lightningdit.h"
 // defines: autoencoder_t, autoencoder_decode
@@ -15,13 +20,20 @@
 // defines: image_bytes_from_floats
 #include "common/data/image.h"
 
+// What the output of a network means. Files do not tell: those with 2 C channels are DiT's, noise, or SiT's, a
+// velocity.
+typedef enum { PREDICTS_UNKNOWN, PREDICTS_VELOCITY, PREDICTS_NOISE } dit_prediction_t;
+
 typedef struct {
-    flow_solver_t solver;
+    flow_solver_t solver;     // of a velocity
     int points;     // of the time grid; one step less
     double shift;
     flow_guidance_t guidance; // channels 0: all
     int batch;      // most images drawn at once
     uint64_t seed;
+    dit_prediction_t predicts; // PREDICTS_UNKNOWN: a velocity, if the network has C channels
+    ddpm_kind_t process;      // of noise; `points` is then the number of steps
+    double eta;
 } dit_sampler_options_t;
 
 typedef struct {
@@ -30,7 +42,8 @@ typedef struct {
     const params_t* params;
     autoencoder_t* tokenizer;
     flow_network_t network;
-    flow_sampler_t sampler;
+    flow_sampler_t sampler; // one of the two
+    ddpm_sampler_t ddpm;
     plan_t plan;
     size_t n;           // numbers of a latent
     floatS* x;          // (batch, S, S, C)
@@ -60,7 +73,26 @@ static inline void dit_sampler_evaluate(void* sampler, floatX* v, const floatX* 
                                         int B, stream_t s) {
     dit_sampler_t* d = (dit_sampler_t*)sampler;
     lightningdit_forward(d->net, d->params, xt, t, labels, B, s);
-    copy_on_device(v, d->net->v, (size_t)B * d->n * sizeof(floatX), s);
+    size_t out = d->n / d->net->config.C * lightningdit_out_channels(&d->net->config);
+    copy_on_device(v, d->net->v, B * out * sizeof(floatX), s);
+}
+
+// Does this network predict noise? What cannot be ends the program.
+static inline int dit_sampler_of_noise(const lightningdit_config_t* c, const dit_sampler_options_t* o) {
+    if (c->sigma && o->predicts == PREDICTS_UNKNOWN) {
+        fatal("the network has %d channels of output for %d of the latent: DiT's (noise) and SiT's (a velocity) look "
+              "so, and their files do not tell which it is; draw with ./sample -preset dit or ./sample -preset sit",
+              2 * c->C, c->C);
+    }
+    if (!c->sigma && o->predicts == PREDICTS_NOISE) {
+        fatal("the network predicts a velocity, %d channels for a latent of %d; -predicts noise is for DiT's, which "
+              "has twice as many", c->C, c->C);
+    }
+    int noise = o->predicts == PREDICTS_NOISE;
+    if (noise && o->guidance.start > 0) {
+        fatal("-cfg_start %g: a network that predicts noise is guided at all times; leave it out", o->guidance.start);
+    }
+    return noise;
 }
 
 // `d` must stay where it is. The tokenizer is opened for dit_sampler_batch() images, with the decoder.
@@ -82,9 +114,15 @@ void dit_sampler_open(dit_sampler_t* d, lightningdit_t* net, const params_t* par
     d->n = (size_t)side * side * C;
     int pass = dit_sampler_pass(options.batch, &net->config, &options.guidance);
     if (pass > net->capacity) pass = net->capacity; // in training, by the batch
+    int noise = dit_sampler_of_noise(&net->config, &options), OC = lightningdit_out_channels(&net->config);
     flow_network_plan(&d->network, &d->plan, dit_sampler_evaluate, d, net->config.classes, options.guidance,
-                      options.batch, pass, side * side, C);
-    flow_sampler_plan(&d->sampler, &d->plan, options.solver, options.points, options.shift, options.batch, d->n);
+                      options.batch, pass, side * side, C, OC, noise ? OC : C);
+    if (noise) {
+        ddpm_sampler_plan(&d->ddpm, &d->plan, options.process, options.points, options.eta, options.batch, side * side,
+                          C);
+    } else {
+        flow_sampler_plan(&d->sampler, &d->plan, options.solver, options.points, options.shift, options.batch, d->n);
+    }
     plan_floatS(&d->plan, &d->x, options.batch * d->n, "sampler.x");
     plan_floatX(&d->plan, &d->z, options.batch * d->n, "sampler.z");
     plan_floatS(&d->plan, &d->mean, (size_t)C, "sampler.mean");
@@ -97,6 +135,7 @@ void dit_sampler_open(dit_sampler_t* d, lightningdit_t* net, const params_t* par
 void dit_sampler_close(dit_sampler_t* d) {
     flow_network_free(&d->network);
     flow_sampler_free(&d->sampler);
+    ddpm_sampler_free(&d->ddpm);
     plan_free(&d->plan);
     memset(d, 0, sizeof *d);
 }
@@ -108,7 +147,11 @@ static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, cons
     int HW = d->net->config.side * d->net->config.side, C = d->net->config.C;
     d->network.labels = labels;
     flow_noise(d->x, images, B, d->n, d->options.seed, s);
-    flow_sample(&d->sampler, d->x, B, flow_guided_velocity, &d->network, s);
+    if (d->options.predicts == PREDICTS_NOISE) {
+        ddpm_sample(&d->ddpm, d->x, images, B, flow_guided_velocity, &d->network, d->options.seed, s);
+    } else {
+        flow_sample(&d->sampler, d->x, B, flow_guided_velocity, &d->network, s);
+    }
     latent_denormalise(d->z, d->x, d->mean, d->std, (size_t)B * HW, C, s);
     size_t values = (size_t)B * d->tokenizer->H * d->tokenizer->W * 3;
     floatS* host = (floatS*)malloc_check(values * sizeof(floatS), "drawn images");

@@ -40,7 +40,7 @@
 // velocity is not used, so long as it is finite.
 #define FLOW_DONE (-1.0)
 typedef void (*velocity_fn)(void* model,
-                            floatS* v,       // (B, n), or (B, 2 n) of a diffusion process (common/drawing/ddpm_sampler.h)
+                            floatS* v,       // (B, n); (B, 2 n) where noise is predicted (ddpm_sampler.h)
                             const floatS* x, // (B, n)
                             const double* t, // (B) host memory
                             int B, stream_t s);

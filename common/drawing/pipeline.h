@@ -59,6 +59,12 @@ void pipeline_use_statistics(pipeline_t* g, const char* path) {
     g->statistics = STATISTICS_GIVEN;
 }
 
+// Latents are `scale` times what the autoencoder gives, 0.18215 with those of Stable Diffusion.
+void pipeline_use_scale(pipeline_t* g, double scale) {
+    for (int c = 0; c < g->net.config.C; c++) g->mean[c] = 0, g->std[c] = (floatS)(1 / scale);
+    g->statistics = STATISTICS_GIVEN;
+}
+
 // The average's width in a configuration of train_dit, {"ema": 0.9999, ...}.
 static inline double pipeline_ema(const safetensors_t* file) {
     const char* config = safetensors_metadata(file, "config");
@@ -75,6 +81,7 @@ void pipeline_open(pipeline_t* g, const char* dit, const char* tokenizer, int ra
     g->options = options;
     tensor_file_open_or_die(&g->file, dit);
     g->net.config = dit_describe(&g->file, dit, raw);
+    dit_sampler_of_noise(&g->net.config, &options);
     g->ema = pipeline_ema(&g->file);
     int side = g->net.config.side, batch = dit_sampler_batch(options.batch, &g->net.config);
     autoencoder_open_sized(&g->tokenizer, tokenizer, AUTOENCODER_AVERAGED, -side, batch, 0, 1);
@@ -93,7 +100,7 @@ void pipeline_load(pipeline_t* g) {
              g->path);
     } else if (g->statistics == STATISTICS_NONE) {
         fatal("neither %s nor %s tells mean and deviation of the latents; give LightningDiT's latents_stats.pt with "
-              "-latent_stats", g->path, g->tokenizer_path);
+              "-latent_stats, or -latent_scale", g->path, g->tokenizer_path);
     }
     lightningdit_register(&g->net, &g->params.table, "");
     lightningdit_plan(&g->net, &g->plan, dit_sampler_pass(g->options.batch, &g->net.config, &g->options.guidance), 0);

@@ -74,11 +74,11 @@ static const lightningdit_config_t lightningdit_configs[] = {
     {"1p0B/2",   24, 1536, 24, 2, 0, 0, 0, 0, 0, 0, 0, 0},
     {"1p6B/1",   28, 1792, 28, 1, 0, 0, 0, 0, 0, 0, 0, 0},
     {"1p6B/2",   28, 1792, 28, 2, 0, 0, 0, 0, 0, 0, 0, 0},
-    // DiT and SiT, on the latents of a Stable Diffusion autoencoder
-    {"DiT-S/2",  12,  384,  6, 2, 1, 0, 0, 1, 1, 0, 0, 0},
-    {"DiT-B/2",  12,  768, 12, 2, 1, 0, 0, 1, 1, 0, 0, 0},
-    {"DiT-L/2",  24, 1024, 16, 2, 1, 0, 0, 1, 1, 0, 0, 0},
-    {"DiT-XL/2", 28, 1152, 16, 2, 1, 0, 0, 1, 1, 0, 0, 0},
+    // SiT and DiT, on the latents of a Stable Diffusion autoencoder
+    {"SiT-S/2",  12,  384,  6, 2, 1, 0, 0, 1, 1, 0, 0, 0},
+    {"SiT-B/2",  12,  768, 12, 2, 1, 0, 0, 1, 1, 0, 0, 0},
+    {"SiT-L/2",  24, 1024, 16, 2, 1, 0, 0, 1, 1, 0, 0, 0},
+    {"SiT-XL/2", 28, 1152, 16, 2, 1, 0, 0, 1, 1, 0, 0, 0},
     // for the latents of the miniature tokenizer
     {"mini",      6,  128,  4, 1, 0, 0, 0, 0, 0, 0, 0, 0},
     // As small as a test can use. SwiGLU is 106 wide: no multiple of 8.

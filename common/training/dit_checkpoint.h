@@ -12,9 +12,11 @@
 // Files by others are read as they are: LightningDiT's own, {"ema": ...} as published, {"model", "ema", "opt",
 // "config"} as its training leaves them, or the weights alone. Before the names may stand "module." or "_orig_mod.", of
 // a model wrapped for several processes or compiled. The averages are taken where there are any. What the network is
-// like is read from the shapes, but for the number of heads, which the published sizes tell. The rotation's tables,
-// feat_rope.*, are computed here. LightningDiT's latent statistics are a file of their own (dit_read_statistics).
-// Look next at common/training/state_file.h, of which this is made, and train_dit.cu and sample.cu.
+// like is read from the shapes, but for the number of heads, which the published sizes tell. DiT's and SiT's published
+// files have the same tensors, twice the latent's channels come out of both, and nothing in them tells which it is. The
+// rotation's tables, feat_rope.*, are computed here. LightningDiT's latent statistics are a file of their own
+// (dit_read_statistics). Look next at common/training/state_file.h, of which this is made, and train_dit.cu and
+// sample.cu.
 #pragma once
 // defines: checkpoint_section_t, checkpoint_declare_section, checkpoint_write_section, checkpoint_read_section, ...
 #include "common/training/state_file.h"
@@ -198,9 +200,11 @@ lightningdit_config_t dit_describe(const safetensors_t* f, const char* path, int
     const st_tensor_t* pos = dit_need(f, path, prefix, "pos_embed", 3);                // (1, T, D)
     const st_tensor_t* labels = dit_need(f, path, prefix, "y_embedder.embedding_table.weight", 2);
     const st_tensor_t* ada = dit_need(f, path, prefix, "blocks.0.adaLN_modulation.1.weight", 2);
+    const st_tensor_t* linear = dit_need(f, path, prefix, "final_layer.linear.weight", 2);
+    int classic = !dit_tensor(f, prefix, "blocks.0.norm1.weight");
     int D = (int)embed->shape[0], P = (int)embed->shape[2], depth = 0, grid = (int)lround(sqrt((double)pos->shape[1]));
     for (char name[80]; depth < LIGHTNINGDIT_MAX_DEPTH; depth++) {
-        snprintf(name, sizeof name, "blocks.%d.norm1.weight", depth);
+        snprintf(name, sizeof name, "blocks.%d.attn.qkv.weight", depth);
         if (!dit_tensor(f, prefix, name)) break;
     }
     if ((size_t)grid * grid != pos->shape[1]) {
@@ -208,13 +212,14 @@ lightningdit_config_t dit_describe(const safetensors_t* f, const char* path, int
     }
     for (int i = 0; i < LIGHTNINGDIT_CONFIGS; i++) {
         lightningdit_config_t c = lightningdit_configs[i];
-        if (c.depth != depth || c.dim != D || c.patch != P) continue;
+        if (c.depth != depth || c.dim != D || c.patch != P || c.classic != classic) continue;
         c.C = (int)embed->shape[1];
         c.side = grid * P;
         c.classes = (int)labels->shape[0] - 1;
         c.qk_norm = dit_tensor(f, prefix, "blocks.0.attn.q_norm.weight") != NULL;
         c.mlp_gelu = dit_tensor(f, prefix, "blocks.0.mlp.fc1.weight") != NULL;
         c.no_shift = ada->shape[0] == 4 * (size_t)D;
+        c.sigma = linear->shape[0] == 2 * (size_t)P * P * c.C;
         return c;
     }
     fatal("%s holds %d blocks of width %d with patches of %d: none of the sizes known here (-h lists them)",

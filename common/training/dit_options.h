@@ -155,7 +155,8 @@ dit_config_t dit_options_config(const dit_options_t* o, int ranks) {
     dit_config_t c;
     memset(&c, 0, sizeof c);
     c.net = *lightningdit_config_find(o->model);
-    c.net.mlp_gelu = o->mlp;
+    c.net.mlp_gelu = o->mlp || c.net.classic;
+    c.net.sigma = 0; // the velocity is all that is learnt
     c.net.no_shift = !o->shift;
     c.net.qk_norm = o->qk_norm;
     c.net.C = o->z_channels;
