@@ -274,7 +274,7 @@ static void check_weights(const char* path, int raw, const dit_t* d, const float
     params_t p;
     memset(&net, 0, sizeof net);
     memset(&p, 0, sizeof p);
-    safetensors_open_or_die(&f, path);
+    tensor_file_open_or_die(&f, path);
     net.config = dit_describe(&f, path, raw);
     lightningdit_register(&net, &p.table, "");
     params_allocate(&p, p.table.total, 0, "weights");
@@ -321,9 +321,11 @@ static void test_weights(const char* id, const char* options) {
 static void write_stub(const char* name, const char* metadata, const char* missing, int D, int rows) {
     static const char* const names[] = {"final_layer.linear.weight", "x_embedder.proj.weight", "pos_embed",
         "y_embedder.embedding_table.weight", "blocks.0.adaLN_modulation.1.weight", "blocks.0.norm1.weight",
-        "blocks.1.norm1.weight"};
-    size_t w = (size_t)D, shapes[][4] = {{5, w}, {w, 5, 1, 1}, {1, (size_t)rows, w}, {5, w}, {6 * w, w}, {w}, {w}};
-    int dims[] = {2, 4, 3, 2, 2, 1, 1};
+        "blocks.0.attn.qkv.weight", "blocks.1.attn.qkv.weight"};
+    enum { NAMES = sizeof names / sizeof names[0] };
+    size_t w = (size_t)D, shapes[NAMES][4] = {{5, w}, {w, 5, 1, 1}, {1, (size_t)rows, w}, {5, w}, {6 * w, w}, {w},
+                                              {3 * w, w}, {3 * w, w}};
+    int dims[NAMES] = {2, 4, 3, 2, 2, 1, 2, 2};
     char path[TEMPORARY_PATH];
     st_writer_t writer;
     floatS* zeros = (floatS*)calloc(6 * w * w + (size_t)rows * w, sizeof(floatS));
@@ -333,11 +335,11 @@ static void write_stub(const char* name, const char* metadata, const char* missi
         int given = strstr(metadata, keys[i]) != NULL;
         if (given) safetensors_writer_metadata(&writer, keys[i], i ? "1" : DIT_FORMAT);
     }
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < NAMES; i++) {
         if (strcmp(names[i], missing)) safetensors_writer_tensor(&writer, names[i], ST_F32, dims[i], shapes[i]);
     }
     safetensors_writer_begin(&writer, temporary_path(path, name));
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < NAMES; i++) {
         size_t n = 1;
         for (int k = 0; k < dims[i]; k++) n *= shapes[i][k];
         if (strcmp(names[i], missing)) safetensors_writer_data(&writer, zeros, n);
@@ -377,7 +379,7 @@ static void test_refusals(void) {
         {"embed", "", "x_embedder.proj.weight", 40, 9, "tensor x_embedder.proj.weight is missing", "damaged"},
         {"square", "", "", 40, 8, "pos_embed has 8 rows, no square", "another model"},
         {"width", "", "", 24, 9, "2 blocks of width 24 with patches of 1", "none of the sizes known here"},
-        {"depth", "", "blocks.1.norm1.weight", 40, 9, "1 blocks of width 40", "none of the sizes known here"},
+        {"depth", "", "blocks.1.attn.qkv.weight", 40, 9, "1 blocks of width 40", "none of the sizes known here"},
         {"rest", "", "", 40, 9, "rest does not fit the model: it is a LightningDiT", "missing: "}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         write_stub(cases[i].name, cases[i].metadata, cases[i].missing, cases[i].D, cases[i].rows);
@@ -409,6 +411,51 @@ static void test_huge(void) {
     dit_free(&d);
 }
 
+// A file as DiT and SiT are published: what its shapes tell, its weights, and that its meaning has to be said.
+static void write_classic(const char* path, lightningdit_t* net, param_table_t* table) {
+    net->config = *lightningdit_config_find("SiT-S/2");
+    net->config.C = 2, net->config.side = 4, net->config.classes = 3;
+    lightningdit_register(net, table, "");
+    st_writer_t w;
+    safetensors_writer_init(&w);
+    for (int i = 0; i < table->n; i++) {
+        const param_t* p = &table->items[i];
+        size_t shape[4];
+        for (int k = 0; k < p->ndim; k++) shape[k] = (size_t)p->shape[k];
+        safetensors_writer_tensor(&w, p->name, ST_F32, p->ndim, shape);
+    }
+    safetensors_writer_begin(&w, path);
+    floatS* host = (floatS*)malloc_check(params_longest(table) * sizeof(floatS), "a tensor");
+    for (int i = 0; i < table->n; i++) {
+        for (size_t k = 0; k < table->items[i].count; k++) host[k] = (floatS)(0.001 * (i + 1) + 1e-6 * (double)k);
+        safetensors_writer_data(&w, host, table->items[i].count);
+    }
+    free(host);
+    safetensors_writer_finish_or_die(&w);
+}
+
+static void test_classic(void) {
+    static lightningdit_t net;
+    char path[TEMPORARY_PATH];
+    params_t params;
+    memset(&params, 0, sizeof params);
+    temporary_begin();
+    write_classic(temporary_path(path, "DiT-S-2.pt"), &net, &params.table);
+    safetensors_t f;
+    tensor_file_open_or_die(&f, path);
+    lightningdit_config_t c = dit_describe(&f, path, 0);
+    check(!strcmp(c.id, "SiT-S/2") && c.classic && c.sigma && c.mlp_gelu && !c.qk_norm && !c.no_shift, "variant");
+    check(c.C == 2 && c.side == 4 && c.classes == 3 && c.heads == 6 && c.depth == 12, "size");
+    params_allocate(&params, params.table.total, 0, "weights");
+    dit_read_weights(&f, path, &params, 0);
+    const param_t* last = &params.table.items[params.table.n - 1];
+    double got = (double)params_at(&params, last->offset)[1];
+    check_error("a weight", fabs(got - (0.001 * params.table.n + 1e-6)), 1e-6);
+    params_free(&params);
+    safetensors_close(&f);
+    temporary_end();
+}
+
 int main(int argc, char** argv) {
     static const char* const models[4][2] = {{"tiny/1", ""}, {"tiny/2", "Q"}, {"tiny/1", "N"}, {"tiny/2", "GQ"}};
     char name[128];
@@ -429,5 +476,6 @@ int main(int argc, char** argv) {
     if (test_case("refusals")) { test_refusals(); test_end_case(); }
     if (test_case("an average beyond F16 is not exported in it")) { test_huge(); test_end_case(); }
     temporary_end();
+    if (test_case("DiT and SiT as published")) { test_classic(); test_end_case(); }
     return test_finish();
 }
