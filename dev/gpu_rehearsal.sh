@@ -25,7 +25,7 @@ fi
 # ---- the bare root: files of a few packages and what these depend on; as links to the machine's, which nobody can write there
 if [ ! -f "$root/ready" ]; then
     rm -rf "$root"
-    mkdir -p "$root/proc" "$root/dev" "$root/tmp" "$root/work" "$root/etc" "$root/usr/local/bin" "$root/usr/local/cuda"
+    mkdir -p "$root/proc" "$root/dev" "$root/tmp" "$root/machine" "$root/etc" "$root/usr/local/bin" "$root/usr/local/cuda"
     for folder in bin sbin lib lib64; do
         mkdir -p "$root/usr/$folder"
         ln -s "usr/$folder" "$root/$folder"
@@ -74,7 +74,7 @@ esac
 END
 stand_in usr/local/bin/stand_in_eval <<'END'
 #!/bin/sh
-LD_LIBRARY_PATH=/usr/local/lib/stand_in exec /work/tree/build/cpu/eval "$@"
+LD_LIBRARY_PATH=/usr/local/lib/stand_in exec /machine/tree/build/cpu/eval "$@"
 END
 stand_in usr/local/bin/stand_in_test <<'END'
 #!/bin/sh
@@ -146,14 +146,14 @@ mount -o remount,ro,bind "$1/root"
 mount -t proc proc "$1/root/proc"
 mount --rbind /dev "$1/root/dev"
 mount -t tmpfs tmpfs "$1/root/tmp"
-mount --bind "$1" "$1/root/work"
+mount --bind "$1" "$1/root/machine"
 folder=$1
 shift
-exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin OUT=/work/out GPU_CHECK_SECONDS=9000 \
+exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin OUT=/machine/out GPU_CHECK_SECONDS=9000 \
     OMP_WAIT_POLICY=passive chroot "$folder/root" /bin/sh -c '
-    cd /work/tree || exit
+    cd /machine/tree || exit
     make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/train_dit build/cpu/sample build/cpu/pretrain \
-        >/work/out/stand_ins.log 2>&1 || { tail -n 5 /work/out/stand_ins.log; exit 1; }
+        >/machine/out/stand_ins.log 2>&1 || { tail -n 5 /machine/out/stand_ins.log; exit 1; }
     exec make gpu-check PARTS="$*"' sh "$@"
 END
 unshare -m -n sh "$to/inside.sh" "$to" "$@" 2>&1
