@@ -22,7 +22,7 @@
 #include "common/cuda/lpips_tap.cuh"
 #include "common/cuda/optimizer.cuh"
 #include "common/cuda/resample.cuh"
-#include "common/cuda/rmsnorm.cuh"
+#include "common/cuda/modulate.cuh"
 
 #ifdef EMU
 #define WHERE "small, in the emulator"
@@ -256,16 +256,16 @@ static void test_batchnorm(stream_t s, int HW, int C) {
 }
 
 static void test_rmsnorm(stream_t s, int T, int C) {
-    if (!begin_case("gated_rmsnorm_modulate, LightningDiT-XL's tokens")) return;
+    if (!begin_case("gated_norm_modulate, LightningDiT-XL's tokens")) return;
     size_t n = (size_t)T * C, stride = 3 * (size_t)C;
     tensor<floatX> weight = random_input(C);
     batch<float> x = repeated(random_gradient(FEW * n)), sum = outputs_s(n, s), rstd = outputs_s(T, s);
     batch<floatX> branch = inputs(n), mod = inputs(stride), out = outputs(n, s), dout = inputs(n); // shift, scale, gate
-    gated_rmsnorm_modulate_forward(sum.dev, out.dev, rstd.dev, x.dev, branch.dev, mod.dev + 2 * C, weight.dev, mod.dev,
-                                   mod.dev + C, stride, B, T, C, 1e-6, s);
-    cpu::gated_rmsnorm_modulate_forward(sum.few.ref, out.few.ref, rstd.few.ref, x.few.ref, branch.few.ref,
-                                        mod.few.ref + 2 * C, weight.ref, mod.few.ref, mod.few.ref + C, stride, FEW, T,
-                                        C, 1e-6, 0);
+    gated_norm_modulate_forward(sum.dev, out.dev, nullptr, rstd.dev, x.dev, branch.dev, mod.dev + 2 * C, weight.dev,
+                                mod.dev, mod.dev + C, stride, B, T, C, 1e-6, s);
+    cpu::gated_norm_modulate_forward(sum.few.ref, out.few.ref, nullptr, rstd.few.ref, x.few.ref, branch.few.ref,
+                                     mod.few.ref + 2 * C, weight.ref, mod.few.ref, mod.few.ref + C, stride, FEW, T, C,
+                                     1e-6, 0);
     check_batch("sum", sum, TOLERANCE_S);
     check_batch("out", out, TOLERANCE_X);
     check_batch("rstd", rstd, TOLERANCE_S);
@@ -273,13 +273,13 @@ static void test_rmsnorm(stream_t s, int T, int C) {
     sum = repeated(sum.few), rstd = repeated(rstd.few);
     batch<floatX> dbranch = outputs(n, s), dmod = outputs(stride, s);
     gradient dweight = new_gradient(C);
-    gated_rmsnorm_modulate_backward(x.dev, dbranch.dev, dmod.dev + 2 * C, dweight.sum.dev, dmod.dev, dmod.dev + C,
-                                    dout.dev, sum.dev, branch.dev, mod.dev + 2 * C, weight.dev, mod.dev + C, rstd.dev,
-                                    stride, B, T, C, s);
-    cpu::gated_rmsnorm_modulate_backward(x.few.ref, dbranch.few.ref, dmod.few.ref + 2 * C, dweight.few, dmod.few.ref,
-                                         dmod.few.ref + C, dout.few.ref, sum.few.ref, branch.few.ref,
-                                         mod.few.ref + 2 * C, weight.ref, mod.few.ref + C, rstd.few.ref, stride, FEW, T,
-                                         C, 0);
+    gated_norm_modulate_backward(x.dev, dbranch.dev, dmod.dev + 2 * C, dweight.sum.dev, dmod.dev, dmod.dev + C,
+                                 dout.dev, sum.dev, branch.dev, mod.dev + 2 * C, weight.dev, mod.dev + C, nullptr,
+                                 rstd.dev, stride, B, T, C, s);
+    cpu::gated_norm_modulate_backward(x.few.ref, dbranch.few.ref, dmod.few.ref + 2 * C, dweight.few, dmod.few.ref,
+                                      dmod.few.ref + C, dout.few.ref, sum.few.ref, branch.few.ref,
+                                      mod.few.ref + 2 * C, weight.ref, mod.few.ref + C, nullptr, rstd.few.ref, stride,
+                                      FEW, T, C, 0);
     check_batch("dsum", x, TOLERANCE_S);
     check_batch("dbranch", dbranch, TOLERANCE_X);
     check_batch("gradients of shift, scale, gate", dmod, TOLERANCE_X);
