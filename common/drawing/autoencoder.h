@@ -112,7 +112,7 @@ static inline const char* fingerprint_text(char text[17], uint64_t h) {
 static inline int autoencoder_read(const safetensors_t* f, const char* prefix, int ema, const param_t* p,
                                    floatS* host, // (count)
                                    checkpoint_mismatch_t* mismatch) {
-    char name[200], average[200];
+    char name[400], average[400];
     snprintf(name, sizeof name, "%s%s", prefix, p->name);
     snprintf(average, sizeof average, "ema.%d.%s", ema, p->name);
     return checkpoint_read_values(f, ema >= 0 && safetensors_find(f, average) ? average : name, p, host, mismatch);
