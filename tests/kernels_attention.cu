@@ -111,8 +111,10 @@ static void attention_run(stream_t s, void* context) {
     free_tensors();
 }
 
+#ifndef FP32 // whose kernels have one size
 // What a block may have: on an H100, an A100, and on sm_86, 89 and 120.
 static const size_t shared_limits[] = {232448, 166912, 101376};
+#endif
 
 static void attention_both_limits(stream_t s, void* context) {
     attention_run(s, context);

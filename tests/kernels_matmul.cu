@@ -22,11 +22,13 @@ typedef struct {
                 // odd
 } linear_t;
 
+#ifdef EMU
 // As a new process has it.
 static void forget_products(stream_t s) {
     free(s->matmul);
     s->matmul = NULL;
 }
+#endif
 
 // Runs `run` with the library, its algorithms measured and not, and, where that can be arranged, without it.
 static void with_and_without_library(stream_t s, void (*run)(stream_t s, void* context), void* context) {
