@@ -37,7 +37,9 @@ code "a GPU that nvcc does not know" "80 90 ptx 90" '99.0\n'
 code "a driver that does not tell" "80 90 ptx 90" 'Field "compute_cap" is not a valid field to query.\n'
 rm -r "$fake"
 if ! nvidia-smi -L >/dev/null 2>&1; then
-    said=$(cd "$(mktemp -d)" && "$OLDPWD/$folder/train_tokenizer" -data shapes -out here 2>&1 >/dev/null)
+    weights=$PWD/miniature/vgg.safetensors # any file that is there: what is missing is said first
+    said=$(cd "$(mktemp -d)" && "$OLDPWD/$folder/train_tokenizer" -data shapes -out here -encoder_weights "$weights" \
+        -lpips_weights "$weights" 2>&1 >/dev/null)
     status=$?
     case "$status $said" in
     "1 error: no GPU can be used"*"make CPU=1"*) ok "without a GPU the program says so, and what to do" ;;
