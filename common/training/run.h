@@ -55,8 +55,7 @@ static inline void request_stop(int signal_number) {
 }
 
 // Ctrl-C and SIGTERM ask the loop to save and stop; another one, two seconds later, ends the program whatever it waits
-// for. A limit on the size of files shows as a write that fails, which has
-// a message.
+// for. A limit on the size of files shows as a write that fails, which has a message.
 static inline void run_catch_signals(void) {
     signal(SIGINT, request_stop);
     signal(SIGTERM, request_stop);
