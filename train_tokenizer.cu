@@ -523,9 +523,10 @@ static void watch_loader(run_t* run, dataloader_t* loader, int64_t first) {
                threads ? "" : " that also trains");
     }
     if (!comm_is_first(&run->comm) || !status_waits(&run->status.line)) return;
-    warn("training waits for images %.0f%% of the time: %d thread%s give%s %.0f a second. Give more -workers (this "
-         "process has %d core%s), or put smaller images on a faster disk", 100 * run->status.line.wait, threads,
-         threads == 1 ? "" : "s", threads == 1 ? "s" : "", speed, cores, cores == 1 ? "" : "s");
+    char who[48] = "its own thread gives";
+    if (threads) snprintf(who, sizeof who, "%d thread%s", threads, threads == 1 ? " gives" : "s give");
+    warn("training waits for images %.0f%% of the time: %s %.0f a second. Give more -workers (this process has %d core%s), "
+         "or put smaller images on a faster disk", 100 * run->status.line.wait, who, speed, cores, cores == 1 ? "" : "s");
 }
 
 // What is due after a step. When the run is to stop it saves at once; behind the last step the rest is made up for.

@@ -24,7 +24,7 @@
 
 enum { STATUS_HEADER_EVERY = 20 }; // lines between two headers
 
-// A line that has waited for data for this part of its time, and took so long, is worth a warning.
+// Lines that have waited for data for this part of their time, and took so long together, are worth a warning.
 #define STATUS_WAITS 0.2
 #define STATUS_WAITS_FROM 2.0 // seconds
 
@@ -58,7 +58,8 @@ typedef struct {
     double time, waited;    // when the last line was printed; seconds waited for data until then
     const char* json_path;
     int json, json_lost;    // descriptor; lines that could not be written
-    double interval, wait;  // seconds of the last line, and the share of them that went by in waiting for data
+    double since, waited_since; // time, and seconds waited, from which on waiting is judged
+    double wait;            // share of the time that went by in waiting for data, when it was last judged
     int warned;             // of waiting
 } status_t;
 
@@ -82,7 +83,7 @@ void status_open(status_t* status, const char* json_path) {
     if (flock(status->json, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
         fatal("%s is being written by another run; let that one end, or choose another folder with -out", json_path);
     }
-    status->time = clock_seconds();
+    status->time = status->since = clock_seconds();
 }
 
 void status_close(status_t* status) {
@@ -147,16 +148,20 @@ void status_line(status_t* status, int64_t step, int64_t steps, int64_t images, 
     status->steps = 0;
     status->time = now;
     status->waited = waited;
-    status->interval = elapsed;
-    status->wait = wait;
+    if (status->lines == 1) { // the first batches are always waited for
+        status->since = now;
+        status->waited_since = waited;
+    }
 }
 
 // Has training waited for data so much that the user should know? Once in a run, and not for the first batches.
 static inline int status_waits(status_t* status) {
-    if (status->warned || status->lines < 2 || status->interval < STATUS_WAITS_FROM || status->wait < STATUS_WAITS) {
-        return 0;
-    }
-    return status->warned = 1;
+    double elapsed = status->time - status->since;
+    if (status->warned || elapsed < STATUS_WAITS_FROM) return 0;
+    status->wait = (status->waited - status->waited_since) / elapsed;
+    status->since = status->time;
+    status->waited_since = status->waited;
+    return status->warned = status->wait >= STATUS_WAITS;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
