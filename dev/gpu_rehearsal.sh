@@ -1,7 +1,8 @@
 #!/bin/sh
 # Rehearses `make gpu-check` on a machine without a GPU: the whole of it, in a bare root such as a rented GPU machine has: shell,
 # make, compiler, CUDA Toolkit; no network, git, MPI, BLAS, NCCL, zlib, stb; a plain copy of this tree with what dev/carry.sh put
-# into build/carried. On Debian or Ubuntu, as root, with nvcc; two busy cores took half an hour for the build.
+# into build/carried. On Debian or Ubuntu, as root, with nvcc; two busy cores took half an hour for the build. Its own limit of
+# time (GPU_CHECK_SECONDS, of which build and demo may each take a third) is for what hangs: others may be using the cores.
 #     sh dev/gpu_rehearsal.sh [PART...]      as for dev/gpu_check.sh; prints its summary; all it leaves is in build/rehearsal/out
 #
 # Real are the build, the scripts, their time limits and files. nvcc compiles and links every program for the GPU (an H100's), and
@@ -149,8 +150,8 @@ mount -t tmpfs tmpfs "$1/root/tmp"
 mount --bind "$1" "$1/root/machine"
 folder=$1
 shift
-exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin OUT=/machine/out GPU_CHECK_SECONDS=9000 \
-    OMP_WAIT_POLICY=passive chroot "$folder/root" /bin/sh -c '
+exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin OUT=/machine/out \
+    GPU_CHECK_SECONDS="${GPU_CHECK_SECONDS:-18000}" OMP_WAIT_POLICY=passive chroot "$folder/root" /bin/sh -c '
     cd /machine/tree || exit
     make -k -j "$(nproc)" build/cpu/train_tokenizer build/cpu/train_dit build/cpu/sample build/cpu/pretrain \
         >/machine/out/stand_ins.log 2>&1 || { tail -n 5 /machine/out/stand_ins.log; exit 1; }
