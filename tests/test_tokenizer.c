@@ -1,7 +1,8 @@
 // test_tokenizer.c: a training step of the tokenizer, its three stages and its checkpoints, in float.
 //
 //   fixture        a whole step of stage 2 against PyTorch: losses, weights, every gradient, running statistics
-//   counts         parameters of the paper's recipe, trained and frozen, from the tables alone (AlignTok, Table 6)
+//   counts         parameters of the paper's recipe, trained and frozen, from the tables alone (AlignTok, Table 6), and
+//                  the GFLOPS of its networks (Tables 7 and 8)
 //   stage 2        its first step, where the latent is the target; recomputation; the cheap measure of omega_s
 //   stages         what is frozen stays bit by bit, what learns moves; the discriminator's start; averages
 //   checkpoints    the whole state there and back, a run that goes on, hand-over between stages, refusals
@@ -14,6 +15,8 @@
 #include "common/training/tokenizer_checkpoint.h"
 // defines: options_t, options_parse, options_tokenizer
 #include "common/training/tokenizer_options.h"
+// defines: network_t, network_register, network_paper_flops, network_free
+#include "dev/bench/complexity.h"
 
 #define ORIGINAL 1e-4 // agreement with the PyTorch original in float
 #define ROUNDING 2e-5 // of two ways to the same result in float
@@ -43,9 +46,8 @@ static void check_count(const char* what, size_t got, size_t want) {
     check(got == want, what);
 }
 
-// The preset "imagenet" at one stage. Table 6 does not count the frozen adapter of stage 2.
-static void test_counts(const char* stage, size_t trained, size_t frozen) {
-    static tokenizer_t t;
+// The preset "imagenet" at one stage.
+static tokenizer_config_t imagenet_config(const char* stage) {
     options_t options;
     cli_t cli;
     char words[7][16] = {"train_tokenizer", "-preset", "imagenet", "-stage", "", "-dry_run", "1"};
@@ -54,7 +56,15 @@ static void test_counts(const char* stage, size_t trained, size_t frozen) {
     for (int i = 0; i < 7; i++) argv[i] = words[i];
     memset(&options, 0, sizeof options);
     options_parse(&options, &cli, 7, argv);
-    tokenizer_register(&t, options_tokenizer(&options, 1));
+    tokenizer_config_t config = options_tokenizer(&options, 1);
+    cli_free(&cli);
+    return config;
+}
+
+// Table 6 does not count the frozen adapter of stage 2.
+static void test_counts(const char* stage, size_t trained, size_t frozen) {
+    static tokenizer_t t;
+    tokenizer_register(&t, imagenet_config(stage));
     const param_table_t *table = &t.params.table, *disc = &t.disc_params.table, *lpips = &t.lpips_params.table;
     size_t first = tokenizer_first_trained(&t), all = table->total;
     check_count("encoder with adapter", param_count(table, 0, t.decoder_begin), 304435296);
@@ -64,7 +74,35 @@ static void test_counts(const char* stage, size_t trained, size_t frozen) {
     size_t target = param_count(&t.target_params.table, 0, t.adapter_begin);
     check_count("frozen", param_count(table, 0, first) + param_count(lpips, 0, lpips->total) + target, frozen);
     tokenizer_free(&t);
-    cli_free(&cli);
+}
+
+// Parameters and GFLOPS of Tables 7 and 8, which are cut or rounded at their fourth digit.
+static void check_published(const char* what, double got, const char* published) {
+    const char* point = strchr(published, '.');
+    double unit = point ? pow(10, -(double)strlen(point + 1)) : 1;
+    check_error(what, fabs(got - strtod(published, NULL)) / unit, 1);
+}
+
+static void test_complexity(void) {
+    static const struct {
+        network_kind_t kind;
+        const char *name, *parameters, *giga[3];
+    } rows[] = {
+        {NETWORK_ALIGNED, "DINOv2-L and adapter", "304.4", {"77.85", "310.4", "1241"}},
+        {NETWORK_CNN_ENCODER, "CNN encoder", "28.41", {"69.21", "279.2", "1155"}},
+        {NETWORK_DECODER, "decoder", "41.42", {"126.5", "509.3", "2089"}},
+    };
+    static network_t n;
+    tokenizer_config_t config = imagenet_config("1");
+    for (int r = 0; r < 3; r++) {
+        network_register(&n, rows[r].kind, &config);
+        size_t parameters = param_count(&n.params.table, 0, n.params.table.total);
+        check_published(rows[r].name, 1e-6 * (double)parameters, rows[r].parameters);
+        for (int i = 0; i < 3; i++) {
+            check_published(rows[r].name, 1e-9 * network_paper_flops(&n, 256 << i), rows[r].giga[i]);
+        }
+        network_free(&n);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -409,6 +447,7 @@ int main(int argc, char** argv) {
     if (test_case("counts of imagenet, stage 1")) { test_counts("1", 44250916, 319083776); test_end_case(); }
     if (test_case("counts of imagenet, stage 2")) { test_counts("2", 348618532, 319083776); test_end_case(); }
     if (test_case("counts of imagenet, stage 3")) { test_counts("3", 44183236, 319151456); test_end_case(); }
+    if (test_case("complexity (error in units of the last published digit)")) { test_complexity(); test_end_case(); }
     if (test_case("stage 2, first step")) { test_first_step(bed_config(2)); test_end_case(); }
     if (test_case("stage 2, first step, recompute, first chunk")) { test_first_step(cheap); test_end_case(); }
     if (test_case("stage 2, first step, at mlp.fc2")) { test_first_step(fc2); test_end_case(); }

@@ -93,6 +93,13 @@ static inline size_t bench_memory(size_t* total) {
     CUDA_CHECK(cudaMemGetInfo(&available, total));
     return available;
 }
+// The most memory that was in use at once since bench_peak_forget(). The device's: all is allocated before work begins,
+// and what libraries take stays.
+static inline void bench_peak_forget(void) {}
+static inline size_t bench_peak(void) {
+    size_t total, available = bench_memory(&total);
+    return total - available;
+}
 static inline void bench_machine(char* text, size_t size) {
     cudaDeviceProp prop;
     CUDA_CHECK(cudaGetDeviceProperties(&prop, 0));
@@ -118,8 +125,31 @@ static inline size_t bench_memory(size_t* total) {
     *total = page * (size_t)sysconf(_SC_PHYS_PAGES);
     return page * (size_t)sysconf(_SC_AVPHYS_PAGES); // what others have cached counts as used
 }
+// Of the host: the most that was resident; 0 where the kernel does not say.
+static inline void bench_peak_forget(void) {
+    FILE* f = fopen("/proc/self/clear_refs", "w");
+    if (!f) return;
+    fputs("5", f); // the peak becomes what is resident
+    fclose(f);
+}
+static inline size_t bench_peak(void) {
+    char line[256];
+    size_t kib = 0;
+    FILE* f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        if (sscanf(line, "VmHWM: %zu kB", &kib) == 1) break;
+    }
+    if (f) fclose(f);
+    return kib * 1024;
+}
 static inline void bench_machine(char* text, size_t size) { snprintf(text, size, "%d threads", omp_get_max_threads()); }
 #endif
+
+// Whether so much device memory is there.
+static inline int bench_fits(size_t bytes) {
+    size_t total;
+    return bytes < bench_memory(&total) / 100 * 98;
+}
 
 static inline bench_time_t bench_measure(bench_work_t work, void* state, int runs, int calls, stream_t s) {
     static double wall[BENCH_MAX_RUNS], cpu[BENCH_MAX_RUNS];

@@ -16,6 +16,8 @@
 //           published want, it is called inception_fp32
 //   kid, manifold  what follows, in double: 4 subsets of 1000 of -rows features of 2048 (eval: 100), and
 //           precision and recall of -rows real and as many generated ones. Only where -only names them
+//   tables  the paper's Tables 7 and 8: parameters, GFLOPS as it counts them, latency and peak memory of both encoders
+//           and of the decoder, in -table_pixels and -table_images (dev/bench/complexity.h). Likewise only where named
 //
 // Weights and images are random; the time does not depend on them. With -json each line is an object of its own, and
 // the one of a step carries its configuration, with which dev/reference/bench_torch.py, for LightningDiT bench_dit.py
@@ -38,8 +40,10 @@
 #include "common/models/inception.h"
 // defines: kid_distance, KID_SIZE, KID_SEED, manifold_precision_recall, MANIFOLD_K
 #include "common/measures/sample_measures.h"
-// defines: bench_measure, bench_measure_limits, bench_memory, bench_fill
+// defines: bench_measure, bench_measure_limits, bench_memory, bench_fits, bench_fill
 #include "dev/bench/bench.h"
+// defines: network_t, network_register, network_plan, network_measure, network_macs, complexity_t, complexity_print
+#include "dev/bench/complexity.h"
 
 enum { MAX_IMAGES = 8 }; // sizes in -images
 static const double gib = 1073741824.0;
@@ -78,9 +82,9 @@ static void report(const bench_t* bench, const char* name, bench_time_t t, doubl
 
 // Says that something was left out and returns 0 when `bytes` of device memory are not there.
 static int fits(const char* name, int images, size_t bytes, int says_so) {
-    size_t total, available = bench_memory(&total);
-    if (bytes < available / 100 * 98) return 1;
+    if (bench_fits(bytes)) return 1;
     if (says_so) {
+        size_t total, available = bench_memory(&total);
         printf("%-14s %6d left out: wants %.2f GiB, %.2f are free\n", name, images, bytes / gib, available / gib);
         fflush(stdout);
     }
@@ -88,64 +92,45 @@ static int fits(const char* name, int images, size_t bytes, int says_so) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Encoder and decoder at full size
+// Configurations of train_tokenizer; encoder and decoder at full size
 
-typedef struct {
-    params_t params;
-    plan_t plan;
-    vit_t vit;
-    decoder_t decoder;
-    floatX* input; // the images or the latents
-} model_t;
-
-static size_t model_bytes(const model_t* m) {
-    return plan_bytes(&m->plan) + params_bytes(&m->params.table, m->params.table.total, 0, 1);
+static tokenizer_config_t preset_config(const char* preset, int stage) {
+    static options_t options;
+    cli_t cli;
+    char number[8];
+    snprintf(number, sizeof number, "%d", stage);
+    char* arguments[] = {(char*)"bench_models", (char*)"-preset", (char*)preset, (char*)"-stage", number,
+                         (char*)"-dry_run", (char*)"1"}; // no images are read
+    options_parse(&options, &cli, sizeof arguments / sizeof arguments[0], arguments);
+    tokenizer_config_t config = options_tokenizer(&options, 1);
+    cli_free(&cli);
+    return config;
 }
 
-// Allocates and times `work`, unless the model does not fit.
-static void bench_model(const bench_t* bench, const char* name, model_t* m, size_t input, bench_work_t work,
-                        double macs) {
-    plan_floatX(&m->plan, &m->input, input, "input");
-    size_t bytes = model_bytes(m);
-    if (!fits(name, bench->batch, bytes, 1)) return;
-    params_allocate(&m->params, m->params.table.total, 0, "the model's parameters");
-    plan_allocate(&m->plan, "activations");
-    bench_fill(m->params.values, m->params.table.total, 0.05, bench->stream);
-    bench_fill(m->input, input, 1, bench->stream);
-    bench_time_t time = bench_measure(work, m, bench->runs, 1, bench->stream);
-    report(bench, name, time, macs * bench->batch, bench->batch, bytes, "");
-    params_free(&m->params);
-    plan_free(&m->plan);
+static void bench_network(const bench_t* bench, const char* name, network_kind_t kind) {
+    static network_t n;
+    tokenizer_config_t config = preset_config("imagenet", 1);
+    network_register(&n, kind, &config);
+    network_plan(&n, bench->batch, config.H);
+    size_t bytes = network_bytes(&n);
+    if (fits(name, bench->batch, bytes, 1)) {
+        bench_time_t time = network_measure(&n, bench->runs, bench->stream);
+        report(bench, name, time, network_macs(&n, config.H) * bench->batch, bench->batch, bytes, "");
+    }
+    network_free(&n);
 }
 
-static void encode(void* state, stream_t s) {
-    model_t* m = (model_t*)state;
-    vit_forward(&m->vit, &m->params, m->input, s);
-}
-
-static void decode(void* state, stream_t s) {
-    model_t* m = (model_t*)state;
-    decoder_forward(&m->decoder, &m->params, m->input, s);
-}
-
-static void bench_encode(const bench_t* bench) {
-    static model_t m;
-    m.vit.config = *vit_config_find("dinov2-l");
-    vit_register(&m.vit, &m.params.table, "");
-    vit_plan(&m.vit, &m.plan, bench->batch, 256, 256, 16, 0);
-    vit_plan_work(&m.vit, &m.plan);
-    bench_model(bench, "encode", &m, (size_t)bench->batch * 3 * 256 * 256, encode,
-                (double)vit_macs(&m.vit, 256, 256, 16));
-}
-
-static void bench_decode(const bench_t* bench) {
-    static model_t m;
-    m.decoder.config = autoencoder_f16(32, 0);
-    decoder_register(&m.decoder, &m.params.table, "");
-    decoder_plan(&m.decoder, &m.plan, bench->batch, 16, 16);
-    decoder_plan_work(&m.decoder, &m.plan, 0);
-    bench_model(bench, "decode", &m, (size_t)bench->batch * 32 * 16 * 16, decode,
-                (double)decoder_macs(&m.decoder, 256, 256));
+// Tables 7 and 8 of the paper.
+static void bench_tables(const bench_t* bench, const char* pixels, const char* batches) {
+    tokenizer_config_t config = preset_config("imagenet", 1);
+    int sides[MAX_IMAGES], images[MAX_IMAGES], factor = tokenizer_factor(&config);
+    int n_sides = cli_integers("table_pixels", pixels, sides, MAX_IMAGES);
+    int n_images = cli_integers("table_images", batches, images, MAX_IMAGES);
+    for (int i = 0; i < n_sides; i++) {
+        if (sides[i] % factor) fatal("-table_pixels %d: want multiples of %d, a latent's pixels", sides[i], factor);
+    }
+    complexity_t tables = {bench->json, sides, images, n_sides, n_images, bench->runs, bench->stream};
+    complexity_print(&tables, &config);
 }
 
 // Random pixels on the device.
@@ -263,15 +248,9 @@ static void bench_step_at(const bench_t* bench, training_t* training, const char
 
 static void bench_step(const bench_t* bench, int stage) {
     static training_t training;
-    static options_t options;
-    static cli_t cli;
-    char number[8], name[8];
-    snprintf(number, sizeof number, "%d", stage);
+    char name[8];
     snprintf(name, sizeof name, "step%d", stage);
-    char* arguments[] = {(char*)"bench_models", (char*)"-preset", (char*)bench->preset, (char*)"-stage", number,
-                         (char*)"-dry_run", (char*)"1"}; // no images are read
-    options_parse(&options, &cli, sizeof arguments / sizeof arguments[0], arguments);
-    tokenizer_register(&training.tokenizer, options_tokenizer(&options, 1));
+    tokenizer_register(&training.tokenizer, preset_config(bench->preset, stage));
     training.step = training.tokenizer.config.disc_start;
     int chunk = training.tokenizer.config.chunk;
     for (int i = 0; i < bench->sizes; i++) {
@@ -282,7 +261,6 @@ static void bench_step(const bench_t* bench, int stage) {
     }
     tokenizer_free(&training.tokenizer);
     memset(&training, 0, sizeof training);
-    cli_free(&cli);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -559,16 +537,19 @@ static int is_chosen(const char* list, const char* name) {
 
 int main(int argc, char** argv) {
     static cli_t cli;
-    static const char *only, *path, *images, *dit_images, *draw_images;
+    static const char *only, *path, *images, *dit_images, *draw_images, *table_pixels, *table_images;
     static int preset;
     static bench_t bench;
     const cli_flag_t flags[] = {
         {"What to time", "only", CLI_STRING, &only, "", NULL,
-         "of encode,decode,step1,step2,step3,dit,draw,inception; default all; and kid,manifold", CLI_SAVED},
+         "of encode,decode,step1,step2,step3,dit,draw,inception; default all; and kid,manifold,tables", CLI_SAVED},
         {NULL, "batch", CLI_INT, &bench.batch, BENCH_IS_GPU ? "32" : "1", "[1, 1024]", "images of encode and decode",
          CLI_SAVED},
         {NULL, "feature_images", CLI_INT, &bench.feature_images, BENCH_IS_GPU ? "64" : "8", "[1, 1024]",
          "images of inception", CLI_SAVED},
+        {NULL, "table_pixels", CLI_STRING, &table_pixels, "256,512,1024", NULL, "sides of the images of tables",
+         CLI_SAVED},
+        {NULL, "table_images", CLI_STRING, &table_images, "1,4,8", NULL, "batches of tables", CLI_SAVED},
         {NULL, "rows", CLI_INT, &bench.rows, "4096", "[1000, 1000000]", "features of kid and manifold", CLI_SAVED},
         {NULL, "preset", CLI_CHOICE, &preset, BENCH_IS_GPU ? "imagenet" : "mini", "mini|imagenet",
          "configuration of the steps", CLI_SAVED},
@@ -607,11 +588,12 @@ int main(int argc, char** argv) {
     }
     for (int i = 0; i < bench.dit_sizes && is_chosen(only, "dit"); i++) bench_dit_at(&bench, bench.dit_images[i]);
     for (int i = 0; i < bench.draw_sizes && is_chosen(only, "draw"); i++) bench_draw_at(&bench, bench.draw_images[i]);
-    if (is_chosen(only, "encode")) bench_encode(&bench);
-    if (is_chosen(only, "decode")) bench_decode(&bench);
+    if (is_chosen(only, "encode")) bench_network(&bench, "encode", NETWORK_VIT);
+    if (is_chosen(only, "decode")) bench_network(&bench, "decode", NETWORK_DECODER);
     if (is_chosen(only, "inception")) bench_inception(&bench);
     if (only[0] && is_chosen(only, "kid")) bench_scores(&bench, "kid", score_kid, BENCH_KID_SUBSETS, KID_SIZE);
     if (only[0] && is_chosen(only, "manifold")) bench_scores(&bench, "manifold", score_manifold, 1, bench.rows);
+    if (only[0] && is_chosen(only, "tables")) bench_tables(&bench, table_pixels, table_images);
     if (bench.json) fclose(bench.json);
     device_close(bench.stream);
     cli_free(&cli);

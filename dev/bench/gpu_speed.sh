@@ -10,10 +10,10 @@
 # which FIDs are published, where FP32 (build/gpu_fp32) holds a bench_models; operations are timed either way. PyTorch's
 # fp32 has TF32 in its convolutions, as is its default; ours has not.
 # FOLDER (build/gpu) holds bench_ops and bench_models; PRESET (imagenet), IMAGES (64,8,32, of which PyTorch's compiled
-# mode takes the first two), DIT (flags of bench_models for LightningDiT) and OPS (flags of bench_ops) make a small trial
-# of it possible:
+# mode takes the first two), DIT and TABLES (flags of bench_models for LightningDiT, and for the paper's tables) and OPS
+# (flags of bench_ops) make a small trial of it possible:
 #     FOLDER=build/cpu PRESET=mini IMAGES=8,16 DIT="-model mini -dit_images 32 -draw_images 2" OPS="-only mini" MINI=1 \
-#         sh dev/bench/gpu_speed.sh build/speed python3
+#         TABLES="-table_pixels 256 -table_images 1" sh dev/bench/gpu_speed.sh build/speed python3
 set -u
 out=${1:?"usage: sh dev/bench/gpu_speed.sh OUT [PYTHON]"}
 python=${2:-}
@@ -144,7 +144,7 @@ third=$(echo "$images" | cut -s -d , -f 3)
 grep -v "\"images\": ${third:-none}," "$scratch/ours_1.json" >"$scratch/first" 2>/dev/null
 [ ! -s "$scratch/first" ] ||
     pytorch torch_3 105 dev/reference/bench_torch.py --from "$scratch/first" --no-eager --compile 100 --runs 3
-# 4  PyTorch's operations; FID's network; the tokenizer's models alone
+# 4  PyTorch's operations; FID's network; the tokenizer's models alone, and as the paper's Tables 7 and 8
 if [ -s "$scratch/ours_2.json" ]; then
     cp "$scratch/ours_2.json" "$scratch/ops"
     [ "$mini" = 1 ] || grep -v '"where": "mini' "$scratch/ours_2.json" >"$scratch/ops"
@@ -158,4 +158,6 @@ cat "$scratch"/ours_[45].json >"$scratch/inception" 2>/dev/null
     pytorch torch_6 40 dev/reference/bench_inception.py --from "$scratch/inception" --repeats 5
 ! is_of tokenizer || models ours_rest 40 -only encode,decode -json "$scratch/ours_3.json"
 [ ! -s "$scratch/ours_3.json" ] || pytorch torch_4 40 dev/reference/bench_torch.py --from "$scratch/ours_3.json" --runs 3
+# shellcheck disable=SC2086
+! is_of tokenizer || models ours_tables 40 -only tables ${TABLES:-} -json "$scratch/ours_6.json"
 finish complete

@@ -31,7 +31,7 @@ FILENAME != ARGV[1] { # PyTorch's
     }
     next
 }
-kind == "limits" { next }
+kind == "limits" || kind == "complexity" { next }
 kind == "model" && part != "models" { next }
 kind == "op" && (part == "models" || (!mini && field("where") ~ /^mini/)) { next }
 {
