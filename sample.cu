@@ -33,7 +33,7 @@
 // defines: class_names_t, class_names_read, class_names_find, class_names_nearest, class_name
 #include "common/drawing/class_names.h"
 // defines: npz_writer_t
-#include "common/files/npz.h"
+#include "common/files/npz_writer.h"
 
 typedef struct {
     const char *preset, *dit, *tokenizer, *latent_stats, *classes, *out, *images, *npz;

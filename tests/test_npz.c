@@ -1,7 +1,7 @@
 // The .npz writer, read back field by field as the formats' descriptions have them.
 
 // defines: npz_writer_t, npz_begin, npz_image, npz_end
-#include "common/files/npz.h"
+#include "common/files/npz_writer.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check
 #include "tests/test.h"
 // defines: temporary_begin, temporary_path, temporary_read, temporary_run_child, temporary_end

@@ -4,7 +4,7 @@
 // defines: inspect_file, inspect_values, inspect_stats_t
 #include "common/files/inspect.h"
 // defines: npz_write_arrays, npz_values, npz_string
-#include "common/files/npz.h"
+#include "common/files/npz_writer.h"
 // defines: tensor_file_open, tensor_file_parse
 #include "common/files/tensor_file.h"
 // defines: temporary_*

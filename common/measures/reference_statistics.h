@@ -15,8 +15,10 @@
 #include "common/measures/eval_options.h"
 // defines: image_features_t, image_features_open, image_features_measure
 #include "common/measures/image_features.h"
-// defines: npz_item_t, npz_values, npz_string, npz_write_arrays
+// defines: npz_reader_t, npz_array_t, npz_need, npz_find, npz_read_doubles, npz_read_text
 #include "common/files/npz.h"
+// defines: npz_item_t, npz_values, npz_string, npz_write_arrays
+#include "common/files/npz_writer.h"
 
 #define REFERENCE_USE "gFID" // what a file of ours says that it is for
 #define STATISTICS_OF " images of "
