@@ -80,6 +80,26 @@ static inline tensor<float> random_gradient(size_t n, double scale = 1) {
     return t;
 }
 
+// Makes value i of a tensor v, on both sides.
+template <typename T> static void set_value(tensor<T> t, size_t i, double v) {
+    T value = (T)(float)v;
+    t.ref[i] = (double)(float)value;
+    copy_to_device(t.dev + i, &value, sizeof value, 0);
+}
+
+// The same numbers in a tensor of their own.
+template <typename T> static tensor<T> copy_of(tensor<T> t) {
+    tensor<T> copy = new_tensor<T>(t.n);
+    memcpy(copy.ref, t.ref, t.n * sizeof(double));
+    upload(copy);
+    return copy;
+}
+
+// The same tensor without its first values: at an address that suits no 16-byte access.
+template <typename T> static tensor<T> shifted(tensor<T> t, size_t shift) {
+    return {t.n - shift, t.ref + shift, t.dev + shift};
+}
+
 // Bytes of 0xff: NaN in every floating-point type.
 template <typename T> static tensor<T> poisoned(size_t n) {
     tensor<T> t = new_tensor<T>(n);
@@ -112,6 +132,27 @@ template <typename T> static void check_tensor(const char* what, tensor<T> t, do
     check_error(what, tensor_error(t), bound);
 }
 
+// The same bits as the reference, rounded to T once.
+template <typename T> static void check_same(const char* what, tensor<T> t) {
+    T* host = (T*)malloc_check(t.n * sizeof(T), "a test's tensor");
+    copy_to_host(host, t.dev, t.n * sizeof(T), 0);
+    int same = 1;
+    for (size_t i = 0; i < t.n; i++) same &= (float)host[i] == (float)(T)(float)t.ref[i];
+    check(same, what);
+    free(host);
+}
+
+// Whether the device holds the same bits in both.
+template <typename T> static int same_bits(tensor<T> a, tensor<T> b) {
+    size_t bytes = a.n * sizeof(T);
+    void *x = malloc_check(bytes, "a test's tensor"), *y = malloc_check(bytes, "a test's tensor");
+    copy_to_host(x, a.dev, bytes, 0);
+    copy_to_host(y, b.dev, bytes, 0);
+    int same = !memcmp(x, y, bytes);
+    free(x), free(y);
+    return same;
+}
+
 // Every launch shape that a case runs in: `run` is called with the stream, after the stream was given another number of
 // multiprocessors: few, and on a GPU its own. In the emulator each shape has its own order of threads.
 static inline void for_each_shape(stream_t s, void (*run)(stream_t s, void* context), void* context) {
@@ -130,4 +171,13 @@ static inline void for_each_shape(stream_t s, void (*run)(stream_t s, void* cont
         stream_wait(s);
     }
     s->multiprocessors = real;
+}
+
+// A case of a few sizes, in every launch shape.
+typedef struct { int v[8]; } sizes_t; // what they mean is said where they are used
+
+static inline void test_shapes(stream_t s, const char* name, void (*run)(stream_t s, void* context), sizes_t sizes) {
+    if (!test_case(name)) return;
+    for_each_shape(s, run, &sizes);
+    test_end_case();
 }

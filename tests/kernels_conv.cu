@@ -17,21 +17,19 @@ typedef struct {
     tensor<floatX> x, weight, bias, residual, dout, out, dx;
 } conv_tensors_t;
 
-static tensor<floatX> behind(tensor<floatX> t, int shift) { return {t.n - shift, t.ref + shift, t.dev + shift}; }
-
 // Inputs, and the outputs of the reference.
 static conv_tensors_t make_case(conv_case_t t) {
     conv_t c = t.conv;
     size_t n = (size_t)t.B * t.H * t.W * c.C, n_weight = (size_t)c.OC * c.KH * c.KW * c.C;
     size_t n_out = (size_t)t.B * conv_out_height(t.H, c) * conv_out_width(t.W, c) * c.OC;
     conv_tensors_t v;
-    v.x = behind(random_input(n + t.shift), t.shift);
-    v.weight = behind(random_input(n_weight + t.shift, 1 / sqrt((double)c.KH * c.KW * c.C)), t.shift);
-    v.bias = behind(random_input(c.OC + t.shift), t.shift);
-    v.residual = behind(random_input(n_out + t.shift), t.shift);
-    v.dout = behind(random_input(n_out + t.shift), t.shift);
-    v.out = behind(output(n_out + t.shift), t.shift);
-    v.dx = behind(output(n + t.shift), t.shift);
+    v.x = shifted(random_input(n + t.shift), t.shift);
+    v.weight = shifted(random_input(n_weight + t.shift, 1 / sqrt((double)c.KH * c.KW * c.C)), t.shift);
+    v.bias = shifted(random_input(c.OC + t.shift), t.shift);
+    v.residual = shifted(random_input(n_out + t.shift), t.shift);
+    v.dout = shifted(random_input(n_out + t.shift), t.shift);
+    v.out = shifted(output(n_out + t.shift), t.shift);
+    v.dx = shifted(output(n + t.shift), t.shift);
     if (!(t.with & BIAS)) v.bias.ref = nullptr, v.bias.dev = nullptr;
     if (!(t.with & RESIDUAL)) v.residual.ref = nullptr, v.residual.dev = nullptr;
     const double* mask = t.with & MASK ? v.x.ref : nullptr;

@@ -13,19 +13,17 @@ typedef struct {
     int shift; // elements by which tensors begin behind an aligned address
 } narrow_case_t;
 
-static tensor<floatX> behind(tensor<floatX> t, int shift) { return {t.n - shift, t.ref + shift, t.dev + shift}; }
-
 static void run_narrow(stream_t s, void* context) {
     narrow_case_t t = *(narrow_case_t*)context;
     conv_t c = t.conv;
     size_t n = (size_t)t.B * t.H * t.W * c.C;
     size_t n_out = (size_t)t.B * conv_out_height(t.H, c) * conv_out_width(t.W, c) * c.OC;
     size_t n_weight = (size_t)c.OC * c.KH * c.KW * c.C;
-    tensor<floatX> x = behind(random_input(n + t.shift), t.shift), dx = behind(output(n + t.shift), t.shift);
-    tensor<floatX> weight = behind(random_input(n_weight + t.shift), t.shift), bias = random_input(c.OC);
-    tensor<floatX> residual = behind(random_input(n_out + t.shift), t.shift);
-    tensor<floatX> dout = behind(random_input(n_out + t.shift), t.shift);
-    tensor<floatX> out = behind(output(n_out + t.shift), t.shift);
+    tensor<floatX> x = shifted(random_input(n + t.shift), t.shift), dx = shifted(output(n + t.shift), t.shift);
+    tensor<floatX> weight = shifted(random_input(n_weight + t.shift), t.shift), bias = random_input(c.OC);
+    tensor<floatX> residual = shifted(random_input(n_out + t.shift), t.shift);
+    tensor<floatX> dout = shifted(random_input(n_out + t.shift), t.shift);
+    tensor<floatX> out = shifted(output(n_out + t.shift), t.shift);
     if (!(t.with & BIAS)) bias.ref = nullptr, bias.dev = nullptr;
     if (!(t.with & RESIDUAL)) residual.ref = nullptr, residual.dev = nullptr;
     const double* mask_ref = t.with & MASK ? x.ref : nullptr;

@@ -1,51 +1,13 @@
 // The small operations of the diffusion transformer: QK-norm and rotary embedding, SiLU and SwiGLU, time and label, the
 // ends of the residual stream, patches of many channels and back.
 #define OPS_DECLARATIONS_ONLY
-// defines: tensor, random_input, output, check_tensor, for_each_shape, namespace cpu
+// defines: tensor, random_input, output, check_tensor, check_same, sizes_t, test_shapes, namespace cpu
 #include "tests/kernel.h"
 // defines: the operations under test
 #include "common/cuda/condition.cuh"
 #include "common/cuda/embed.cuh"
 #include "common/cuda/rope.cuh"
 #include "common/cuda/swiglu.cuh"
-
-typedef struct { int v[8]; } sizes_t; // what they mean is said where they are used
-
-static void test_shapes(stream_t s, const char* name, void (*run)(stream_t s, void* context), sizes_t sizes) {
-    if (!test_case(name)) return;
-    for_each_shape(s, run, &sizes);
-    test_end_case();
-}
-
-// The same bits as the reference, rounded to T once.
-template <typename T> static void check_same(const char* what, tensor<T> t) {
-    T* host = (T*)malloc_check(t.n * sizeof(T), "a test's tensor");
-    copy_to_host(host, t.dev, t.n * sizeof(T), 0);
-    int same = 1;
-    for (size_t i = 0; i < t.n; i++) same &= (float)host[i] == (float)(T)(float)t.ref[i];
-    check(same, what);
-    free(host);
-}
-
-// The same tensor without its first values: at an address that suits no 16-byte access.
-static tensor<floatX> shifted(tensor<floatX> t, int shift) { return {t.n - shift, t.ref + shift, t.dev + shift}; }
-
-static tensor<floatX> copy_of(tensor<floatX> t) {
-    tensor<floatX> copy = new_tensor<floatX>(t.n);
-    memcpy(copy.ref, t.ref, t.n * sizeof(double));
-    upload(copy);
-    return copy;
-}
-
-static int same_bits(tensor<floatX> a, tensor<floatX> b) {
-    size_t bytes = a.n * sizeof(floatX);
-    void *x = malloc_check(bytes, "a test's tensor"), *y = malloc_check(bytes, "a test's tensor");
-    copy_to_host(x, a.dev, bytes, 0);
-    copy_to_host(y, b.dev, bytes, 0);
-    int same = !memcmp(x, y, bytes);
-    free(x), free(y);
-    return same;
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // QK-norm and rotary embedding: B, T, NH, HS, by how many values qkv and dqkv are shifted

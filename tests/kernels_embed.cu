@@ -1,29 +1,11 @@
 // From an image to tokens and back: bytes, bilinear resize, patches, position table, prefix tokens, mean over tokens;
 // and tensors of random numbers.
 #define OPS_DECLARATIONS_ONLY
-// defines: tensor, random_input, output, check_tensor, for_each_shape, namespace cpu
+// defines: tensor, random_input, output, check_tensor, check_same, sizes_t, test_shapes, namespace cpu
 #include "tests/kernel.h"
 // defines: the operations under test
 #include "common/cuda/embed.cuh"
 #include "common/cuda/random.cuh"
-
-typedef struct { int v[8]; } sizes_t; // what they mean is said where they are used
-
-static void test_shapes(stream_t s, const char* name, void (*run)(stream_t s, void* context), sizes_t sizes) {
-    if (!test_case(name)) return;
-    for_each_shape(s, run, &sizes);
-    test_end_case();
-}
-
-// The same bits as the reference, rounded to T once.
-template <typename T> static void check_same(const char* what, tensor<T> t) {
-    T* host = (T*)malloc_check(t.n * sizeof(T), "a test's tensor");
-    copy_to_host(host, t.dev, t.n * sizeof(T), 0);
-    int same = 1;
-    for (size_t i = 0; i < t.n; i++) same &= (float)host[i] == (float)(T)(float)t.ref[i];
-    check(same, what);
-    free(host);
-}
 
 // Every byte many times; n, and by how many bytes and values the pointers are shifted.
 static void run_bytes(stream_t s, void* context) {

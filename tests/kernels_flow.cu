@@ -1,29 +1,9 @@
 // Flow matching: path, loss, guidance, Runge-Kutta stages, latents for the decoder; every corner of the cosine.
 #define OPS_DECLARATIONS_ONLY
-// defines: tensor, random_input, random_gradient, output, output_s, check_tensor, for_each_shape, namespace cpu
+// defines: tensor, random_input, output, output_s, shifted, check_tensor, sizes_t, test_shapes, namespace cpu
 #include "tests/kernel.h"
 // the shipped file
 #include "common/cuda/flow.cuh"
-
-typedef struct { int v[8]; } sizes_t; // what they mean is said where they are used
-
-static void test_shapes(stream_t s, const char* name, void (*run)(stream_t s, void* context), sizes_t sizes) {
-    if (!test_case(name)) return;
-    for_each_shape(s, run, &sizes);
-    test_end_case();
-}
-
-// The tensor without its first `shift` values: it begins at no multiple of 16 bytes.
-template <typename T> static tensor<T> shifted(tensor<T> t, size_t shift) {
-    return {t.n - shift, t.ref + shift, t.dev + shift};
-}
-
-// Makes value i of a tensor v, on both sides.
-template <typename T> static void set_value(tensor<T> t, size_t i, double v) {
-    T value = (T)(float)v;
-    t.ref[i] = (double)(float)value;
-    copy_to_device(t.dev + i, &value, sizeof value, 0);
-}
 
 // B, n, first row, far into the stream, shift
 static void run_path(stream_t s, void* context) {

@@ -8,13 +8,6 @@
 
 static const double SCALE = 0.7; // of every backward
 
-// Makes value i of a tensor v, on both sides.
-template <typename T> static void set_value(tensor<T> t, size_t i, double v) {
-    T value = (T)(float)v;
-    t.ref[i] = (double)(float)value;
-    copy_to_device(t.dev + i, &value, sizeof value, 0);
-}
-
 // Largest magnitude on the device.
 template <typename T> static double largest(tensor<T> t) {
     T* host = (T*)malloc_check(t.n * sizeof(T), "a test's tensor");

@@ -1,6 +1,6 @@
 // RMSNorm and LayerNorm with modulation, alone and behind a gated branch, at sizes around a pack, a warp, a block and a strip.
 #define OPS_DECLARATIONS_ONLY
-// defines: tensor, random_input, random_gradient, output, check_tensor, for_each_shape, namespace cpu
+// defines: tensor, random_input, output, shifted, copy_of, same_bits, check_tensor, for_each_shape, namespace cpu
 #include "tests/kernel.h"
 // defines: the operations under test
 #include "common/cuda/modulate.cuh"
@@ -13,28 +13,6 @@ typedef struct {
     int gap;         // values between the vectors of two images that belong to others
     int shift;       // values that the stream is moved by, so that no 16-byte access suits
 } norm_case_t;
-
-// The same tensor without its first value.
-template <typename T> static tensor<T> shifted(tensor<T> t, int shift) {
-    return {t.n - shift, t.ref + shift, t.dev + shift};
-}
-
-template <typename T> static tensor<T> copy_of(tensor<T> t) {
-    tensor<T> copy = new_tensor<T>(t.n);
-    memcpy(copy.ref, t.ref, t.n * sizeof(double));
-    upload(copy);
-    return copy;
-}
-
-template <typename T> static int same_bits(tensor<T> a, tensor<T> b) {
-    size_t bytes = a.n * sizeof(T);
-    void *x = malloc_check(bytes, "a test's tensor"), *y = malloc_check(bytes, "a test's tensor");
-    copy_to_host(x, a.dev, bytes, 0);
-    copy_to_host(y, b.dev, bytes, 0);
-    int same = !memcmp(x, y, bytes);
-    free(x), free(y);
-    return same;
-}
 
 static tensor<floatX> weight_of(norm_case_t t) {
     return t.centred ? tensor<floatX>{0, nullptr, nullptr} : random_input(t.C);

@@ -5,30 +5,8 @@
 #include "common/cuda/groupnorm.cuh"
 #include "common/cuda/layernorm.cuh"
 
-// The same tensor without its first value or values: at an address that suits no 16-byte access.
-template <typename T> static tensor<T> shifted(tensor<T> t, int shift) {
-    return {t.n - shift, t.ref + shift, t.dev + shift};
-}
-
 // The reference's statistics on both sides, exactly: what a backward reads.
 static void share(tensor<float> t) { upload(t); }
-
-template <typename T> static int same_bits(tensor<T> a, tensor<T> b) {
-    size_t bytes = a.n * sizeof(T);
-    void *x = malloc_check(bytes, "a test's tensor"), *y = malloc_check(bytes, "a test's tensor");
-    copy_to_host(x, a.dev, bytes, 0);
-    copy_to_host(y, b.dev, bytes, 0);
-    int same = !memcmp(x, y, bytes);
-    free(x), free(y);
-    return same;
-}
-
-static tensor<float> copy_of(tensor<float> t) {
-    tensor<float> copy = new_tensor<float>(t.n);
-    memcpy(copy.ref, t.ref, t.n * sizeof(double));
-    upload(copy);
-    return copy;
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // LayerNorm

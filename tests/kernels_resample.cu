@@ -9,8 +9,6 @@ typedef struct {
     int shift; // elements by which the inputs begin behind an aligned address
 } resample_case_t;
 
-static tensor<floatX> shifted(tensor<floatX> t, int shift) { return {t.n - shift, t.ref + shift, t.dev + shift}; }
-
 // Bit for bit: what is only moved, not rounded.
 static void check_equal(const char* what, tensor<floatX> t) { check_tensor(what, t, 0); }
 

@@ -11,6 +11,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+// defines: check
+#include "tests/test.h"
+
 #define TEMPORARY_PATH 512
 
 // The test's folder under $TMPDIR or /tmp, made on the first call of temporary_begin.
@@ -104,4 +107,16 @@ static inline int temporary_run_child(void (*function)(const char*), const char*
     waitpid(child, &status, 0);
     temporary_release_stderr(saved);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+// The child must end with exit code 1 and an error that holds `first` and, unless it is NULL, `second`.
+static inline void check_message(void (*function)(const char*), const char* argument, const char* first,
+                                 const char* second) {
+    int code = temporary_run_child(function, argument);
+    char* said = temporary_read("stderr", NULL);
+    int right = code == 1 && said && strstr(said, "error: ") && strstr(said, first);
+    if (second) right = right && strstr(said, second);
+    if (!right) printf("     %s: exit code %d, it said: %s", argument, code, said ? said : "nothing\n");
+    check(right, "exit code 1 and a message that names the matter");
+    free(said);
 }

@@ -18,7 +18,7 @@
 #include "common/data/dataset.h"
 // defines: image_t, image_create, image_free, image_write_png
 #include "common/data/image.h"
-// defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, temporary_run_child, temporary_end
+// defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, check_message, temporary_end
 #include "tests/temporary.h"
 // defines: test_begin, test_case, check, check_error, test_uniform, test_end_case, test_finish
 #include "tests/test.h"
@@ -145,16 +145,6 @@ static inline void child_open_val(const char* name) {
     open_here(&dataset, name, SPLIT_VAL);
 }
 
-// Expects the child to end with exit code 1 and an error that holds `first` and `second`.
-static inline void check_fatal(void (*function)(const char*), const char* name, const char* first, const char* second) {
-    int code = temporary_run_child(function, name);
-    char* said = temporary_read("stderr", NULL);
-    int right = code == 1 && said && strstr(said, "error: ") && strstr(said, first) && strstr(said, second);
-    if (!right) printf("     %s: exit code %d, it said: %s", name, code, said ? said : "nothing\n");
-    check(right, "exit code 1 and a message that names the matter");
-    free(said);
-}
-
 static inline void test_splits(void) {
     temporary_mkdir("split");
     make_tree("split/train", 0);
@@ -229,12 +219,12 @@ static inline void test_flat_val(void) {
     open_here(&val, "flat", SPLIT_VAL);
     check(val.count == 4 && val.class_count == 3 && val.unlabelled && val.labels[0] == -1, "labels are unknown");
     dataset_close(&val);
-    check_fatal(child_need_labels, "flat", "flat/val lie in no class folders", "LOC_val_solution.csv");
+    check_message(child_need_labels, "flat", "flat/val lie in no class folders", "LOC_val_solution.csv");
     for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
         snprintf(name, sizeof name, "flat/%s", files[f].name);
         temporary_write(name, files[f].text, strlen(files[f].text));
         if (f == 4) {
-            check_fatal(child_need_labels, "flat", "numbers are the ILSVRC devkit's", "map_clsloc.txt");
+            check_message(child_need_labels, "flat", "numbers are the ILSVRC devkit's", "map_clsloc.txt");
             temporary_write("flat/map_clsloc.txt", "class1 2 b\nclass0 3 a\nclass2 1 c\n", 33);
         }
         open_here(&val, "flat", SPLIT_VAL);
@@ -245,13 +235,13 @@ static inline void test_flat_val(void) {
         unlink(temporary_path(path, name));
     }
     temporary_write("flat/val.txt", "ILSVRC2012_val_00000001.JPEG 1\n", 31);
-    check_fatal(child_need_labels, "flat", "no label for", "ILSVRC2012_val_00000002.JPEG");
+    check_message(child_need_labels, "flat", "no label for", "ILSVRC2012_val_00000002.JPEG");
     temporary_write("flat/val.txt", "ILSVRC2012_val_00000001 3\nILSVRC2012_val_00000002 1\n", 52);
-    check_fatal(child_need_labels, "flat", "ILSVRC2012_val_00000001 is \"3\"", "from 0 on");
+    check_message(child_need_labels, "flat", "ILSVRC2012_val_00000001 is \"3\"", "from 0 on");
     temporary_write("flat/val.txt", "ILSVRC2012_val_00000001 dog\nILSVRC2012_val_00000002 1\n", 54);
-    check_fatal(child_need_labels, "flat", "is \"dog\"", "class folder in train");
+    check_message(child_need_labels, "flat", "is \"dog\"", "class folder in train");
     temporary_write("flat/val.txt", "ILSVRC2012_val_00000001 1\n2\n", 28);
-    check_fatal(child_need_labels, "flat", "line 2", "another form");
+    check_message(child_need_labels, "flat", "line 2", "another form");
 }
 
 // Other kinds of images, a named pipe, what a Mac leaves: left out, and named once; numbers that are sorted as text.
@@ -362,44 +352,44 @@ static inline void test_shape_areas(void) {
 
 static inline void test_folder_errors(void) {
     char target[TEMPORARY_PATH], link[TEMPORARY_PATH];
-    check_fatal(child_open, "nowhere", "nowhere", "cannot be found");
+    check_message(child_open, "nowhere", "nowhere", "cannot be found");
     temporary_write("plain_file", "x", 1);
-    check_fatal(child_open, "plain_file", "plain_file", "not a folder");
+    check_message(child_open, "plain_file", "plain_file", "not a folder");
     temporary_mkdir("void");
-    check_fatal(child_open, "void", "void", "holds no images");
+    check_message(child_open, "void", "void", "holds no images");
     temporary_mkdir("text_only");
     temporary_write("text_only/a.txt", "x", 1);
-    check_fatal(child_open, "text_only", "text_only", "holds no images");
+    check_message(child_open, "text_only", "text_only", "holds no images");
     make_tree("hollow", 0);
     temporary_mkdir("hollow/class1b");
     temporary_write("hollow/class1b/a.txt", "x", 1);
-    check_fatal(child_open, "hollow", "hollow/class1b", "holds no images");
+    check_message(child_open, "hollow", "hollow/class1b", "holds no images");
     temporary_mkdir("half");
     temporary_mkdir("half/val");
-    check_fatal(child_open, "half", "half", "none called train");
+    check_message(child_open, "half", "half", "none called train");
     temporary_mkdir("foreign");
     make_tree("foreign/train", 0);
     make_tree("foreign/val", 0);
     temporary_mkdir("foreign/val/class1b");
     make_png("foreign/val/class1b/a.png", 4, 4, 0);
-    check_fatal(child_open_val, "foreign", "foreign/val/class1b", "no class of this name");
+    check_message(child_open_val, "foreign", "foreign/val/class1b", "no class of this name");
     temporary_mkdir("root");
     temporary_mkdir("root/ILSVRC");
     temporary_mkdir("root/ILSVRC/Data");
     temporary_mkdir("root/ILSVRC/Data/CLS-LOC");
     make_tree("root/ILSVRC/Data/CLS-LOC/train", 0);
     make_tree("root/ILSVRC/Data/CLS-LOC/test", 0);
-    check_fatal(child_open, "root", "give -data", "root/ILSVRC/Data/CLS-LOC");
+    check_message(child_open, "root", "give -data", "root/ILSVRC/Data/CLS-LOC");
     make_tree("root/ILSVRC/Data/CLS-LOC/val", 0);
-    check_fatal(child_open_val, "root/ILSVRC", "give -data", "root/ILSVRC/Data/CLS-LOC");
+    check_message(child_open_val, "root/ILSVRC", "give -data", "root/ILSVRC/Data/CLS-LOC");
     temporary_mkdir("modern");
     temporary_mkdir("modern/a");
     temporary_write("modern/a/1.webp", "x", 1);
     temporary_write("modern/a/2.WEBP", "x", 1);
-    check_fatal(child_open, "modern", "modern/a holds no images (jpg, jpeg, jpe, jfif", ".webp (2)");
+    check_message(child_open, "modern", "modern/a holds no images (jpg, jpeg, jpe, jfif", ".webp (2)");
     make_tree("loop", 0);
     if (symlink(temporary_path(target, "loop/class1"), temporary_path(link, "loop/class1/again"))) perror(link);
-    check_fatal(child_open, "loop", "loop/class1/again", "link back");
+    check_message(child_open, "loop", "loop/class1/again", "link back");
 }
 
 static inline void test_idx_errors(void) {
@@ -407,31 +397,31 @@ static inline void test_idx_errors(void) {
     uint32_t sizes[3] = {11, 5, 4};
     make_idx_folder("bad");
     make_idx("bad/train-labels-idx1-ubyte", 1, sizes, data, 10);
-    check_fatal(child_open, "bad", "train-labels-idx1-ubyte", "after 10 of 11 bytes");
+    check_message(child_open, "bad", "train-labels-idx1-ubyte", "after 10 of 11 bytes");
     make_idx("bad/train-labels-idx1-ubyte", 1, sizes, data, 12);
-    check_fatal(child_open, "bad", "train-labels-idx1-ubyte", "longer than its header");
+    check_message(child_open, "bad", "train-labels-idx1-ubyte", "longer than its header");
     sizes[0] = 10;
     make_idx("bad/train-labels-idx1-ubyte", 1, sizes, data, 10);
-    check_fatal(child_open, "bad", "11 images", "10 labels");
+    check_message(child_open, "bad", "11 images", "10 labels");
     make_idx("bad/train-labels-idx1-ubyte", 3, sizes, data, 200);
-    check_fatal(child_open, "bad", "train-labels-idx1-ubyte", "not an IDX file");
+    check_message(child_open, "bad", "train-labels-idx1-ubyte", "not an IDX file");
     sizes[1] = 0;
     make_idx("bad/train-images-idx3-ubyte", 3, sizes, data, 0);
-    check_fatal(child_open, "bad", "train-images-idx3-ubyte", "dimension 1 of its header is 0");
+    check_message(child_open, "bad", "train-images-idx3-ubyte", "dimension 1 of its header is 0");
     sizes[0] = 0xffffffffu;
     make_idx("bad/train-images-idx3-ubyte", 3, sizes, data, 0);
-    check_fatal(child_open, "bad", "train-images-idx3-ubyte", "dimension 0 of its header is 4294967295");
+    check_message(child_open, "bad", "train-images-idx3-ubyte", "dimension 0 of its header is 4294967295");
     temporary_write("bad/train-images-idx3-ubyte", "\0\0\10", 3);
-    check_fatal(child_open, "bad", "train-images-idx3-ubyte", "ends inside its header");
+    check_message(child_open, "bad", "train-images-idx3-ubyte", "ends inside its header");
     // a gzip file cut in its middle
     size_t size;
     char* whole = temporary_read("bad/t10k-images-idx3-ubyte.gz", &size);
     temporary_write("bad/t10k-images-idx3-ubyte.gz", whole, size / 2);
-    check_fatal(child_open_val, "bad", "t10k-images-idx3-ubyte.gz", "ends inside");
+    check_message(child_open_val, "bad", "t10k-images-idx3-ubyte.gz", "ends inside");
     free(whole);
     char path[TEMPORARY_PATH];
     unlink(temporary_path(path, "bad/train-images-idx3-ubyte"));
-    check_fatal(child_open, "bad", "train-images-idx3-ubyte", "put it there");
+    check_message(child_open, "bad", "train-images-idx3-ubyte", "put it there");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -758,8 +748,8 @@ static inline void test_hopeless(void) {
         snprintf(name, sizeof name, "mostly/%02d.jpg", i);
         if (i % 3) temporary_write(name, "nothing", 7); else make_png(name, 9, 9, 0);
     }
-    check_fatal(child_run, "hopeless", "64 images in a row", "hopeless");
-    check_fatal(child_run, "mostly", "by lot, cannot be read", "mostly");
+    check_message(child_run, "hopeless", "64 images in a row", "hopeless");
+    check_message(child_run, "mostly", "by lot, cannot be read", "mostly");
 }
 
 static inline void child_bad_batch(const char* name) {
@@ -788,7 +778,7 @@ static inline void test_early_close(void) {
     }
     dataset_close(&dataset);
     make_tree("odd", 0);
-    check_fatal(child_bad_batch, "odd", "batch of 6", "4 ranks");
+    check_message(child_bad_batch, "odd", "batch of 6", "4 ranks");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@
 #include "tests/fixture.h"
 // defines: random_buffer, poisoned_buffer (this makes floatX double)
 #include "tests/gradient.h"
-// defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
+// defines: temporary_begin, check_message, temporary_end
 #include "tests/temporary.h"
 
 enum { N = 6 }; // numbers an image in most cases
@@ -580,10 +580,7 @@ static void test_refusals(void) {
     if (!test_case("what cannot be drawn is refused")) return;
     temporary_begin();
     for (size_t i = 0; i < sizeof messages / sizeof *messages; i++) {
-        check(temporary_run_child(refuse, messages[i]) == 1, messages[i]);
-        char* text = temporary_read("stderr", NULL);
-        check(text && strstr(text, messages[i]), messages[i]);
-        free(text);
+        check_message(refuse, messages[i], messages[i], NULL);
     }
     temporary_end();
     test_end_case();

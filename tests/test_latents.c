@@ -13,7 +13,7 @@
 #include "common/data/latents.h"
 // defines: fixture_open
 #include "tests/fixture.h"
-// defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, temporary_run_child, temporary_end
+// defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, check_message, temporary_end
 #include "tests/temporary.h"
 // defines: test_begin, test_case, check, check_error, test_normal, test_end_case, test_finish
 #include "tests/test.h"
@@ -211,79 +211,69 @@ static inline void child_open_any_class(const char* folder) {
     open_latents(&l, folder, 0);
 }
 
-// Expects the child to end with exit code 1 and an error that holds `first` and `second`.
-static inline void check_fatal(void (*function)(const char*), const char* name, const char* first, const char* second) {
-    int code = temporary_run_child(function, name);
-    char* said = temporary_read("stderr", NULL);
-    int right = code == 1 && said && strstr(said, "error: ") && strstr(said, first) && strstr(said, second);
-    if (!right) printf("     %s: exit code %d, it said: %s", name, code, said ? said : "nothing\n");
-    check(right, "exit code 1 and a message that names the matter");
-    free(said);
-}
-
 static inline void test_strange_tensors(void) {
     strange_t s = strange("right");
     make_strange(s);
     check(temporary_run_child(child_open, "right") == 0, "the shard without a fault is read");
     s = strange("no_latents"), s.latents = "latent", make_strange(s);
-    check_fatal(child_open, s.folder, "shard001", "tensor latents is missing");
+    check_message(child_open, s.folder, "shard001", "tensor latents is missing");
     s = strange("no_flip"), s.flipped = "flip", make_strange(s);
-    check_fatal(child_open, s.folder, "shard001", "tensor latents_flip is missing");
+    check_message(child_open, s.folder, "shard001", "tensor latents_flip is missing");
     s = strange("no_labels"), s.labels = "y", make_strange(s);
-    check_fatal(child_open, s.folder, "shard001", "tensor labels is missing");
+    check_message(child_open, s.folder, "shard001", "tensor labels is missing");
     s = strange("half"), s.dtype = ST_F16, make_strange(s);
-    check_fatal(child_open, s.folder, "latents is F16 [2, 3, 4, 4]", "wanted F32");
+    check_message(child_open, s.folder, "latents is F16 [2, 3, 4, 4]", "wanted F32");
     s = strange("channels"), s.C = 2, make_strange(s);
-    check_fatal(child_open, s.folder, "[2, 2, 4, 4]", "wanted 3 channels and side 4");
+    check_message(child_open, s.folder, "[2, 2, 4, 4]", "wanted 3 channels and side 4");
     s = strange("side"), s.side = s.height = 2, make_strange(s);
-    check_fatal(child_open, s.folder, "[2, 3, 2, 2]", "wanted 3 channels and side 4");
+    check_message(child_open, s.folder, "[2, 3, 2, 2]", "wanted 3 channels and side 4");
     s = strange("oblong"), s.height = 2, make_strange(s);
-    check_fatal(child_open, s.folder, "[2, 3, 2, 4]", "(n, channels, side, side)");
+    check_message(child_open, s.folder, "[2, 3, 2, 4]", "(n, channels, side, side)");
     s = strange("less_flip"), s.n_flipped = 1, make_strange(s);
-    check_fatal(child_open, s.folder, "2 latents", "1 of mirrored images");
+    check_message(child_open, s.folder, "2 latents", "1 of mirrored images");
     s = strange("less_labels"), s.n_labels = 1, make_strange(s);
-    check_fatal(child_open, s.folder, "labels", "one for each latent");
+    check_message(child_open, s.folder, "labels", "one for each latent");
     s = strange("short_labels"), s.label_dtype = ST_I32, make_strange(s);
-    check_fatal(child_open, s.folder, "labels", "not I64");
+    check_message(child_open, s.folder, "labels", "not I64");
 }
 
 static inline void test_strange_labels(void) {
     strange_t s = strange("negative");
     s.label = -1, make_strange(s);
-    check_fatal(child_open, s.folder, "label -1 of latent 1", "damaged");
-    check_fatal(child_open_any_class, s.folder, "label -1 of latent 1", "damaged");
+    check_message(child_open, s.folder, "label -1 of latent 1", "damaged");
+    check_message(child_open_any_class, s.folder, "label -1 of latent 1", "damaged");
     s = strange("too_large"), s.label = CLASSES, make_strange(s);
-    check_fatal(child_open, s.folder, "label 10 of latent 1", "not below 10");
+    check_message(child_open, s.folder, "label 10 of latent 1", "not below 10");
     check(temporary_run_child(child_open_any_class, s.folder) == 0, "unless labels are of no interest");
     s = strange("largest"), s.label = CLASSES - 1, make_strange(s);
     check(temporary_run_child(child_open, s.folder) == 0, "the last class is one");
     s = strange("beyond_int"), s.label = (int64_t)1 << 32, make_strange(s);
-    check_fatal(child_open_any_class, s.folder, "label 4294967296", "damaged");
+    check_message(child_open_any_class, s.folder, "label 4294967296", "damaged");
 }
 
 static inline void test_strange_folders(void) {
     char path[TEMPORARY_PATH];
-    check_fatal(child_open, "nowhere", "no such folder", "-extract 1");
+    check_message(child_open, "nowhere", "no such folder", "-extract 1");
     temporary_mkdir("void");
     temporary_write("void/latents_stats.st", "x", 1);
-    check_fatal(child_open, "void", "void", "`./train_dit -extract 1`");
+    check_message(child_open, "void", "void", "`./train_dit -extract 1`");
     temporary_mkdir("hollow");
     make_shard("hollow", 0, 0, 0, 0, "");
-    check_fatal(child_open, "hollow", "hollow", "empty");
+    check_message(child_open, "hollow", "hollow", "empty");
     temporary_mkdir("two");
     make_shard("two", 0, 0, 0, 3, "aaaa");
     make_shard("two", 0, 1, 3, 3, "bbbb");
-    check_fatal(child_open, "two", "made by tokenizer bbbb", "by aaaa");
+    check_message(child_open, "two", "made by tokenizer bbbb", "by aaaa");
     temporary_mkdir("same_start"); // fingerprints of any length are compared whole
     make_shard("same_start", 0, 0, 0, 3, "a_long_name_of_a_tokenizer");
     make_shard("same_start", 0, 1, 3, 3, "a_long_name_of_a_tokenizer");
     check(temporary_run_child(child_open, "same_start") == 0, "a long fingerprint");
     make_shard("same_start", 0, 1, 3, 3, "a_long_name_of_another_one");
-    check_fatal(child_open, "same_start", "shard001", "a_long_name_of_another_one");
+    check_message(child_open, "same_start", "shard001", "a_long_name_of_another_one");
     make_folder_of_16("cut");
     temporary_path(path, "cut/latents_rank00_shard001.safetensors");
     if (truncate(path, 1500)) perror(path);
-    check_fatal(child_open, "cut", "shard001", "truncated");
+    check_message(child_open, "cut", "shard001", "truncated");
 }
 
 // Other people's shard in which one number, the k-th of the images or of their mirror images, is none. What a Mac
@@ -314,10 +304,10 @@ static inline void test_holes(void) {
     make_hole("hole0", 0, 0, 1e38f, 0);
     check(temporary_run_child(child_open, "hole0") == 0, "large numbers are numbers");
     make_hole("hole1", 0, 2 * VALUES - 1, NAN, 0);
-    check_fatal(child_open, "hole1", "shard000.safetensors: the latents of image 1 (label 5)",
+    check_message(child_open, "hole1", "shard000.safetensors: the latents of image 1 (label 5)",
                 "channel 2 at position 15");
     make_hole("hole2", 1, 2 * VALUES, -INFINITY, 0);
-    check_fatal(child_open, "hole2", "the latents_flip of image 2 (label 6)", "channel 0 at position 0");
+    check_message(child_open, "hole2", "the latents_flip of image 2 (label 6)", "channel 0 at position 0");
     make_hole("hole3", 0, 7, NAN, 1);
     check(temporary_run_child(child_open, "hole3") == 0, "shards of ours were looked at when they were written");
 }
@@ -352,11 +342,11 @@ static inline void test_is_made(void) {
     make_folder_of_16("made");
     check(is_made(name, 5, "0123456789abcdef"), "it is there");
     check(!is_made("made/latents_rank00_shard002.safetensors", 5, "0123456789abcdef"), "it is not there");
-    check_fatal(child_of_another, name, "0123456789abcdef", "tokenizer fedcba9876543210");
-    check_fatal(child_of_another_split, name, "shard000", "6 images");
-    check_fatal(child_of_other_images, name, "100 images of pictures", "100 images of photos");
-    check_fatal(child_of_more, name, "100 images of pictures", "101 images of pictures");
-    check_fatal(child_of_some, name, "all of the 100 images", "50 of 100 images of pictures");
+    check_message(child_of_another, name, "0123456789abcdef", "tokenizer fedcba9876543210");
+    check_message(child_of_another_split, name, "shard000", "6 images");
+    check_message(child_of_other_images, name, "100 images of pictures", "100 images of photos");
+    check_message(child_of_more, name, "100 images of pictures", "101 images of pictures");
+    check_message(child_of_some, name, "all of the 100 images", "50 of 100 images of pictures");
     if (truncate(temporary_path(path, name), 1500)) perror(path);
     int saved = temporary_catch_stderr();
     int made = is_made(name, 5, "0123456789abcdef");
@@ -443,7 +433,7 @@ static inline void test_constant(void) {
     make_strange(s);
     char path[TEMPORARY_PATH];
     unlink(temporary_path(path, "constant/latents_rank00_shard000.safetensors"));
-    check_fatal(child_constant, "constant", "constant", "channel 0");
+    check_message(child_constant, "constant", "constant", "channel 0");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -664,7 +654,7 @@ static inline void test_early_close(void) {
         latent_loader_close(&loader);
     }
     latents_close(&l);
-    check_fatal(child_ranks, "stream", "batch of 6", "4 ranks");
+    check_message(child_ranks, "stream", "batch of 6", "4 ranks");
 }
 
 int main(int argc, char** argv) {

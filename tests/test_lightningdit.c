@@ -11,7 +11,7 @@
 #include "tests/lightningdit_bed.h"
 // defines: fixture_open, fixture_tensor, fixture_parameters, fixture_check_gradients
 #include "tests/fixture.h"
-// defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
+// defines: temporary_begin, check_message, temporary_end
 #include "tests/temporary.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -478,15 +478,6 @@ void run_large_batch(const char* id) {
     m.config = bed_config(id, "");
     lightningdit_plan(&m, &keep, 2, 1);
     lightningdit_forward(&m, NULL, NULL, NULL, NULL, 3, 0);
-}
-
-// The message must hold both texts, and the exit code must be 1.
-void check_message(void (*function)(const char*), const char* argument, const char* first, const char* second) {
-    check(temporary_run_child(function, argument) == 1, "exit code 1");
-    char* said = temporary_read("stderr", NULL);
-    check(said && strstr(said, first) != NULL, first);
-    check(said && strstr(said, second) != NULL, second);
-    free(said);
 }
 
 int main(int argc, char** argv) {

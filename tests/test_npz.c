@@ -4,7 +4,7 @@
 #include "common/files/npz_writer.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check
 #include "tests/test.h"
-// defines: temporary_begin, temporary_path, temporary_read, temporary_run_child, temporary_end
+// defines: temporary_begin, temporary_path, temporary_read, temporary_run_child, check_message, temporary_end
 #include "tests/temporary.h"
 
 enum { IMAGES = 5, H = 3, W = 7, VALUES = H * W * 3 };
@@ -80,10 +80,7 @@ static void empty(const char* name) { write_images(name, 0, 0, 1); }
 
 // The file under this name stays what it was, and the program says why.
 static void check_refused(void (*function)(const char*), const char* name, const char* message) {
-    check(temporary_run_child(function, name) == 1, "exit code 1");
-    char* text = temporary_read("stderr", NULL);
-    check(text && strstr(text, message), message);
-    free(text);
+    check_message(function, name, message, NULL);
 }
 
 static void test_refusals(void) {

@@ -6,7 +6,7 @@
 #include "tests/gradient.h"
 // defines: vector_u, vector_g
 #include "tests/vectors.h"
-// defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
+// defines: temporary_begin, check_message, temporary_end
 #include "tests/temporary.h"
 
 enum { ROWS = 40, DIM = 12, CLASSES = 5 };
@@ -241,12 +241,7 @@ static void test_refusals(void) {
     static const char* const what[4] = {"label", "channels", "batch", "NaN"};
     static const char* const said[4] = {"label 3 of a probe of 3 classes", "not a multiple", "batch of 3 images",
                                         "not finite at step 0"};
-    for (int i = 0; i < 4; i++) {
-        check(temporary_run_child(ask_for, what[i]) == 1, what[i]);
-        char* text = temporary_read("stderr", NULL);
-        check(text && strstr(text, said[i]), said[i]);
-        free(text);
-    }
+    for (int i = 0; i < 4; i++) check_message(ask_for, what[i], said[i], NULL);
     test_end_case();
 }
 

@@ -248,18 +248,12 @@ static void child_open(const char* name) {
 }
 
 static void test_refused(void) {
-    char* said;
     temporary_write("text.tar", "this is no archive of anything at all", 37);
-    check(temporary_run_child(child_open, "text.tar") == 1, "exit code 1");
-    said = temporary_read("stderr", NULL);
-    check(strstr(said, "text.tar: the tar archive ends inside a header") != NULL, "it says why");
-    free(said);
+    check_message(child_open, "text.tar", "text.tar: the tar archive ends inside a header", NULL);
     archive_t a = {NULL, 0};
     put_member(&a, NULL, "readme.txt", '0', "x", 1);
     write_archive(&a, "empty.tar");
-    check(temporary_run_child(child_open, "empty.tar") == 1, "exit code 1");
-    check(strstr(said = temporary_read("stderr", NULL), "empty.tar holds no images") != NULL, "it says why");
-    free(said);
+    check_message(child_open, "empty.tar", "empty.tar holds no images", NULL);
 }
 
 int main(int argc, char** argv) {

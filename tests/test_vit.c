@@ -14,7 +14,7 @@
 #include "common/files/safetensors.h"
 // defines: test_begin, test_case, check, check_error, test_normal
 #include "tests/test.h"
-// defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
+// defines: temporary_begin, check_message, temporary_end
 #include "tests/temporary.h"
 
 #ifdef DOUBLE
@@ -507,15 +507,6 @@ void run_wrong_size(const char* id) {
     memset(&plan, 0, sizeof plan);
     vit.config = *vit_config_find(id);
     vit_plan(&vit, &plan, 1, 256, 250, 16, 0);
-}
-
-// The message must hold both texts, and the exit code must be 1.
-void check_message(void (*function)(const char*), const char* argument, const char* first, const char* second) {
-    check(temporary_run_child(function, argument) == 1, "exit code 1");
-    char* said = temporary_read("stderr", NULL);
-    check(said && strstr(said, first) != NULL, first);
-    check(said && strstr(said, second) != NULL, second);
-    free(said);
 }
 
 int main(int argc, char** argv) {
