@@ -20,6 +20,8 @@
 
 // defines: cli_t, cli_flag_t, cli_parse
 #include "common/program/cli.h"
+// defines: cli_to_json
+#include "common/program/cli_saved.h"
 // defines: clock_seconds, clock_duration
 #include "common/program/clock.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_any

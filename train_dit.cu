@@ -16,8 +16,10 @@
 // Reading order here: what it needs and costs; resuming; pictures and files; what is watched; the loop; main.
 #include <unistd.h>
 
-// defines: cli_t, cli_print_configuration, cli_to_json, cli_take_from_data
+// defines: cli_t, cli_print_configuration, cli_take_from_data
 #include "common/program/cli.h"
+// defines: cli_to_json
+#include "common/program/cli_saved.h"
 // defines: clock_seconds
 #include "common/program/clock.h"
 // defines: algorithms_open, algorithms_step, algorithms_save

@@ -24,6 +24,8 @@
 #include "common/program/clock.h"
 // defines: cli_t, cli_flag_t, cli_parse
 #include "common/program/cli.h"
+// defines: cli_to_json
+#include "common/program/cli_saved.h"
 // defines: dataset_t, dataset_open
 #include "common/data/dataset.h"
 // defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_speed, dataloader_damaged_files

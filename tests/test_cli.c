@@ -6,6 +6,8 @@
 
 // defines: cli_t, cli_flag_t, cli_preset_t, cli_*
 #include "common/program/cli.h"
+// defines: cli_to_json, cli_from_json, cli_differences
+#include "common/program/cli_saved.h"
 // defines: test_begin, test_case, check
 #include "tests/test.h"
 

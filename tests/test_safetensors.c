@@ -9,8 +9,10 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-// defines: safetensors_t, st_writer_t, safetensors_*
+// defines: safetensors_t, safetensors_*
 #include "common/files/safetensors.h"
+// defines: st_writer_t, safetensors_writer_*
+#include "common/files/safetensors_writer.h"
 // defines: test_begin, test_case, check, check_error, test_uniform, test_normal
 #include "tests/test.h"
 

@@ -22,8 +22,10 @@
 
 // defines: path_is_folder, dataset_join, string_list_t, string_list_add, string_list_sort
 #include "common/data/dataset.h"
-// defines: safetensors_t, safetensors_open_or_die, st_writer_t
+// defines: safetensors_t, safetensors_open_or_die
 #include "common/files/safetensors.h"
+// defines: st_writer_t, safetensors_writer_*
+#include "common/files/safetensors_writer.h"
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"
 // defines: random_permute

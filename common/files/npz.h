@@ -11,12 +11,12 @@
 //     "\x93NUMPY", major, minor, length of the text (2 bytes in version 1, 4 in 2 and 3), the text, the values
 //     {'descr': '<f8', 'fortran_order': False, 'shape': (2048,), }      spaces to a multiple of 64 bytes
 //
-// numpy.savez stores: the values lie in the mapped file. numpy.savez_compressed deflates: rows come from a stream, which
-// is fast for those who read them in order and starts again for those who go back. 50,000 images of 9.8 GB are thus read
-// without memory for them. Types: |u1, <f2, <f4, <f8, <i4, <i8, and texts (<U, |S). Arrays of other types, and those in
-// Fortran's order of more than one dimension, are known by name and refused when they are read. Headers are a
-// stranger's: checked, errors are texts. CRC-32: compared by npz_read_doubles, and by npz_read_rows when all rows are
-// read in order. Not for several threads at once. (numpy/lib/format.py.)
+// numpy.savez stores: the values lie in the mapped file. numpy.savez_compressed deflates: rows come from a stream,
+// which is fast for those who read them in order and starts again for those who go back. 50,000 images of 9.8 GB are
+// thus read without memory for them. Types: |u1, <f2, <f4, <f8, <i4, <i8, and texts (<U, |S). Arrays of other types,
+// and those in Fortran's order of more than one dimension, are known by name and refused when they are read. Headers
+// are a stranger's: checked, errors are texts. CRC-32: compared by npz_read_doubles, and by npz_read_rows when all rows
+// are read in order. Not for several threads at once. (numpy/lib/format.py.)
 // Look next at common/files/zip.h, and at common/files/npz_writer.h, which writes them.
 #pragma once
 #include <stdint.h>

@@ -13,6 +13,8 @@
 #include "common/data/chart.h"
 // defines: cli_numbers
 #include "common/program/cli.h"
+// defines: cli_to_json
+#include "common/program/cli_saved.h"
 // defines: eval_gen
 #include "common/measures/eval_gen.h"
 // defines: compare_doubles

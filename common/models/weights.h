@@ -28,6 +28,8 @@
 #include "common/models/params.h"
 // defines: safetensors_*, st_tensor_t, st_shape_text
 #include "common/files/safetensors.h"
+// defines: st_writer_t, safetensors_writer_*
+#include "common/files/safetensors_writer.h"
 // defines: tensor_file_open_or_die
 #include "common/files/tensor_file.h"
 // defines: position_table_resample

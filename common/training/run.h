@@ -12,8 +12,10 @@
 #include <time.h>
 #include <unistd.h>
 
-// defines: cli_t, cli_differences, cli_find
+// defines: cli_t, cli_find
 #include "common/program/cli.h"
+// defines: cli_differences
+#include "common/program/cli_saved.h"
 // defines: clock_seconds
 #include "common/program/clock.h"
 // defines: make_folder

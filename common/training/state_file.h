@@ -5,8 +5,10 @@
 // a few texts and vectors: common/training/tokenizer_checkpoint.h for the tokenizer, common/training/dit_checkpoint.h
 // for LightningDiT. Look next at common/files/safetensors.h, the format, and at one of those two.
 #pragma once
-// defines: safetensors_t, safetensors_find, safetensors_read, st_writer_t, safetensors_writer_*
+// defines: safetensors_t, safetensors_find, safetensors_read
 #include "common/files/safetensors.h"
+// defines: st_writer_t, safetensors_writer_*
+#include "common/files/safetensors_writer.h"
 // defines: params_t, param_kind_t, params_get, params_set; comm_t, comm_is_first, replicas_collect
 #include "common/training/replicas.h"
 

@@ -8,6 +8,8 @@
 #pragma once
 // defines: cli_t, cli_flag_t, cli_preset_t
 #include "common/program/cli.h"
+// defines: cli_from_json
+#include "common/program/cli_saved.h"
 // defines: run_options_t, run_options_flags, run_options_check
 #include "common/training/run_options.h"
 // defines: tokenizer_status_help
