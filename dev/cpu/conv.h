@@ -5,11 +5,11 @@
 //
 // First come this formula and its derivatives as loops, the truth that tests hold the fast forms against; then the fast
 // forms. There all three are matrix products over windows that are never stored whole. How a tile of them is multiplied
-// stands in dev/cpu/conv_tile.h; here stands what is multiplied. The gradient of x is a convolution of dout and runs
-// through the same tiles. The gradient of w has a block of its own: 8 channels of dout x 3 vectors of a window, summed
+// stands in dev/cpu/conv_tile.h; here stands what is multiplied. Large 3x3 convolutions take fewer products by
+// dev/cpu/winograd.h. The gradient of x is a convolution of dout and runs through the same forms. The gradient of w has a block of its own: 8 channels of dout x 3 vectors of a window, summed
 // over the pixels of a tile.
 //
-// Left out: dilation, groups, Winograd and FFT forms. Look next at dev/cpu/resample.h and common/models/decoder.h.
+// Left out: dilation, groups, FFT forms. Look next at dev/cpu/resample.h and common/models/decoder.h.
 #pragma once
 // defines: floatX, floatS, stream_t
 #include "common/device.h"
@@ -25,6 +25,8 @@
 #include "dev/cpu/resample.h"
 // defines: add_column_sums
 #include "dev/cpu/rows.h"
+// defines: winograd_suits, winograd_run
+#include "dev/cpu/winograd.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The truth
@@ -96,6 +98,13 @@ static inline conv_job_t conv_forward_job(const floatX* x, int B, int H, int W, 
     return job;
 }
 
+// One convolution, by whichever of the fast forms suits its sizes.
+static inline void conv_product(conv_job_t* job, const floatX* weight, conv_strides_t strides, const floatX* bias) {
+    conv_pack_panels(job, weight, strides, bias);
+    if (winograd_suits(job)) winograd_run(job);
+    else conv_run(job);
+}
+
 void conv2d_forward(floatX* out,            // (B, OH, OW, out_row)
                     const floatX* x,        // (B, H, W, C)
                     const floatX* weight,   // (OC, KH, KW, C)
@@ -108,8 +117,7 @@ void conv2d_forward(floatX* out,            // (B, OH, OW, out_row)
     if (conv_is_matmul(conv)) conv_flatten(&job);
     ptrdiff_t by_row = (ptrdiff_t)conv.KW * conv.C;
     conv_strides_t strides = {0, conv.KH * by_row, by_row, conv.C, 1};
-    conv_pack_panels(&job, weight, strides, bias);
-    conv_run(&job);
+    conv_product(&job, weight, strides, bias);
 }
 
 // Derivation. x[r, t, c] enters out[i, j, o] wherever r = s i + u - p for a tap u (columns alike), with the factor
@@ -148,8 +156,7 @@ void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
         ptrdiff_t by_row = (ptrdiff_t)conv.KW * conv.C, by_column = conv.C;
         conv_strides_t strides = {(u0 + stride * (job.KH - 1)) * by_row + (v0 + stride * (job.KW - 1)) * by_column, 1,
                                   -stride * by_row, -stride * by_column, conv.KH * by_row};
-        conv_pack_panels(&job, weight, strides, NULL);
-        conv_run(&job);
+        conv_product(&job, weight, strides, NULL);
     }
 }
 
