@@ -65,9 +65,9 @@ static void test_bits(void) {
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
-    static const int sizes[5][5] = {{2, 33, 35, 64, 64}, {1, 32, 32, 80, 144}, {1, 47, 131, 64, 80}, {1, 33, 32, 400, 64},
-                                    {1, 9, 151, 64, 96}};
-    for (int i = 0; i < 5; i++) {
+    static const int sizes[6][5] = {{2, 33, 35, 64, 64}, {1, 32, 32, 80, 144}, {1, 47, 131, 64, 80}, {1, 33, 32, 400, 64},
+                                    {1, 9, 151, 64, 96}, {1, 16, 16, 96, 336}};
+    for (int i = 0; i < 6; i++) {
         char name[80];
         const int* s = sizes[i];
         snprintf(name, sizeof name, "winograd %d images of %dx%d, %d -> %d channels", s[0], s[1], s[2], s[3], s[4]);

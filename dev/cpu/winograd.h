@@ -35,9 +35,9 @@
 
 enum {
     WINOGRAD_PLACES = 16,
-    WINOGRAD_SQUARES = 64,      // about what a task takes: its V and M stay in the level-2 cache with 128 channels
+    WINOGRAD_SQUARES = 128,     // about what a task takes: each number of U is used so often
     WINOGRAD_CHANNELS = 64,     // with fewer, on either side, the transforms cost what the products save
-    WINOGRAD_PIXELS = 32 * 32,  // on smaller maps U, 16/9 of the weights, is read for too few squares
+    WINOGRAD_PIXELS = 16 * 16,  // on smaller maps U, 16/9 of the weights, is made for too few squares
 };
 
 // By the sizes of one image alone: its numbers do not depend on its batch.
@@ -123,9 +123,9 @@ static inline void winograd_output(floatX* sum, const floatX* M, size_t next, co
     }
 }
 
-// A task: squares [i, i + rows) x [j, j + cols) of an image. The square (i, j) has the outputs (2i, 2j) to
-// (2i + 1, 2j + 1); those of the last row and column may be outside.
-typedef struct { int image, i, j, rows, cols; } winograd_task_t;
+// A task: squares [i, i + rows) x [j, j + cols) of an image, output channels [o, o + channels). The square (i, j) has
+// the outputs (2i, 2j) to (2i + 1, 2j + 1); those of the last row and column may be outside.
+typedef struct { int image, i, j, rows, cols, o, channels; } winograd_task_t;
 
 // V of a task. Pixels outside the image are `zeros`.
 static inline void winograd_task_input(floatX* V, size_t next, const conv_job_t* job, winograd_task_t task,
@@ -147,41 +147,66 @@ static inline void winograd_task_input(floatX* V, size_t next, const conv_job_t*
 // The outputs of a task from its M, as conv_write has them.
 static inline void winograd_task_output(const conv_job_t* job, winograd_task_t task, const floatX* M, size_t next,
                                         floatX* sum) {
-    int OC = job->OC;
+    int channels = task.channels;
     conv_tile_t whole = {task.image, 0, 0, job->OH, job->OW, NULL, 0};
-    for (int square = 0; square < task.rows * task.cols; square++, M += OC) {
+    for (int square = 0; square < task.rows * task.cols; square++, M += channels) {
         int row = 2 * (task.i + square / task.cols), col = 2 * (task.j + square % task.cols);
-        winograd_output(sum, M, next, job->bias, OC);
+        winograd_output(sum, M, next, job->bias ? job->bias + task.o : NULL, channels);
         for (int i = 0; i < conv_min(2, job->OH - row); i++) {
-            size_t at = conv_position(job, &whole, row + i, col);
-            conv_write(job, at, sum + 2 * i * OC, conv_min(2, job->OW - col), OC, OC);
+            size_t at = conv_position(job, &whole, row + i, col) + task.o;
+            conv_write(job, at, sum + 2 * i * channels, conv_min(2, job->OW - col), channels, channels);
         }
     }
 }
 
+// How a job is cut into tasks: where there are few squares, the output channels are shared among several tasks too,
+// each of which makes V for itself.
+typedef struct { int rows, cols, down, across, groups, channels; } winograd_grid_t;
+
+static inline winograd_grid_t winograd_grid(const conv_job_t* job) {
+    int height = conv_pieces(job->OH, 2), width = conv_pieces(job->OW, 2), wanted = CONV_TASKS / 2;
+    winograd_grid_t g;
+    g.cols = conv_pieces(width, conv_pieces(width, WINOGRAD_SQUARES));
+    g.rows = conv_min(height, conv_max(1, WINOGRAD_SQUARES / g.cols));
+    g.down = conv_pieces(height, g.rows), g.across = conv_pieces(width, g.cols);
+    int blocks = conv_min(wanted, job->B * g.down * g.across);
+    g.groups = conv_min(conv_pieces(wanted, blocks), conv_pieces(job->OC, WINOGRAD_CHANNELS));
+    g.channels = conv_round_up(conv_pieces(job->OC, g.groups), GEMM_PANEL);
+    g.groups = conv_pieces(job->OC, g.channels);
+    return g;
+}
+
+static inline winograd_task_t winograd_task(const conv_job_t* job, winograd_grid_t g, int index) {
+    winograd_task_t t;
+    int block = index / g.groups;
+    t.o = index % g.groups * g.channels, t.channels = conv_min(g.channels, job->OC - t.o);
+    t.image = block / g.across / g.down;
+    t.i = block / g.across % g.down * g.rows, t.rows = conv_min(g.rows, conv_pieces(job->OH, 2) - t.i);
+    t.j = block % g.across * g.cols, t.cols = conv_min(g.cols, conv_pieces(job->OW, 2) - t.j);
+    return t;
+}
+
 // Runs a job whose panels are packed.
 static inline void winograd_run(const conv_job_t* job) {
-    int C = job->C, OC = job->OC, height = conv_pieces(job->OH, 2), width = conv_pieces(job->OW, 2);
-    int cols = conv_pieces(width, conv_pieces(width, WINOGRAD_SQUARES)), rows = conv_max(1, WINOGRAD_SQUARES / cols);
-    int across = conv_pieces(width, cols), down = conv_pieces(height, rows);
+    int C = job->C, OC = job->OC;
+    winograd_grid_t grid = winograd_grid(job);
     const floatX* U = winograd_weights(job);
-    // from place to place, not a power of two, whose vectors would share the lines of a cache
-    size_t V_next = (size_t)rows * cols * C + VECTOR_LANES, M_next = (size_t)rows * cols * OC + VECTOR_LANES;
+    // from place to place: no power of two, or their vectors would share the lines of a cache
+    size_t squares = (size_t)grid.rows * grid.cols, V_next = squares * C + 16, M_next = squares * grid.channels + 16;
+    size_t values = WINOGRAD_PLACES * (V_next + M_next) + C + 4 * (size_t)grid.channels;
     #pragma omp parallel for schedule(dynamic) if (worth_sharing(conv_work(job) / 2))
-    for (size_t index = 0; index < (size_t)job->B * down * across; index++) {
-        winograd_task_t task = {(int)(index / across / down), (int)(index / across % down) * rows,
-                                (int)(index % across) * cols, rows, cols};
-        task.rows = conv_min(rows, height - task.i), task.cols = conv_min(cols, width - task.j);
-        size_t values = WINOGRAD_PLACES * (V_next + M_next) + C + 4 * (size_t)OC;
+    for (int index = 0; index < job->B * grid.down * grid.across * grid.groups; index++) {
+        winograd_task_t task = winograd_task(job, grid, index);
         floatX* V = (floatX*)cpu_scratch(CONV_SCRATCH_TILE, values * sizeof(floatX));
         floatX *M = V + WINOGRAD_PLACES * V_next, *zeros = M + WINOGRAD_PLACES * M_next, *sum = zeros + C;
         memset(zeros, 0, C * sizeof(floatX));
         winograd_task_input(V, V_next, job, task, zeros);
         for (int p = 0; p < WINOGRAD_PLACES; p++) {
             for (int k0 = 0; k0 < C; k0 += GEMM_DEPTH) {
-                const floatX* panels = U + (size_t)p * C * OC + (size_t)k0 * OC;
-                gemm_stretch(PLAIN, task.rows * task.cols, OC, conv_min(GEMM_DEPTH, C - k0), 1, V + p * V_next + k0, C,
-                             panels, k0 ? 1 : 0, M + p * M_next, OC);
+                int depth = conv_min(GEMM_DEPTH, C - k0);
+                const floatX* panels = U + (size_t)p * C * OC + (size_t)k0 * OC + (size_t)task.o * depth;
+                gemm_stretch(PLAIN, task.rows * task.cols, task.channels, depth, 1, V + p * V_next + k0, C, panels,
+                             k0 ? 1 : 0, M + p * M_next, task.channels);
             }
         }
         winograd_task_output(job, task, M, M_next, sum);
