@@ -198,6 +198,11 @@ static void test_large(void) {
         check_conv(1, 66, 130, lower, ACT_NONE, 1, 0);
         test_end_case();
     }
+    if (test_case("conv2d large maps and channels (dev/cpu/winograd.h)")) {
+        check_conv(1, 17, 19, conv_square(80, 64, 3, 1, 1, 1), ACT_LEAKY, 1, 1);
+        check_conv(2, 18, 17, conv_square(64, 112, 3, 1, 2, 0), ACT_NONE, 0, 0);
+        test_end_case();
+    }
 }
 
 // All outputs of one case, one behind the other, computed with this many threads.
@@ -214,9 +219,10 @@ static double* conv_outputs(conv_case_t* t, int threads, size_t* n) {
 static void test_threads(void) {
     if (!test_case("conv2d: the same bits with 1, 2 and 3 threads")) return;
     int most = omp_get_max_threads();
-    const conv_t shapes[4] = {conv_square(16, 16, 3, 1, 1, 1), conv_square(16, 40, 4, 2, 1, 1),
-                              conv_square(16, 3, 3, 1, 1, 1), conv_square(24, 20, 1, 1, 0, 0)};
-    for (int k = 0; k < 4; k++) {
+    const conv_t shapes[5] = {conv_square(16, 16, 3, 1, 1, 1), conv_square(16, 40, 4, 2, 1, 1),
+                              conv_square(16, 3, 3, 1, 1, 1), conv_square(24, 20, 1, 1, 0, 0),
+                              conv_square(64, 80, 3, 1, 1, 1)};
+    for (int k = 0; k < 5; k++) {
         conv_case_t t = make_case(5, 24, 33, shapes[k], ACT_LEAKY, 1, 1);
         size_t n;
         double* one = conv_outputs(&t, 1, &n);

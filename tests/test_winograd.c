@@ -1,6 +1,6 @@
-// Large 3x3 convolutions in float, as programs run them: by dev/cpu/winograd.h, against the naive loop of dev/cpu/conv.h, and as
-// accurate as the form without it. tests/test_conv.c has their gradients in double.
-// defines: conv2d_forward, conv2d_forward_naive; by its parts conv_run, winograd_suits
+// Large 3x3 convolutions in float, as programs run them: by dev/cpu/winograd.h, against the naive loop of
+// dev/cpu/conv.h. tests/test_conv.c has their gradients in double.
+// defines: conv2d_forward; by its parts conv2d_forward_naive, conv_forward_job, winograd_suits
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_float, test_normal
 #include "tests/test.h"
@@ -65,8 +65,8 @@ static void test_bits(void) {
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
-    static const int sizes[6][5] = {{2, 33, 35, 64, 64}, {1, 32, 32, 80, 144}, {1, 47, 131, 64, 80}, {1, 33, 32, 400, 64},
-                                    {1, 9, 151, 64, 96}, {1, 16, 16, 96, 336}};
+    static const int sizes[6][5] = {{2, 33, 35, 64, 64}, {1, 32, 32, 80, 144}, {1, 47, 131, 64, 80},
+                                    {1, 33, 32, 400, 64}, {1, 9, 151, 64, 96}, {1, 16, 16, 96, 336}};
     for (int i = 0; i < 6; i++) {
         char name[80];
         const int* s = sizes[i];

@@ -6,8 +6,8 @@
 // First come this formula and its derivatives as loops, the truth that tests hold the fast forms against; then the fast
 // forms. There all three are matrix products over windows that are never stored whole. How a tile of them is multiplied
 // stands in dev/cpu/conv_tile.h; here stands what is multiplied. Large 3x3 convolutions take fewer products by
-// dev/cpu/winograd.h. The gradient of x is a convolution of dout and runs through the same forms. The gradient of w has a block of its own: 8 channels of dout x 3 vectors of a window, summed
-// over the pixels of a tile.
+// dev/cpu/winograd.h. The gradient of x is a convolution of dout and runs through the same forms. The gradient of w has
+// a block of its own: 8 channels of dout x 3 vectors of a window, summed over the pixels of a tile.
 //
 // Left out: dilation, groups, FFT forms. Look next at dev/cpu/resample.h and common/models/decoder.h.
 #pragma once

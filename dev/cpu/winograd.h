@@ -10,13 +10,13 @@
 //       1/2 -1/2 1/2            0 -1  1  0
 //         0   0   1             0  1  0 -1
 // In two dimensions this is done to rows and to columns: a square of 2 x 2 outputs sees 4 x 4 inputs, and
-//   Y = A^T ((G g G^T) * (B^T d B)) A:   16 products for 36.                               Winograd 1980; Lavin & Gray 2016
+//   Y = A^T ((G g G^T) * (B^T d B)) A:   16 products for 36.                    Winograd 1980; Lavin & Gray 2016
 // The sum over input channels may be taken before A, which is linear. So the convolution becomes 16 matrix products,
 // one for each place p of the 4 x 4:
 //   M[p] (squares, OC) = V[p] (squares, C) U[p] (C, OC),   V = B^T d B of each square,   U = G g G^T of each kernel
 //
 // The truth is conv2d_forward_naive, and conv_run the fast form without this. B has only 0 and 1 and -1, so that V and
-// Y are sums of a few numbers: in float the error stays at that of the other forms (tests/test_winograd.c). 4 x 4
+// Y are sums of a few numbers: in float the error stays near that of the direct form (tests/test_winograd.c). 4 x 4
 // outputs from 6 x 6 inputs would save 4 times, but its matrices have numbers up to 8, and errors grow with them.
 //
 // Squares are shared among threads, some rows of them of one image at a time. How a square is rounded depends on
