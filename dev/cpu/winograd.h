@@ -52,10 +52,10 @@ static inline int winograd_suits(const conv_job_t* job) {
 static inline floatX* winograd_weights(const conv_job_t* job) {
     size_t C = job->C, OC = job->OC, place = C * OC;
     floatX* U = (floatX*)cpu_scratch(CONV_SCRATCH_SUMS, WINOGRAD_PLACES * place * sizeof(floatX));
-    #pragma omp parallel for collapse(2) schedule(static) if (worth_sharing(WINOGRAD_PLACES * (double)place))
+    #pragma omp parallel for collapse(2) schedule(static) if (worth_sharing((double)(WINOGRAD_PLACES * place)))
     for (size_t o = 0; o < OC; o += GEMM_PANEL) {
         for (size_t c = 0; c < C; c++) {
-            int width = OC - o < GEMM_PANEL ? (int)(OC - o) : GEMM_PANEL;
+            int width = OC - o < GEMM_PANEL ? (int)(OC - o) : (int)GEMM_PANEL;
             size_t k0 = c / GEMM_DEPTH * GEMM_DEPTH, depth = C - k0 < GEMM_DEPTH ? C - k0 : GEMM_DEPTH;
             const floatX* from = job->panels + o / GEMM_PANEL * conv_panel_size(job) + (c + 1) * width;
             floatX* to = U + k0 * OC + o * depth + (c - k0) * width;
@@ -84,7 +84,7 @@ static inline floatX* winograd_weights(const conv_job_t* job) {
 }
 
 // V of one square, whose places lie `next` apart: B^T d B of the 16 pixels d, each C channels.
-static inline void winograd_input(floatX* V, size_t next, const floatX* const* d, int C) {
+static inline void winograd_input(floatX* V, size_t next, const floatX** d, int C) {
     for (int c = 0; c < C; c += VECTOR_LANES) {
         vector_t t[4][4];
         #pragma GCC unroll 4
