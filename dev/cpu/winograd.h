@@ -56,7 +56,7 @@ static inline floatX* winograd_weights(const conv_job_t* job) {
     for (size_t o = 0; o < OC; o += GEMM_PANEL) {
         for (size_t c = 0; c < C; c++) {
             int width = OC - o < GEMM_PANEL ? (int)(OC - o) : (int)GEMM_PANEL;
-            size_t k0 = c / GEMM_DEPTH * GEMM_DEPTH, depth = C - k0 < GEMM_DEPTH ? C - k0 : GEMM_DEPTH;
+            size_t k0 = c / GEMM_DEPTH * GEMM_DEPTH, depth = C - k0 < GEMM_DEPTH ? C - k0 : (size_t)GEMM_DEPTH;
             const floatX* from = job->panels + o / GEMM_PANEL * conv_panel_size(job) + (c + 1) * width;
             floatX* to = U + k0 * OC + o * depth + (c - k0) * width;
             for (int lane = 0; lane < width; lane += VECTOR_LANES) {
