@@ -1,5 +1,5 @@
 // op_types.h: the small types in the arguments of the operations (common/ops.h): what an activation, a convolution, a
-// colour map and an optimiser's step are. The same in every build.
+// colour map, a pair of the rotary embedding and an optimiser's step are. The same in every build.
 #pragma once
 #include <stdint.h>
 
@@ -43,6 +43,10 @@ typedef enum { INCEPTION_PT, INCEPTION_TF } inception_input_t;
 
 // An affine map of the three colour channels: y_c = scale_c x_c + shift_c.
 typedef struct { double scale[3], shift[3]; } channel_affine_t;
+
+// Which two values of a head the rotary embedding turns together, as pair p: neighbours 2 p and 2 p + 1, or p of both
+// halves, p and p + HS / 2.
+typedef enum { ROPE_NEIGHBOURS, ROPE_HALVES } rope_pairs_t;
 
 // One step of Adam (adam_update).
 typedef struct {

@@ -223,16 +223,17 @@ void position_resample_backward(floatS* dpos,       // (prefix + grid grid, C) +
                                 int prefix, int grid, int GH, int GW, int C, stream_t s);
 
 // The token sequence: class token (if any), registers, patches. pos has N rows, or N + 1 with pos_class = 1: then its
-// first row is added to the class token. T = (cls ? 1 : 0) + R + N.
+// first row is added to the class token; pos NULL, and dpos in the backward: nothing is added (with pos_class = 0).
+// T = (cls ? 1 : 0) + R + N.
 void tokens_forward(floatS* out,           // (B, T, C)
                     const floatX* patches, // (B, N, C)
                     const floatX* cls,     // (C) or NULL
                     const floatX* reg,     // (R, C) or NULL when R is 0
-                    const floatX* pos,     // (pos_class + N, C)
+                    const floatX* pos,     // (pos_class + N, C) or NULL
                     int B, int N, int C, int R, int pos_class, stream_t s);
 void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL
-                     floatS* dpos,               // (pos_class + N, C) +=
+                     floatS* dpos,               // (pos_class + N, C) += or NULL
                      const floatS* dout,         // (B, T, C)
                      int B, int N, int C, int R, int pos_class, stream_t s);
 
@@ -499,16 +500,16 @@ void gated_norm_modulate_backward(floatS* dsum,           // (B, T, C) +=
                                   size_t stride, int B, int T, int C, stream_t s);
 
 // Queries and keys on their way to attention, in place. With QK-norm each head vector z becomes z rstd weight,
-// rstd = 1 / sqrt(mean over HS of z^2 + eps); then neighbours are rotated, pair p of token t by the angle whose cosine
-// and sine are rope[t, p]:  (a, b) -> (a cos - b sin, b cos + a sin). Values (v) are left alone. `raw` gets z and
-// rstd is kept, both for the backward; NULL where there is none. Without QK-norm all four are NULL.  (Su et al. 2021)
+// rstd = 1 / sqrt(mean over HS of z^2 + eps); then pairs are rotated, pair p of token t by the angle whose cosine and
+// sine are rope[t, p]:  (a, b) -> (a cos - b sin, b cos + a sin). Values (v) are left alone. `raw` gets z and rstd is
+// kept, both for the backward; NULL where there is none. Without QK-norm all four are NULL.        (Su et al. 2021)
 void qknorm_rope_forward(floatX* qkv,            // (B, T, 3, NH, HS) in place
                          floatX* raw,            // (B, T, 2, NH, HS) or NULL
                          floatS* rstd,           // (B, T, 2, NH) or NULL, as raw
                          const floatX* q_weight, // (HS) or NULL: no QK-norm
                          const floatX* k_weight, // (HS) or NULL, as q_weight
                          const floatS* rope,     // (T, HS / 2, 2)
-                         int B, int T, int NH, int HS, double eps, stream_t s);
+                         int B, int T, int NH, int HS, rope_pairs_t pairs, double eps, stream_t s);
 
 // In place: on entry the gradient behind the rotation, on return that in front of the norm. dq_weight, dk_weight +=.
 void qknorm_rope_backward(floatX* dqkv,           // (B, T, 3, NH, HS) in place
@@ -519,7 +520,13 @@ void qknorm_rope_backward(floatX* dqkv,           // (B, T, 3, NH, HS) in place
                           const floatX* q_weight, // (HS)
                           const floatX* k_weight, // (HS)
                           const floatS* rope,     // (T, HS / 2, 2)
-                          int B, int T, int NH, int HS, stream_t s);
+                          int B, int T, int NH, int HS, rope_pairs_t pairs, stream_t s);
+
+// `rope` for P tokens that are not turned and a grid behind them. Token (y, x) lies at ((2 y + 1) / GH - 1,
+// (2 x + 1) / GW - 1), whatever the size of the grid; pair p < HS / 4 turns by 2 pi base^(-4 p / HS) times the first,
+// pair HS / 4 + p as much times the second. HS is a multiple of 4.                              (Simeoni et al. 2025)
+void rope_grid(floatS* rope, // (P + GH GW, HS / 2, 2)
+               int P, int GH, int GW, int HS, double base, stream_t s);
 
 // SiLU(a) = a sigmoid(a), and SwiGLU: out = SiLU(first half of the row) * second half.   (Shazeer 2020)       3 passes
 void silu_forward(floatX* out, const floatX* x, size_t n, stream_t s);                      // (n)

@@ -10,7 +10,7 @@
 #include "common/cuda/swiglu.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
-// QK-norm and rotary embedding: B, T, NH, HS, by how many values qkv and dqkv are shifted
+// QK-norm and rotary embedding: B, T, NH, HS, by how many values qkv and dqkv are shifted, which values are pairs
 
 // Some angle for every token and pair.
 static tensor<float> random_rope(int T, int HS) {
@@ -26,14 +26,16 @@ static tensor<float> random_rope(int T, int HS) {
 static void run_rope(stream_t s, void* context) {
     const int* v = ((sizes_t*)context)->v;
     int B = v[0], T = v[1], NH = v[2], HS = v[3], shift = v[4];
+    rope_pairs_t pairs = (rope_pairs_t)v[5];
     size_t n = (size_t)B * T * 3 * NH * HS;
     tensor<float> rope = random_rope(T, HS);
     tensor<floatX> qkv = shifted(random_input(n + shift), shift), dqkv = shifted(random_input(n + shift), shift);
-    qknorm_rope_forward(qkv.dev, nullptr, nullptr, nullptr, nullptr, rope.dev, B, T, NH, HS, 1e-6, s);
-    cpu::qknorm_rope_forward(qkv.ref, NULL, NULL, NULL, NULL, rope.ref, B, T, NH, HS, 1e-6, 0);
+    qknorm_rope_forward(qkv.dev, nullptr, nullptr, nullptr, nullptr, rope.dev, B, T, NH, HS, pairs, 1e-6, s);
+    cpu::qknorm_rope_forward(qkv.ref, NULL, NULL, NULL, NULL, rope.ref, B, T, NH, HS, pairs, 1e-6, 0);
     check_tensor("qkv", qkv, TOLERANCE_X);
-    qknorm_rope_backward(dqkv.dev, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, rope.dev, B, T, NH, HS, s);
-    cpu::qknorm_rope_backward(dqkv.ref, NULL, NULL, NULL, NULL, NULL, NULL, rope.ref, B, T, NH, HS, 0);
+    qknorm_rope_backward(dqkv.dev, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, rope.dev, B, T, NH, HS, pairs,
+                         s);
+    cpu::qknorm_rope_backward(dqkv.ref, NULL, NULL, NULL, NULL, NULL, NULL, rope.ref, B, T, NH, HS, pairs, 0);
     check_tensor("dqkv", dqkv, TOLERANCE_X);
     free_tensors();
 }
@@ -43,15 +45,16 @@ static void run_rope(stream_t s, void* context) {
 static void check_qknorm_backward(stream_t s, const int* v, tensor<float> rope, tensor<floatX> raw, tensor<float> rstd,
                                   tensor<floatX> q_weight, tensor<floatX> k_weight) {
     int B = v[0], T = v[1], NH = v[2], HS = v[3], shift = v[4];
+    rope_pairs_t pairs = (rope_pairs_t)v[5];
     size_t n = (size_t)B * T * 3 * NH * HS;
     tensor<float> dq_weight = random_gradient(HS), dk_weight = random_gradient(HS);
     tensor<floatX> start = random_input(n + shift), first = start;
     for (int round = 0; round < 4; round++) {
         tensor<floatX> dqkv = shifted(copy_of(start), shift);
         qknorm_rope_backward(dqkv.dev, round < 2 ? dq_weight.dev : nullptr, round < 3 ? dk_weight.dev : nullptr,
-                             raw.dev, rstd.dev, q_weight.dev, k_weight.dev, rope.dev, B, T, NH, HS, s);
+                             raw.dev, rstd.dev, q_weight.dev, k_weight.dev, rope.dev, B, T, NH, HS, pairs, s);
         cpu::qknorm_rope_backward(dqkv.ref, round < 2 ? dq_weight.ref : NULL, round < 3 ? dk_weight.ref : NULL,
-                                  raw.ref, rstd.ref, q_weight.ref, k_weight.ref, rope.ref, B, T, NH, HS, 0);
+                                  raw.ref, rstd.ref, q_weight.ref, k_weight.ref, rope.ref, B, T, NH, HS, pairs, 0);
         check_tensor("dqkv", dqkv, TOLERANCE_X);
         if (round == 0) first = dqkv;
         check(same_bits(dqkv, first), "the same bits every time");
@@ -63,17 +66,20 @@ static void check_qknorm_backward(stream_t s, const int* v, tensor<float> rope, 
 static void run_qknorm(stream_t s, void* context) {
     const int* v = ((sizes_t*)context)->v;
     int B = v[0], T = v[1], NH = v[2], HS = v[3], shift = v[4];
+    rope_pairs_t pairs = (rope_pairs_t)v[5];
     size_t heads = (size_t)B * T * NH;
     tensor<float> rope = random_rope(T, HS), rstd = output_s(heads * 2);
     tensor<floatX> x = random_input(heads * 3 * HS + shift), qkv = shifted(copy_of(x), shift);
     tensor<floatX> again = shifted(copy_of(x), shift), raw = output(heads * 2 * HS);
     tensor<floatX> q_weight = random_input(HS), k_weight = random_input(HS);
-    qknorm_rope_forward(qkv.dev, raw.dev, rstd.dev, q_weight.dev, k_weight.dev, rope.dev, B, T, NH, HS, 1e-6, s);
-    cpu::qknorm_rope_forward(qkv.ref, raw.ref, rstd.ref, q_weight.ref, k_weight.ref, rope.ref, B, T, NH, HS, 1e-6, 0);
+    qknorm_rope_forward(qkv.dev, raw.dev, rstd.dev, q_weight.dev, k_weight.dev, rope.dev, B, T, NH, HS, pairs, 1e-6, s);
+    cpu::qknorm_rope_forward(qkv.ref, raw.ref, rstd.ref, q_weight.ref, k_weight.ref, rope.ref, B, T, NH, HS, pairs,
+                             1e-6, 0);
     check_tensor("qkv", qkv, TOLERANCE_X);
     check_same("raw holds queries and keys as they came", raw);
     check_tensor("rstd", rstd, TOLERANCE_S);
-    qknorm_rope_forward(again.dev, nullptr, nullptr, q_weight.dev, k_weight.dev, rope.dev, B, T, NH, HS, 1e-6, s);
+    qknorm_rope_forward(again.dev, nullptr, nullptr, q_weight.dev, k_weight.dev, rope.dev, B, T, NH, HS, pairs, 1e-6,
+                        s);
     check(same_bits(qkv, again), "qkv is the same when nothing is kept");
     upload(rstd); // the backward reads the same on both sides
     check_qknorm_backward(s, v, rope, raw, rstd, q_weight, k_weight);
@@ -223,6 +229,16 @@ static void run_patches(stream_t s, void* context) {
     free_tensors();
 }
 
+// P, GH, GW, HS, base
+static void run_rope_grid(stream_t s, void* context) {
+    const int* v = ((sizes_t*)context)->v;
+    tensor<float> rope = output_s(((size_t)v[0] + v[1] * v[2]) * v[3]);
+    rope_grid(rope.dev, v[0], v[1], v[2], v[3], v[4], s);
+    cpu::rope_grid(rope.ref, v[0], v[1], v[2], v[3], v[4], 0);
+    check_tensor("rope", rope, TOLERANCE_S);
+    free_tensors();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     stream_t s = device_open(0);
@@ -231,6 +247,15 @@ int main(int argc, char** argv) {
     test_shapes(s, "rotary embedding, heads of 72, shifted", run_rope, {{1, 3, 2, 72, 1}});
     test_shapes(s, "rotary embedding, one pair", run_rope, {{1, 1, 1, 2}});
     test_shapes(s, "rotary embedding, 7 pairs", run_rope, {{3, 5, 7, 14}});
+    test_shapes(s, "rotary embedding, pairs of halves", run_rope, {{2, 5, 3, 64, 0, ROPE_HALVES}});
+    test_shapes(s, "rotary embedding, pairs of halves, shifted", run_rope, {{1, 3, 2, 64, 1, ROPE_HALVES}});
+    test_shapes(s, "rotary embedding, 7 pairs of halves", run_rope, {{3, 5, 7, 14, 0, ROPE_HALVES}});
+    test_shapes(s, "rotary embedding, one pair of halves", run_rope, {{1, 2, 1, 2, 0, ROPE_HALVES}});
+    test_shapes(s, "QK-norm, pairs of halves", run_qknorm, {{2, 37, 3, 72, 0, ROPE_HALVES}});
+    test_shapes(s, "QK-norm, 67 pairs of halves", run_qknorm, {{1, 7, 3, 134, 0, ROPE_HALVES}});
+    test_shapes(s, "rotations of a grid", run_rope_grid, {{5, 16, 16, 64, 100}});
+    test_shapes(s, "rotations of a grid, oblong", run_rope_grid, {{1, 3, 11, 12, 100}});
+    test_shapes(s, "rotations of one patch", run_rope_grid, {{0, 1, 1, 4, 10000}});
     test_shapes(s, "QK-norm, heads of 64", run_qknorm, {{2, 37, 3, 64}});
     test_shapes(s, "QK-norm, heads of 72", run_qknorm, {{2, 41, 4, 72}});
     test_shapes(s, "QK-norm, heads of 72, shifted", run_qknorm, {{1, 13, 2, 72, 3}});

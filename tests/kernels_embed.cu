@@ -81,26 +81,26 @@ static void run_position(stream_t s, void* context) {
     free_tensors();
 }
 
-// B, N, C, R, whether there is a class token, whether it has a position
+// B, N, C, R, whether there is a class token, whether it has a position, 1 without any positions
 static void run_tokens(stream_t s, void* context) {
     const int* v = ((sizes_t*)context)->v;
-    int B = v[0], N = v[1], C = v[2], R = v[3], has_cls = v[4], pos_class = v[5], T = has_cls + R + N;
+    int B = v[0], N = v[1], C = v[2], R = v[3], has_cls = v[4], pos_class = v[5], none = v[6], T = has_cls + R + N;
     tensor<floatX> patches = random_input((size_t)B * N * C), cls = random_input(C),
                    reg = random_input((size_t)(R + 1) * C);
     tensor<floatX> pos = random_input((size_t)(pos_class + N) * C), dpatches = output((size_t)B * N * C);
     tensor<float> out = output_s((size_t)B * T * C), dout = random_gradient((size_t)B * T * C);
     tensor<float> dcls = random_gradient(C), dreg = random_gradient((size_t)(R + 1) * C);
     tensor<float> dpos = random_gradient((size_t)(pos_class + N) * C);
-    tokens_forward(out.dev, patches.dev, has_cls ? cls.dev : NULL, R ? reg.dev : NULL, pos.dev, B, N, C, R, pos_class,
-                   s);
-    cpu::tokens_forward(out.ref, patches.ref, has_cls ? cls.ref : NULL, R ? reg.ref : NULL, pos.ref, B, N, C, R,
-                        pos_class, 0);
+    tokens_forward(out.dev, patches.dev, has_cls ? cls.dev : NULL, R ? reg.dev : NULL, none ? NULL : pos.dev, B, N, C,
+                   R, pos_class, s);
+    cpu::tokens_forward(out.ref, patches.ref, has_cls ? cls.ref : NULL, R ? reg.ref : NULL, none ? NULL : pos.ref, B, N,
+                        C, R, pos_class, 0);
     check_tensor("out", out, TOLERANCE_S);
     for (int i = 0; i < 2; i++) {
-        tokens_backward(dpatches.dev, has_cls ? dcls.dev : NULL, R ? dreg.dev : NULL, dpos.dev, dout.dev, B, N, C, R,
-                        pos_class, s);
-        cpu::tokens_backward(dpatches.ref, has_cls ? dcls.ref : NULL, R ? dreg.ref : NULL, dpos.ref, dout.ref, B, N, C,
-                             R, pos_class, 0);
+        tokens_backward(dpatches.dev, has_cls ? dcls.dev : NULL, R ? dreg.dev : NULL, none ? NULL : dpos.dev, dout.dev,
+                        B, N, C, R, pos_class, s);
+        cpu::tokens_backward(dpatches.ref, has_cls ? dcls.ref : NULL, R ? dreg.ref : NULL, none ? NULL : dpos.ref,
+                             dout.ref, B, N, C, R, pos_class, 0);
     }
     check_tensor("dpatches", dpatches, TOLERANCE_X);
     check_tensor("dcls", dcls, TOLERANCE_S);
@@ -185,6 +185,8 @@ int main(int argc, char** argv) {
     test_shapes(s, "tokens, class token without, registers", run_tokens, {{3, 9, 24, 4, 1, 0}});
     test_shapes(s, "tokens, patches alone", run_tokens, {{5, 7, 40, 0, 0, 0}});
     test_shapes(s, "tokens, primes", run_tokens, {{7, 11, 13, 3, 1, 1}});
+    test_shapes(s, "tokens, no positions", run_tokens, {{3, 9, 24, 4, 1, 0, 1}});
+    test_shapes(s, "tokens, no positions, primes", run_tokens, {{2, 7, 13, 3, 0, 0, 1}});
     test_shapes(s, "tokens, one of each", run_tokens, {{1, 1, 1, 1, 1, 1}});
     test_shapes(s, "tokens, rows longer than a block", run_tokens, {{2, 3, 2184, 1, 1, 1}});
     test_shapes(s, "tokens, long rows, prime", run_tokens, {{2, 3, 2179, 0, 1, 0}});

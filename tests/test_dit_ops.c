@@ -1,7 +1,7 @@
 // The small operations of the diffusion transformer: QK-norm and rotary embedding, SiLU and SwiGLU, features of a time,
 // the condition, the start of the residual stream, patches of many channels and back.
 
-// defines: qknorm_rope_*, silu_*, swiglu_*, timestep_features, condition_*, position_add_forward, to_floatX,
+// defines: qknorm_rope_*, rope_grid, silu_*, swiglu_*, timestep_features, condition_*, position_add_forward, to_floatX,
 //          patchify_forward, unpatchify_*
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
@@ -16,6 +16,7 @@
 
 typedef struct {
     int B, T, NH, HS, norm;
+    rope_pairs_t pairs;
     double eps;
     size_t n, n_kept, n_heads; // values of qkv, those of q and k alone, head vectors of q and k
     double *x, *qkv, *raw, *rstd, *q_weight, *k_weight, *rope;
@@ -25,7 +26,7 @@ typedef struct {
 static void rope_forward(rope_t* r) {
     memcpy(r->qkv, r->x, r->n * sizeof(double));
     qknorm_rope_forward(r->qkv, r->norm ? r->raw : NULL, r->norm ? r->rstd : NULL, r->norm ? r->q_weight : NULL,
-                        r->norm ? r->k_weight : NULL, r->rope, r->B, r->T, r->NH, r->HS, r->eps, 0);
+                        r->norm ? r->k_weight : NULL, r->rope, r->B, r->T, r->NH, r->HS, r->pairs, r->eps, 0);
 }
 
 static double rope_objective(void* context) {
@@ -39,7 +40,7 @@ static void rope_backward(void* context) {
     memcpy(r->dqkv, r->dout, r->n * sizeof(double));
     qknorm_rope_backward(r->dqkv, r->norm ? r->dq_weight : NULL, r->norm ? r->dk_weight : NULL,
                          r->norm ? r->raw : NULL, r->norm ? r->rstd : NULL, r->norm ? r->q_weight : NULL,
-                         r->norm ? r->k_weight : NULL, r->rope, r->B, r->T, r->NH, r->HS, 0);
+                         r->norm ? r->k_weight : NULL, r->rope, r->B, r->T, r->NH, r->HS, r->pairs, 0);
 }
 
 static void rope_both(void* context) {
@@ -55,10 +56,11 @@ static double rope_value(const rope_t* r, size_t row, int head, int c) {
     for (int i = 0; i < r->HS; i++) squares += z[i] * z[i];
     double rstd = r->norm ? (double)(1 / sqrtl(squares / r->HS + r->eps)) : 1;
     const double* weight = head < r->NH ? r->q_weight : r->k_weight;
-    int even = c / 2 * 2, odd = even + 1;
-    double a = z[even] * rstd * (r->norm ? weight[even] : 1), b = z[odd] * rstd * (r->norm ? weight[odd] : 1);
-    const double* turn = r->rope + (row % r->T * (r->HS / 2) + c / 2) * 2;
-    return c == even ? a * turn[0] - b * turn[1] : b * turn[0] + a * turn[1];
+    int half = r->HS / 2, pair = r->pairs == ROPE_HALVES ? c % half : c / 2;
+    int first = r->pairs == ROPE_HALVES ? pair : 2 * pair, second = r->pairs == ROPE_HALVES ? pair + half : first + 1;
+    double a = z[first] * rstd * (r->norm ? weight[first] : 1), b = z[second] * rstd * (r->norm ? weight[second] : 1);
+    const double* turn = r->rope + (row % r->T * half + pair) * 2;
+    return c == first ? a * turn[0] - b * turn[1] : b * turn[0] + a * turn[1];
 }
 
 static void rope_check_values(const rope_t* r) {
@@ -77,10 +79,10 @@ static void rope_check_values(const rope_t* r) {
     check(same, "raw holds queries and keys as they came");
 }
 
-static void test_rope(const char* name, int B, int T, int NH, int HS, int norm, double eps) {
+static void test_rope(const char* name, int B, int T, int NH, int HS, rope_pairs_t pairs, int norm, double eps) {
     if (!test_case(name)) return;
     rope_t r;
-    r.B = B, r.T = T, r.NH = NH, r.HS = HS, r.norm = norm, r.eps = eps;
+    r.B = B, r.T = T, r.NH = NH, r.HS = HS, r.pairs = pairs, r.norm = norm, r.eps = eps;
     r.n_heads = (size_t)B * T * 2 * NH, r.n_kept = r.n_heads * HS, r.n = r.n_kept / 2 * 3;
     r.x = random_buffer(r.n), r.qkv = poisoned_buffer(r.n), r.raw = poisoned_buffer(r.n_kept);
     r.rstd = poisoned_buffer(r.n_heads), r.q_weight = random_buffer(HS), r.k_weight = random_buffer(HS);
@@ -98,11 +100,11 @@ static void test_rope(const char* name, int B, int T, int NH, int HS, int norm, 
         check_parameter_gradient("dk_weight", rope_objective, rope_backward, &r, r.k_weight, r.dk_weight, HS);
         rope_both(&r); // weights without gradients change nothing else
         double* frozen = copy_of(r.dout, r.n);
-        qknorm_rope_backward(frozen, NULL, NULL, r.raw, r.rstd, r.q_weight, r.k_weight, r.rope, B, T, NH, HS, 0);
+        qknorm_rope_backward(frozen, NULL, NULL, r.raw, r.rstd, r.q_weight, r.k_weight, r.rope, B, T, NH, HS, pairs, 0);
         check(!memcmp(frozen, r.dqkv, r.n * sizeof(double)), "dqkv is the same when the weights are frozen");
         free(frozen);
         double* forgotten = copy_of(r.x, r.n); // sampling keeps nothing
-        qknorm_rope_forward(forgotten, NULL, NULL, r.q_weight, r.k_weight, r.rope, B, T, NH, HS, eps, 0);
+        qknorm_rope_forward(forgotten, NULL, NULL, r.q_weight, r.k_weight, r.rope, B, T, NH, HS, pairs, eps, 0);
         check(!memcmp(forgotten, r.qkv, r.n * sizeof(double)), "qkv is the same when nothing is kept");
         free(forgotten);
     }
@@ -114,6 +116,23 @@ static void test_rope(const char* name, int B, int T, int NH, int HS, int norm, 
     double* all[] = {r.x, r.qkv, r.raw, r.rstd, r.q_weight, r.k_weight, r.rope, r.dout, r.dqkv, r.dq_weight,
                      r.dk_weight};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    test_end_case();
+}
+
+// Every number by the definition: periods, coordinates between -1 and 1, prefix tokens that stay.
+static void test_rope_grid(const char* name, int P, int GH, int GW, int HS, double base) {
+    if (!test_case(name)) return;
+    size_t n = ((size_t)P + GH * GW) * HS;
+    double *rope = poisoned_buffer(n), *want = poisoned_buffer(n);
+    rope_grid(rope, P, GH, GW, HS, base, 0);
+    for (size_t i = 0; i < n / 2; i++) {
+        int t = (int)(i / (HS / 2)) - P, axis = (int)(i % (HS / 2)) / (HS / 4), k = (int)(i % (HS / 4));
+        double place = axis ? (t % GW + 0.5) / GW : (t / GW + 0.5) / GH;
+        double angle = t < 0 ? 0 : 2 * acos(-1) * (2 * place - 1) / pow(base, 2.0 * k / (HS / 2));
+        want[2 * i] = cos(angle), want[2 * i + 1] = sin(angle);
+    }
+    check_error("rope", relative_error_double(rope, want, n), 1e-14);
+    free(rope), free(want);
     test_end_case();
 }
 
@@ -335,11 +354,17 @@ static void test_patches(const char* name, int B, int GH, int GW, int C, int pat
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
-    test_rope("rotary embedding", 2, 5, 3, 8, 0, 0);
-    test_rope("rotary embedding, one pair", 1, 1, 1, 2, 0, 0);
-    test_rope("QK-norm and rotary embedding", 3, 13, 2, 12, 1, 1e-6);
-    test_rope("QK-norm and rotary embedding, heads of 72", 2, 17, 2, 72, 1, 1e-6);
-    test_rope("QK-norm and rotary embedding, one pair, large eps", 1, 3, 1, 2, 1, 0.3);
+    test_rope("rotary embedding", 2, 5, 3, 8, ROPE_NEIGHBOURS, 0, 0);
+    test_rope("rotary embedding, one pair", 1, 1, 1, 2, ROPE_NEIGHBOURS, 0, 0);
+    test_rope("rotary embedding, pairs of halves", 2, 7, 3, 12, ROPE_HALVES, 0, 0);
+    test_rope("rotary embedding, one pair of halves", 1, 3, 1, 2, ROPE_HALVES, 0, 0);
+    test_rope("QK-norm and rotary embedding", 3, 13, 2, 12, ROPE_NEIGHBOURS, 1, 1e-6);
+    test_rope("QK-norm and rotary embedding, heads of 72", 2, 17, 2, 72, ROPE_NEIGHBOURS, 1, 1e-6);
+    test_rope("QK-norm and rotary embedding, one pair, large eps", 1, 3, 1, 2, ROPE_NEIGHBOURS, 1, 0.3);
+    test_rope("QK-norm and rotary embedding, pairs of halves", 2, 11, 3, 20, ROPE_HALVES, 1, 1e-6);
+    test_rope_grid("rotations of a grid, 5 tokens in front", 5, 3, 7, 64, 100);
+    test_rope_grid("rotations of a grid, alone, another base", 0, 5, 2, 12, 10000);
+    test_rope_grid("rotations of one patch", 1, 1, 1, 4, 100);
     test_gate("silu", 20011, 0);
     test_gate("silu, one value", 1, 0);
     test_silu_far();

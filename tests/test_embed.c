@@ -186,14 +186,14 @@ typedef struct {
 
 static double tokens_objective(void* context) {
     tokens_t* t = (tokens_t*)context;
-    tokens_forward(t->out, t->patches, t->cls ? t->class_token : NULL, t->R ? t->reg : NULL, t->pos,
+    tokens_forward(t->out, t->patches, t->cls ? t->class_token : NULL, t->R ? t->reg : NULL, t->n_pos ? t->pos : NULL,
                    t->B, t->N, t->C, t->R, t->pos_class, 0);
     return dot(t->out, t->dout, t->n_out);
 }
 
 static void tokens_run_backward(void* context) {
     tokens_t* t = (tokens_t*)context;
-    tokens_backward(t->dpatches, t->cls ? t->dcls : NULL, t->R ? t->dreg : NULL, t->dpos, t->dout,
+    tokens_backward(t->dpatches, t->cls ? t->dcls : NULL, t->R ? t->dreg : NULL, t->n_pos ? t->dpos : NULL, t->dout,
                     t->B, t->N, t->C, t->R, t->pos_class, 0);
 }
 
@@ -207,18 +207,19 @@ static double token_value(const tokens_t* t, int b, int token, int c) {
     int prefix = t->cls + t->R;
     if (token >= prefix) {
         int n = token - prefix;
-        return t->patches[((size_t)b * t->N + n) * t->C + c] + t->pos[(size_t)(t->pos_class + n) * t->C + c];
+        double position = t->n_pos ? t->pos[(size_t)(t->pos_class + n) * t->C + c] : 0;
+        return t->patches[((size_t)b * t->N + n) * t->C + c] + position;
     }
     if (t->cls && token == 0) return t->class_token[c] + (t->pos_class ? t->pos[c] : 0);
     return t->reg[(size_t)(token - t->cls) * t->C + c];
 }
 
-static void test_tokens(const char* name, int B, int N, int C, int cls, int R, int pos_class) {
+static void test_tokens(const char* name, int B, int N, int C, int cls, int R, int pos_class, int positions) {
     if (!test_case(name)) return;
     tokens_t t;
     int T = cls + R + N;
     t.B = B, t.N = N, t.C = C, t.cls = cls, t.R = R, t.pos_class = pos_class;
-    t.n_out = (size_t)B * T * C, t.n_patches = (size_t)B * N * C, t.n_pos = (size_t)(pos_class + N) * C;
+    t.n_out = (size_t)B * T * C, t.n_patches = (size_t)B * N * C, t.n_pos = positions ? (size_t)(pos_class + N) * C : 0;
     t.patches = random_buffer(t.n_patches), t.class_token = random_buffer(C), t.reg = random_buffer((size_t)R * C);
     t.pos = random_buffer(t.n_pos), t.dout = random_buffer(t.n_out);
     t.out = poisoned_buffer(t.n_out), t.dpatches = poisoned_buffer(t.n_patches);
@@ -229,7 +230,7 @@ static void test_tokens(const char* name, int B, int N, int C, int cls, int R, i
     check_error("out", relative_error_double(t.out, want, t.n_out), 1e-15);
     free(want);
     check_gradient("dpatches", tokens_objective, &t, t.patches, t.dpatches, t.n_patches);
-    check_parameter_gradient("dpos", tokens_objective, tokens_run_backward, &t, t.pos, t.dpos, t.n_pos);
+    if (positions) check_parameter_gradient("dpos", tokens_objective, tokens_run_backward, &t, t.pos, t.dpos, t.n_pos);
     if (cls) check_parameter_gradient("dcls", tokens_objective, tokens_run_backward, &t, t.class_token, t.dcls, C);
     if (R) check_parameter_gradient("dreg", tokens_objective, tokens_run_backward, &t, t.reg, t.dreg, (size_t)R * C);
     const result_t results[] = {
@@ -309,11 +310,12 @@ int main(int argc, char** argv) {
     test_position("position_resample larger", 0, 5, 11, 6, 2);
     test_position("position_resample one cell", 5, 1, 2, 3, 1);
     test_position("position_resample to one cell", 1, 7, 1, 1, 5);
-    test_tokens("tokens: class token with position", 3, 11, 7, 1, 0, 1);
-    test_tokens("tokens: class token and registers without position", 2, 6, 5, 1, 4, 0);
-    test_tokens("tokens: class token with position, and registers", 2, 5, 3, 1, 2, 1);
-    test_tokens("tokens: no prefix", 3, 7, 5, 0, 0, 0);
-    test_tokens("tokens: one of each size", 1, 1, 1, 1, 1, 0);
+    test_tokens("tokens: class token with position", 3, 11, 7, 1, 0, 1, 1);
+    test_tokens("tokens: class token and registers without position", 2, 6, 5, 1, 4, 0, 1);
+    test_tokens("tokens: class token with position, and registers", 2, 5, 3, 1, 2, 1, 1);
+    test_tokens("tokens: no prefix", 3, 7, 5, 0, 0, 0, 1);
+    test_tokens("tokens: one of each size", 1, 1, 1, 1, 1, 0, 1);
+    test_tokens("tokens: no positions", 2, 7, 5, 1, 4, 0, 0);
     test_select("drop_prefix", 3, 11, 5, 7);
     test_select("drop_prefix of none", 2, 3, 0, 1);
     test_select("mean_tokens", 3, 13, -1, 7);

@@ -68,7 +68,7 @@ void model_randomise(model_t* m) {
     for (int i = 0; i < m->params.table.n; i++) {
         const param_t* t = &m->params.table.items[i];
         int scale = strstr(t->name, "norm") && ends_with(t->name, "weight");
-        double base = scale ? 1 : ends_with(t->name, "gamma") ? 0.5 : 0, amplitude = t->ndim >= 2 ? 0.3 : 0.1;
+        double base = scale ? 1 : strstr(t->name, "gamma") ? 0.5 : 0, amplitude = t->ndim >= 2 ? 0.3 : 0.1;
         floatX* values = m->params.values + t->offset;
         for (size_t j = 0; j < t->count; j++) values[j] = (floatX)(base + amplitude * test_normal());
     }
@@ -136,25 +136,25 @@ typedef struct {
 
 static const golden_t golden_cases[4] = {
     {"golden A: class token, LayerScale",
-     {"A", 14, 8, 2, 2, 32, 1, 0, 1, 5, 1, ACT_GELU, NORMALISE_NONE}, 42, 56, 34,
+     {"A", 14, 8, 2, 2, 32, 1, 0, 1, 5, 1, ACT_GELU, NORMALISE_NONE, 1, 1e-6}, 42, 56, 34,
      {-1.321833, -0.341828, -1.321974}, -1.789470, 191.260958,
      {0.110562, 0, 2.513816, 54.829348, 4.317312, 0.169656, 0.451765, 0.901756, 1.058253, 0.778781, 2.092765, 0.193990,
       0.354818, 2.728389, 2.478012, 0.811451, 0.661104, 7.270119, 8.460413, 0},
      {-0.043741, -0.629777}},
     {"golden B: registers without positions",
-     {"B", 14, 8, 2, 2, 32, 1, 4, 0, 5, 1, ACT_GELU, NORMALISE_NONE}, 42, 56, 35,
+     {"B", 14, 8, 2, 2, 32, 1, 4, 0, 5, 1, ACT_GELU, NORMALISE_NONE, 1, 1e-6}, 42, 56, 35,
      {0.632270, 0.668864, 0.853310}, -4.939816, 192.846165,
      {0.185791, 0.325287, 2.454501, 54.851308, 3.993052, 0.130822, 0.466380, 0.939018, 1.281287, 0.815369, 2.269208,
       0.254961, 0.418128, 3.523458, 2.907473, 0.713153, 0.989712, 8.506668, 8.460413, 0},
      {-0.041157, -0.528063}},
     {"golden C: patch 16, no LayerScale",
-     {"C", 16, 8, 2, 2, 32, 1, 0, 1, 3, 0, ACT_GELU, NORMALISE_NONE}, 64, 80, 30,
+     {"C", 16, 8, 2, 2, 32, 1, 0, 1, 3, 0, ACT_GELU, NORMALISE_NONE, 1, 1e-6}, 64, 80, 30,
      {0.714938, 2.065712, -0.256004}, -11.439340, 337.659996,
      {0.168373, 0, 3.338145, 68.964748, 4.089238, 0.202599, 0.800715, 1.384858, 2.055403, 1.061315, 3.831165, 0,
       1.250327, 5.533986, 5.225930, 0, 1.673276, 7.967902, 7.515088, 0},
      {-0.061676, 0.211901}},
     {"golden D: no prefix tokens, tanh GELU",
-     {"D", 16, 8, 2, 2, 32, 0, 0, 0, 3, 0, ACT_GELU_TANH, NORMALISE_NONE}, 48, 48, 29,
+     {"D", 16, 8, 2, 2, 32, 0, 0, 0, 3, 0, ACT_GELU_TANH, NORMALISE_NONE, 1, 1e-6}, 48, 48, 29,
      {-0.054416, -0.414388, 0.084058}, 4.327202, 144.353630,
      {0, 0, 2.863216, 44.758801, 2.422539, 0.565906, 0.532831, 1.890426, 1.219802, 1.585648, 2.402033, 0,
       0.798374, 4.177469, 5.173961, 0, 1.416525, 5.732221, 6.040466, 0},
@@ -204,15 +204,16 @@ void test_golden(const golden_t* g) {
 // Fixtures: what timm answers (dev/reference/make_fixtures.py; tests/fixtures/README.md)
 
 // Value of "key" in a flat JSON object; true is 1.
-int fixture_integer(const safetensors_t* f, const char* key) {
+double fixture_number(const safetensors_t* f, const char* key) {
     char quoted[64];
     snprintf(quoted, sizeof quoted, "\"%s\": ", key);
     const char* text = safetensors_metadata(f, "config");
     const char* at = text ? strstr(text, quoted) : NULL;
     if (!at) fatal("%s: no field %s in its config; make the fixtures again", f->path, key);
     at += strlen(quoted);
-    return !strncmp(at, "true", 4) ? 1 : !strncmp(at, "false", 5) ? 0 : atoi(at);
+    return !strncmp(at, "true", 4) ? 1 : !strncmp(at, "false", 5) ? 0 : atof(at);
 }
+int fixture_integer(const safetensors_t* f, const char* key) { return (int)fixture_number(f, key); }
 
 vit_config_t fixture_config(const safetensors_t* f) {
     vit_config_t c;
@@ -230,6 +231,8 @@ vit_config_t fixture_config(const safetensors_t* f) {
     c.layerscale = fixture_integer(f, "layerscale");
     c.gelu = strstr(safetensors_metadata(f, "config"), "\"tanh\"") ? ACT_GELU_TANH : ACT_GELU;
     c.normalise = NORMALISE_NONE;
+    c.qkv_bias = c.pos_grid > 0;
+    c.norm_eps = fixture_number(f, "eps");
     return c;
 }
 
@@ -461,7 +464,8 @@ static const size_row_t size_rows[] = {
     {"dinov2-l", 304367616, 342},    {"dinov2-l-reg", 304370688, 343}, {"mae-l", 303301632, 294},
     {"siglip2-l", 303361024, 293},   {"dinov2-s", 22056192, 174},      {"dinov2-b", 86579712, 174},
     {"dinov2-s-reg", 22057344, 175}, {"dinov2-b-reg", 86582016, 175},  {"mae-b", 85798656, 150},
-    {"siglip2-b", 85843200, 149}};
+    {"siglip2-b", 85843200, 149},    {"dinov3-l", 303079424, 318},     {"dinov3-s", 21586944, 162},
+    {"dinov3-b", 85641216, 162}};
 
 void test_sizes(void) {
     for (size_t i = 0; i < sizeof size_rows / sizeof size_rows[0]; i++) {
@@ -481,13 +485,14 @@ void test_sizes(void) {
 typedef struct {
     const char* id;
     int size;
-    double giga, half_unit; // published 10^9 multiply-accumulates, and half of their last digit
+    double giga, half_unit; // 10^9 multiply-accumulates, published or counted by PyTorch, and half of their last digit
 } macs_row_t;
 
 static const macs_row_t macs_rows[] = {
     {"dinov2-l", 256, 81.01, 0.0051},     {"dinov2-l", 512, 361.80, 0.0051},    {"dinov2-l", 1024, 2064.76, 0.0051},
     {"dinov2-s", 256, 6.124, 0.00051},    {"dinov2-b", 256, 23.161, 0.00051},   {"dinov2-l-reg", 256, 82.322, 0.00051},
-    {"mae-l", 256, 81.059, 0.00051},      {"siglip2-l", 256, 80.732, 0.00051}};
+    {"mae-l", 256, 81.059, 0.00051},      {"siglip2-l", 256, 80.732, 0.00051},
+    {"dinov3-s", 256, 6.245, 0.00051},    {"dinov3-b", 256, 23.575, 0.00051},   {"dinov3-l", 256, 82.369, 0.00051}};
 
 void test_macs(void) {
     for (size_t i = 0; i < sizeof macs_rows / sizeof macs_rows[0]; i++) {
@@ -510,20 +515,21 @@ void run_wrong_size(const char* id) {
 }
 
 int main(int argc, char** argv) {
-    static const char* const fixtures[6] = {"dinov2", "dinov2_reg4", "mae", "siglip2", "mini", "head64"};
-    static const char* const models[3] = {"tiny", "tiny-reg", "tiny-siglip"};
+    static const char* const fixtures[8] = {"dinov2", "dinov2_reg4", "mae", "siglip2", "mini", "head64", "dinov3",
+                                            "dinov3_head64"};
+    static const char* const models[4] = {"tiny", "tiny-reg", "tiny-siglip", "tiny-rope"};
     char name[128], path[128];
     test_begin(argc, argv);
     temporary_begin();
     for (int i = 0; i < 4; i++) {
         if (test_case(golden_cases[i].name)) { test_golden(&golden_cases[i]); test_end_case(); }
     }
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 8; i++) {
         snprintf(name, sizeof name, "fixture %s against timm", fixtures[i]);
         snprintf(path, sizeof path, "tests/fixtures/vit_%s.safetensors", fixtures[i]);
         if (test_case(name)) { test_fixture(path); test_end_case(); }
     }
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         snprintf(name, sizeof name, "inference equals training, %s", models[i]);
         if (test_case(name)) { test_frozen(models[i], 24, 40); test_end_case(); }
         snprintf(name, sizeof name, "recompute equals keeping, %s", models[i]);
@@ -537,12 +543,18 @@ int main(int argc, char** argv) {
         if (test_case(name)) { test_folded("tiny-reg", factors[i]); test_folded("tiny", factors[i]); test_end_case(); }
     }
     if (test_case("folded equals plain, no LayerScale")) { test_folded("tiny-siglip", 8); test_end_case(); }
+    if (test_case("folded equals plain, rotary positions")) {
+        test_folded("tiny-rope", 8);
+        test_folded("tiny-rope", 11);
+        test_folded("tiny-rope", 7);
+        test_end_case();
+    }
     if (test_case("inference of a single token, mini")) { test_frozen("mini", 8, 8); test_end_case(); }
     if (test_case("backward accumulates, tiny-reg")) { test_accumulates(); test_end_case(); }
     if (test_case("parameters and tensors of the public models")) { test_sizes(); test_end_case(); }
     if (test_case("multiply-accumulates (error in half units of the last digit)")) { test_macs(); test_end_case(); }
     if (test_case("messages for bad input")) {
-        check_message(run_unknown_encoder, "dinov2-xl", "no encoder named 'dinov2-xl'", "dinov2-l-reg, mae-b");
+        check_message(run_unknown_encoder, "dinov2-xl", "no encoder named 'dinov2-xl'", "dinov2-l-reg, dinov3-s");
         check_message(run_wrong_size, "dinov2-l", "256 x 250", "multiples of 16");
         test_end_case();
     }

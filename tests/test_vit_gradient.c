@@ -1,8 +1,8 @@
 // test_vit_gradient.c: a whole ViT and its adapter against finite differences, in double.
 //
 // The objective is a random projection of the latent, L = <r, adapter(vit(image))>. Every tensor of the table is
-// moved along random directions, which tests the chain of all derivatives at once: position resampling, tokens,
-// attention, residual norms, GELU, adapter. The single operations have tests of their own.
+// moved along random directions, which tests the chain of all derivatives at once: position resampling, tokens, rotary
+// positions, attention, residual norms, GELU, adapter. The single operations have tests of their own.
 
 // defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_forward, vit_backward
 #include "common/models/vit.h"
@@ -132,5 +132,7 @@ int main(int argc, char** argv) {
     if (test_case("tiny-reg: positions used at 5x1")) { test_chain("tiny-reg", 40, 8, 8, 0); test_end_case(); }
     if (test_case("tiny-siglip: 16 pixels a token")) { test_chain("tiny-siglip", 48, 48, 16, 0); test_end_case(); }
     if (test_case("tiny-reg with recompute")) { test_chain("tiny-reg", 16, 24, 8, 1); test_end_case(); }
+    if (test_case("tiny-rope: rotary positions of 2x3")) { test_chain("tiny-rope", 16, 24, 8, 0); test_end_case(); }
+    if (test_case("tiny-rope with recompute, 1x4")) { test_chain("tiny-rope", 8, 32, 8, 1); test_end_case(); }
     return test_finish();
 }

@@ -413,6 +413,79 @@ void test_newer_names(void) {
     params_free(&m.params);
 }
 
+// The vectors of zeros that stand for biases which the model lacks; a stacked one is not zero for the keys.
+entry_t* file_add_zeros(file_t* f, const char* name, size_t n) {
+    entry_t* e = file_add(f, name, 1, n, 0, 0, 0);
+    int stacked = strstr(name, "qkv") != NULL;
+    for (size_t i = 0; i < n; i++) e->values[i] = stacked && i >= n / 3 && i < n / 3 * 2 ? 0.5f : 0;
+    return e;
+}
+
+void put_facebook_dinov3(file_t* f, const model_t* m) {
+    char name[64];
+    put_timm(f, m, "");
+    file_rename(f, "reg_token", "storage_tokens");
+    file_add(f, "mask_token", 2, 1, 24, 0, 0);
+    file_add(f, "rope_embed.periods", 1, 2, 0, 0, 0);
+    file_add(f, "local_cls_norm.weight", 1, 24, 0, 0, 0);
+    for (int i = 0; i < 2; i++) {
+        file_rename_all(f, "gamma_1", "ls1.gamma");
+        file_rename_all(f, "gamma_2", "ls2.gamma");
+        snprintf(name, sizeof name, "blocks.%d.attn.qkv.bias", i);
+        file_add_zeros(f, name, 72);
+        snprintf(name, sizeof name, "blocks.%d.attn.qkv.bias_mask", i);
+        file_add(f, name, 1, 72, 0, 0, 0);
+    }
+}
+
+void put_hf_dinov3(file_t* f, const model_t* m, const char* prefix) {
+    static const char* const parts[3] = {"q", "k", "v"};
+    static const char* const mlp[2] = {"up", "down"};
+    char ours[64], name[128];
+    file_put(f, m, "cls_token", -1, prefix, "embeddings.cls_token");
+    file_put(f, m, "reg_token", -1, prefix, "embeddings.register_tokens");
+    file_put_pair(f, m, "patch_embed.proj", -1, prefix, "embeddings.patch_embeddings");
+    file_put_pair(f, m, "norm", -1, prefix, "norm");
+    snprintf(name, sizeof name, "%sembeddings.mask_token", prefix);
+    file_add(f, name, 3, 1, 1, 24, 0);
+    for (int i = 0; i < m->vit.config.depth; i++) {
+        for (int k = 0; k < 3; k++) {
+            snprintf(ours, sizeof ours, "blocks.%d.attn.qkv.weight", i);
+            file_put(f, m, ours, k, prefix, "layer.%d.attention.%s_proj.weight", i, parts[k]);
+            snprintf(name, sizeof name, "%slayer.%d.attention.%s_proj.bias", prefix, i, parts[k]);
+            if (k != 1) file_add_zeros(f, name, 24);
+        }
+        snprintf(ours, sizeof ours, "blocks.%d.attn.proj", i);
+        file_put_pair(f, m, ours, -1, prefix, "layer.%d.attention.o_proj", i);
+        for (int k = 1; k <= 2; k++) {
+            snprintf(ours, sizeof ours, "blocks.%d.norm%d", i, k);
+            file_put_pair(f, m, ours, -1, prefix, "layer.%d.norm%d", i, k);
+            snprintf(ours, sizeof ours, "blocks.%d.mlp.fc%d", i, k);
+            file_put_pair(f, m, ours, -1, prefix, "layer.%d.mlp.%s_proj", i, mlp[k - 1]);
+            snprintf(ours, sizeof ours, "blocks.%d.gamma_%d", i, k);
+            file_put(f, m, ours, -1, prefix, "layer.%d.layer_scale%d.lambda1", i, k);
+        }
+    }
+}
+
+void test_dinov3(void) {
+    model_t m;
+    model_make(&m, tiny("tiny-rope"), "");
+    put_timm(&file, &m, "");
+    check_loads(&m, ST_F32);
+    put_timm(&file, &m, "model.");
+    file_add_zeros(&file, "model.blocks.0.attn.q_bias", 24);
+    file_add_zeros(&file, "model.blocks.1.attn.v_bias", 24);
+    check_loads(&m, ST_F32);
+    put_facebook_dinov3(&file, &m);
+    check_loads(&m, ST_F32);
+    put_hf_dinov3(&file, &m, "");
+    check_loads(&m, ST_F32);
+    put_hf_dinov3(&file, &m, "dinov3_vit.");
+    check_loads(&m, ST_F32);
+    params_free(&m.params);
+}
+
 // A table of positions of another grid gives its positions again where the tokens have that grid.
 void test_position_grid(const char* id, int grid) {
     enum { D = 24 };
@@ -574,6 +647,7 @@ void load_tiny(const char* name) {
     char path[TEMPORARY_PATH];
     model_t m;
     const char* id = strstr(name, "siglip") ? "tiny-siglip" : strstr(name, "reg") ? "tiny-reg" : "tiny";
+    if (strstr(name, "rope")) id = "tiny-rope";
     model_make(&m, tiny(id), "encoder.");
     weights_load_vit(&m.params, &m.vit.config, "encoder.", temporary_path(path, name));
 }
@@ -582,6 +656,13 @@ void load_mini(const char* name) {
     char path[TEMPORARY_PATH];
     model_t m;
     model_make(&m, tiny("mini"), "");
+    weights_load_vit(&m.params, &m.vit.config, "", temporary_path(path, name));
+}
+
+void load_dinov3(const char* name) {
+    char path[TEMPORARY_PATH];
+    model_t m;
+    model_make(&m, tiny("dinov3-s"), "");
     weights_load_vit(&m.params, &m.vit.config, "", temporary_path(path, name));
 }
 
@@ -668,6 +749,37 @@ void test_wrong_shape(void) {
     params_free(&m.params);
 }
 
+// DINOv2 for DINOv3 and the reverse, another size, and biases that the model does not have.
+void test_wrong_dinov3(void) {
+    static const char* const biases[3] = {"blocks.0.attn.q_bias", "blocks.1.attn.qkv.bias",
+                                          "layer.0.attention.v_proj.bias"};
+    model_t m;
+    model_make(&m, tiny("tiny-reg"), "");
+    put_timm(&file, &m, "");
+    file_write(&file, "dinov2_for_rope.safetensors", ST_F32);
+    check_refused(load_tiny, "dinov2_for_rope.safetensors", "does not fit the model tiny-rope: it is a timm",
+                  "9 position rows, as tiny-reg; give the file", "pos_embed");
+    file_free(&file);
+    params_free(&m.params);
+    model_make(&m, tiny("tiny-rope"), "");
+    for (int i = 0; i < 3; i++) {
+        if (i == 0) put_timm(&file, &m, "");
+        if (i == 1) put_facebook_dinov3(&file, &m);
+        if (i == 2) put_hf_dinov3(&file, &m, "");
+        file_write(&file, "dinov3.safetensors", ST_F32);
+        check_refused(load_tiny, "dinov3.safetensors", "does not fit the model tiny: it is a",
+                      "4 registers, 0 position rows, as tiny-rope; give the file", "encoder.pos_embed");
+        check_refused(load_dinov3, "dinov3.safetensors", "does not fit the model dinov3-s: it is a",
+                      "of width 24, patch 8, depth 2, MLP 56", "as tiny-rope; give the file");
+        if (i == 0) file_add_zeros(&file, biases[i], 24);
+        file_find(&file, biases[i])->values[23] = 1e-9f;
+        file_write(&file, "bias_rope.safetensors", ST_F32);
+        check_refused(load_tiny, "bias_rope.safetensors", "missing: 0", "unexpected: 1\n", biases[i]);
+        file_free(&file);
+    }
+    params_free(&m.params);
+}
+
 void test_wrong_file(void) {
     model_t m;
     model_make(&m, tiny("tiny"), "");
@@ -700,6 +812,7 @@ int main(int argc, char** argv) {
     if (test_case("facebook DINOv2 and MAE")) { test_facebook(); test_end_case(); }
     if (test_case("Hugging Face DINOv2, ViT-MAE and SigLIP")) { test_hugging_face(); test_end_case(); }
     if (test_case("names since transformers 5, chunks, averages, module.")) { test_newer_names(); test_end_case(); }
+    if (test_case("DINOv3: timm, facebook and Hugging Face")) { test_dinov3(); test_end_case(); }
     if (test_case("a position table of another grid")) {
         test_position_grid("tiny", 2);
         test_position_grid("tiny", 5);
@@ -715,6 +828,7 @@ int main(int argc, char** argv) {
     if (test_case("refused: missing tensors")) { test_missing(); test_end_case(); }
     if (test_case("refused: unexpected and doubled tensors")) { test_unexpected(); test_end_case(); }
     if (test_case("refused: another configuration")) { test_wrong_shape(); test_end_case(); }
+    if (test_case("refused: DINOv2 for DINOv3, another size, a bias")) { test_wrong_dinov3(); test_end_case(); }
     if (test_case("refused: another kind of file")) { test_wrong_file(); test_end_case(); }
     temporary_end();
     return test_finish();

@@ -128,7 +128,7 @@ static inline void bed_check_gradients(const params_t* p, const floatS* want, do
 
 static inline tokenizer_config_t bed_fixture_config(semantic_tensor_t semantic_tensor) {
     tokenizer_config_t c = bed_config(2);
-    vit_config_t encoder = {"fixture", 7, 24, 2, 3, 96, 1, 0, 1, 4, 1, ACT_GELU, NORMALISE_IMAGENET};
+    vit_config_t encoder = {"fixture", 7, 24, 2, 3, 96, 1, 0, 1, 4, 1, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6};
     decoder_config_t decoder = {32, 4, {1, 1, 1, 1, 0, 0, 0, 0}, 1, 1u << 3, 8, 32, 0};
     lpips_config_t lpips = {5, {2, 2, 3, 3, 3}, {4, 8, 16, 32, 32}};
     c.encoder = encoder;

@@ -306,7 +306,7 @@ __global__ static void tokens_kernel(floatS* out, const floatX* patches, const f
     const floatX *value, *position = nullptr;
     if (t >= prefix) {
         value = patches + (image * N + t - prefix) * C;
-        position = pos + (size_t)(pos_class + t - prefix) * C;
+        if (pos) position = pos + (size_t)(pos_class + t - prefix) * C;
     } else if (cls && t == 0) {
         value = cls;
         if (pos_class) position = pos;
@@ -333,7 +333,7 @@ __global__ static void tokens_backward_kernel(floatX* dpatches, float* dcls, flo
     if (c >= C) return;
     float *token = nullptr, *position = nullptr;
     if (t >= prefix) {
-        position = dpos + (size_t)(pos_class + t - prefix) * C;
+        if (dpos) position = dpos + (size_t)(pos_class + t - prefix) * C;
     } else if (dcls && t == 0) {
         token = dcls;
         if (pos_class) position = dpos;
@@ -365,7 +365,7 @@ void tokens_forward(floatS* out,           // (B, T, C)
                     const floatX* patches, // (B, N, C)
                     const floatX* cls,     // (C) or NULL
                     const floatX* reg,     // (R, C) or NULL when R is 0
-                    const floatX* pos,     // (pos_class + N, C)
+                    const floatX* pos,     // (pos_class + N, C) or NULL
                     int B, int N, int C, int R, int pos_class, stream_t s) {
     unsigned rows = (unsigned)((size_t)B * ((cls ? 1 : 0) + R + N));
     if (packable(C, out, patches, cls, reg, pos)) {
@@ -377,7 +377,7 @@ void tokens_forward(floatS* out,           // (B, T, C)
 
 void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL
-                     floatS* dpos,               // (pos_class + N, C) +=
+                     floatS* dpos,               // (pos_class + N, C) += or NULL
                      const floatS* dout,         // (B, T, C)
                      int B, int N, int C, int R, int pos_class, stream_t s) {
     unsigned threads = row_threads(C) < 64 ? WARP : 64, places = (dcls ? 1 : 0) + R + N; // small blocks, to spread

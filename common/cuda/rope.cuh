@@ -5,9 +5,11 @@
 //
 // Who owns what. A head vector is short, 64 or 72 values, so a thread owns one 16-byte access of it, and a few
 // neighbouring lanes of a warp own a head: 8 lanes, 4 heads a warp for HS 64; 9 lanes, 3 heads and 5 idle lanes for
-// HS 72. Pairs lie inside an access. The sum over a head is taken by every lane from its fellows, one after the other;
-// 9 exchanges for 8 values are nothing beside the memory. blockIdx.y is 0 for queries and 1 for keys, so that a block
-// knows one weight only. Where 16-byte accesses do not fit, a lane takes pairs, up to four of them.
+// HS 72. Pairs lie inside an access. Where a pair has a value of either half of the head, an access is twice 8 bytes,
+// and in registers the two values stand side by side, like neighbours. The sum over a head is taken by every lane from
+// its fellows, one after the other; 9 exchanges for 8 values are nothing beside the memory. blockIdx.y is 0 for queries
+// and 1 for keys, so that a block knows one weight only. Where 16-byte accesses do not fit, a lane takes pairs, up to
+// four of them.
 //
 // The cosines and sines of a token are read once a head: from the cache, where 2 NH heads find them.
 //
@@ -31,18 +33,33 @@ constexpr int ROPE_HEAD_MAX = 256; // values: 32 lanes with four pairs each
 // A lane owns `units` accesses of N values: one of 16 bytes, or up to four pairs.
 template <int N> constexpr int rope_units = N == PACKED ? 1 : 4;
 
-template <int N> __device__ static inline void rope_load(float to[N], const floatX* from) {
-    if constexpr (N == PACKED) {
-        load_values<N>(to, from);
+// Half of an access.
+template <int N> struct alignas(N / 2 * sizeof(floatX)) rope_half { floatX v[N / 2]; };
+
+// N / 2 pairs, from the one on that begins at c where pairs are neighbours, from and to a head of HS values.
+template <int N, rope_pairs_t pairs>
+__device__ static inline void rope_load(float to[N], const floatX* head, int c, int HS) {
+    if constexpr (pairs == ROPE_HALVES) {
+        rope_half<N> first = *(const rope_half<N>*)(head + c / 2);
+        rope_half<N> second = *(const rope_half<N>*)(head + HS / 2 + c / 2);
+        for (int k = 0; k < N; k++) to[k] = (float)(k % 2 ? second : first).v[k / 2];
+    } else if constexpr (N == PACKED) {
+        load_values<N>(to, head + c);
     } else {
-        for (int k = 0; k < N; k++) to[k] = (float)from[k];
+        for (int k = 0; k < N; k++) to[k] = (float)head[c + k];
     }
 }
-template <int N> __device__ static inline void rope_store(floatX* to, const float from[N]) {
-    if constexpr (N == PACKED) {
-        store_values<N>(to, from);
+template <int N, rope_pairs_t pairs>
+__device__ static inline void rope_store(floatX* head, const float from[N], int c, int HS) {
+    if constexpr (pairs == ROPE_HALVES) {
+        rope_half<N> first, second;
+        for (int k = 0; k < N; k++) (k % 2 ? second : first).v[k / 2] = (floatX)from[k];
+        *(rope_half<N>*)(head + c / 2) = first;
+        *(rope_half<N>*)(head + HS / 2 + c / 2) = second;
+    } else if constexpr (N == PACKED) {
+        store_values<N>(head + c, from);
     } else {
-        for (int k = 0; k < N; k++) to[k] = (floatX)from[k];
+        for (int k = 0; k < N; k++) head[c + k] = (floatX)from[k];
     }
 }
 
@@ -107,7 +124,7 @@ template <int N> __device__ static inline int rope_column(rope_place_t p, int i,
 
 // `heads` is B T NH. A group of lanes takes head vector `head` of the queries, or of the keys; all of a warp leave or
 // go on together.
-template <int N>
+template <int N, rope_pairs_t pairs>
 __global__ static void qknorm_rope_kernel(floatX* qkv,            // (B, T, 3, NH, HS) in place
                                           floatX* raw,            // (B, T, 2, NH, HS) or NULL
                                           floatS* rstd,           // (B, T, 2, NH) or NULL
@@ -126,8 +143,8 @@ __global__ static void qknorm_rope_kernel(floatX* qkv,            // (B, T, 3, N
     UNROLL for (int i = 0; i < rope_units<N>; i++) {
         int c = rope_column<N>(p, i, HS);
         if (!mine || c >= HS) continue;
-        rope_load<N>(z[i], qkv + place * HS + c);
-        if (raw) rope_store<N>(raw + kept * HS + c, z[i]);
+        rope_load<N, pairs>(z[i], qkv + place * HS, c, HS);
+        if (raw) rope_store<N, pairs>(raw + kept * HS, z[i], c, HS);
         for (int k = 0; k < N; k++) squares += z[i][k] * z[i][k];
     }
     float r = 1;
@@ -139,11 +156,11 @@ __global__ static void qknorm_rope_kernel(floatX* qkv,            // (B, T, 3, N
         if (c >= HS) continue;
         if (weight) {
             float w[N];
-            rope_load<N>(w, weight + c);
+            rope_load<N, pairs>(w, weight, c, HS);
             for (int k = 0; k < N; k++) z[i][k] *= r * w[k];
         }
         rope_turn<N>(z[i], rope + (size_t)(row % T) * HS + c, 1);
-        rope_store<N>(qkv + place * HS + c, z[i]);
+        rope_store<N, pairs>(qkv + place * HS, z[i], c, HS);
     }
 }
 
@@ -162,30 +179,32 @@ static inline int rope_packable(const floatX* qkv, const floatX* raw, const floa
     return packable(HS, qkv, raw, q_weight, k_weight) && (uintptr_t)rope % 16 == 0 && HS <= WARP * PACKED;
 }
 
+template <int N, rope_pairs_t pairs>
+static inline void rope_launch(floatX* qkv, floatX* raw, floatS* rstd, const floatX* q_weight, const floatX* k_weight,
+                               const floatS* rope, size_t heads, int T, int NH, int HS, float eps, stream_t s) {
+    launch<qknorm_rope_kernel<N, pairs>>(dim3(rope_blocks<N>(heads, HS), 2), ROPE_WARPS * WARP, 0, s, qkv, raw, rstd,
+                                         q_weight, k_weight, rope, (unsigned)heads, T, NH, HS, eps);
+}
+
 void qknorm_rope_forward(floatX* qkv,            // (B, T, 3, NH, HS) in place
                          floatX* raw,            // (B, T, 2, NH, HS) or NULL
                          floatS* rstd,           // (B, T, 2, NH) or NULL, as raw
                          const floatX* q_weight, // (HS) or NULL: no QK-norm
                          const floatX* k_weight, // (HS) or NULL, as q_weight
                          const floatS* rope,     // (T, HS / 2, 2)
-                         int B, int T, int NH, int HS, double eps, stream_t s) {
+                         int B, int T, int NH, int HS, rope_pairs_t pairs, double eps, stream_t s) {
     size_t heads = (size_t)B * T * NH;
-    if (rope_packable(qkv, raw, q_weight, k_weight, rope, heads, HS)) {
-        dim3 grid(rope_blocks<PACKED>(heads, HS), 2);
-        launch<qknorm_rope_kernel<PACKED>>(grid, ROPE_WARPS * WARP, 0, s, qkv, raw, rstd, q_weight, k_weight, rope,
-                                           (unsigned)heads, T, NH, HS, (float)eps);
-    } else {
-        dim3 grid(rope_blocks<2>(heads, HS), 2);
-        launch<qknorm_rope_kernel<2>>(grid, ROPE_WARPS * WARP, 0, s, qkv, raw, rstd, q_weight, k_weight, rope,
-                                      (unsigned)heads, T, NH, HS, (float)eps);
-    }
+    int packed = rope_packable(qkv, raw, q_weight, k_weight, rope, heads, HS), halves = pairs == ROPE_HALVES;
+    auto with_pairs = halves ? rope_launch<2, ROPE_HALVES> : rope_launch<2, ROPE_NEIGHBOURS>;
+    auto with_packs = halves ? rope_launch<PACKED, ROPE_HALVES> : rope_launch<PACKED, ROPE_NEIGHBOURS>;
+    (packed ? with_packs : with_pairs)(qkv, raw, rstd, q_weight, k_weight, rope, heads, T, NH, HS, (float)eps, s);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward
 
 // The block's part of the weight's gradient: its groups put their sums side by side, and they are added in order.
-template <int N>
+template <int N, rope_pairs_t pairs>
 __device__ static inline void rope_write_part(float* part,                        // (HS)
                                               const float sum[rope_units<N>][N],
                                               rope_place_t p, int HS) {
@@ -200,12 +219,12 @@ __device__ static inline void rope_write_part(float* part,                      
     for (int c = threadIdx.x; c < HS; c += blockDim.x) {
         float total = 0;
         for (int g = 0; g < groups; g++) total += sums[g * HS + c];
-        part[c] = total;
+        part[pairs == ROPE_HALVES ? c / 2 + c % 2 * (HS / 2) : c] = total;
     }
 }
 
 // A group of lanes takes a head vector and then every (groups of the grid)-th.
-template <int N>
+template <int N, rope_pairs_t pairs>
 __launch_bounds__(ROPE_WARPS * WARP, N == PACKED ? ROPE_BLOCKS : 1)
 __global__ static void qknorm_rope_backward_kernel(floatX* dqkv,           // (B, T, 3, NH, HS) in place
                                                    float* parts,           // (gridDim.x, 2, HS) or NULL
@@ -220,7 +239,7 @@ __global__ static void qknorm_rope_backward_kernel(floatX* dqkv,           // (B
     float sum[rope_units<N>][N] = {}, w[rope_units<N>][N] = {};
     UNROLL for (int i = 0; i < rope_units<N>; i++) {
         int c = rope_column<N>(p, i, HS);
-        if (raw && c < HS) rope_load<N>(w[i], weight + c);
+        if (raw && c < HS) rope_load<N, pairs>(w[i], weight, c, HS);
     }
     unsigned begin = (blockIdx.x * ROPE_WARPS + threadIdx.x / WARP) * p.per_warp;
     unsigned step = gridDim.x * ROPE_WARPS * p.per_warp;
@@ -233,8 +252,8 @@ __global__ static void qknorm_rope_backward_kernel(floatX* dqkv,           // (B
         UNROLL for (int i = 0; i < rope_units<N>; i++) {
             int c = rope_column<N>(p, i, HS);
             if (!mine || c >= HS) continue;
-            rope_load<N>(d[i], dqkv + place * HS + c);
-            if (raw) rope_load<N>(z[i], raw + kept * HS + c);
+            rope_load<N, pairs>(d[i], dqkv + place * HS, c, HS);
+            if (raw) rope_load<N, pairs>(z[i], raw + kept * HS, c, HS);
             rope_turn<N>(d[i], rope + (size_t)(row % T) * HS + c, -1);
             for (int k = 0; raw && k < N; k++) along += d[i][k] * w[i][k] * z[i][k];
         }
@@ -247,13 +266,13 @@ __global__ static void qknorm_rope_backward_kernel(floatX* dqkv,           // (B
                 sum[i][k] += d[i][k] * z[i][k] * r;
                 d[i][k] = r * (d[i][k] * w[i][k] - z[i][k] * along);
             }
-            rope_store<N>(dqkv + place * HS + c, d[i]);
+            rope_store<N, pairs>(dqkv + place * HS, d[i], c, HS);
         }
     }
-    if (parts) rope_write_part<N>(parts + ((size_t)blockIdx.x * 2 + blockIdx.y) * HS, sum, p, HS);
+    if (parts) rope_write_part<N, pairs>(parts + ((size_t)blockIdx.x * 2 + blockIdx.y) * HS, sum, p, HS);
 }
 
-template <int N>
+template <int N, rope_pairs_t pairs>
 static inline void rope_launch_backward(floatX* dqkv, floatS* dq_weight, floatS* dk_weight, const floatX* raw,
                                         const floatS* rstd, const floatX* q_weight, const floatX* k_weight,
                                         const floatS* rope, size_t heads, int T, int NH, int HS, stream_t s) {
@@ -265,8 +284,8 @@ static inline void rope_launch_backward(floatX* dqkv, floatS* dq_weight, floatS*
         parts = (float*)device_scratch(s, (size_t)blocks * 2 * HS * sizeof(float));
         shared_bytes = (size_t)ROPE_WARPS * (WARP / rope_lanes<N>(HS)) * HS * sizeof(float);
     }
-    launch<qknorm_rope_backward_kernel<N>>(dim3(blocks, 2), ROPE_WARPS * WARP, shared_bytes, s, dqkv, parts, raw, rstd,
-                                           q_weight, k_weight, rope, (unsigned)heads, T, NH, HS);
+    launch<qknorm_rope_backward_kernel<N, pairs>>(dim3(blocks, 2), ROPE_WARPS * WARP, shared_bytes, s, dqkv, parts, raw,
+                                                  rstd, q_weight, k_weight, rope, (unsigned)heads, T, NH, HS);
     if (parts) add_parts(dq_weight, dk_weight, NULL, parts, blocks, 2, HS, s);
 }
 
@@ -278,9 +297,36 @@ void qknorm_rope_backward(floatX* dqkv,           // (B, T, 3, NH, HS) in place
                           const floatX* q_weight, // (HS)
                           const floatX* k_weight, // (HS)
                           const floatS* rope,     // (T, HS / 2, 2)
-                          int B, int T, int NH, int HS, stream_t s) {
+                          int B, int T, int NH, int HS, rope_pairs_t pairs, stream_t s) {
     size_t heads = (size_t)B * T * NH;
-    int packed = rope_packable(dqkv, raw, q_weight, k_weight, rope, heads, HS);
-    (packed ? rope_launch_backward<PACKED> : rope_launch_backward<2>)
-        (dqkv, dq_weight, dk_weight, raw, rstd, q_weight, k_weight, rope, heads, T, NH, HS, s);
+    int packed = rope_packable(dqkv, raw, q_weight, k_weight, rope, heads, HS), halves = pairs == ROPE_HALVES;
+    auto with_pairs = halves ? rope_launch_backward<2, ROPE_HALVES> : rope_launch_backward<2, ROPE_NEIGHBOURS>;
+    auto with_packs =
+        halves ? rope_launch_backward<PACKED, ROPE_HALVES> : rope_launch_backward<PACKED, ROPE_NEIGHBOURS>;
+    (packed ? with_packs : with_pairs)(dqkv, dq_weight, dk_weight, raw, rstd, q_weight, k_weight, rope, heads, T, NH,
+                                       HS, s);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The table of a grid
+
+// A thread owns a pair of a token.
+enum { ROPE_GRID_THREADS = 256 };
+__global__ static void rope_grid_kernel(floatS* rope, // (P + GH GW, HS / 2, 2)
+                                        int P, int GH, int GW, int HS, float log2_base) {
+    int quarter = HS / 4, i = blockIdx.x * ROPE_GRID_THREADS + threadIdx.x;
+    int t = i / (2 * quarter), p = i % (2 * quarter);
+    if (t >= P + GH * GW) return;
+    int n = t - P, place = p < quarter ? n / GW : n % GW, size = p < quarter ? GH : GW;
+    float at = (float)(2 * place + 1 - size) / (float)size;
+    float angle = t < P ? 0 : 6.283185307f * at * exp2f(-log2_base * (float)(p % quarter) / (float)quarter);
+    rope[2 * (size_t)i] = cosf(angle);
+    rope[2 * (size_t)i + 1] = sinf(angle);
+}
+
+void rope_grid(floatS* rope, // (P + GH GW, HS / 2, 2)
+               int P, int GH, int GW, int HS, double base, stream_t s) {
+    size_t pairs = ((size_t)P + (size_t)GH * GW) * (HS / 2);
+    launch<rope_grid_kernel>(blocks_for(pairs, ROPE_GRID_THREADS), ROPE_GRID_THREADS, 0, s, rope, P, GH, GW, HS,
+                             (float)log2(base));
 }

@@ -570,7 +570,7 @@ void lightningdit_branches_forward(lightningdit_t* m, const params_t* p, int i, 
     matmul_forward(b->qkv, b->norm1, params_at(p, b->qkv_weight), params_at(p, b->qkv_bias), rows, D, 3 * D, s);
     if (!c->classic) {
         qknorm_rope_forward(b->qkv, b->raw, b->qk_rstd, lightningdit_qk_weight(m, p, b->q_norm),
-                            lightningdit_qk_weight(m, p, b->k_norm), m->rope, m->B, m->T, NH, HS,
+                            lightningdit_qk_weight(m, p, b->k_norm), m->rope, m->B, m->T, NH, HS, ROPE_NEIGHBOURS,
                             LIGHTNINGDIT_NORM_EPS, s);
     }
     attention_forward(b->attention, b->lse, b->qkv, m->B, m->T, NH, HS, s);
@@ -668,7 +668,7 @@ void lightningdit_attention_backward(lightningdit_t* m, const params_t* p, int i
     if (!m->config.classic) {
         qknorm_rope_backward(m->dwide, lightningdit_qk_grad(m, p, b->q_norm), lightningdit_qk_grad(m, p, b->k_norm),
                              b->raw, b->qk_rstd, lightningdit_qk_weight(m, p, b->q_norm),
-                             lightningdit_qk_weight(m, p, b->k_norm), m->rope, m->B, m->T, NH, HS, s);
+                             lightningdit_qk_weight(m, p, b->k_norm), m->rope, m->B, m->T, NH, HS, ROPE_NEIGHBOURS, s);
     }
     matmul_backward(m->dnorm, params_grad(p, b->qkv_weight), params_grad(p, b->qkv_bias), m->dwide, b->norm1,
                     params_at(p, b->qkv_weight), rows, D, 3 * D, s);

@@ -1,5 +1,5 @@
 // vit.h: the vision transformer that turns an image into a map of features. One code path for DINOv2 (with and without
-// register tokens), MAE and SigLIP 2; a configuration says which.
+// register tokens), DINOv3, MAE and SigLIP 2; a configuration says which.
 //
 //   pixels    = the image, resized so that the `factor` pixels that are to make a token (16 in the tokenizer) become
 //               the `patch` pixels that the weights expect, and normalised as in the model's own training
@@ -13,6 +13,11 @@
 //
 // The position table keeps the size it has in the checkpoint (37 x 37 for DINOv2) and is resampled in every forward: so
 // all image sizes train the same table.
+//
+// DINOv3 has no table: its queries and keys are rotated by where their patch lies in the image, from -1 to 1 along each
+// axis (rope_grid); those of class token and registers are not. As in timm, queries, keys and values have no bias (the
+// distilled models are published with biases that are zero), and the periods of the rotation are computed in full
+// precision (facebook's files hold them too, rounded to bfloat16).
 //
 // The residual stream is floatS, as it is under the reference's autocast: in bf16 each of its 2 depth additions would
 // round all of it.
@@ -28,14 +33,16 @@
 //   - LayerScale goes into the projections before it: W'[o,:] = gamma[o] W[o,:], bias'[o] = gamma[o] bias[o].
 //
 // Left out: dropout and stochastic depth (zero in these models), and the gradient of the image, which nothing asks for.
-// Names are those of timm (vision_transformer.py). Look next at common/models/weights.h, which reads the public files,
-// and at common/models/adapter.h, which follows the features.
+// Names are those of timm (vision_transformer.py; DINOv3: eva.py). Look next at common/models/weights.h, which reads
+// the public files, and at common/models/adapter.h, which follows the features.
 #pragma once
+#include <assert.h>
+
 // defines: params_t, param_table_t, param_add, param_vector, param_matrix, params_at, params_grad, init_*
 #include "common/models/params.h"
 // defines: plan_t, plan_floatX, plan_floatS, plan_mark, plan_rewind
 #include "common/models/plan.h"
-// defines: matmul_*, layernorm_*, residual_layernorm_*, attention_*, tokens_*, position_resample_*, ...
+// defines: matmul_*, layernorm_*, residual_layernorm_*, attention_*, qknorm_rope_*, tokens_*, position_resample_*, ...
 #include "common/ops.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -53,32 +60,38 @@ typedef struct {
     int cls;           // 1: a class token comes first
     int registers;     // register tokens behind it
     int pos_class;     // 1: the position table has a row for the class token, before the grid
-    int pos_grid;      // rows and columns of the position table
+    int pos_grid;      // rows and columns of the position table; 0: rotary positions
     double layerscale; // initial gamma of LayerScale; 0: the model has none
     activation_t gelu; // ACT_GELU or ACT_GELU_TANH
     normalise_t normalise;
+    int qkv_bias;      // 1: queries, keys and values have a bias
+    double norm_eps;   // of every LayerNorm
 } vit_config_t;
 
-#define VIT_NORM_EPS 1e-6 // of every LayerNorm of every model below
+#define VIT_ROPE_BASE 100.0 // of the periods of rotary positions
 
-//   id          patch dim depth heads mlp  cls regs pos_class grid  LayerScale  GELU  normalise
+//   id          patch dim depth heads mlp  cls regs pos_class grid  LayerScale  GELU  normalise  qkv_bias  norm_eps
 static const vit_config_t vit_configs[] = {
-    {"dinov2-s",     14,  384, 12,  6, 1536, 1, 0, 1, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET},
-    {"dinov2-b",     14,  768, 12, 12, 3072, 1, 0, 1, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET},
-    {"dinov2-l",     14, 1024, 24, 16, 4096, 1, 0, 1, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET},
-    {"dinov2-s-reg", 14,  384, 12,  6, 1536, 1, 4, 0, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET},
-    {"dinov2-b-reg", 14,  768, 12, 12, 3072, 1, 4, 0, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET},
-    {"dinov2-l-reg", 14, 1024, 24, 16, 4096, 1, 4, 0, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET},
-    {"mae-b",        16,  768, 12, 12, 3072, 1, 0, 1, 14, 0,    ACT_GELU, NORMALISE_IMAGENET},
-    {"mae-l",        16, 1024, 24, 16, 4096, 1, 0, 1, 14, 0,    ACT_GELU, NORMALISE_IMAGENET},
-    {"siglip2-b",    16,  768, 12, 12, 3072, 0, 0, 0, 16, 0,    ACT_GELU_TANH, NORMALISE_NONE},
-    {"siglip2-l",    16, 1024, 24, 16, 4096, 0, 0, 0, 16, 0,    ACT_GELU_TANH, NORMALISE_NONE},
+    {"dinov2-s",     14,  384, 12,  6, 1536, 1, 0, 1, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"dinov2-b",     14,  768, 12, 12, 3072, 1, 0, 1, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"dinov2-l",     14, 1024, 24, 16, 4096, 1, 0, 1, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"dinov2-s-reg", 14,  384, 12,  6, 1536, 1, 4, 0, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"dinov2-b-reg", 14,  768, 12, 12, 3072, 1, 4, 0, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"dinov2-l-reg", 14, 1024, 24, 16, 4096, 1, 4, 0, 37, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"dinov3-s",     16,  384, 12,  6, 1536, 1, 4, 0,  0, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 0, 1e-5},
+    {"dinov3-b",     16,  768, 12, 12, 3072, 1, 4, 0,  0, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 0, 1e-5},
+    {"dinov3-l",     16, 1024, 24, 16, 4096, 1, 4, 0,  0, 1e-5, ACT_GELU, NORMALISE_IMAGENET, 0, 1e-5},
+    {"mae-b",        16,  768, 12, 12, 3072, 1, 0, 1, 14, 0,    ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"mae-l",        16, 1024, 24, 16, 4096, 1, 0, 1, 14, 0,    ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"siglip2-b",    16,  768, 12, 12, 3072, 0, 0, 0, 16, 0,    ACT_GELU_TANH, NORMALISE_NONE, 1, 1e-6},
+    {"siglip2-l",    16, 1024, 24, 16, 4096, 0, 0, 0, 16, 0,    ACT_GELU_TANH, NORMALISE_NONE, 1, 1e-6},
     // The stand-in for DINOv2 in the miniature world: 32-pixel images, 8 pixels a token, 4 x 4 tokens.
-    {"mini",          7,   96,  4,  3,  384, 1, 0, 1,  4, 1.0,  ACT_GELU, NORMALISE_IMAGENET},
+    {"mini",          7,   96,  4,  3,  384, 1, 0, 1,  4, 1.0,  ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
     // As small as a test can use.
-    {"tiny",          7,   24,  2,  3,   56, 1, 0, 1,  3, 0.5,  ACT_GELU, NORMALISE_IMAGENET},
-    {"tiny-reg",      7,   24,  2,  3,   56, 1, 4, 0,  3, 0.5,  ACT_GELU, NORMALISE_IMAGENET},
-    {"tiny-siglip",   8,   24,  2,  3,   56, 0, 0, 0,  3, 0,    ACT_GELU_TANH, NORMALISE_NONE},
+    {"tiny",          7,   24,  2,  3,   56, 1, 0, 1,  3, 0.5,  ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"tiny-reg",      7,   24,  2,  3,   56, 1, 4, 0,  3, 0.5,  ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6},
+    {"tiny-rope",     8,   24,  2,  3,   56, 1, 4, 0,  0, 0.5,  ACT_GELU, NORMALISE_IMAGENET, 0, 1e-5},
+    {"tiny-siglip",   8,   24,  2,  3,   56, 0, 0, 0,  3, 0,    ACT_GELU_TANH, NORMALISE_NONE, 1, 1e-6},
 };
 enum { VIT_CONFIGS = sizeof vit_configs / sizeof vit_configs[0] };
 
@@ -93,7 +106,8 @@ const vit_config_t* vit_config_find(const char* id) {
     fatal("there is no encoder named '%s'; choose one of: %s", id, known);
 }
 
-// Rows of the position table.
+// Rotary positions, instead of a position table; and the table's rows.
+static inline int vit_is_rotary(const vit_config_t* c) { return c->pos_grid == 0; }
 static inline int vit_position_rows(const vit_config_t* c) { return c->pos_class + c->pos_grid * c->pos_grid; }
 
 // What maps the tokenizer's image in [-1, 1] to the model's own input: (((x + 1) / 2) - mean) / std.
@@ -123,7 +137,7 @@ typedef struct {
     floatS* x;              // (B, T, D) the residual stream where the block begins
     floatS *mean1, *rstd1;  // (B, T)
     floatX* norm1;          // (B, T, D)
-    floatX* qkv;            // (B, T, 3, NH, HS)
+    floatX* qkv;            // (B, T, 3, NH, HS), queries and keys rotated where positions are rotary
     floatX* attention;      // (B, T, NH, HS)
     floatS* lse;            // (B, NH, T)
     floatX* proj;           // (B, T, D)
@@ -152,7 +166,8 @@ typedef struct {
     floatX* columns;        // (B, N, 3 side^2), N = GH GW
     floatX *folded_patch, *folded_patch_bias; // (D, 3, factor, factor), (D)
     floatX* patches;        // (B, N, D)
-    floatX* positions;      // (pos_class + N, D) the resampled table
+    floatX* positions;      // (pos_class + N, D) the resampled table; or
+    floatS* rope;           // (T, HS / 2, 2) cosine and sine of rotary positions
     floatX* features;       // (B, GH, GW, D) the output
     floatS* dstream;        // (B, T, D) gradient of the residual stream
     floatX* dnorm;          // (B, T, D) of a norm's output; of the attention's output
@@ -161,24 +176,31 @@ typedef struct {
     floatS* dpositions;     // (pos_class + N, D)
 } vit_t;
 
-// Registers one block's tensors behind `prefix` ("blocks.3."), in timm's order.
+// Registers one block's tensors behind `prefix` ("blocks.3."), in timm's order. DINOv3 is another class there,
+// with other names of the gammas, and these first.
 void vit_register_block(vit_block_t* b, const vit_config_t* c, param_table_t* table, const char* prefix) {
     init_t weight = init_normal(0, 0.02), zero = init_constant(0), one = init_constant(1);
     int D = c->dim, M = c->mlp_dim;
     b->norm1_weight = param_vector(table, prefix, "norm1.weight", D, one);
     b->norm1_bias = param_vector(table, prefix, "norm1.bias", D, zero);
     b->qkv_weight = param_matrix(table, prefix, "attn.qkv.weight", 3 * D, D, weight);
-    b->qkv_bias = param_vector(table, prefix, "attn.qkv.bias", 3 * D, zero);
+    if (c->qkv_bias) b->qkv_bias = param_vector(table, prefix, "attn.qkv.bias", 3 * D, zero);
     b->proj_weight = param_matrix(table, prefix, "attn.proj.weight", D, D, weight);
     b->proj_bias = param_vector(table, prefix, "attn.proj.bias", D, zero);
-    if (c->layerscale != 0) b->gamma1 = param_vector(table, prefix, "ls1.gamma", D, init_constant(c->layerscale));
+    if (c->layerscale != 0) {
+        const char* name = vit_is_rotary(c) ? "gamma_1" : "ls1.gamma";
+        b->gamma1 = param_vector(table, prefix, name, D, init_constant(c->layerscale));
+    }
     b->norm2_weight = param_vector(table, prefix, "norm2.weight", D, one);
     b->norm2_bias = param_vector(table, prefix, "norm2.bias", D, zero);
     b->fc1_weight = param_matrix(table, prefix, "mlp.fc1.weight", M, D, weight);
     b->fc1_bias = param_vector(table, prefix, "mlp.fc1.bias", M, zero);
     b->fc2_weight = param_matrix(table, prefix, "mlp.fc2.weight", D, M, weight);
     b->fc2_bias = param_vector(table, prefix, "mlp.fc2.bias", D, zero);
-    if (c->layerscale != 0) b->gamma2 = param_vector(table, prefix, "ls2.gamma", D, init_constant(c->layerscale));
+    if (c->layerscale != 0) {
+        const char* name = vit_is_rotary(c) ? "gamma_2" : "ls2.gamma";
+        b->gamma2 = param_vector(table, prefix, name, D, init_constant(c->layerscale));
+    }
 }
 
 // A (1, rows, D) tensor of the embedding. timm exempts these from weight decay.
@@ -191,15 +213,18 @@ size_t vit_register_token(param_table_t* table, const char* prefix, const char* 
 }
 
 // Registers all tensors under timm's names behind `prefix` ("", "encoder.model.", ...), in timm's order and with its
-// initialisers (vision_transformer.py, layers/weight_init.py; its truncation at 100 standard deviations is left out).
-// v->config is set beforehand. The patch embedding keeps the file's order (D, 3, patch, patch): it is the weight of a
-// matrix product with the columns of patchify_forward, not of a convolution.
+// initialisers (vision_transformer.py, layers/weight_init.py; its truncation at 100 standard deviations is left out);
+// DINOv3's are facebook's. v->config is set beforehand. The patch embedding keeps the file's order (D, 3, patch, patch):
+// it is the weight of a matrix product with the columns of patchify_forward, not of a convolution.
 void vit_register(vit_t* v, param_table_t* table, const char* prefix) {
     const vit_config_t* c = &v->config;
+    int rotary = vit_is_rotary(c), D = c->dim;
+    double std = rotary ? 0.02 : 1e-6;
+    assert(!rotary || (D / c->heads % 4 == 0 && !c->pos_class));
     if (c->depth > VIT_MAX_DEPTH) fatal("encoder %s has %d blocks, of at most %d", c->id, c->depth, VIT_MAX_DEPTH);
-    if (c->cls) v->cls_token = vit_register_token(table, prefix, "cls_token", 1, c->dim, 1e-6);
-    if (c->registers) v->reg_token = vit_register_token(table, prefix, "reg_token", c->registers, c->dim, 1e-6);
-    v->pos_embed = vit_register_token(table, prefix, "pos_embed", vit_position_rows(c), c->dim, 0.02);
+    if (c->cls) v->cls_token = vit_register_token(table, prefix, "cls_token", 1, D, std);
+    if (c->registers) v->reg_token = vit_register_token(table, prefix, "reg_token", c->registers, D, std);
+    if (!rotary) v->pos_embed = vit_register_token(table, prefix, "pos_embed", vit_position_rows(c), D, 0.02);
     char name[160];
     snprintf(name, sizeof name, "%spatch_embed.proj.weight", prefix);
     init_t fan_in = init_fan_in(3 * c->patch * c->patch);
@@ -288,6 +313,7 @@ void vit_plan(vit_t* v, plan_t* keep, int B, int H, int W, int factor, int train
     if (v->fold) vit_plan_folded(v, keep);
     size_t N = (size_t)v->GH * v->GW;
     plan_floatX(keep, &v->features, B * N * c->dim, "vit.features");
+    if (vit_is_rotary(c)) plan_floatS(keep, &v->rope, (size_t)v->T * (c->dim / c->heads), "vit.rope");
     if (!train) return;
     plan_floatX(keep, &v->columns, B * N * 3 * c->patch * c->patch, "vit.columns");
     for (int i = 0; i <= c->depth; i++) {
@@ -313,7 +339,7 @@ void vit_plan_work(vit_t* v, plan_t* work) {
     size_t N = (size_t)v->GH * v->GW, rows = (size_t)v->B * v->T, D = c->dim;
     if (!v->fold) plan_floatX(work, &v->pixels, v->B * N * c->patch * c->patch * 3, "vit.pixels");
     plan_floatX(work, &v->patches, v->B * N * D, "vit.patches");
-    plan_floatX(work, &v->positions, (c->pos_class + N) * D, "vit.positions");
+    if (!vit_is_rotary(c)) plan_floatX(work, &v->positions, (c->pos_class + N) * D, "vit.positions");
     if (!v->train) plan_floatX(work, &v->columns, v->B * N * 3 * v->side * v->side, "vit.columns");
     if (!v->train || v->recompute) vit_plan_shared_block(v, work);
     if (!v->train) return;
@@ -321,7 +347,7 @@ void vit_plan_work(vit_t* v, plan_t* work) {
     plan_floatX(work, &v->dnorm, rows * D, "vit.dnorm");
     plan_floatX(work, &v->dbranch, rows * D, "vit.dbranch");
     plan_floatX(work, &v->dwide, rows * (c->mlp_dim > 3 * c->dim ? c->mlp_dim : 3 * c->dim), "vit.dwide");
-    plan_floatS(work, &v->dpositions, (c->pos_class + N) * D, "vit.dpositions");
+    if (!vit_is_rotary(c)) plan_floatS(work, &v->dpositions, (c->pos_class + N) * D, "vit.dpositions");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -333,6 +359,25 @@ static inline const floatX* vit_gamma(const vit_t* v, const params_t* p, size_t 
 }
 static inline floatS* vit_gamma_grad(const vit_t* v, const params_t* p, size_t offset) {
     return v->config.layerscale != 0 ? params_grad(p, offset) : NULL;
+}
+
+// What depends on where the tokens lie: the resampled position table, or the angles of rotary positions.
+static inline void vit_positions_forward(vit_t* v, const params_t* p, stream_t s) {
+    const vit_config_t* c = &v->config;
+    if (vit_is_rotary(c)) {
+        rope_grid(v->rope, v->P, v->GH, v->GW, c->dim / c->heads, VIT_ROPE_BASE, s);
+        return;
+    }
+    position_resample_forward(v->positions, params_at(p, v->pos_embed), c->pos_class, c->pos_grid, v->GH, v->GW, c->dim,
+                              s);
+}
+
+// The bias of queries, keys and values, and its gradient; NULL where the model has none.
+static inline const floatX* vit_qkv_bias(const vit_t* v, const params_t* p, int i) {
+    return v->config.qkv_bias ? params_at(p, v->blocks[i].qkv_bias) : NULL;
+}
+static inline floatS* vit_qkv_bias_grad(const vit_t* v, const params_t* p, int i) {
+    return v->config.qkv_bias ? params_grad(p, v->blocks[i].qkv_bias) : NULL;
 }
 
 // From the image to the tokens and their first norm.
@@ -349,31 +394,35 @@ void vit_embed_forward(vit_t* v, const params_t* p,
     const floatX* weight = v->fold ? v->folded_patch : params_at(p, v->patch_weight);
     const floatX* bias = v->fold ? v->folded_patch_bias : params_at(p, v->patch_bias);
     matmul_forward(v->patches, v->columns, weight, bias, (size_t)v->B * N, 3 * v->side * v->side, D, s);
-    position_resample_forward(v->positions, params_at(p, v->pos_embed), c->pos_class, c->pos_grid, v->GH, v->GW, D, s);
+    vit_positions_forward(v, p, s);
     vit_block_t* b = &v->blocks[0];
     const floatX* cls = c->cls ? params_at(p, v->cls_token) : NULL;
     const floatX* reg = c->registers ? params_at(p, v->reg_token) : NULL;
-    tokens_forward(b->x, v->patches, cls, reg, v->positions, v->B, N, D, c->registers, c->pos_class, s);
+    const floatX* positions = vit_is_rotary(c) ? NULL : v->positions;
+    tokens_forward(b->x, v->patches, cls, reg, positions, v->B, N, D, c->registers, c->pos_class, s);
     layernorm_forward(b->norm1, b->mean1, b->rstd1, b->x, params_at(p, b->norm1_weight), params_at(p, b->norm1_bias),
-                      (size_t)v->B * v->T, D, VIT_NORM_EPS, s);
+                      (size_t)v->B * v->T, D, c->norm_eps, s);
 }
 
 // Block i from norm1 to the output of fc2, which is not yet added to the stream.
 void vit_branches_forward(vit_t* v, const params_t* p, int i, stream_t s) {
     const vit_config_t* c = &v->config;
     vit_block_t* b = &v->blocks[i];
-    int D = c->dim, M = c->mlp_dim;
+    int D = c->dim, M = c->mlp_dim, NH = c->heads, HS = D / NH;
     size_t rows = (size_t)v->B * v->T;
     int folded = v->fold && c->layerscale != 0;
     const floatX* proj = folded ? b->folded_proj : params_at(p, b->proj_weight);
     const floatX* proj_bias = folded ? b->folded_proj_bias : params_at(p, b->proj_bias);
     const floatX* fc2 = folded ? b->folded_fc2 : params_at(p, b->fc2_weight);
     const floatX* fc2_bias = folded ? b->folded_fc2_bias : params_at(p, b->fc2_bias);
-    matmul_forward(b->qkv, b->norm1, params_at(p, b->qkv_weight), params_at(p, b->qkv_bias), rows, D, 3 * D, s);
-    attention_forward(b->attention, b->lse, b->qkv, v->B, v->T, c->heads, D / c->heads, s);
+    matmul_forward(b->qkv, b->norm1, params_at(p, b->qkv_weight), vit_qkv_bias(v, p, i), rows, D, 3 * D, s);
+    if (vit_is_rotary(c)) {
+        qknorm_rope_forward(b->qkv, NULL, NULL, NULL, NULL, v->rope, v->B, v->T, NH, HS, ROPE_HALVES, 0, s);
+    }
+    attention_forward(b->attention, b->lse, b->qkv, v->B, v->T, NH, HS, s);
     matmul_forward(b->proj, b->attention, proj, proj_bias, rows, D, D, s);
     residual_layernorm_forward(b->middle, b->norm2, b->mean2, b->rstd2, b->x, b->proj, vit_gamma(v, p, b->gamma1),
-                               params_at(p, b->norm2_weight), params_at(p, b->norm2_bias), rows, D, VIT_NORM_EPS, s);
+                               params_at(p, b->norm2_weight), params_at(p, b->norm2_bias), rows, D, c->norm_eps, s);
     matmul_gelu_forward(b->hidden, b->pre, b->norm2, params_at(p, b->fc1_weight), params_at(p, b->fc1_bias), rows, D, M,
                         c->gelu, s);
     matmul_forward(b->fc2, b->hidden, fc2, fc2_bias, rows, M, D, s);
@@ -393,7 +442,7 @@ void vit_forward(vit_t* v, const params_t* p,
         vit_branches_forward(v, p, i, s);
         residual_layernorm_forward(next->x, next->norm1, next->mean1, next->rstd1, b->middle, b->fc2,
                                    vit_gamma(v, p, b->gamma2), params_at(p, next->norm1_weight),
-                                   params_at(p, next->norm1_bias), rows, c->dim, VIT_NORM_EPS, s);
+                                   params_at(p, next->norm1_bias), rows, c->dim, c->norm_eps, s);
     }
     drop_prefix_forward(v->features, v->blocks[c->depth].norm1, v->B, v->T, v->P, c->dim, s);
 }
@@ -405,7 +454,7 @@ void vit_forward(vit_t* v, const params_t* p,
 void vit_block_recompute(vit_t* v, const params_t* p, int i, stream_t s) {
     vit_block_t* b = &v->blocks[i];
     layernorm_forward(b->norm1, b->mean1, b->rstd1, b->x, params_at(p, b->norm1_weight), params_at(p, b->norm1_bias),
-                      (size_t)v->B * v->T, v->config.dim, VIT_NORM_EPS, s);
+                      (size_t)v->B * v->T, v->config.dim, v->config.norm_eps, s);
     vit_branches_forward(v, p, i, s);
 }
 
@@ -429,7 +478,7 @@ void vit_mlp_backward(vit_t* v, const params_t* p, int i, stream_t s) {
 // The attention branch of block i: from dnorm of norm2 to dnorm of norm1.
 void vit_attention_backward(vit_t* v, const params_t* p, int i, stream_t s) {
     vit_block_t* b = &v->blocks[i];
-    int D = v->config.dim, NH = v->config.heads;
+    int D = v->config.dim, NH = v->config.heads, HS = D / NH;
     size_t rows = (size_t)v->B * v->T;
     residual_layernorm_backward(v->dstream, v->dbranch, vit_gamma_grad(v, p, b->gamma1),
                                 params_grad(p, b->norm2_weight), params_grad(p, b->norm2_bias), v->dnorm, b->middle,
@@ -438,8 +487,11 @@ void vit_attention_backward(vit_t* v, const params_t* p, int i, stream_t s) {
     floatX* dattention = v->dnorm; // whose last reader was the line above
     matmul_backward(dattention, params_grad(p, b->proj_weight), params_grad(p, b->proj_bias), v->dbranch, b->attention,
                     params_at(p, b->proj_weight), rows, D, D, s);
-    attention_backward(v->dwide, dattention, b->qkv, b->attention, b->lse, v->B, v->T, NH, D / NH, s);
-    matmul_backward(v->dnorm, params_grad(p, b->qkv_weight), params_grad(p, b->qkv_bias), v->dwide, b->norm1,
+    attention_backward(v->dwide, dattention, b->qkv, b->attention, b->lse, v->B, v->T, NH, HS, s);
+    if (vit_is_rotary(&v->config)) {
+        qknorm_rope_backward(v->dwide, NULL, NULL, NULL, NULL, NULL, NULL, v->rope, v->B, v->T, NH, HS, ROPE_HALVES, s);
+    }
+    matmul_backward(v->dnorm, params_grad(p, b->qkv_weight), vit_qkv_bias_grad(v, p, i), v->dwide, b->norm1,
                     params_at(p, b->qkv_weight), rows, D, 3 * D, s);
 }
 
@@ -451,13 +503,14 @@ void vit_embed_backward(vit_t* v, params_t* p, stream_t s) {
     int N = v->GH * v->GW, D = c->dim;
     layernorm_backward(v->dstream, params_grad(p, b->norm1_weight), params_grad(p, b->norm1_bias), v->dnorm, b->x,
                        params_at(p, b->norm1_weight), b->mean1, b->rstd1, (size_t)v->B * v->T, D, s);
-    device_zero(v->dpositions, (size_t)(c->pos_class + N) * D * sizeof(floatS), s);
+    floatS* dpositions = vit_is_rotary(c) ? NULL : v->dpositions;
+    if (dpositions) device_zero(dpositions, (size_t)(c->pos_class + N) * D * sizeof(floatS), s);
     floatX* dpatches = v->dbranch;
     floatS* dcls = c->cls ? params_grad(p, v->cls_token) : NULL;
     floatS* dreg = c->registers ? params_grad(p, v->reg_token) : NULL;
-    floatS* dpos = params_grad(p, v->pos_embed);
-    tokens_backward(dpatches, dcls, dreg, v->dpositions, v->dstream, v->B, N, D, c->registers, c->pos_class, s);
-    if (dpos) position_resample_backward(dpos, v->dpositions, c->pos_class, c->pos_grid, v->GH, v->GW, D, s);
+    floatS* dpos = dpositions ? params_grad(p, v->pos_embed) : NULL;
+    tokens_backward(dpatches, dcls, dreg, dpositions, v->dstream, v->B, N, D, c->registers, c->pos_class, s);
+    if (dpos) position_resample_backward(dpos, dpositions, c->pos_class, c->pos_grid, v->GH, v->GW, D, s);
     matmul_backward(NULL, params_grad(p, v->patch_weight), params_grad(p, v->patch_bias), dpatches, v->columns,
                     params_at(p, v->patch_weight), (size_t)v->B * N, 3 * c->patch * c->patch, D, s);
 }

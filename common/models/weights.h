@@ -6,10 +6,10 @@
 //     {"encoder.layer.{i}.attention.attention.key.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE}
 //
 // {i} stands for a number and a final * for any rest; both are carried over. A rule may fill one third of a tensor:
-// timm stacks the weights of query, key and value, Hugging Face keeps them apart. A rule without a name here says
-// that the tensor is known and not wanted (a classifier, the text tower). Which format a file has shows in one
-// tensor, its anchor; what stands before the anchor's name is the prefix of the whole model in that file ("dinov2.",
-// "encoder.", ...).
+// timm stacks the weights of query, key and value, Hugging Face keeps them apart. A rule without a name here says that
+// the tensor is known and not wanted (a classifier, the text tower), or that it must be zero, since the model here has
+// nothing in its place (DINOv3's biases). Which format a file has shows in one tensor, its anchor; what stands before
+// the anchor's name is the prefix of the whole model in that file ("dinov2.", "encoder.", ...).
 //
 // Nothing is half loaded: every tensor of the table must be filled exactly once, by a tensor of the same shape (up to
 // dimensions of size 1), and every tensor of the file must be accounted for. Otherwise the program ends with what is
@@ -37,11 +37,14 @@
 // defines: vit_config_t, vit_configs
 #include "common/models/vit.h"
 
-typedef enum { PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST } weights_part_t;
+typedef enum {
+    PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST,
+    PART_ZERO, // without a name here: must be zero; of stacked biases those of the keys do not count, which are masked
+} weights_part_t;
 
 typedef struct {
     const char* file; // NULL ends a list
-    const char* ours; // NULL: known and not wanted
+    const char* ours; // NULL: known and not wanted, or zero
     weights_part_t part;
 } weights_rule_t;
 
@@ -54,6 +57,8 @@ static const weights_rule_t weights_same_names[] = {{"*", "*", PART_WHOLE}, {NUL
 static const weights_rule_t weights_timm[] = {
     {"blocks.{i}.{i}.*", "blocks.{i}.*", PART_WHOLE}, // DINOv2's own training: in chunks, and numbered through
     {"register_tokens", "reg_token", PART_WHOLE},
+    {"blocks.{i}.attn.q_bias", NULL, PART_ZERO}, // timm's DINOv3 models named ..._qkvb
+    {"blocks.{i}.attn.v_bias", NULL, PART_ZERO},
     {"mask_token", NULL, PART_WHOLE},  // of DINOv2's and MAE's own training
     {"decoder_*", NULL, PART_WHOLE},   // MAE's decoder
     {"attn_pool.*", NULL, PART_WHOLE}, // SigLIP's pooling head
@@ -61,6 +66,40 @@ static const weights_rule_t weights_timm[] = {
     {"head_drop.*", NULL, PART_WHOLE},
     {"fc_norm.*", NULL, PART_WHOLE},
     {"*", "*", PART_WHOLE},
+    {NULL, NULL, PART_WHOLE}};
+
+// facebookresearch/dinov3
+static const weights_rule_t weights_dinov3[] = {
+    {"storage_tokens", "reg_token", PART_WHOLE},
+    {"mask_token", NULL, PART_WHOLE},
+    {"rope_embed.periods", NULL, PART_WHOLE},           // computed here
+    {"blocks.{i}.attn.qkv.bias", NULL, PART_ZERO},
+    {"blocks.{i}.attn.qkv.bias_mask", NULL, PART_WHOLE},
+    {"blocks.{i}.ls1.gamma", "blocks.{i}.gamma_1", PART_WHOLE},
+    {"blocks.{i}.ls2.gamma", "blocks.{i}.gamma_2", PART_WHOLE},
+    {"local_cls_norm.*", NULL, PART_WHOLE},             // of its training
+    {"*", "*", PART_WHOLE},
+    {NULL, NULL, PART_WHOLE}};
+
+// transformers modeling_dinov3_vit.py
+static const weights_rule_t weights_hf_dinov3[] = {
+    {"embeddings.cls_token", "cls_token", PART_WHOLE},
+    {"embeddings.register_tokens", "reg_token", PART_WHOLE},
+    {"embeddings.mask_token", NULL, PART_WHOLE},
+    {"embeddings.patch_embeddings.*", "patch_embed.proj.*", PART_WHOLE},
+    {"layer.{i}.norm1.*", "blocks.{i}.norm1.*", PART_WHOLE},
+    {"layer.{i}.attention.q_proj.weight", "blocks.{i}.attn.qkv.weight", PART_FIRST},
+    {"layer.{i}.attention.k_proj.weight", "blocks.{i}.attn.qkv.weight", PART_MIDDLE},
+    {"layer.{i}.attention.v_proj.weight", "blocks.{i}.attn.qkv.weight", PART_LAST},
+    {"layer.{i}.attention.q_proj.bias", NULL, PART_ZERO},
+    {"layer.{i}.attention.v_proj.bias", NULL, PART_ZERO},
+    {"layer.{i}.attention.o_proj.*", "blocks.{i}.attn.proj.*", PART_WHOLE},
+    {"layer.{i}.layer_scale1.lambda1", "blocks.{i}.gamma_1", PART_WHOLE},
+    {"layer.{i}.norm2.*", "blocks.{i}.norm2.*", PART_WHOLE},
+    {"layer.{i}.mlp.up_proj.*", "blocks.{i}.mlp.fc1.*", PART_WHOLE},
+    {"layer.{i}.mlp.down_proj.*", "blocks.{i}.mlp.fc2.*", PART_WHOLE},
+    {"layer.{i}.layer_scale2.lambda1", "blocks.{i}.gamma_2", PART_WHOLE},
+    {"norm.*", "norm.*", PART_WHOLE},
     {NULL, NULL, PART_WHOLE}};
 
 // transformers modeling_dinov2.py and modeling_dinov2_with_registers.py
@@ -162,6 +201,8 @@ typedef struct {
 static const weights_format_t weights_vit_formats[] = {
     {"Hugging Face SigLIP", "embeddings.patch_embedding.weight", weights_hf_siglip},
     {"Hugging Face DINOv2", "encoder.layer.0.norm1.weight", weights_hf_dinov2},
+    {"Hugging Face DINOv3", "embeddings.patch_embeddings.weight", weights_hf_dinov3},
+    {"facebook DINOv3", "storage_tokens", weights_dinov3},
     {"Hugging Face ViT-MAE", "encoder.layer.0.layernorm_before.weight", weights_hf_mae},
     {"Hugging Face ViT-MAE", "layers.0.layernorm_before.weight", weights_hf_mae5},
     {"timm or facebook", "patch_embed.proj.weight", weights_timm},
@@ -340,11 +381,21 @@ const param_t* weights_place(weights_loader_t* l, const st_tensor_t* source, con
     return NULL;
 }
 
+// Notes a tensor that should be zero and is not.
+static inline void weights_take_zero(weights_loader_t* l, const st_tensor_t* source) {
+    size_t n = source->numel, i = 0;
+    int stacked = strstr(source->name, "qkv") != NULL;
+    safetensors_read(source, l->values);
+    while (i < n && (l->values[i] == 0 || (stacked && 3 * i / n == 1))) i++;
+    if (i < n) weights_note(&l->unexpected, "%s (only zeros would fit)", source->name);
+}
+
 // Copies one tensor of the file to its place, if it has one.
 void weights_take(weights_loader_t* l, const st_tensor_t* source) {
     const weights_rule_t* rule = NULL;
     const param_t* t = weights_place(l, source, &rule);
     if (t) weights_copy(l, t, source, rule->part);
+    else if (rule && rule->part == PART_ZERO) weights_take_zero(l, source);
 }
 
 // Opens the first file, or the next.
@@ -510,8 +561,8 @@ const weights_format_t* weights_vit_format(const safetensors_t* file, char* pref
         const weights_format_t* f = &weights_vit_formats[i];
         if (weights_find_anchor(file, f->anchor, "vision transformers", prefix)) return f;
     }
-    fatal("%s holds no vision transformer that is known here (%d tensors, the first is %s); give DINOv2, MAE or "
-          "SigLIP 2 weights as published by timm, facebook or Hugging Face", file->path, file->n,
+    fatal("%s holds no vision transformer that is known here (%d tensors, the first is %s); give DINOv2, DINOv3, MAE "
+          "or SigLIP 2 weights as published by timm, facebook or Hugging Face", file->path, file->n,
           file->n ? file->tensors[0].name : "none");
 }
 
@@ -533,7 +584,7 @@ weights_vit_facts_t weights_vit_facts(const weights_loader_t* l) {
         if (!strcmp(ours, "patch_embed.proj.weight")) f.patch = t->ndim == 4 ? last : 0;
         if (weights_match("blocks.{i}.norm1.weight", ours, number, rest)) f.depth++;
         if (!strcmp(ours, "blocks.0.mlp.fc1.bias")) f.mlp_dim = first;
-        if (!strcmp(ours, "blocks.0.ls1.gamma")) f.layerscale = 1;
+        if (!strcmp(ours, "blocks.0.ls1.gamma") || !strcmp(ours, "blocks.0.gamma_1")) f.layerscale = 1;
         if (!strcmp(ours, "cls_token")) f.cls = 1;
         if (!strcmp(ours, "reg_token")) f.registers = rows;
         if (!strcmp(ours, "pos_embed")) f.position_rows = rows;
@@ -554,14 +605,15 @@ static inline int weights_position_grid(size_t rows, int* class_row) {
 // Can a table of the file become ours, although it has another number of rows?
 static inline int weights_positions_serve(size_t rows, const vit_config_t* config) {
     int class_row, grid = weights_position_grid(rows, &class_row);
-    return grid > 0 && grid <= 256 && (class_row || !config->pos_class) && (config->cls || !class_row);
+    if (grid == 0 || grid > 256 || vit_is_rotary(config)) return 0;
+    return (class_row || !config->pos_class) && (config->cls || !class_row);
 }
 
 // The configuration that these facts fit, or NULL.
 const vit_config_t* weights_vit_guess(weights_vit_facts_t f) {
     for (int i = 0; i < VIT_CONFIGS; i++) {
         const vit_config_t* c = &vit_configs[i];
-        int positions_fit = weights_positions_serve((size_t)f.position_rows, c);
+        int positions_fit = f.position_rows ? weights_positions_serve((size_t)f.position_rows, c) : vit_is_rotary(c);
         int blocks_fit = c->dim == f.dim && c->depth == f.depth && c->mlp_dim == f.mlp_dim;
         int tokens_fit = c->patch == f.patch && c->cls == f.cls && c->registers == f.registers;
         if (blocks_fit && tokens_fit && positions_fit && (c->layerscale != 0) == f.layerscale) return c;
@@ -628,10 +680,10 @@ void weights_load_vit(params_t* p, const vit_config_t* config, const char* our_p
     l.rules = format->rules;
     snprintf(name, sizeof name, "%spos_embed", our_prefix);
     const param_t* pos = param_find(&p->table, name);
-    assert(pos && "vit_register has put the model behind our_prefix");
+    assert((pos || vit_is_rotary(config)) && "vit_register has put the model behind our_prefix");
     snprintf(name, sizeof name, "%scls_token", our_prefix);
     const param_t* cls = param_find(&p->table, name);
-    const st_tensor_t* source = weights_find_source(&l, pos->name);
+    const st_tensor_t* source = pos ? weights_find_source(&l, pos->name) : NULL;
     size_t D = (size_t)config->dim;
     int others = source && source->numel != pos->count && source->ndim > 1 && source->shape[source->ndim - 1] == D;
     if (others && weights_positions_serve(source->numel / D, config)) l.position_table = source;

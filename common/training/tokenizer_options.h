@@ -87,7 +87,7 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "VGG16 and LPIPS heads, one file or two (VGG16.pth,HEADS.pth); without it, random", CLI_NOT_SAVED},
 
         {"Models", "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL,
-         "dinov2-s|b|l[-reg], mae-b|l, siglip2-b|l, mini", CLI_SAVED},
+         "dinov2-s|b|l[-reg], dinov3-s|b|l, mae-b|l, siglip2-b|l, mini", CLI_SAVED},
         {NULL, "normalise", CLI_CHOICE, &o->normalise, "own", "own|none",
          "encoder input: normalised as the encoder was trained, or left in [-1, 1] as VA-VAE does", CLI_SAVED},
         {NULL, "image_size", CLI_INT, &o->image_size, "256", "[8, 4096]", "pixels of the square crop", CLI_SAVED},

@@ -341,21 +341,26 @@ static void run_gated_backward(sizes_t z, stream_t s) {
     gated_norm_modulate_backward(dsum, dbranch, dmod, dweight, dmod + z.C, dmod + 2 * z.C, dout, sum, branch, mod,
                                  weight, mod + z.C, NULL, rstd, (size_t)MODULATIONS * z.C, z.B, z.H, z.C, s);
 }
-// W heads of C channels: queries and keys, two thirds of what is there, turn in place. K: 1 with QK-norm.
+// W heads of C channels: queries and keys, two thirds of what is there, turn in place. K: 1 with QK-norm; 2 without,
+// and with pairs of halves.
 static floatX* queries_and_keys(sizes_t z) {
     arena.bytes += 4.0 * elements(z) * sizeof(floatX);
     return (floatX*)take(3 * elements(z) * sizeof(floatX));
 }
 static void run_rope(sizes_t z, stream_t s) {
-    floatX *qkv = queries_and_keys(z), *raw = z.K ? once(2 * elements(z)) : NULL, *weight = z.K ? once(z.C) : NULL;
-    floatS *rstd = z.K ? sums_once((size_t)z.B * z.H * 2 * z.W) : NULL, *rope = sums_once((size_t)z.H * z.C);
-    if (ready()) qknorm_rope_forward(qkv, raw, rstd, weight, weight, rope, z.B, z.H, z.W, z.C, 1e-6, s);
+    rope_pairs_t pairs = z.K == 2 ? ROPE_HALVES : ROPE_NEIGHBOURS;
+    int norm = z.K == 1;
+    floatX *qkv = queries_and_keys(z), *raw = norm ? once(2 * elements(z)) : NULL, *weight = norm ? once(z.C) : NULL;
+    floatS *rstd = norm ? sums_once((size_t)z.B * z.H * 2 * z.W) : NULL, *rope = sums_once((size_t)z.H * z.C);
+    if (ready()) qknorm_rope_forward(qkv, raw, rstd, weight, weight, rope, z.B, z.H, z.W, z.C, pairs, 1e-6, s);
 }
 static void run_rope_backward(sizes_t z, stream_t s) {
-    floatX *dqkv = queries_and_keys(z), *raw = z.K ? once(2 * elements(z)) : NULL, *weight = z.K ? once(z.C) : NULL;
-    floatS *rstd = z.K ? sums_once((size_t)z.B * z.H * 2 * z.W) : NULL, *rope = sums_once((size_t)z.H * z.C);
-    floatS *dq = z.K ? sums_twice(z.C) : NULL, *dk = z.K ? sums_twice(z.C) : NULL;
-    if (ready()) qknorm_rope_backward(dqkv, dq, dk, raw, rstd, weight, weight, rope, z.B, z.H, z.W, z.C, s);
+    rope_pairs_t pairs = z.K == 2 ? ROPE_HALVES : ROPE_NEIGHBOURS;
+    int norm = z.K == 1;
+    floatX *dqkv = queries_and_keys(z), *raw = norm ? once(2 * elements(z)) : NULL, *weight = norm ? once(z.C) : NULL;
+    floatS *rstd = norm ? sums_once((size_t)z.B * z.H * 2 * z.W) : NULL, *rope = sums_once((size_t)z.H * z.C);
+    floatS *dq = norm ? sums_twice(z.C) : NULL, *dk = norm ? sums_twice(z.C) : NULL;
+    if (ready()) qknorm_rope_backward(dqkv, dq, dk, raw, rstd, weight, weight, rope, z.B, z.H, z.W, z.C, pairs, s);
 }
 static void run_swiglu(sizes_t z, stream_t s) {
     size_t N = (size_t)z.B * z.H;
@@ -570,6 +575,7 @@ static const case_t cases[] = {
     {"position_resample_backward", "DINOv2-L", run_positions_backward, AT_ONCE, {1, 16, 16, 1024, 0, 37, 0}},
     {"tokens_forward", "DINOv2-L", run_tokens, PER_IMAGE, {1, 16, 16, 1024, 0, 0, 0}},
     {"tokens_backward", "DINOv2-L", run_tokens_backward, PER_IMAGE, {1, 16, 16, 1024, 0, 0, 0}},
+    ROPES("DINOv3-L", PER_IMAGE, {1, 261, 16, 64, 0, 2, 0}),
     // losses and optimiser
     {"l1_forward", "256x256", run_l1, PER_IMAGE, {1, 256, 256, 3, 0, 0, 0}},
     {"l1_backward", "256x256", run_l1_backward, PER_IMAGE, {1, 256, 256, 3, 0, 0, 0}},

@@ -219,10 +219,10 @@ void tokens_forward(floatS* out,           // (B, T, C)
                     const floatX* patches, // (B, N, C)
                     const floatX* cls,     // (C) or NULL
                     const floatX* reg,     // (R, C) or NULL when R is 0
-                    const floatX* pos,     // (pos_class + N, C)
+                    const floatX* pos,     // (pos_class + N, C) or NULL
                     int B, int N, int C, int R, int pos_class, stream_t s) {
     (void)s;
-    assert(cls || !pos_class);
+    assert((cls && pos) || !pos_class);
     size_t prefix = (cls ? 1 : 0) + R, T = prefix + N;
     #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t row = 0; row < B * T; row++) {
@@ -232,7 +232,7 @@ void tokens_forward(floatS* out,           // (B, T, C)
         const floatX* position = NULL;
         if (t >= prefix) {
             value = patches + (b * N + t - prefix) * C;
-            position = pos + (pos_class + t - prefix) * C;
+            if (pos) position = pos + (pos_class + t - prefix) * C;
         } else if (cls && t == 0) {
             value = cls;
             if (pos_class) position = pos;
@@ -247,18 +247,18 @@ void tokens_forward(floatS* out,           // (B, T, C)
 // A token's gradient goes to all that was added up in it. Parameters sum over the images, in order.
 void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL
-                     floatS* dpos,               // (pos_class + N, C) +=
+                     floatS* dpos,               // (pos_class + N, C) += or NULL
                      const floatS* dout,         // (B, T, C)
                      int B, int N, int C, int R, int pos_class, stream_t s) {
     (void)s;
-    assert(dcls || !pos_class);
+    assert((dcls && dpos) || !pos_class);
     size_t prefix = (dcls ? 1 : 0) + R, T = prefix + N;
     #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
     for (size_t t = 0; t < T; t++) {
         floatS* token = NULL;
         floatS* position = NULL;
         if (t >= prefix) {
-            position = dpos + (pos_class + t - prefix) * C;
+            if (dpos) position = dpos + (pos_class + t - prefix) * C;
         } else if (dcls && t == 0) {
             token = dcls;
             if (pos_class) position = dpos;

@@ -14,8 +14,8 @@ compute the same hash, and the largest ones keep of a gradient of more than SAMP
 every stride-th element, its norm, and its projection on a hashed vector, which depends on all of its elements.
 
 Look next at fixture_file.py, the file's format, and at tests/fixtures/README.md for the layout. The originals, from the
-packages in requirements.txt: timm models/vision_transformer.py, taming modules/diffusionmodules/model.py and
-modules/discriminator/model.py, lpips lpips.py.
+packages in requirements.txt: timm models/vision_transformer.py and models/eva.py, taming
+modules/diffusionmodules/model.py and modules/discriminator/model.py, lpips lpips.py.
 """
 import contextlib
 import functools
@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.discriminator.model import NLayerDiscriminator
-from timm.layers import resample_abs_pos_embed
+from timm.layers import LayerNorm, resample_abs_pos_embed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -47,7 +48,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def distribution(path, module, own_name, tensor, gain):
     """(base, amplitude) of the parameter or buffer `own_name` of the module at `path`, from what it is."""
-    if own_name == "gamma" or re.search(r"\blin\d\.model", path):  # LayerScale and LPIPS heads are positive
+    if own_name.startswith("gamma") or re.search(r"\blin\d\.model", path):  # LayerScale and LPIPS heads are positive
         return 0.5, 0.25
     if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)) and own_name in ("weight", "running_var"):
         return 1.0, 0.25
@@ -122,6 +123,16 @@ def make_vit(config):
         num_classes=0, global_pool="", dynamic_img_size=True)
 
 
+def make_dinov3(config):
+    """timm's Eva with the options that its vit_*_patch16_dinov3 have."""
+    return Eva(
+        img_size=config["patch"], patch_size=config["patch"], embed_dim=config["embed"], depth=config["depth"],
+        num_heads=config["heads"], init_values=1.0, num_reg_tokens=config["registers"], qkv_bias=False,
+        use_abs_pos_emb=False, use_rot_pos_emb=True, rope_type="dinov3", rope_temperature=100, rope_rotate_half=True,
+        norm_layer=functools.partial(LayerNorm, eps=config["eps"]), use_fc_norm=False, num_classes=0, global_pool="",
+        dynamic_img_size=True)
+
+
 def encode(vit, image):
     """Tokens after the final norm, without class and register tokens."""
     with keep_double():
@@ -131,8 +142,9 @@ def encode(vit, image):
 def vit_case(height, width, generated=False, **options):
     config = dict(patch=14, pos_grid=5, embed=24, heads=3, depth=2, layerscale=True, gelu="exact", class_token=True,
                   registers=0, pos_prefix=True) | options
-    config |= dict(mlp=4 * config["embed"], eps=1e-6, height=height, width=width, batch=2)
-    vit = make_vit(config)
+    eps = 1e-6 if config["pos_grid"] else 1e-5
+    config |= dict(mlp=4 * config["embed"], eps=eps, height=height, width=width, batch=2)
+    vit = make_vit(config) if config["pos_grid"] else make_dinov3(config)
     assert vit.norm.eps == config["eps"] and vit.blocks[0].mlp.fc1.out_features == config["mlp"]
     fixture = Fixture(model="vit", **config)
     fixture.parameters(vit, randomise(vit, gain=1.5), generated)
@@ -175,6 +187,17 @@ def vit_head64():
     return vit_case(42, 70, generated=True, pos_grid=7, embed=128, heads=2)
 
 
+def vit_dinov3():
+    """DINOv3: class token, 4 registers, rotary positions of 3x5 patches (timm computes their angles in float32), no bias
+    of queries, keys and values."""
+    return vit_case(24, 40, depth=3, patch=8, pos_grid=0, pos_prefix=False, registers=4)
+
+
+def vit_dinov3_head64():
+    """DINOv3 with two heads of the full head size 64, patch 16, 4x2 patches."""
+    return vit_case(64, 32, generated=True, patch=16, pos_grid=0, pos_prefix=False, registers=4, embed=128, heads=2)
+
+
 def positions():
     """Position tables resampled to another grid (bicubic, antialiased, timm layers/pos_embed.py), with gradient. Entry
     a_to_hxw: `prefix` rows that are copied (config), then axa rows."""
@@ -192,9 +215,9 @@ def positions():
     return fixture
 
 
-def encoder_input(image):
-    """[-1, 1] images at side 16k -> the encoder's images at side 14k: resized, and resized + ImageNet normalisation."""
-    size = (image.shape[2] // 16 * 14, image.shape[3] // 16 * 14)
+def encoder_input(image, patch=14):
+    """[-1, 1] images at side 16k -> the encoder's images at side patch k: resized, and resized + ImageNet normalisation."""
+    size = (image.shape[2] // 16 * patch, image.shape[3] // 16 * patch)
     resized = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=False)
     mean, std = (torch.tensor(v, dtype=image.dtype).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return resized, (0.5 * resized + 0.5 - mean) / std
@@ -601,7 +624,8 @@ def ema():
 
 # ---- Main ------------------------------------------------------------------------------------------------------------
 
-CASES = (vit_dinov2, vit_dinov2_reg4, vit_mae, vit_siglip2, vit_mini, vit_head64, positions, resize,
+CASES = (vit_dinov2, vit_dinov2_reg4, vit_mae, vit_siglip2, vit_mini, vit_head64, vit_dinov3, vit_dinov3_head64,
+         positions, resize,
          decoder_small, decoder_two_levels, decoder_five_levels, encoder_two_levels, encoder_five_levels,
          patchgan, patchgan_hinge, lpips_narrow, loss_vf, loss_kl, loss_semantic, loss_l1, stage2_step, optimizers, ema)
 
@@ -615,8 +639,8 @@ and this page were made by
     python dev/reference/make_dit_fixtures.py     # dit_*, sampler
 
 ({versions};
-dit_* and sampler: torch 2.15.0, torchdiffeq 0.2.5). The scripts compute in float64; run twice on one machine they give
-the same bytes.
+vit_dinov3*, dit_* and sampler: torch 2.15.0, torchdiffeq 0.2.5). The scripts compute in float64; run twice on one
+machine they give the same bytes.
 
 ## Layout of a file
 safetensors, F32. Metadata: `config`, a JSON object (`model`, sizes, options), and `versions`. Parameters have the
