@@ -2,10 +2,10 @@
 
     python dev/reference/full_size.py dinov2-l dinov2_l.safetensors tokens.safetensors
 
-The first file (1.2 GB) has timm's names and layout, with hashed instead of trained values (see make_fixtures.py; nothing
-is downloaded). The second holds `image` (1, 256, 256, 3) in [-1, 1] and `tokens` (1, 256, 1024): image normalised, for
-DINOv2 resized to 224x224 before, tokens after the final norm without the class token and the registers, computed in
-float64 and stored as float32. Needs about 5 GB of memory.
+The first file (1.2 GB) has timm's names and layout, with hashed instead of trained values (see make_fixtures.py;
+nothing is downloaded). The second holds `image` (1, 256, 256, 3) in [-1, 1] and `tokens` (1, 256, 1024): image
+normalised, for DINOv2 resized to 224x224 before, tokens after the final norm without the class token and the registers,
+computed in float64 and stored as float32. Needs about 5 GB of memory.
 """
 import argparse
 

@@ -188,8 +188,8 @@ def vit_head64():
 
 
 def vit_dinov3():
-    """DINOv3: class token, 4 registers, rotary positions of 3x5 patches (timm computes their angles in float32), no bias
-    of queries, keys and values."""
+    """DINOv3: class token, 4 registers, rotary positions of 3x5 patches (timm computes their angles in float32), no
+    bias of queries, keys and values."""
     return vit_case(24, 40, depth=3, patch=8, pos_grid=0, pos_prefix=False, registers=4)
 
 
@@ -216,7 +216,7 @@ def positions():
 
 
 def encoder_input(image, patch=14):
-    """[-1, 1] images at side 16k -> the encoder's images at side patch k: resized, and resized + ImageNet normalisation."""
+    """[-1, 1] images at side 16k -> the encoder's, at side patch k: resized, and resized + ImageNet normalisation."""
     size = (image.shape[2] // 16 * patch, image.shape[3] // 16 * patch)
     resized = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=False)
     mean, std = (torch.tensor(v, dtype=image.dtype).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
