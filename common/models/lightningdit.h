@@ -25,7 +25,8 @@
 // block `depth` would have its norm1.
 //
 // Two position systems: a sine table that is added to the tokens (the column comes first in it), and the rotation of
-// queries and keys (where the row comes first). Both are tables in device memory, written by lightningdit_set_tables.
+// queries and keys (where the row comes first; not in classic networks). Both are tables in device memory, written by
+// lightningdit_set_tables.
 //
 // SwiGLU is F = 8/3 D wide, rounded down; in memory each half of w12 has rows of zeros, and w3 columns of zeros, up to
 // Fp, a multiple of 8. The hidden values there are SiLU(0) 0 = 0 and so are the gradients: the zeros stay.
@@ -160,7 +161,7 @@ typedef struct {
     int M;                  // length of an image's modulation vectors
     int train;
     floatS* positions;      // (T, D) what is added to the tokens
-    floatS* rope;           // (T, HS / 2, 2) cosine and sine
+    floatS* rope;           // (T, HS / 2, 2) cosine and sine; not where the network is classic
     floatX* time_features;  // (B, 256)
     floatX* time_pre;       // (B, D) before the SiLU of the time MLP
     floatX* time_hidden;    // (B, D) behind it
@@ -370,8 +371,10 @@ void lightningdit_set_tables(lightningdit_t* m, const params_t* p) {
     floatS* table = (floatS*)malloc_check(T * c->dim * sizeof(floatS), "the position table");
     lightningdit_read_positions(m, p, table);
     copy_to_device(m->positions, table, T * c->dim * sizeof(floatS), 0);
-    lightningdit_rotations(table, c->side / c->patch, (int)HS);
-    copy_to_device(m->rope, table, T * HS * sizeof(floatS), 0);
+    if (!c->classic) {
+        lightningdit_rotations(table, c->side / c->patch, (int)HS);
+        copy_to_device(m->rope, table, T * HS * sizeof(floatS), 0);
+    }
     free(table);
 }
 
@@ -432,7 +435,7 @@ void lightningdit_plan(lightningdit_t* m, plan_t* keep, int B, int train) {
     m->train = train;
     size_t rows = (size_t)B * m->T;
     plan_floatS(keep, &m->positions, (size_t)m->T * c->dim, "dit.positions");
-    plan_floatS(keep, &m->rope, (size_t)m->T * (c->dim / c->heads), "dit.rope");
+    if (!c->classic) plan_floatS(keep, &m->rope, (size_t)m->T * (c->dim / c->heads), "dit.rope");
     plan_floatX(keep, &m->v, rows * lightningdit_out_values(c), "dit.v");
     lightningdit_plan_condition(m, keep);
     if (!train) return;
