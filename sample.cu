@@ -111,11 +111,11 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
          CLI_SAVED},
         {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "the DiT's raw weights instead of their average", CLI_SAVED},
         {"How", "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
-         "points of the time grid: one step less, as LightningDiT counts; of noise: steps", CLI_SAVED},
+         "points of the time grid: one step less, as LightningDiT counts; with -process: steps", CLI_SAVED},
         {NULL, "solver", CLI_CHOICE, &o->solver, "euler", "euler|midpoint|heun|heun3|rk4|dopri5",
          "dopri5 chooses its own steps", CLI_SAVED},
-        {NULL, "process", CLI_CHOICE, &o->process, "ddpm", "ddpm|ddim",
-         "of a network that predicts noise, in place of a solver", CLI_SAVED},
+        {NULL, "process", CLI_CHOICE, &o->process, "ddpm", "ddpm|ddim|sde",
+         "in place of a solver: ddpm or ddim where noise is predicted, sde where a velocity is", CLI_SAVED},
         {NULL, "eta", CLI_NUMBER, &o->eta, "0", "[0, 1]", "ddim: share of the noise that ddpm adds", CLI_SAVED},
         {NULL, "shift", CLI_NUMBER, &o->shift, "0.3", "[0, inf)",
          "time shift: below 1, more steps near the noise; 0: none", CLI_SAVED},
@@ -276,12 +276,18 @@ static void print_classes(const sample_t* r) {
 static void print_method(const sample_t* r) {
     const sample_options_t* o = &r->options;
     const flow_guidance_t* g = &r->model.sampler.network.guidance;
-    int noise = o->predicts == PREDICTS_NOISE, evaluations = noise ? 0 : flow_evaluations(&r->model.sampler.sampler, g);
-    printf("sampler        %s", noise ? o->process == DDPM_DDIM ? "ddim" : "ddpm" : flow_methods[o->solver].name);
-    if (noise && o->process == DDPM_DDIM) printf(", eta %g", o->eta);
-    if (noise) printf(", %d steps: %d evaluations of the network an image\n", o->steps, (g->w > 1 ? 2 : 1) * o->steps);
-    else if (!evaluations) printf(", each image with its own steps\n");
-    else printf(", %d times, shift %g: %d evaluations of the network an image\n", o->steps, o->shift, evaluations);
+    static const char* const processes[] = {"ddpm", "ddim", "sde"};
+    int process = dit_sampler_in_process(&r->model.sampler.options);
+    int evaluations = process ? 0 : flow_evaluations(&r->model.sampler.sampler, g);
+    printf("sampler        %s", process ? processes[o->process] : flow_methods[o->solver].name);
+    if (process && o->process == DDPM_DDIM) printf(", eta %g", o->eta);
+    if (process) {
+        printf(", %d steps: %d evaluations of the network an image\n", o->steps, (g->w > 1 ? 2 : 1) * o->steps);
+    }
+    if (!process && !evaluations) printf(", each image with its own steps\n");
+    if (evaluations) {
+        printf(", %d times, shift %g: %d evaluations of the network an image\n", o->steps, o->shift, evaluations);
+    }
     if (g->w > 1) {
         printf("guidance       %g on the first %d of %d channels, from t = %g on\n", g->w, g->channels,
                r->model.net.config.C, g->start);

@@ -611,14 +611,14 @@ void flow_combine(floatS* out,       // (B, n)
                   const double* a,   // (stages) host memory, stages <= FLOW_STAGES
                   int stages, int B, size_t n, stream_t s);
 
-// A step of a diffusion process that is reversed: x <- x_share x + noise_share e + exp(l / 2) noise, where e, the first
-// C channels of `out`, is the noise that the network finds in x, and l the logarithm of the step's variance, which the
-// other C say by a number f between about -1 and 1: l = (1 - f) / 2 log_least + (1 + f) / 2 log_most. noise NULL:
-// without. (Ho et al. 2020; the variance: Nichol & Dhariwal 2021)
+// A step of a stochastic process: x <- x_share x + out_share e + exp(l / 2) noise, where e are the first C channels of
+// `out`, and l the logarithm of the step's variance. Where OC is 2 C, the other channels say it by a number f between
+// about -1 and 1: l = (1 - f) / 2 log_least + (1 + f) / 2 log_most; where OC is C, l = log_least. noise NULL: without.
+// (Ho et al. 2020; the variance: Nichol & Dhariwal 2021)
 void diffusion_step(floatS* x,           // (B, HW, C) in place
-                    const floatS* out,   // (B, HW, 2 C)
+                    const floatS* out,   // (B, HW, OC)
                     const floatS* noise, // (B, HW, C) or NULL
-                    double x_share, double noise_share, double log_least, double log_most, int B, int HW, int C,
+                    double x_share, double out_share, double log_least, double log_most, int B, int HW, int C, int OC,
                     stream_t s);
 
 // A normalised latent becomes one that the decoder takes: z = x std + mean, per channel.
@@ -676,9 +676,10 @@ void exchange_weights(floatX* weight, // (n) written from the new master; may be
                       floatS* other,  // (n) in place
                       size_t n, stream_t s);
 
-// Standard normal numbers; value i of row b is a function of (seed, stream_id, step, first_row + b, i) alone.
-void normal_rows(floatS* out, // (B, n)
-                 int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s);
+// Standard normal numbers; value i of row b is a function of (seed, stream_id, step, rows[b], i) alone.
+void normal_rows(floatS* out,          // (B, n)
+                 const uint64_t* rows, // (B) device memory
+                 int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, stream_t s);
 
 #endif // OPS_H
 

@@ -146,13 +146,17 @@ static void run_normal(stream_t s, void* context) {
     size_t n = v[1];
     uint64_t seed = 0x123456789abcdefull, step = ((uint64_t)1 << 40) + 17, first = v[2];
     if (v[3]) first += (uint64_t)1 << 33; // elements beyond 2^32
+    uint64_t rows[8], *rows_dev = (uint64_t*)device_malloc(B * sizeof(uint64_t), "rows");
+    for (int b = 0; b < B; b++) rows[b] = first + (b * 5) % 7;
+    copy_to_device(rows_dev, rows, B * sizeof(uint64_t), 0);
     tensor<float> out = output_s(B * n);
-    normal_rows(out.dev, B, n, seed, RANDOM_POSTERIOR, step, first, s);
-    cpu::normal_rows(out.ref, B, n, seed, RANDOM_POSTERIOR, step, first, 0);
+    normal_rows(out.dev, rows_dev, B, n, seed, RANDOM_POSTERIOR, step, s);
+    cpu::normal_rows(out.ref, rows, B, n, seed, RANDOM_POSTERIOR, step, 0);
     check_same("out has the bits of the CPU build", out);
     double sum = 0, squares = 0;
     for (size_t i = 0; i < out.n; i++) sum += out.ref[i], squares += out.ref[i] * out.ref[i];
     check(out.n < 1000 || (fabs(sum / out.n) < 0.1 && fabs(squares / out.n - 1) < 0.1), "mean 0, variance 1");
+    device_free(rows_dev);
     free_tensors();
 }
 

@@ -101,18 +101,21 @@ static void run_guide(stream_t s, void* context) {
     free_tensors();
 }
 
-// B, HW, C, with noise and without.
+// B, HW, C, with noise and without, and with one variance for all.
 static void run_diffusion_step(stream_t s, void* context) {
     const int* z = ((sizes_t*)context)->v;
     int B = z[0], HW = z[1], C = z[2];
     size_t n = (size_t)B * HW * C;
     tensor<float> x = random_gradient(n), out = random_gradient(2 * n), noise = random_gradient(n);
-    diffusion_step(x.dev, out.dev, noise.dev, 1.01, -0.1, -9, -4, B, HW, C, s);
-    cpu::diffusion_step(x.ref, out.ref, noise.ref, 1.01, -0.1, -9, -4, B, HW, C, 0);
+    diffusion_step(x.dev, out.dev, noise.dev, 1.01, -0.1, -9, -4, B, HW, C, 2 * C, s);
+    cpu::diffusion_step(x.ref, out.ref, noise.ref, 1.01, -0.1, -9, -4, B, HW, C, 2 * C, 0);
     check_tensor("x", x, TOLERANCE_S);
-    diffusion_step(x.dev, out.dev, nullptr, 0.99, -0.3, 0, 0, B, HW, C, s);
-    cpu::diffusion_step(x.ref, out.ref, nullptr, 0.99, -0.3, 0, 0, B, HW, C, 0);
+    diffusion_step(x.dev, out.dev, nullptr, 0.99, -0.3, 0, 0, B, HW, C, 2 * C, s);
+    cpu::diffusion_step(x.ref, out.ref, nullptr, 0.99, -0.3, 0, 0, B, HW, C, 2 * C, 0);
     check_tensor("x without noise", x, TOLERANCE_S);
+    diffusion_step(x.dev, out.dev, noise.dev, 0.97, 0.2, -3, 0, B, HW, C, C, s);
+    cpu::diffusion_step(x.ref, out.ref, noise.ref, 0.97, 0.2, -3, 0, B, HW, C, C, 0);
+    check_tensor("x with one variance", x, TOLERANCE_S);
     free_tensors();
 }
 

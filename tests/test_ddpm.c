@@ -1,5 +1,5 @@
-// test_ddpm.c: the reversed diffusion process: its times and coefficients beside the original's, normal data, whose
-// noise is known in closed form, and images that do not depend on their batch.
+// test_ddpm.c: the reversed diffusion process, and the stochastic equation of a flow: times and coefficients beside the
+// originals', normal data, whose noise and velocity are known in closed form, images that do not depend on their batch.
 
 // defines: ddpm_sampler_t, ddpm_plan_steps, ddpm_times, ddpm_sampler_plan, ddpm_sample, ddpm_sampler_free
 #include "common/drawing/ddpm_sampler.h"
@@ -10,7 +10,7 @@ enum { HW = 6, C = 2, N = HW * C };
 
 // A step's share of x and of e, and the deviation that f = -1 and f = 1 give, as p_sample and ddim_sample of
 // facebookresearch/DiT answer to x, e, f and noise of 0 and 1 (in float64).
-typedef struct { int step, t; double x_share, noise_share, least, most; } expected_t;
+typedef struct { int step, t; double x_share, out_share, least, most; } expected_t;
 
 static void test_coefficients(const char* name, ddpm_kind_t kind, int steps, double eta, int sum,
                               const expected_t* rows, int count) {
@@ -25,11 +25,33 @@ static void test_coefficients(const char* name, ddpm_kind_t kind, int steps, dou
         const ddpm_step_t* s = &step[e->step];
         check((int)s->t == e->t, "time");
         check_error("share of x", fabs(s->x_share / e->x_share - 1), 1e-9);
-        check_error("share of the noise", fabs(s->noise_share / e->noise_share - 1), 1e-9);
+        check_error("share of the noise", fabs(s->out_share / e->out_share - 1), 1e-9);
         check(s->noisy == (e->most > 0), "noise is added");
         if (!s->noisy) continue;
         check_error("least deviation", fabs(exp(s->log_least / 2) / e->least - 1), 1e-9);
         check_error("largest deviation", fabs(exp(s->log_most / 2) / e->most - 1), 1e-9);
+    }
+    test_end_case();
+}
+
+// The same for the equation, as the steps of willisma/SiT's sample_sde (Euler, sigma, Mean, 0.04) answer to x, v and
+// noise of 0 and 1 (in float64).
+typedef struct { int step; double t, x_share, out_share, deviation; } expected_sde_t;
+
+static void test_equation(const char* name, int steps, const expected_sde_t* rows, int count) {
+    if (!test_case(name)) return;
+    ddpm_step_t step[DDPM_TIMES];
+    ddpm_plan_sde(step, steps);
+    for (int i = 0; i < count; i++) {
+        const expected_sde_t* e = &rows[i];
+        const ddpm_step_t* s = &step[e->step];
+        check_error("time", fabs(s->t - e->t), 1e-12);
+        check_error("share of x", fabs(s->x_share / e->x_share - 1), 1e-9);
+        check_error("share of the velocity", fabs(s->out_share / e->out_share - 1), 1e-9);
+        check(s->noisy == (e->deviation > 0), "noise is added");
+        if (!s->noisy) continue;
+        check_error("least deviation", fabs(exp(s->log_least / 2) / e->deviation - 1), 1e-9);
+        check_error("largest deviation", fabs(exp(s->log_most / 2) / e->deviation - 1), 1e-9);
     }
     test_end_case();
 }
@@ -57,14 +79,27 @@ static void predict_normal(void* model, floatS* out, const floatS* x, const doub
     }
 }
 
+// Where data are normal with this deviation, the velocity to be expected at time t is
+//   v = (t d^2 - (1 - t)) / (t^2 d^2 + (1 - t)^2) x
+static void velocity_normal(void* model, floatS* v, const floatS* x, const double* t, int B, stream_t s) {
+    (void)s;
+    normal_data_t* m = (normal_data_t*)model;
+    m->calls++;
+    for (int i = 0; i < B * N; i++) {
+        double at = t[i / N], data = at * m->deviation * m->deviation, rest = 1 - at;
+        v[i] = (data - rest) / (at * data + rest * rest) * x[i];
+    }
+}
+
 static void draw(ddpm_kind_t kind, int steps, double deviation, floatS* x, const uint64_t* images, int B) {
     ddpm_sampler_t d;
     plan_t plan = {0};
     normal_data_t model = {deviation, 0};
-    ddpm_sampler_plan(&d, &plan, kind, steps, 0, B, HW, C);
+    int sde = kind == DDPM_SDE;
+    ddpm_sampler_plan(&d, &plan, kind, steps, 0, B, HW, C, sde ? C : 2 * C);
     plan_allocate(&plan, "sampling");
     memset(plan.memory, 0xFF, plan_bytes(&plan)); // NaN
-    ddpm_sample(&d, x, images, B, predict_normal, &model, 5, 0);
+    ddpm_sample(&d, x, images, B, sde ? velocity_normal : predict_normal, &model, 5, 0);
     check(model.calls == steps, "one evaluation a step");
     ddpm_sampler_free(&d);
     plan_free(&plan);
@@ -89,15 +124,31 @@ static void test_normal_data(void) {
     test_end_case();
 }
 
-static void test_batches(void) {
-    if (!test_case("an image does not depend on its batch")) return;
+// The equation makes normal data of normal noise, whatever it adds on the way: their deviation is that of the data.
+static void test_normal_equation(void) {
+    if (!test_case("sde: normal noise becomes normal data (error of the deviation)")) return;
+    enum { IMAGES = 400 };
+    for (double deviation = 0.5; deviation < 2; deviation *= 2) {
+        double* x = random_buffer(IMAGES * N);
+        uint64_t images[IMAGES];
+        for (int b = 0; b < IMAGES; b++) images[b] = (uint64_t)b * 3;
+        draw(DDPM_SDE, 400, deviation, x, images, IMAGES);
+        double found = sqrt(dot(x, x, IMAGES * N) / (IMAGES * N));
+        check_error("deviation", fabs(found / deviation - 1), 0.05); // 4800 numbers: 0.01; the last step: 0.02
+        free(x);
+    }
+    test_end_case();
+}
+
+static void test_batches(ddpm_kind_t kind, const char* name) {
+    if (!test_case(name)) return;
     uint64_t images[3] = {11, 4, 900};
     double* start = random_buffer(3 * N);
     double* together = (double*)malloc_check(3 * N * sizeof(double), "x");
     memcpy(together, start, 3 * N * sizeof(double));
-    draw(DDPM_ANCESTRAL, 20, 0.5, together, images, 3);
+    draw(kind, 20, 0.5, together, images, 3);
     for (int b = 0; b < 3; b++) {
-        draw(DDPM_ANCESTRAL, 20, 0.5, start + b * N, images + b, 1);
+        draw(kind, 20, 0.5, start + b * N, images + b, 1);
         check(!memcmp(start + b * N, together + b * N, N * sizeof(double)), "the same bits");
     }
     free(start), free(together);
@@ -127,7 +178,23 @@ int main(int argc, char** argv) {
     test_coefficients("ddpm, 250 of 1000 times", DDPM_ANCESTRAL, 250, 0, 124875, ddpm, 5);
     test_coefficients("ddim, 50 times, eta 0.5", DDPM_DDIM, 50, 0.5, 24975, ddim, 4);
     test_coefficients("ddim, 7 times", DDPM_DDIM, 7, 0, 3496, few, 3);
+    const expected_sde_t sde[] = {
+        {0, 0, 0.996144578313, 0.00385542168675, 0.0878114079918},
+        {1, 0.00385542168675, 0.996144578313, 0.00387028596313, 0.0876419695165},
+        {125, 0.481927710843, 0.996144578313, 0.00571345623458, 0.0632042267403},
+        {248, 0.956144578313, 0.996144578313, 0.00754176222964, 0.0183891894249},
+        {249, 0.96, 0.96, 0.0784, 0},
+    };
+    const expected_sde_t short_sde[] = {
+        {0, 0, 0.76, 0.24, 0.692820323028},
+        {3, 0.72, 0.76, 0.4128, 0.366606055596},
+        {4, 0.96, 0.96, 0.0784, 0},
+    };
+    test_equation("sde, 250 steps", 250, sde, 5);
+    test_equation("sde, 5 steps", 5, short_sde, 3);
     test_normal_data();
-    test_batches();
+    test_normal_equation();
+    test_batches(DDPM_ANCESTRAL, "ddpm: an image does not depend on its batch");
+    test_batches(DDPM_SDE, "sde: an image does not depend on its batch");
     return test_finish();
 }

@@ -290,8 +290,8 @@ static void test_noise(void) {
     if (!test_case("noise: the rows of normal_rows, in any order")) return;
     enum { n = 37 }; // rows that begin within a block of four
     double rows[9 * n], x[4 * n];
-    uint64_t images[4] = {8, 3, 4, 3};
-    normal_rows(rows, 9, n, 1234, RANDOM_NOISE, 0, 0, 0);
+    uint64_t images[4] = {8, 3, 4, 3}, all[9] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+    normal_rows(rows, all, 9, n, 1234, RANDOM_NOISE, 0, 0);
     flow_noise(x, images, 4, n, 1234, 0);
     for (int b = 0; b < 4; b++) check(!memcmp(x + b * n, rows + images[b] * n, n * sizeof(double)), "row");
     images[0] = 9;

@@ -35,7 +35,9 @@ static void test_path(int B, size_t n, const char* name) {
     path_t p = {poisoned_buffer(size), poisoned_buffer(size), random_buffer(size), random_buffer((size_t)B), B, n, 13};
     double *x0 = poisoned_buffer(size), *want_xt = poisoned_buffer(size), *want_u = poisoned_buffer(size);
     for (int b = 0; b < B; b++) p.t[b] = b == 0 ? 0 : b == 1 ? 1 : 0.5 + 0.5 * test_uniform();
-    normal_rows(x0, B, n, 42, RANDOM_NOISE, 7, p.first_row, 0);
+    uint64_t numbers[16];
+    for (int b = 0; b < B; b++) numbers[b] = p.first_row + (uint64_t)b;
+    normal_rows(x0, numbers, B, n, 42, RANDOM_NOISE, 7, 0);
     for (size_t i = 0; i < size; i++) {
         double t = p.t[i / n];
         want_xt[i] = t * p.x1[i] + (1 - t) * x0[i];
@@ -260,10 +262,13 @@ static void test_diffusion_step(void) {
     double deviation[4] = {0.5, 2, 1, 0.5}; // where f is -1, 1, 0, -1
     for (int i = 0; i < 4; i++) want[i] = from[i] + deviation[i] * noise[i];
     double moved[4] = {1, 2, -3, 0.5};
-    diffusion_step(moved, out, noise, 0.5, -0.25, lo, hi, 1, 2, 2, 0);
+    diffusion_step(moved, out, noise, 0.5, -0.25, lo, hi, 1, 2, 2, 4, 0);
     check_error("with noise", relative_error_double(moved, want, 4), 1e-15);
-    diffusion_step(x, out, NULL, 0.5, -0.25, lo, hi, 1, 2, 2, 0);
+    diffusion_step(x, out, NULL, 0.5, -0.25, lo, hi, 1, 2, 2, 4, 0);
     check(same_bits(x, from, 4), "without noise");
+    for (int i = 0; i < 4; i++) want[i] = 0.5 * from[i] - 0.25 * out[i] + 0.5 * noise[i];
+    diffusion_step(x, out, noise, 0.5, -0.25, lo, NAN, 1, 2, 2, 2, 0);
+    check_error("one variance for all", relative_error_double(x, want, 4), 1e-15);
     test_end_case();
 }
 

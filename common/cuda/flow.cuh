@@ -203,30 +203,31 @@ void flow_guide(floatS* out,        // (B, HW, C)
 
 // A thread a value: 4 channels are what Stable Diffusion's autoencoders have, and 250 steps take 1 ms.
 __global__ static void diffusion_step_kernel(floatS* x,           // (B, HW, C) in place
-                                             const floatS* out,   // (B, HW, 2 C)
+                                             const floatS* out,   // (B, HW, OC)
                                              const floatS* noise, // (B, HW, C) or NULL
-                                             float x_share, float noise_share, float log_least, float log_most,
-                                             size_t size, int C) {
+                                             float x_share, float out_share, float log_least, float log_most,
+                                             size_t size, int C, int OC) {
     size_t i = flow_begin<1>();
     if (i >= size) return;
-    const floatS* from = out + i / C * 2 * C + i % C;
-    float next = x_share * x[i] + noise_share * from[0];
+    const floatS* from = out + i / C * OC + i % C;
+    float next = x_share * x[i] + out_share * from[0];
     if (noise) {
-        float f = from[C], l = (1 - f) / 2 * log_least + (1 + f) / 2 * log_most;
+        float f = OC > C ? from[C] : 0, l = log_least;
+        if (OC > C) l = (1 - f) / 2 * log_least + (1 + f) / 2 * log_most;
         next += expf(l / 2) * noise[i];
     }
     x[i] = next;
 }
 
 void diffusion_step(floatS* x,           // (B, HW, C) in place
-                    const floatS* out,   // (B, HW, 2 C)
+                    const floatS* out,   // (B, HW, OC)
                     const floatS* noise, // (B, HW, C) or NULL
-                    double x_share, double noise_share, double log_least, double log_most, int B, int HW, int C,
+                    double x_share, double out_share, double log_least, double log_most, int B, int HW, int C, int OC,
                     stream_t s) {
     size_t size = (size_t)B * HW * C;
     if (size == 0) return;
     launch<diffusion_step_kernel>(flow_blocks<1>(size), FLOW_THREADS, 0, s, x, out, noise, (float)x_share,
-                                  (float)noise_share, (float)log_least, (float)log_most, size, C);
+                                  (float)out_share, (float)log_least, (float)log_most, size, C, OC);
 }
 
 typedef struct { float a[FLOW_STAGES]; } flow_weights_t; // travels with the launch, so that the host's array is free

@@ -12,23 +12,25 @@
 // defines: philox, normal4_from_bits
 #include "common/program/rng.h"
 
-// Elements [begin, end) of the random stream go to out[0 .. end - begin). Neither needs be a multiple of four.
-__global__ void normal_kernel(floatS* out, uint64_t begin, uint64_t end, uint64_t seed, uint32_t stream_id,
-                              uint64_t step) {
-    uint64_t four = begin / 4 + (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (4 * four >= end) return;
+// Block y is a row, elements [begin, begin + n) of the random stream. Neither end needs be a multiple of four.
+__global__ void normal_kernel(floatS* out,          // (B, n)
+                              const uint64_t* rows, // (B)
+                              uint64_t n, uint64_t seed, uint32_t stream_id, uint64_t step) {
+    uint64_t begin = rows[blockIdx.y] * n, four = begin / 4 + (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (4 * four >= begin + n) return;
     normal4_t value = normal4_from_bits(philox(seed, stream_id, step, four));
     for (int word = 0; word < 4; word++) {
-        uint64_t element = 4 * four + word;
-        if (element >= begin && element < end) out[element - begin] = value.v[word];
+        uint64_t element = 4 * four + word - begin; // wraps around in front of the row
+        if (element < n) out[blockIdx.y * n + element] = value.v[word];
     }
 }
 
-enum { NORMAL_THREADS = 256 };
-void normal_rows(floatS* out, // (B, n)
-                 int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, uint64_t first_row, stream_t s) {
-    uint64_t begin = first_row * n, end = begin + (uint64_t)B * n, fours = (end + 3) / 4 - begin / 4;
-    if (end == begin) return;
-    launch<normal_kernel>(blocks_for(fours, NORMAL_THREADS), NORMAL_THREADS, 0, s, out, begin, end, seed, stream_id,
-                          step);
+enum { NORMAL_THREADS = 256, NORMAL_ROWS = 65535 }; // rows: the most that a grid has along y
+void normal_rows(floatS* out,          // (B, n)
+                 const uint64_t* rows, // (B) device memory
+                 int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, stream_t s) {
+    if (B > NORMAL_ROWS) fatal("noise for %d images at once, of at most %d; use a smaller -batch", B, NORMAL_ROWS);
+    if (B == 0 || n == 0) return;
+    launch<normal_kernel>(dim3(blocks_for((n + 3) / 4 + 1, NORMAL_THREADS), B), NORMAL_THREADS, 0, s, out, rows,
+                          (uint64_t)n, seed, stream_id, step);
 }

@@ -1,4 +1,5 @@
-// ddpm_sampler.h: from noise to data by reversing a diffusion process, along the noise that DiT's networks predict.
+// ddpm_sampler.h: from noise to data by a stochastic process: diffusion reversed, along the noise that DiT's networks
+// predict, or a stochastic differential equation, along a velocity (SiT).
 //
 // The process has 1000 times. At time t an image is x_t = sqrt(A_t) x_0 + sqrt(1 - A_t) noise, A_t = product of
 // (1 - beta_s) for s <= t, beta from 1e-4 to 2e-2 in equal steps. A network is given x_t and t (0 to 999) and says the
@@ -12,11 +13,18 @@
 //          l between log (beta (1 - A') / (1 - A)) and log beta, as f says    (Ho et al. 2020; Nichol & Dhariwal 2021)
 //   ddim   x' = sqrt(A') x_0 + sqrt(1 - A' - s^2) e + s noise,   s = eta sqrt((1 - A') beta / (1 - A))
 //                                                                     (Song et al. 2021; eta 0: no noise, f not used)
-// No noise is added at the first time, whose x' is the image. Each step is x' = a x + b e + deviation noise, one
-// operation: diffusion_step.
+// No noise is added at the first time, whose x' is the image.
+//
+// The equation has the marginals of the flow (flow_sampler.h: x = t x_1 + (1 - t) noise), whose velocity v tells the
+// score, (t v - x) / (1 - t), so that a Langevin term may be added, here of strength 1 - t:
+//   sde    x' = x + h (v + t v - x) + sqrt(2 (1 - t) h) noise,   n - 1 equal steps h from 0 to 0.96
+//          and a last one of 0.04 without noise        (Ma et al. 2024, SiT: Euler-Maruyama, "sigma", last step "Mean")
+//
+// Each step of all of them is x' = a x + b e + deviation noise, e what the network says, one operation: diffusion_step.
 //
 // The noise of image k at a step depends on (seed, step, k) alone. The state is floatS. Guidance is that of
-// common/drawing/flow_sampler.h; f is always the network's with the label. Numbers: facebookresearch/DiT, diffusion/.
+// common/drawing/flow_sampler.h; f is always the network's with the label. Numbers: facebookresearch/DiT, diffusion/,
+// and willisma/SiT, transport/.
 // Look next at common/drawing/dit_sampler.h, the user.
 #pragma once
 #include <math.h>
@@ -25,22 +33,24 @@
 #include "common/drawing/flow_sampler.h"
 
 enum { DDPM_TIMES = 1000 };
+#define DDPM_SDE_LAST 0.04 // of the time: the last step of the equation
 
-typedef enum { DDPM_ANCESTRAL, DDPM_DDIM } ddpm_kind_t;
+typedef enum { DDPM_ANCESTRAL, DDPM_DDIM, DDPM_SDE } ddpm_kind_t;
 
-// One step back in time.
+// One step.
 typedef struct {
     double t;                          // what the network is told
-    double x_share, noise_share;       // of x and of e in the next x
-    double log_least, log_most;        // between these f chooses; the same in ddim
+    double x_share, out_share;         // of x and of e in the next x
+    double log_least, log_most;        // between these f chooses; the same in ddim and sde
     int noisy;
 } ddpm_step_t;
 
 typedef struct {
-    int steps, max_batch, HW, C;
+    int steps, max_batch, HW, C, OC;
     ddpm_step_t* step; // (steps) in the order in which they are taken
     double* times;     // (B) host memory
-    floatS* out;       // (B, HW, 2 C) what the network says
+    uint64_t* images;  // (B) their numbers
+    floatS* out;       // (B, HW, OC) what the network says
     floatS* noise;     // (B, HW, C)
     flow_progress_fn progress; // called after each step, or NULL
     void* progress_context;
@@ -73,27 +83,43 @@ static inline void ddpm_plan_steps(ddpm_step_t* steps, int n, ddpm_kind_t kind, 
         }
         s->t = times[i];
         s->x_share = of_image / sqrt(A) + rest;
-        s->noise_share = e - of_image * sqrt((1 - A) / A);
+        s->out_share = e - of_image * sqrt((1 - A) / A);
         s->noisy = i > 0 && (kind == DDPM_ANCESTRAL || eta > 0);
         before = A;
     }
 }
 
-// Plans memory for up to max_batch images of HW C values.
+// The same for the equation.
+static inline void ddpm_plan_sde(ddpm_step_t* steps, int n) { // (n)
+    for (int i = 0; i < n; i++) {
+        ddpm_step_t* s = &steps[i];
+        double h = i < n - 1 ? (1 - DDPM_SDE_LAST) / (n - 1) : DDPM_SDE_LAST;
+        s->t = (1 - DDPM_SDE_LAST) * i / (n - 1);
+        s->x_share = 1 - h;
+        s->out_share = h * (1 + s->t);
+        s->log_least = s->log_most = log(2 * (1 - s->t) * h);
+        s->noisy = i < n - 1;
+    }
+}
+
+// Plans memory for up to max_batch images of HW C values. OC: channels of what the network says, 2 C for ddpm.
 static inline void ddpm_sampler_plan(ddpm_sampler_t* d, plan_t* plan, ddpm_kind_t kind, int steps, double eta,
-                                     int max_batch, int HW, int C) {
-    if (steps < 1 || steps > DDPM_TIMES) {
+                                     int max_batch, int HW, int C, int OC) {
+    if (kind == DDPM_SDE && steps < 2) fatal("-steps %d: -process sde has at least 2", steps);
+    if (kind != DDPM_SDE && (steps < 1 || steps > DDPM_TIMES)) {
         fatal("-steps %d: the diffusion process has %d times, so 1 to %d", steps, DDPM_TIMES, DDPM_TIMES);
     }
     if (!(eta >= 0 && eta <= 1)) fatal("-eta %g: want a number from 0 (no noise) to 1", eta);
     memset(d, 0, sizeof *d);
-    d->steps = steps, d->max_batch = max_batch, d->HW = HW, d->C = C;
+    d->steps = steps, d->max_batch = max_batch, d->HW = HW, d->C = C, d->OC = OC;
     d->step = (ddpm_step_t*)malloc_check((size_t)steps * sizeof(ddpm_step_t), "steps of the diffusion process");
     d->times = (double*)malloc_check((size_t)max_batch * sizeof(double), "times of images");
-    ddpm_plan_steps(d->step, steps, kind, eta);
-    size_t n = (size_t)max_batch * HW * C;
-    plan_floatS(plan, &d->out, 2 * n, "ddpm.out");
-    plan_floatS(plan, &d->noise, n, "ddpm.noise");
+    if (kind == DDPM_SDE) ddpm_plan_sde(d->step, steps);
+    else ddpm_plan_steps(d->step, steps, kind, eta);
+    size_t positions = (size_t)max_batch * HW;
+    plan_bytes_for(plan, &d->images, (size_t)max_batch * sizeof(uint64_t), "ddpm.images");
+    plan_floatS(plan, &d->out, positions * OC, "ddpm.out");
+    plan_floatS(plan, &d->noise, positions * C, "ddpm.noise");
 }
 
 static inline void ddpm_sampler_free(ddpm_sampler_t* d) {
@@ -101,22 +127,22 @@ static inline void ddpm_sampler_free(ddpm_sampler_t* d) {
     memset(d, 0, sizeof *d);
 }
 
-// From noise to data, in place. `predict` writes (B, HW, 2 C): the noise, and f.
+// From noise to data, in place. `predict` writes (B, HW, OC): the noise and f, or a velocity.
 static inline void ddpm_sample(ddpm_sampler_t* d,
                                floatS* x,              // (B, HW, C)
-                               const uint64_t* images, // (B) their numbers
+                               const uint64_t* images, // (B) their numbers, host memory
                                int B, velocity_fn predict, void* model, uint64_t seed, stream_t s) {
     if (B < 1 || B > d->max_batch) fatal("sampling: %d images where memory was planned for %d", B, d->max_batch);
-    size_t n = (size_t)d->HW * d->C;
+    copy_to_device(d->images, images, (size_t)B * sizeof(uint64_t), s);
     for (int i = 0; i < d->steps; i++) {
         const ddpm_step_t* step = &d->step[i];
         for (int b = 0; b < B; b++) d->times[b] = step->t;
         predict(model, d->out, x, d->times, B, s);
-        for (int b = 0; step->noisy && b < B; b++) { // step 0 of this stream is the noise that x began as
-            normal_rows(d->noise + b * n, 1, n, seed, RANDOM_NOISE, (uint64_t)i + 1, images[b], s);
+        if (step->noisy) { // step 0 of this stream is the noise that x began as
+            normal_rows(d->noise, d->images, B, (size_t)d->HW * d->C, seed, RANDOM_NOISE, (uint64_t)i + 1, s);
         }
-        diffusion_step(x, d->out, step->noisy ? d->noise : NULL, step->x_share, step->noise_share, step->log_least,
-                       step->log_most, B, d->HW, d->C, s);
+        diffusion_step(x, d->out, step->noisy ? d->noise : NULL, step->x_share, step->out_share, step->log_least,
+                       step->log_most, B, d->HW, d->C, d->OC, s);
         if (d->progress) d->progress(d->progress_context, i + 1, d->steps, (double)(i + 1) / d->steps);
     }
 }

@@ -3,7 +3,7 @@
 //     noise --flow_sampler.h: LightningDiT is the field--> normalised latent --x std + mean--> latent --decoder-->
 //     bytes
 //
-// A network like DiT's, which predicts noise, takes ddpm_sampler.h's way instead.
+// A network like DiT's, which predicts noise, takes ddpm_sampler.h's way instead, and one that predicts a velocity may.
 //
 // An image is numbered. Its noise depends on the seed and on this number alone. In the CPU build the bits of an image
 // do not depend on what is drawn beside it: every operation computes an image alike in any batch (dev/cpu/gemm.h). Look
@@ -32,7 +32,7 @@ typedef struct {
     int batch;      // most images drawn at once
     uint64_t seed;
     dit_prediction_t predicts; // PREDICTS_UNKNOWN: a velocity, if the network has C channels
-    ddpm_kind_t process;      // of noise; `points` is then the number of steps
+    ddpm_kind_t process;      // of noise, or DDPM_SDE of a velocity; `points` is then the number of steps
     double eta;
 } dit_sampler_options_t;
 
@@ -89,10 +89,18 @@ static inline int dit_sampler_of_noise(const lightningdit_config_t* c, const dit
               "has twice as many", c->C, c->C);
     }
     int noise = o->predicts == PREDICTS_NOISE;
+    if (noise && o->process == DDPM_SDE) {
+        fatal("-process sde: it follows a velocity, and this network predicts noise; choose ddpm or ddim");
+    }
     if (noise && o->guidance.start > 0) {
         fatal("-cfg_start %g: a network that predicts noise is guided at all times; leave it out", o->guidance.start);
     }
     return noise;
+}
+
+// Does drawing follow a stochastic process, or else a solver?
+static inline int dit_sampler_in_process(const dit_sampler_options_t* o) {
+    return o->predicts == PREDICTS_NOISE || o->process == DDPM_SDE;
 }
 
 // `d` must stay where it is. The tokenizer is opened for dit_sampler_batch() images, with the decoder.
@@ -117,9 +125,9 @@ void dit_sampler_open(dit_sampler_t* d, lightningdit_t* net, const params_t* par
     int noise = dit_sampler_of_noise(&net->config, &options), OC = lightningdit_out_channels(&net->config);
     flow_network_plan(&d->network, &d->plan, dit_sampler_evaluate, d, net->config.classes, options.guidance,
                       options.batch, pass, side * side, C, OC, noise ? OC : C);
-    if (noise) {
+    if (dit_sampler_in_process(&options)) {
         ddpm_sampler_plan(&d->ddpm, &d->plan, options.process, options.points, options.eta, options.batch, side * side,
-                          C);
+                          C, noise ? OC : C);
     } else {
         flow_sampler_plan(&d->sampler, &d->plan, options.solver, options.points, options.shift, options.batch, d->n);
     }
@@ -147,7 +155,7 @@ static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, cons
     int HW = d->net->config.side * d->net->config.side, C = d->net->config.C;
     d->network.labels = labels;
     flow_noise(d->x, images, B, d->n, d->options.seed, s);
-    if (d->options.predicts == PREDICTS_NOISE) {
+    if (dit_sampler_in_process(&d->options)) {
         ddpm_sample(&d->ddpm, d->x, images, B, flow_guided_velocity, &d->network, d->options.seed, s);
     } else {
         flow_sample(&d->sampler, d->x, B, flow_guided_velocity, &d->network, s);

@@ -23,7 +23,8 @@
 // The state is floatS whatever floatX is: 250 steps of a thousandth each would drown in the roundings of bf16. Times
 // are double and live on the host. Names of solvers are torchdiffeq's; its rk4 is Kutta's 3/8 rule.
 //
-// Left out: implicit and stochastic solvers. Look next at common/models/lightningdit.h, the network, and at sample.cu.
+// Left out: implicit solvers; a stochastic one is in ddpm_sampler.h. Look next at common/models/lightningdit.h, the
+// network, and at sample.cu.
 #pragma once
 #include <math.h>
 #include <stdint.h>

@@ -130,18 +130,19 @@ void flow_combine(floatS* out,       // (B, n)
 
 // The network says the noise e and, by f, the logarithm of the variance, between those of two known variances.
 void diffusion_step(floatS* x,           // (B, HW, C) in place
-                    const floatS* out,   // (B, HW, 2 C)
+                    const floatS* out,   // (B, HW, OC)
                     const floatS* noise, // (B, HW, C) or NULL
-                    double x_share, double noise_share, double log_least, double log_most, int B, int HW, int C,
+                    double x_share, double out_share, double log_least, double log_most, int B, int HW, int C, int OC,
                     stream_t s) {
     (void)s;
     #pragma omp parallel for schedule(static)
     for (size_t row = 0; row < (size_t)B * HW; row++) {
-        size_t at = row * C, from = 2 * at;
+        size_t at = row * C, from = row * OC;
         for (int c = 0; c < C; c++) {
-            floatS next = (floatS)x_share * x[at + c] + (floatS)noise_share * out[from + c];
+            floatS next = (floatS)x_share * x[at + c] + (floatS)out_share * out[from + c];
             if (noise) {
-                floatS f = out[from + C + c], l = (1 - f) / 2 * (floatS)log_least + (1 + f) / 2 * (floatS)log_most;
+                floatS f = OC > C ? out[from + C + c] : 0, l = (floatS)log_least;
+                if (OC > C) l = (1 - f) / 2 * (floatS)log_least + (1 + f) / 2 * (floatS)log_most;
                 next += xexp(l / 2) * noise[at + c];
             }
             x[at + c] = next;
