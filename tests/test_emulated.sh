@@ -28,14 +28,6 @@ check "with the algorithms of the first half" grep -Eq '^algorithms .*algorithms
 check "the same bits when resumed" cmp whole/stage2.safetensors halves/stage2.safetensors
 check "the same choices" cmp whole/algorithms.txt halves/algorithms.txt
 
-# an encoder with rotary positions
-mkdir rotary
-cd rotary || exit 1
-ln -s ../world .
-# shellcheck disable=SC2086
-same_losses "$kinds/emu_fp32" 1 1e-4 $flags -encoder tiny-rope -encoder_weights ""
-cd ..
-
 # LightningDiT with every option, on the latents of that tokenizer
 same_dit_losses 2 3 "tiny/1 -qk_norm 1" emu_fp32 emu
 same_dit_losses 2 3 "tiny/1 -mlp gelu -shift 0 -recompute 1" emu_fp32 emu
