@@ -214,8 +214,8 @@ size_t vit_register_token(param_table_t* table, const char* prefix, const char* 
 
 // Registers all tensors under timm's names behind `prefix` ("", "encoder.model.", ...), in timm's order and with its
 // initialisers (vision_transformer.py, layers/weight_init.py; its truncation at 100 standard deviations is left out);
-// DINOv3's are facebook's. v->config is set beforehand. The patch embedding keeps the file's order (D, 3, patch, patch):
-// it is the weight of a matrix product with the columns of patchify_forward, not of a convolution.
+// DINOv3's are facebook's. v->config is set beforehand. The patch embedding keeps the file's order (D, 3, patch,
+// patch): it is the weight of a matrix product with the columns of patchify_forward, not of a convolution.
 void vit_register(vit_t* v, param_table_t* table, const char* prefix) {
     const vit_config_t* c = &v->config;
     int rotary = vit_is_rotary(c), D = c->dim;
