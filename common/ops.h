@@ -137,6 +137,39 @@ void groupnorm_backward(floatX* dx,                             // (B, HW, C)
                         const floatS* mean, const floatS* rstd, // (B, G)
                         int B, int HW, int C, int G, activation_t act, stream_t s);
 
+// Adaptive GroupNorm: scale and shift are each image's own, activations that come from elsewhere in the network;
+// out = scale_bc xhat + shift_bc. Rows of scale, shift and of their gradients are `stride` values apart: pieces of rows
+// that hold those of several norms.          (Yu et al. 2024, MAGVIT-v2; GigaTok vq/blocks.py)               3 passes
+void adaptive_groupnorm_forward(floatX* out,                // (B, HW, C)
+                                floatS* mean, floatS* rstd, // (B, G)
+                                const floatX* x,            // (B, HW, C)
+                                const floatX* scale,        // (B, C)
+                                const floatX* shift,        // (B, C)
+                                size_t stride, int B, int HW, int C, int G, double eps, stream_t s);
+
+// dx = the gradient through the norm; dscale = sum over HW of dout xhat; dshift = sum over HW of dout.
+void adaptive_groupnorm_backward(floatX* dx,                             // (B, HW, C)
+                                 floatX* dscale, floatX* dshift,         // (B, C)
+                                 const floatX* dout,                     // (B, HW, C)
+                                 const floatX* x,                        // (B, HW, C)
+                                 const floatX* scale,                    // (B, C)
+                                 const floatS* mean, const floatS* rstd, // (B, G)
+                                 size_t stride, int B, int HW, int C, int G, stream_t s);
+
+// What such scales and shifts are made from: mean and deviation of each channel over the positions of an image,
+//   mean = sum x / HW;  deviation = sqrt(sum (x - mean)^2 / (HW - 1) + eps),  HW at least 2           dev/cpu/moments.h
+void channel_moments_forward(floatS* mean, floatS* deviation, // (B, C)
+                             const floatX* x,                 // (B, HW, C)
+                             int B, int HW, int C, double eps, stream_t s);
+
+// dx = add + dmean / HW + ddeviation (x - mean) / ((HW - 1) deviation). In place: dx may be add.
+void channel_moments_backward(floatX* dx,                                      // (B, HW, C)
+                              const floatX* dmean, const floatX* ddeviation,   // (B, C)
+                              const floatX* add,                               // (B, HW, C) or NULL
+                              const floatX* x,                                 // (B, HW, C)
+                              const floatS* mean, const floatS* deviation,     // (B, C)
+                              int B, int HW, int C, stream_t s);
+
 // BatchNorm and LeakyReLU. train: mean and biased variance of each channel over the images of one chunk; else the
 // running statistics (mean and rstd are then written from them, the same for every chunk).
 void batchnorm_leaky_forward(floatX* out,                 // (B, HW, C)
@@ -204,7 +237,7 @@ void patchify_forward(floatX* out,     // (B, (H/patch) (W/patch), C patch^2)
                       const floatX* x, // (B, H, W, C)
                       int B, int H, int W, int C, int patch, stream_t s);
 
-// Tokens become a map; inside a token the order is (ky, kx, c):
+// Tokens become a map; inside a token the order is (ky, kx, c). Of a map it is depth-to-space:
 //   out[b, gy patch + ky, gx patch + kx, c] = x[b, gy GW + gx, (ky patch + kx) C + c].  The backward is the way back.
 void unpatchify_forward(floatX* out,     // (B, H, W, C)
                         const floatX* x, // (B, (H/patch) (W/patch), patch^2 C)
@@ -693,6 +726,7 @@ void normal_rows(floatS* out,          // (B, n)
 #include "common/cuda/layernorm.cuh"
 #include "common/cuda/groupnorm.cuh"
 #include "common/cuda/batchnorm.cuh"
+#include "common/cuda/moments.cuh"
 #include "common/cuda/attention.cuh"
 #include "common/cuda/embed.cuh"
 #include "common/cuda/conv.cuh"
@@ -710,6 +744,7 @@ void normal_rows(floatS* out,          // (B, n)
 #include "dev/cpu/matmul.h"
 #include "dev/cpu/activation.h"
 #include "dev/cpu/norm.h"
+#include "dev/cpu/moments.h"
 #include "dev/cpu/attention.h"
 #include "dev/cpu/embed.h"
 #include "dev/cpu/conv.h"

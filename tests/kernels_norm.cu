@@ -1,9 +1,10 @@
-// Normalisation: LayerNorm, GroupNorm, BatchNorm, at sizes around a pack, a warp, a block and a slice.
+// Normalisation: LayerNorm, GroupNorm, adaptive GroupNorm and moments, BatchNorm, at sizes around a pack, a warp, a block and a slice.
 #define OPS_DECLARATIONS_ONLY
 #include "tests/kernel.h"
 #include "common/cuda/batchnorm.cuh"
 #include "common/cuda/groupnorm.cuh"
 #include "common/cuda/layernorm.cuh"
+#include "common/cuda/moments.cuh"
 
 // The reference's statistics on both sides, exactly: what a backward reads.
 static void share(tensor<float> t) { upload(t); }
@@ -179,6 +180,83 @@ static void test_groupnorm(stream_t s, const char* name, int B, int HW, int C, i
     }
 }
 
+// Rows of scale and shift that are pieces of longer ones, beginning `shift` values in.
+typedef struct {
+    int B, HW, C, G;
+    size_t stride;
+    double mean; // of x
+    int shift;
+} adaptive_case_t;
+
+static void run_adaptive(stream_t s, void* context) {
+    adaptive_case_t t = *(adaptive_case_t*)context;
+    size_t n = (size_t)t.B * t.HW * t.C, groups = (size_t)t.B * t.G, rows = (t.B - 1) * t.stride + t.C;
+    tensor<floatX> x = random_input(n, 1, t.mean), dout = random_input(n), out = output(n), dx = output(n);
+    tensor<floatX> scale = shifted(random_input(rows + t.shift), t.shift);
+    tensor<floatX> shift = shifted(random_input(rows + t.shift), t.shift);
+    tensor<floatX> dscale = shifted(random_input(rows + t.shift), t.shift); // what lies between the pieces stays
+    tensor<floatX> dshift = shifted(random_input(rows + t.shift), t.shift);
+    tensor<float> mean = output_s(groups), rstd = output_s(groups);
+    adaptive_groupnorm_forward(out.dev, mean.dev, rstd.dev, x.dev, scale.dev, shift.dev, t.stride, t.B, t.HW, t.C, t.G,
+                               1e-6, s);
+    cpu::adaptive_groupnorm_forward(out.ref, mean.ref, rstd.ref, x.ref, scale.ref, shift.ref, t.stride, t.B, t.HW, t.C,
+                                    t.G, 1e-6, 0);
+    check_tensor("out", out, TOLERANCE_X);
+    check_tensor("mean", mean, TOLERANCE_S);
+    check_tensor("rstd", rstd, TOLERANCE_S);
+    share(mean), share(rstd);
+    adaptive_groupnorm_backward(dx.dev, dscale.dev, dshift.dev, dout.dev, x.dev, scale.dev, mean.dev, rstd.dev,
+                                t.stride, t.B, t.HW, t.C, t.G, s);
+    cpu::adaptive_groupnorm_backward(dx.ref, dscale.ref, dshift.ref, dout.ref, x.ref, scale.ref, mean.ref, rstd.ref,
+                                     t.stride, t.B, t.HW, t.C, t.G, 0);
+    check_tensor("dx", dx, TOLERANCE_X);
+    check_tensor("dscale", dscale, TOLERANCE_X);
+    check_tensor("dshift", dshift, TOLERANCE_X);
+    free_tensors();
+}
+
+static void test_adaptive(stream_t s, const char* name, int B, int HW, int C, int G, size_t stride, double mean,
+                          int shift) {
+    char title[120];
+    adaptive_case_t t = {B, HW, C, G, stride, mean, shift};
+    snprintf(title, sizeof title, "adaptive groupnorm, (%d, %d, %d) in %d, rows of %zu, %s", B, HW, C, G, stride, name);
+    if (!test_case(title)) return;
+    for_each_shape(s, run_adaptive, &t);
+    test_end_case();
+}
+
+// Without `add`, with it, and in place.
+static void run_moments(stream_t s, void* context) {
+    (void)context;
+    static const int sizes[5][3] = {{1, 2, 1}, {3, 7, 5}, {2, 67, 32}, {2, 300, 33}, {1, 12, 100}};
+    for (int i = 0; i < 5; i++) {
+        int B = sizes[i][0], HW = sizes[i][1], C = sizes[i][2];
+        size_t n = (size_t)B * HW * C, k = (size_t)B * C;
+        tensor<floatX> x = random_input(n, 1, 10 * (i % 2)), add = random_input(n), dx = output(n), alone = output(n);
+        tensor<floatX> dmean = random_input(k), ddeviation = random_input(k);
+        tensor<float> mean = output_s(k), deviation = output_s(k);
+        channel_moments_forward(mean.dev, deviation.dev, x.dev, B, HW, C, 1e-6, s);
+        cpu::channel_moments_forward(mean.ref, deviation.ref, x.ref, B, HW, C, 1e-6, 0);
+        check_tensor("mean", mean, TOLERANCE_S);
+        check_tensor("deviation", deviation, TOLERANCE_S);
+        share(mean), share(deviation);
+        channel_moments_backward(alone.dev, dmean.dev, ddeviation.dev, nullptr, x.dev, mean.dev, deviation.dev, B, HW,
+                                 C, s);
+        cpu::channel_moments_backward(alone.ref, dmean.ref, ddeviation.ref, nullptr, x.ref, mean.ref, deviation.ref, B,
+                                      HW, C, 0);
+        channel_moments_backward(dx.dev, dmean.dev, ddeviation.dev, add.dev, x.dev, mean.dev, deviation.dev, B, HW, C,
+                                 s);
+        cpu::channel_moments_backward(dx.ref, dmean.ref, ddeviation.ref, add.ref, x.ref, mean.ref, deviation.ref, B, HW,
+                                      C, 0);
+        channel_moments_backward(add.dev, dmean.dev, ddeviation.dev, add.dev, x.dev, mean.dev, deviation.dev, B, HW, C,
+                                 s);
+        check_tensor("dx without add", alone, TOLERANCE_X);
+        check_tensor("dx", dx, TOLERANCE_X);
+        check(same_bits(dx, add), "the same bits in place");
+        free_tensors();
+    }
+}
+
 // The first value of each channel is a thread's origin: here the first row lies 1000 standard deviations off.
 static void run_outlier(stream_t s, void* context) {
     (void)context;
@@ -333,6 +411,17 @@ int main(int argc, char** argv) {
     test_groupnorm(s, "wide groups, several blocks a row", 2, 3, 263, 1, 0, 0);
     test_groupnorm(s, "packs, several blocks a row", 1, 3, 2312, 17, 0, 0);
     test_groupnorm(s, "shifted", 2, 19, 32, 4, 0, 1);
+    test_adaptive(s, "odd sizes", 3, 5, 3, 1, 3, 0, 0);
+    test_adaptive(s, "a piece of a row", 3, 67, 24, 4, 56, 0, 0);
+    test_adaptive(s, "pieces that no pack fits", 2, 35, 16, 4, 27, 0, 0);
+    test_adaptive(s, "the decoder's", 3, 16, 512, 32, 1664, 0, 0);
+    test_adaptive(s, "many rows", 2, 2311, 8, 2, 8, 0, 0);
+    test_adaptive(s, "large mean", 2, 997, 24, 3, 24, 100, 0);
+    test_adaptive(s, "shifted", 2, 19, 32, 4, 40, 0, 1);
+    if (test_case("moments of the channels")) {
+        for_each_shape(s, run_moments, NULL);
+        test_end_case();
+    }
     test_large_machine(s);
     test_slices(s);
     if (test_case("groupnorm, origins far from the mean")) {

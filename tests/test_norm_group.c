@@ -1,7 +1,9 @@
-// test_norm_group.c: GroupNorm with swish, and BatchNorm with LeakyReLU (dev/cpu/groupnorm.h, dev/cpu/batchnorm.h).
+// test_norm_group.c: GroupNorm with swish, and BatchNorm with LeakyReLU (dev/cpu/groupnorm.h, dev/cpu/batchnorm.h);
+// adaptive GroupNorm, and the moments that it is made from (dev/cpu/moments.h).
 //
 // The naive loops against finite differences, the fast form against both and against the identities that the formulas
-// imply: the gradient behind a norm is orthogonal to what the norm takes out.
+// imply: the gradient behind a norm is orthogonal to what the norm takes out. The adaptive norm against the naive loops
+// of each image with its own weights.
 #include "common/ops.h"
 #include "tests/gradient.h"
 #include <omp.h>
@@ -293,6 +295,120 @@ static void check_threads(void) {
     omp_set_num_threads(most);
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Adaptive GroupNorm, whose rows of scale and shift are pieces of longer ones
+
+typedef struct {
+    int B, HW, C, G;
+    size_t stride, n;
+    double *x, *scale, *shift, *out, *mean, *rstd, *r, *dx, *dscale, *dshift;
+} adaptive_case_t;
+
+static void run_adaptive(adaptive_case_t* t) {
+    adaptive_groupnorm_forward(t->out, t->mean, t->rstd, t->x, t->scale, t->shift, t->stride, t->B, t->HW, t->C, t->G,
+                               1e-6, 0);
+}
+static void run_adaptive_backward(adaptive_case_t* t) {
+    adaptive_groupnorm_backward(t->dx, t->dscale, t->dshift, t->r, t->x, t->scale, t->mean, t->rstd, t->stride, t->B,
+                                t->HW, t->C, t->G, 0);
+}
+static double project_adaptive(void* context) {
+    adaptive_case_t* t = (adaptive_case_t*)context;
+    run_adaptive(t);
+    return dot(t->out, t->r, t->n);
+}
+
+// The naive loops, image by image; what lies between the pieces of a row stays as it was.
+static void check_adaptive_definition(const adaptive_case_t* t) {
+    double *out = poisoned_buffer(t->n), *dx = poisoned_buffer(t->n), *sums = (double*)calloc(2 * t->C, sizeof(double));
+    double *mean = poisoned_buffer((size_t)t->B * t->G), *rstd = poisoned_buffer((size_t)t->B * t->G);
+    for (int b = 0; b < t->B; b++) {
+        size_t at = (size_t)b * t->HW * t->C, row = b * t->stride, group = (size_t)b * t->G;
+        norm_forward_naive(out + at, mean + group, rstd + group, t->x + at, t->scale + row, t->shift + row, 1, t->HW,
+                           t->C, t->G, 1e-6, ACT_NONE, 0);
+        memset(sums, 0, 2 * t->C * sizeof(double));
+        norm_backward_naive(dx + at, sums, sums + t->C, t->r + at, t->x + at, t->scale + row, t->shift + row,
+                            mean + group, rstd + group, 1, t->HW, t->C, t->G, ACT_NONE, 0);
+        check_error("dscale", relative_error_double(t->dscale + row, sums, t->C), 1e-10);
+        check_error("dshift", relative_error_double(t->dshift + row, sums + t->C, t->C), 1e-10);
+        for (size_t i = t->C; b + 1 < t->B && i < t->stride; i++) {
+            check(isnan(t->dscale[row + i]) && isnan(t->dshift[row + i]), "the other norms' pieces");
+        }
+    }
+    check_error("out", relative_error_double(t->out, out, t->n), 1e-12);
+    check_error("dx", relative_error_double(t->dx, dx, t->n), 1e-10);
+    check_error("mean", relative_error_double(t->mean, mean, (size_t)t->B * t->G), 1e-13);
+    check_error("rstd", relative_error_double(t->rstd, rstd, (size_t)t->B * t->G), 1e-12);
+    free(out), free(dx), free(sums), free(mean), free(rstd);
+}
+
+static void check_adaptive(int B, int HW, int C, int G, size_t stride) {
+    size_t n = (size_t)B * HW * C, rows = (B - 1) * stride + C, groups = (size_t)B * G;
+    adaptive_case_t t = {B, HW, C, G, stride, n, random_buffer(n), random_buffer(rows), random_buffer(rows),
+                         poisoned_buffer(n), poisoned_buffer(groups), poisoned_buffer(groups), random_buffer(n),
+                         poisoned_buffer(n), poisoned_buffer(rows), poisoned_buffer(rows)};
+    run_adaptive(&t);
+    run_adaptive_backward(&t);
+    check_adaptive_definition(&t);
+    check_gradient("dx", project_adaptive, &t, t.x, t.dx, n);
+    for (int b = 0; b < B; b++) {
+        check_gradient("dscale", project_adaptive, &t, t.scale + b * stride, t.dscale + b * stride, C);
+        check_gradient("dshift", project_adaptive, &t, t.shift + b * stride, t.dshift + b * stride, C);
+    }
+    double *out = (double*)malloc(n * sizeof(double)), *dx = (double*)malloc(n * sizeof(double));
+    int most = omp_get_max_threads();
+    for (int threads = 1; threads <= 3; threads++) {
+        omp_set_num_threads(threads);
+        run_adaptive(&t);
+        run_adaptive_backward(&t);
+        check(threads == 1 || (!memcmp(out, t.out, n * sizeof(double)) && !memcmp(dx, t.dx, n * sizeof(double))),
+              "the same bits with any number of threads");
+        memcpy(out, t.out, n * sizeof(double));
+        memcpy(dx, t.dx, n * sizeof(double));
+    }
+    omp_set_num_threads(most);
+    free(t.x), free(t.scale), free(t.shift), free(t.out), free(t.mean), free(t.rstd), free(t.r), free(t.dx);
+    free(t.dscale), free(t.dshift), free(out), free(dx);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Moments of the channels
+
+typedef struct {
+    int B, HW, C;
+    size_t k; // B C
+    double *x, *mean, *deviation, *r; // r (2, k): of mean and of deviation
+} moments_case_t;
+
+static double project_moments(void* context) {
+    moments_case_t* t = (moments_case_t*)context;
+    channel_moments_forward(t->mean, t->deviation, t->x, t->B, t->HW, t->C, 1e-6, 0);
+    return dot(t->mean, t->r, t->k) + dot(t->deviation, t->r + t->k, t->k);
+}
+
+static void check_moments(int B, int HW, int C) {
+    size_t n = (size_t)B * HW * C, k = (size_t)B * C;
+    moments_case_t t = {B, HW, C, k, random_buffer(n), poisoned_buffer(k), poisoned_buffer(k), random_buffer(2 * k)};
+    double *add = random_buffer(n), *alone = poisoned_buffer(n), *dx = poisoned_buffer(n);
+    project_moments(&t);
+    for (size_t i = 0; i < k; i++) { // by their definitions
+        double sum = 0, squares = 0, *x = t.x + i / C * HW * C + i % C;
+        for (int j = 0; j < HW; j++) sum += x[j * C];
+        for (int j = 0; j < HW; j++) squares += (x[j * C] - sum / HW) * (x[j * C] - sum / HW);
+        check_error("mean", fabs(t.mean[i] - sum / HW), 1e-13);
+        check_error("deviation", fabs(t.deviation[i] / sqrt(squares / (HW - 1) + 1e-6) - 1), 1e-12);
+    }
+    channel_moments_backward(alone, t.r, t.r + k, NULL, t.x, t.mean, t.deviation, B, HW, C, 0);
+    check_gradient_h("dx", project_moments, &t, t.x, alone, n, 1e-4, 1e-6);
+    project_moments(&t);
+    channel_moments_backward(dx, t.r, t.r + k, add, t.x, t.mean, t.deviation, B, HW, C, 0);
+    for (size_t i = 0; i < n; i++) alone[i] += add[i];
+    check_error("dx with add", relative_error_double(dx, alone, n), 1e-14);
+    channel_moments_backward(add, t.r, t.r + k, add, t.x, t.mean, t.deviation, B, HW, C, 0);
+    check(!memcmp(add, dx, n * sizeof(double)), "the same in place");
+    free(t.x), free(t.mean), free(t.deviation), free(t.r), free(add), free(alone), free(dx);
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     static const int shapes[7][4] = {{2, 35, 12, 4}, {1, 131, 6, 3}, {3, 1, 8, 2},  {2, 64, 5, 5},
@@ -331,6 +447,18 @@ int main(int argc, char** argv) {
     }
     if (test_case("norms: the same bits with 1, 2 and 3 threads")) {
         check_threads();
+        test_end_case();
+    }
+    if (test_case("adaptive groupnorm")) {
+        for (int i = 0; i < 7; i++) {
+            check_adaptive(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], shapes[i][2] + 5 * (i % 3));
+        }
+        test_end_case();
+    }
+    if (test_case("moments of the channels")) {
+        check_moments(3, 35, 7);
+        check_moments(2, 2, 5);
+        check_moments(1, 131, 40);
         test_end_case();
     }
     return test_finish();

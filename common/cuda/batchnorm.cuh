@@ -15,7 +15,7 @@
 #include "common/cuda/launch.cuh"
 // defines: batchnorm_leaky_forward, batchnorm_leaky_backward, batchnorm_update_running
 #include "common/ops.h"
-// defines: norm_sizes, norm_statistics, norm_apply, norm_backward, packable
+// defines: norm_sizes, norm_statistics, norm_apply, norm_backward, packable, add_parts
 #include "common/cuda/groupnorm.cuh"
 
 constexpr int RUNNING_THREADS = 128; // a thread takes one channel
@@ -57,7 +57,8 @@ void batchnorm_leaky_backward(floatX* dx,                             // (B, HW,
                               const floatS* mean, const floatS* rstd, // (B / chunk, C)
                               int B, int HW, int C, int chunk, int train, stream_t s) {
     norm_sizes_t z = norm_sizes(B / chunk, (size_t)chunk * HW, C, C, packable(C, dx, dout, x, weight, bias), s);
-    norm_backward(dx, dweight, dbias, dout, NULL, x, weight, bias, mean, rstd, z, ACT_LEAKY, !train, s);
+    const float* totals = norm_backward(dx, dout, NULL, x, weight, bias, mean, rstd, z, ACT_LEAKY, !train, s);
+    add_parts(dbias, dweight, NULL, totals, z.sets, 2, C, s);
 }
 
 __global__ static void batchnorm_update_kernel(floatS* running_mean, floatS* running_var, // (C) in place

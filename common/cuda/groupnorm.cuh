@@ -16,8 +16,8 @@
 //              apply: out
 //   backward   sums: a slice's sums of dy = dout f'(h) and of dy xhat for each channel -> parts (sets, slices, 2, C)
 //              means: the parts of a group -> its means of t and t xhat; the parts of a channel -> totals (sets, 2, C)
-//              add_parts: totals of all sets -> dweight, dbias
 //              dx
+//              add_parts: totals of all sets -> dweight, dbias; where each set has its own, they are these totals
 //
 // Cost. Forward 3 passes: x twice, out (2 would be the floor, if a set stayed on the chip meanwhile); apply 2; backward
 // 6: dout and x twice, add, dx (floor 4), or 5 without add. In bf16 and at 3 TB/s a pass over 64 images of (256 x 256,
@@ -37,7 +37,7 @@
 #pragma once
 // defines: floatX, floatS, launch, shared_array, warp_sum, blocks_for, exp2_fast, reciprocal_fast
 #include "common/cuda/launch.cuh"
-// defines: activation_t, LEAKY_SLOPE, groupnorm_forward, groupnorm_apply, groupnorm_backward
+// defines: activation_t, LEAKY_SLOPE, groupnorm_*, adaptive_groupnorm_*
 #include "common/ops.h"
 // defines: PACKED, packable, load_values, store_values, add_parts
 #include "common/cuda/rows.cuh"
@@ -53,6 +53,7 @@ typedef struct {
     int packed;            // a thread owns PACKED channels, else 1
     unsigned slices, slice_rows;
     size_t rows;
+    size_t own; // weight and bias of a set begin so many values behind those of the set before; 0: all share them
 } norm_sizes_t;
 
 // threadIdx.x is the thread within the row, threadIdx.y the row of those that a block reads at once; blockIdx.x is the
@@ -69,7 +70,7 @@ static inline dim3 norm_grid(norm_sizes_t z) {
 // Slices small enough to fill the machine, and for the digits; but not smaller than NORM_LEAST_ROWS rows a thread, and
 // no more than the scratch memory has room for.
 static inline norm_sizes_t norm_sizes(int sets, size_t rows, int C, int G, int packed, stream_t s) {
-    norm_sizes_t z = {sets, C, G, C / G, packed, 1, 0, rows};
+    norm_sizes_t z = {sets, C, G, C / G, packed, 1, 0, rows, 0};
     size_t y = norm_block(z).y, blocks = norm_grid(z).x * norm_grid(z).y; // with one slice a set
     size_t slices = blocks_for((size_t)NORM_BLOCKS * s->multiprocessors, blocks);
     size_t least = blocks_for(rows, NORM_MOST_ROWS * y), most = blocks_for(rows, NORM_LEAST_ROWS * y);
@@ -267,8 +268,8 @@ __device__ static inline norm_channels<N> norm_load_channels(norm_place_t p, con
     norm_channels<N> a;
     norm_load_groups<N>(a.mean, mean, 1, p, z);
     norm_load_groups<N>(a.rstd, rstd, 1, p, z);
-    load_values<N>(a.weight, weight + p.c);
-    load_values<N>(a.bias, bias + p.c);
+    load_values<N>(a.weight, weight + p.set * z.own + p.c);
+    load_values<N>(a.bias, bias + p.set * z.own + p.c);
     return a;
 }
 
@@ -395,7 +396,7 @@ constexpr int MEANS_COLUMNS = 8, MEANS_ROWS = 32;
 __global__ static void norm_means_kernel(float* totals,        // (sets, 2, C) sums of dy, of dy xhat
                                          float* means,         // (sets, G, 2) means of t, of t xhat
                                          const float* parts,   // (sets, slices, 2, C)
-                                         const floatX* weight, // (C)
+                                         const floatX* weight, // (C), or each set's
                                          norm_sizes_t z, int fixed) {
     constexpr int threads = MEANS_COLUMNS * MEANS_ROWS;
     shared<float> sums = shared_array<float>(0, threads);
@@ -421,8 +422,8 @@ __global__ static void norm_means_kernel(float* totals,        // (sets, 2, C) s
             }
             totals[set * 2 * z.C + c] = sum;
             totals[(set * 2 + 1) * z.C + c] = sum_xhat;
-            t += (float)weight[c] * sum;
-            t_xhat += (float)weight[c] * sum_xhat;
+            t += (float)weight[set * z.own + c] * sum;
+            t_xhat += (float)weight[set * z.own + c] * sum_xhat;
         }
         __syncthreads();
     }
@@ -490,9 +491,9 @@ __global__ static void norm_dx_kernel(floatX* dx,                             //
 }
 
 template <int N, activation_t act>
-static inline void norm_backward_act(floatX* dx, floatS* dweight, floatS* dbias, const floatX* dout, const floatX* add,
-                                     const floatX* x, const floatX* weight, const floatX* bias, const floatS* mean,
-                                     const floatS* rstd, norm_sizes_t z, int fixed, stream_t s) {
+static inline const float* norm_backward_act(floatX* dx, const floatX* dout, const floatX* add, const floatX* x,
+                                             const floatX* weight, const floatX* bias, const floatS* mean,
+                                             const floatS* rstd, norm_sizes_t z, int fixed, stream_t s) {
     size_t count = (size_t)z.sets * z.slices * 2 * z.C, total = (size_t)z.sets * 2 * z.C;
     float* parts = (float*)device_scratch(s, (count + total + (size_t)z.sets * z.G * 2) * sizeof(float));
     float *totals = parts + count, *means = totals + total;
@@ -500,21 +501,21 @@ static inline void norm_backward_act(floatX* dx, floatS* dweight, floatS* dbias,
     size_t means_bytes = 2 * MEANS_COLUMNS * MEANS_ROWS * sizeof(float);
     launch<norm_sums_kernel<N, act>>(grid, block, norm_shared_bytes(z), s, parts, dout, x, weight, bias, mean, rstd, z);
     launch<norm_means_kernel>(z.sets * z.G, means_block, means_bytes, s, totals, means, parts, weight, z, fixed);
-    add_parts(dbias, dweight, NULL, totals, z.sets, 2, z.C, s);
     launch<norm_dx_kernel<N, act>>(grid, block, 0, s, dx, dout, add, x, weight, bias, mean, rstd, means, z);
+    return totals;
 }
 
-// dx = add + gradient; dweight, dbias += unless NULL.
-static inline void norm_backward(floatX* dx, floatS* dweight, floatS* dbias, const floatX* dout, const floatX* add,
-                                 const floatX* x, const floatX* weight, const floatX* bias, const floatS* mean,
-                                 const floatS* rstd, norm_sizes_t z, activation_t act, int fixed, stream_t s) {
-    (z.packed ? act == ACT_SWISH   ? norm_backward_act<PACKED, ACT_SWISH>
-                : act == ACT_LEAKY ? norm_backward_act<PACKED, ACT_LEAKY>
-                                   : norm_backward_act<PACKED, ACT_NONE>
-     : act == ACT_SWISH ? norm_backward_act<1, ACT_SWISH>
-     : act == ACT_LEAKY ? norm_backward_act<1, ACT_LEAKY>
-                        : norm_backward_act<1, ACT_NONE>)
-        (dx, dweight, dbias, dout, add, x, weight, bias, mean, rstd, z, fixed, s);
+// dx = add + gradient. Returns the sums (sets, 2, C) of dy and of dy xhat over each set, in device_scratch.
+static inline const float* norm_backward(floatX* dx, const floatX* dout, const floatX* add, const floatX* x,
+                                         const floatX* weight, const floatX* bias, const floatS* mean,
+                                         const floatS* rstd, norm_sizes_t z, activation_t act, int fixed, stream_t s) {
+    return (z.packed ? act == ACT_SWISH   ? norm_backward_act<PACKED, ACT_SWISH>
+                       : act == ACT_LEAKY ? norm_backward_act<PACKED, ACT_LEAKY>
+                                          : norm_backward_act<PACKED, ACT_NONE>
+            : act == ACT_SWISH ? norm_backward_act<1, ACT_SWISH>
+            : act == ACT_LEAKY ? norm_backward_act<1, ACT_LEAKY>
+                               : norm_backward_act<1, ACT_NONE>)
+        (dx, dout, add, x, weight, bias, mean, rstd, z, fixed, s);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -551,5 +552,51 @@ void groupnorm_backward(floatX* dx,                             // (B, HW, C)
                         const floatS* mean, const floatS* rstd, // (B, G)
                         int B, int HW, int C, int G, activation_t act, stream_t s) {
     norm_sizes_t z = norm_sizes(B, HW, C, G, packable(C, dx, dout, add, x, weight, bias), s);
-    norm_backward(dx, dweight, dbias, dout, add, x, weight, bias, mean, rstd, z, act, 0, s);
+    const float* totals = norm_backward(dx, dout, add, x, weight, bias, mean, rstd, z, act, 0, s);
+    add_parts(dbias, dweight, NULL, totals, z.sets, 2, C, s);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Adaptive GroupNorm: each image has its own weight and bias
+
+static inline norm_sizes_t adaptive_sizes(size_t stride, int B, int HW, int C, int G, int packed, stream_t s) {
+    norm_sizes_t z = norm_sizes(B, HW, C, G, packed && stride % PACKED == 0, s);
+    z.own = stride;
+    return z;
+}
+
+void adaptive_groupnorm_forward(floatX* out,                // (B, HW, C)
+                                floatS* mean, floatS* rstd, // (B, G)
+                                const floatX* x,            // (B, HW, C)
+                                const floatX* scale,        // (B, C)
+                                const floatX* shift,        // (B, C)
+                                size_t stride, int B, int HW, int C, int G, double eps, stream_t s) {
+    norm_sizes_t z = adaptive_sizes(stride, B, HW, C, G, packable(C, out, x, scale, shift), s);
+    norm_statistics(mean, rstd, x, z, eps, s);
+    norm_apply(out, x, scale, shift, mean, rstd, z, ACT_NONE, s);
+}
+
+// One value a thread: from the totals to rows that are `stride` apart.
+__global__ static void adaptive_gradients_kernel(floatX* dscale, floatX* dshift, // (B, C)
+                                                 const float* totals,            // (B, 2, C)
+                                                 size_t stride, size_t count, int C) {
+    size_t i = (size_t)blockIdx.x * NORM_THREADS + threadIdx.x, b = i / C, c = i % C;
+    if (i >= count) return;
+    dshift[b * stride + c] = (floatX)totals[b * 2 * C + c];
+    dscale[b * stride + c] = (floatX)totals[(b * 2 + 1) * C + c];
+}
+
+void adaptive_groupnorm_backward(floatX* dx,                             // (B, HW, C)
+                                 floatX* dscale, floatX* dshift,         // (B, C)
+                                 const floatX* dout,                     // (B, HW, C)
+                                 const floatX* x,                        // (B, HW, C)
+                                 const floatX* scale,                    // (B, C)
+                                 const floatS* mean, const floatS* rstd, // (B, G)
+                                 size_t stride, int B, int HW, int C, int G, stream_t s) {
+    norm_sizes_t z = adaptive_sizes(stride, B, HW, C, G, packable(C, dx, dout, x, scale), s);
+    const floatX* shift = scale; // only an activation's slope would depend on it
+    const float* totals = norm_backward(dx, dout, NULL, x, scale, shift, mean, rstd, z, ACT_NONE, 0, s);
+    size_t count = (size_t)B * C;
+    launch<adaptive_gradients_kernel>(blocks_for(count, NORM_THREADS), NORM_THREADS, 0, s, dscale, dshift, totals,
+                                      stride, count, C);
 }

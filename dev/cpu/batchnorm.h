@@ -9,7 +9,7 @@
 // came from them. The passes over memory and the derivation are those of GroupNorm: see dev/cpu/groupnorm.h, where the
 // naive loops of both stand, and where one chunk is one "image" of chunk HW positions with a group for each channel.
 #pragma once
-// defines: norm_sizes, norm_statistics, norm_apply, norm_backward
+// defines: norm_sizes, norm_statistics, norm_apply, norm_backward, norm_add_totals
 #include "dev/cpu/groupnorm.h"
 
 void batchnorm_leaky_forward(floatX* out,                 // (B, HW, C)
@@ -42,7 +42,8 @@ void batchnorm_leaky_backward(floatX* dx,                             // (B, HW,
                               int B, int HW, int C, int chunk, int train, stream_t s) {
     (void)s;
     norm_sizes_t z = norm_sizes(B / chunk, (size_t)chunk * HW, C, C);
-    norm_backward(dx, dweight, dbias, dout, NULL, x, weight, bias, mean, rstd, z, ACT_LEAKY, !train);
+    const double* totals = norm_backward(dx, dout, NULL, x, weight, bias, mean, rstd, z, ACT_LEAKY, !train);
+    norm_add_totals(dweight, dbias, totals, z);
 }
 
 void batchnorm_update_running(floatS* running_mean, floatS* running_var, // (C) in place

@@ -127,10 +127,11 @@ enum { NORM_ROWS = 64, NORM_AT_ONCE = 4 }; // rows of a piece; rows that are add
 typedef struct {
     int sets, C, G;
     size_t rows, pieces;
+    size_t own; // weight and bias of a set begin so many values behind those of the set before; 0: all share them
 } norm_sizes_t;
 
 static inline norm_sizes_t norm_sizes(int sets, size_t rows, int C, int G) {
-    norm_sizes_t z = {sets, C, G, rows, (rows + NORM_ROWS - 1) / NORM_ROWS};
+    norm_sizes_t z = {sets, C, G, rows, (rows + NORM_ROWS - 1) / NORM_ROWS, 0};
     return z;
 }
 
@@ -273,9 +274,10 @@ static inline void norm_apply(floatX* out, const floatX* x, const floatX* weight
         norm_piece_t p = norm_piece(z, i);
         size_t at = p.begin * C;
         const floatS* m = channels + p.set * 2 * C;
-        if (act == ACT_SWISH) norm_apply_rows(out + at, x + at, weight, bias, m, m + C, p.rows, C, ACT_SWISH);
-        else if (act == ACT_LEAKY) norm_apply_rows(out + at, x + at, weight, bias, m, m + C, p.rows, C, ACT_LEAKY);
-        else norm_apply_rows(out + at, x + at, weight, bias, m, m + C, p.rows, C, ACT_NONE);
+        const floatX *w = weight + p.set * z.own, *b = bias + p.set * z.own;
+        if (act == ACT_SWISH) norm_apply_rows(out + at, x + at, w, b, m, m + C, p.rows, C, ACT_SWISH);
+        else if (act == ACT_LEAKY) norm_apply_rows(out + at, x + at, w, b, m, m + C, p.rows, C, ACT_LEAKY);
+        else norm_apply_rows(out + at, x + at, w, b, m, m + C, p.rows, C, ACT_NONE);
     }
 }
 
@@ -356,9 +358,10 @@ static inline void norm_group_means(floatS* means, const double* totals, const f
     int C = z.C, width = C / z.G;
     for (int k = 0; k < z.sets * 2; k++) {
         const double* total = totals + (size_t)k * C;
+        const floatX* w = weight + k / 2 * z.own;
         for (int g = 0; g < z.G; g++) {
             double sum = 0;
-            for (int c = g * width; c < (g + 1) * width; c++) sum += weight[c] * total[c];
+            for (int c = g * width; c < (g + 1) * width; c++) sum += w[c] * total[c];
             floatS mean = (floatS)(sum / ((double)z.rows * width));
             for (int c = g * width; c < (g + 1) * width; c++) means[(size_t)k * C + c] = mean;
         }
@@ -379,11 +382,11 @@ static inline void norm_dx_piece(floatX* dx, const floatX* add, size_t add_step,
     else norm_dx_rows(dx, add, add_step, r, offset, slope, ACT_NONE);
 }
 
-// dx = add + gradient; dweight, dbias += unless NULL. With `fixed` statistics (BatchNorm that does not train) mean and
-// rstd do not depend on x, and the two means are left out.
-static inline void norm_backward(floatX* dx, floatS* dweight, floatS* dbias, const floatX* dout, const floatX* add,
-                                 const floatX* x, const floatX* weight, const floatX* bias, const floatS* mean,
-                                 const floatS* rstd, norm_sizes_t z, activation_t act, int fixed) {
+// dx = add + gradient. With `fixed` statistics (BatchNorm that does not train) mean and rstd do not depend on x, and
+// the two means are left out. Returns the sums (sets, 2, C) of dy and of dy xhat over each set, in scratch memory.
+static inline const double* norm_backward(floatX* dx, const floatX* dout, const floatX* add, const floatX* x,
+                                          const floatX* weight, const floatX* bias, const floatS* mean,
+                                          const floatS* rstd, norm_sizes_t z, activation_t act, int fixed) {
     int C = z.C;
     size_t pieces = z.sets * z.pieces, width = (size_t)2 * C;
     const floatS* channels = norm_channels(mean, rstd, z);
@@ -397,18 +400,24 @@ static inline void norm_backward(floatX* dx, floatS* dweight, floatS* dbias, con
             norm_piece_t p = norm_piece(z, i);
             size_t at = p.begin * C;
             const floatS* m = channels + p.set * width;
-            norm_rows_t r = {dout + at, x + at, weight, bias, m, m + C, p.rows, C};
+            norm_rows_t r = {dout + at, x + at, weight + p.set * z.own, bias + p.set * z.own, m, m + C, p.rows, C};
             if (pass == 0) norm_sum_piece(sums + i * width, r, act);
             else norm_dx_piece(dx + at, add ? add + at : zeros, add ? C : 0, r, means + p.set * width, act);
         }
-        if (pass == 1) return;
+        if (pass == 1) break;
         norm_add_pieces(totals, sums, z);
         if (fixed) memset(means, 0, z.sets * width * sizeof(floatS));
         else norm_group_means(means, totals, weight, z);
-        for (int k = 0; dweight && k < z.sets; k++) {
-            for (int c = 0; c < C; c++) dbias[c] += (floatS)totals[k * width + c];
-            for (int c = 0; c < C; c++) dweight[c] += (floatS)totals[k * width + C + c];
-        }
+    }
+    return totals;
+}
+
+// dweight, dbias += the sums over all sets, unless NULL.
+static inline void norm_add_totals(floatS* dweight, floatS* dbias, const double* totals, norm_sizes_t z) {
+    for (int k = 0; dweight && k < z.sets; k++) {
+        const double* total = totals + (size_t)k * 2 * z.C;
+        for (int c = 0; c < z.C; c++) dbias[c] += (floatS)total[c];
+        for (int c = 0; c < z.C; c++) dweight[c] += (floatS)total[z.C + c];
     }
 }
 
@@ -447,7 +456,42 @@ void groupnorm_backward(floatX* dx,                             // (B, HW, C)
                         const floatS* mean, const floatS* rstd, // (B, G)
                         int B, int HW, int C, int G, activation_t act, stream_t s) {
     (void)s;
-    norm_backward(dx, dweight, dbias, dout, add, x, weight, bias, mean, rstd, norm_sizes(B, HW, C, G), act, 0);
+    norm_sizes_t z = norm_sizes(B, HW, C, G);
+    norm_add_totals(dweight, dbias, norm_backward(dx, dout, add, x, weight, bias, mean, rstd, z, act, 0), z);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Adaptive GroupNorm: each image has its own weight and bias, which then are activations with a gradient of their own
+
+void adaptive_groupnorm_forward(floatX* out,                // (B, HW, C)
+                                floatS* mean, floatS* rstd, // (B, G)
+                                const floatX* x,            // (B, HW, C)
+                                const floatX* scale,        // (B, C)
+                                const floatX* shift,        // (B, C)
+                                size_t stride, int B, int HW, int C, int G, double eps, stream_t s) {
+    (void)s;
+    norm_sizes_t z = norm_sizes(B, HW, C, G);
+    z.own = stride;
+    norm_statistics(mean, rstd, x, z, eps);
+    norm_apply(out, x, scale, shift, mean, rstd, z, ACT_NONE);
+}
+
+void adaptive_groupnorm_backward(floatX* dx,                             // (B, HW, C)
+                                 floatX* dscale, floatX* dshift,         // (B, C)
+                                 const floatX* dout,                     // (B, HW, C)
+                                 const floatX* x,                        // (B, HW, C)
+                                 const floatX* scale,                    // (B, C)
+                                 const floatS* mean, const floatS* rstd, // (B, G)
+                                 size_t stride, int B, int HW, int C, int G, stream_t s) {
+    (void)s;
+    norm_sizes_t z = norm_sizes(B, HW, C, G);
+    z.own = stride;
+    const floatX* shift = scale; // only an activation's slope would depend on it
+    const double* totals = norm_backward(dx, dout, NULL, x, scale, shift, mean, rstd, z, ACT_NONE, 0);
+    for (size_t b = 0; b < (size_t)B; b++) {
+        for (int c = 0; c < C; c++) dshift[b * stride + c] = (floatX)totals[b * 2 * C + c];
+        for (int c = 0; c < C; c++) dscale[b * stride + c] = (floatX)totals[(b * 2 + 1) * C + c];
+    }
 }
 
 // defines: batchnorm_leaky_forward, batchnorm_leaky_backward, batchnorm_update_running
