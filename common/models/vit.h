@@ -32,6 +32,9 @@
 //     of one axis, W'[d,c] = a_c R^T W[d,c] R and bias'[d] = bias[d] + sum_c b_c sum W[d,c], colours a_c x + b_c.
 //   - LayerScale goes into the projections before it: W'[o,:] = gamma[o] W[o,:], bias'[o] = gamma[o] bias[o].
 //
+// What stands behind the patch embedding is the trunk (vit_trunk_forward, ...). It has functions of its own, for tokens
+// that come from elsewhere: common/models/large_decoder.h.
+//
 // Left out: dropout and stochastic depth (zero in these models), and the gradient of the image, which nothing asks for.
 // Names are those of timm (vision_transformer.py; DINOv3: eva.py). Look next at common/models/weights.h, which reads
 // the public files, and at common/models/adapter.h, which follows the features.
@@ -238,12 +241,18 @@ void vit_register(vit_t* v, param_table_t* table, const char* prefix) {
     v->blocks[c->depth].norm1_bias = param_vector(table, prefix, "norm.bias", c->dim, init_constant(0));
 }
 
-// Multiply-accumulates of the forward of one image: matrix products and attention.
+// Multiply-accumulates of the blocks for one image of N tokens and the prefix: matrix products and attention.
+size_t vit_trunk_macs(const vit_t* v, size_t N) {
+    const vit_config_t* c = &v->config;
+    size_t D = c->dim, M = c->mlp_dim, T = c->cls + c->registers + N;
+    return ((4 * D * D + 2 * D * M) * T + 2 * T * T * D) * c->depth;
+}
+
+// Of the whole forward of one image.
 size_t vit_macs(const vit_t* v, int H, int W, int factor) {
     const vit_config_t* c = &v->config;
-    size_t D = c->dim, M = c->mlp_dim, N = (size_t)(H / factor) * (W / factor), T = c->cls + c->registers + N;
-    size_t block = (4 * D * D + 2 * D * M) * T + 2 * T * T * D;
-    return 3 * c->patch * c->patch * D * N + block * c->depth;
+    size_t N = (size_t)(H / factor) * (W / factor);
+    return 3 * (size_t)c->patch * c->patch * c->dim * N + vit_trunk_macs(v, N);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -291,35 +300,40 @@ void vit_plan_folded(vit_t* v, plan_t* keep) {
     }
 }
 
-// Takes the sizes of a pass over B images of H x W pixels, a token for each factor x factor of them, and plans what
-// outlives the forward: the features and, with `train`, what the backward reads.
+// Takes the sizes of a pass over B images of GH x GW tokens, and plans what outlives the trunk's forward: the features
+// and, with `train`, what the backward reads.
+void vit_plan_trunk(vit_t* v, plan_t* keep, int B, int GH, int GW, int train) {
+    v->B = B;
+    v->GH = GH;
+    v->GW = GW;
+    v->P = (v->config.cls ? 1 : 0) + v->config.registers;
+    v->T = v->P + GH * GW;
+    v->train = train;
+    const vit_config_t* c = &v->config;
+    plan_floatX(keep, &v->features, (size_t)B * GH * GW * c->dim, "vit.features");
+    if (vit_is_rotary(c)) plan_floatS(keep, &v->rope, (size_t)v->T * (c->dim / c->heads), "vit.rope");
+    for (int i = 0; train && i <= v->config.depth; i++) {
+        vit_plan_stream(v, keep, i);
+        if (!v->recompute) vit_plan_branches(v, keep, i);
+    }
+}
+
+// The same for images of H x W pixels, a token for each factor x factor of them.
 void vit_plan(vit_t* v, plan_t* keep, int B, int H, int W, int factor, int train) {
     const vit_config_t* c = &v->config;
     if (H % factor || W % factor || H <= 0 || W <= 0) {
         fatal("encoder %s cannot take images of %d x %d pixels; crop both sides to multiples of %d", c->id, H, W,
               factor);
     }
-    v->B = B;
     v->H = H;
     v->W = W;
-    v->GH = H / factor;
-    v->GW = W / factor;
-    v->P = (c->cls ? 1 : 0) + c->registers;
-    v->T = v->P + v->GH * v->GW;
-    v->train = train;
     v->factor = factor;
     if (train || factor < c->patch) v->fold = 0; // weights that learn cannot be folded, nor can an enlargement
     v->side = v->fold ? factor : c->patch;
     if (v->fold) vit_plan_folded(v, keep);
+    vit_plan_trunk(v, keep, B, H / factor, W / factor, train);
     size_t N = (size_t)v->GH * v->GW;
-    plan_floatX(keep, &v->features, B * N * c->dim, "vit.features");
-    if (vit_is_rotary(c)) plan_floatS(keep, &v->rope, (size_t)v->T * (c->dim / c->heads), "vit.rope");
-    if (!train) return;
-    plan_floatX(keep, &v->columns, B * N * 3 * c->patch * c->patch, "vit.columns");
-    for (int i = 0; i <= c->depth; i++) {
-        vit_plan_stream(v, keep, i);
-        if (!v->recompute) vit_plan_branches(v, keep, i);
-    }
+    if (train) plan_floatX(keep, &v->columns, B * N * 3 * c->patch * c->patch, "vit.columns");
 }
 
 // One block's memory for all blocks: for a forward that no backward follows, or that the backward will run again. All
@@ -333,14 +347,12 @@ void vit_plan_shared_block(vit_t* v, plan_t* work) {
     }
 }
 
-// Plans what lives only inside vit_forward or vit_backward, after vit_plan.
-void vit_plan_work(vit_t* v, plan_t* work) {
+// Plans what lives only inside the trunk's forward or backward, after vit_plan_trunk.
+void vit_plan_trunk_work(vit_t* v, plan_t* work) {
     const vit_config_t* c = &v->config;
     size_t N = (size_t)v->GH * v->GW, rows = (size_t)v->B * v->T, D = c->dim;
-    if (!v->fold) plan_floatX(work, &v->pixels, v->B * N * c->patch * c->patch * 3, "vit.pixels");
     plan_floatX(work, &v->patches, v->B * N * D, "vit.patches");
     if (!vit_is_rotary(c)) plan_floatX(work, &v->positions, (c->pos_class + N) * D, "vit.positions");
-    if (!v->train) plan_floatX(work, &v->columns, v->B * N * 3 * v->side * v->side, "vit.columns");
     if (!v->train || v->recompute) vit_plan_shared_block(v, work);
     if (!v->train) return;
     plan_floatS(work, &v->dstream, rows * D, "vit.dstream");
@@ -348,6 +360,14 @@ void vit_plan_work(vit_t* v, plan_t* work) {
     plan_floatX(work, &v->dbranch, rows * D, "vit.dbranch");
     plan_floatX(work, &v->dwide, rows * (c->mlp_dim > 3 * c->dim ? c->mlp_dim : 3 * c->dim), "vit.dwide");
     if (!vit_is_rotary(c)) plan_floatS(work, &v->dpositions, (c->pos_class + N) * D, "vit.dpositions");
+}
+
+// The same inside vit_forward or vit_backward, after vit_plan.
+void vit_plan_work(vit_t* v, plan_t* work) {
+    size_t N = (size_t)v->GH * v->GW, patch = v->config.patch;
+    if (!v->fold) plan_floatX(work, &v->pixels, v->B * N * patch * patch * 3, "vit.pixels");
+    if (!v->train) plan_floatX(work, &v->columns, v->B * N * 3 * v->side * v->side, "vit.columns");
+    vit_plan_trunk_work(v, work);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -380,7 +400,7 @@ static inline floatS* vit_qkv_bias_grad(const vit_t* v, const params_t* p, int i
     return v->config.qkv_bias ? params_grad(p, v->blocks[i].qkv_bias) : NULL;
 }
 
-// From the image to the tokens and their first norm.
+// From the image to v->patches.
 void vit_embed_forward(vit_t* v, const params_t* p,
                        const floatX* image, // (B, H, W, 3) in [-1, 1]
                        stream_t s) {
@@ -394,6 +414,12 @@ void vit_embed_forward(vit_t* v, const params_t* p,
     const floatX* weight = v->fold ? v->folded_patch : params_at(p, v->patch_weight);
     const floatX* bias = v->fold ? v->folded_patch_bias : params_at(p, v->patch_bias);
     matmul_forward(v->patches, v->columns, weight, bias, (size_t)v->B * N, 3 * v->side * v->side, D, s);
+}
+
+// From v->patches to the tokens and their first norm.
+void vit_tokens_forward(vit_t* v, const params_t* p, stream_t s) {
+    const vit_config_t* c = &v->config;
+    int N = v->GH * v->GW, D = c->dim;
     vit_positions_forward(v, p, s);
     vit_block_t* b = &v->blocks[0];
     const floatX* cls = c->cls ? params_at(p, v->cls_token) : NULL;
@@ -428,14 +454,12 @@ void vit_branches_forward(vit_t* v, const params_t* p, int i, stream_t s) {
     matmul_forward(b->fc2, b->hidden, fc2, fc2_bias, rows, M, D, s);
 }
 
-// Writes v->features. Without `train` blocks[i].x and blocks[i + 1].x are the same memory, which is safe: the stream
-// passes through `middle` between the two.
-void vit_forward(vit_t* v, const params_t* p,
-                 const floatX* image, // (B, H, W, 3) in [-1, 1]
-                 stream_t s) {
+// From v->patches to v->features. Without `train` blocks[i].x and blocks[i + 1].x are the same memory, which is safe: the
+// stream passes through `middle` between the two.
+void vit_trunk_forward(vit_t* v, const params_t* p, stream_t s) {
     const vit_config_t* c = &v->config;
     size_t rows = (size_t)v->B * v->T;
-    vit_embed_forward(v, p, image, s);
+    vit_tokens_forward(v, p, s);
     for (int i = 0; i < c->depth; i++) {
         vit_block_t* b = &v->blocks[i];
         vit_block_t* next = &v->blocks[i + 1];
@@ -445,6 +469,14 @@ void vit_forward(vit_t* v, const params_t* p,
                                    params_at(p, next->norm1_bias), rows, c->dim, c->norm_eps, s);
     }
     drop_prefix_forward(v->features, v->blocks[c->depth].norm1, v->B, v->T, v->P, c->dim, s);
+}
+
+// Writes v->features.
+void vit_forward(vit_t* v, const params_t* p,
+                 const floatX* image, // (B, H, W, 3) in [-1, 1]
+                 stream_t s) {
+    vit_embed_forward(v, p, image, s);
+    vit_trunk_forward(v, p, s);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -495,9 +527,10 @@ void vit_attention_backward(vit_t* v, const params_t* p, int i, stream_t s) {
                     params_at(p, b->qkv_weight), rows, D, 3 * D, s);
 }
 
-// From dnorm of the first norm to the embedding's parameters. Each image adds its tokens' gradient to the resampled
-// position table; the transpose of the resampling carries that to the table itself.
-void vit_embed_backward(vit_t* v, params_t* p, stream_t s) {
+// From dnorm of the first norm to the tokens' parameters; leaves the gradient of v->patches in v->dbranch. Each image
+// adds its tokens' gradient to the resampled position table; the transpose of the resampling carries that to the table
+// itself.
+void vit_tokens_backward(vit_t* v, const params_t* p, stream_t s) {
     const vit_config_t* c = &v->config;
     vit_block_t* b = &v->blocks[0];
     int N = v->GH * v->GW, D = c->dim;
@@ -505,20 +538,18 @@ void vit_embed_backward(vit_t* v, params_t* p, stream_t s) {
                        params_at(p, b->norm1_weight), b->mean1, b->rstd1, (size_t)v->B * v->T, D, s);
     floatS* dpositions = vit_is_rotary(c) ? NULL : v->dpositions;
     if (dpositions) device_zero(dpositions, (size_t)(c->pos_class + N) * D * sizeof(floatS), s);
-    floatX* dpatches = v->dbranch;
     floatS* dcls = c->cls ? params_grad(p, v->cls_token) : NULL;
     floatS* dreg = c->registers ? params_grad(p, v->reg_token) : NULL;
     floatS* dpos = dpositions ? params_grad(p, v->pos_embed) : NULL;
-    tokens_backward(dpatches, dcls, dreg, dpositions, v->dstream, v->B, N, D, c->registers, c->pos_class, s);
+    tokens_backward(v->dbranch, dcls, dreg, dpositions, v->dstream, v->B, N, D, c->registers, c->pos_class, s);
     if (dpos) position_resample_backward(dpos, dpositions, c->pos_class, c->pos_grid, v->GH, v->GW, D, s);
-    matmul_backward(NULL, params_grad(p, v->patch_weight), params_grad(p, v->patch_bias), dpatches, v->columns,
-                    params_at(p, v->patch_weight), (size_t)v->B * N, 3 * c->patch * c->patch, D, s);
 }
 
-// Adds the gradient of every parameter that is trained to p->grads.
-void vit_backward(vit_t* v, params_t* p,
-                  const floatX* dfeatures, // (B, GH, GW, D)
-                  stream_t s) {
+// Adds the gradient of every parameter of the trunk that is trained to p->grads, and leaves that of v->patches in
+// v->dbranch: (B, N, D).
+void vit_trunk_backward(vit_t* v, const params_t* p,
+                        const floatX* dfeatures, // (B, GH, GW, D)
+                        stream_t s) {
     int depth = v->config.depth, D = v->config.dim;
     drop_prefix_backward(v->dnorm, dfeatures, v->B, v->T, v->P, D, s);
     device_zero(v->dstream, (size_t)v->B * v->T * D * sizeof(floatS), s);
@@ -527,7 +558,17 @@ void vit_backward(vit_t* v, params_t* p,
         vit_mlp_backward(v, p, i, s);
         vit_attention_backward(v, p, i, s);
     }
-    vit_embed_backward(v, p, s);
+    vit_tokens_backward(v, p, s);
+}
+
+// Adds the gradient of every parameter that is trained to p->grads.
+void vit_backward(vit_t* v, params_t* p,
+                  const floatX* dfeatures, // (B, GH, GW, D)
+                  stream_t s) {
+    int patch = v->config.patch, D = v->config.dim;
+    vit_trunk_backward(v, p, dfeatures, s);
+    matmul_backward(NULL, params_grad(p, v->patch_weight), params_grad(p, v->patch_bias), v->dbranch, v->columns,
+                    params_at(p, v->patch_weight), (size_t)v->B * v->GH * v->GW, 3 * patch * patch, D, s);
 }
 
 // What a given dfeatures would add to the gradient of the last block's mlp.fc2.weight, for each of the first `chunks`
