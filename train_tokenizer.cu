@@ -205,6 +205,10 @@ static void check_same_model(const options_t* o, const checkpoint_info_t* info, 
     if (strcmp(saved.encoder, o->encoder)) {
         fatal("%s has encoder %s, this run %s; give -encoder %s", path, saved.encoder, o->encoder, saved.encoder);
     }
+    if (saved.decoder == DECODER_LARGE && saved.decoder_heads != o->decoder_heads) {
+        fatal("%s was trained with -decoder_heads %d, this run has %d; give the same", path, saved.decoder_heads,
+              o->decoder_heads);
+    }
     if (saved.groups != o->groups) {
         fatal("%s was trained with -groups %d, this run has %d; give the same", path, saved.groups, o->groups);
     }

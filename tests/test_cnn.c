@@ -1,10 +1,10 @@
 // test_cnn.c: the convolutional models against their originals and against themselves.
 //
 //   counts      parameters, tensors and multiply-accumulates at full size, from the tables alone
-//   fixtures    outputs, every gradient and the running statistics of LDM's decoder and encoder, taming's PatchGAN and
-//               lpips' VGG-LPIPS, computed by PyTorch in double
-//   identities  linearity of the decoder's backward, two streams against two backwards, gradients of a part of the
-//               batch, frozen models, chunks of the PatchGAN against calls of their own, LPIPS of equal images
+//   fixtures    outputs, every gradient and the running statistics of LDM's decoder and encoder, GigaTok's decoder,
+//               taming's PatchGAN and lpips' VGG-LPIPS, computed by PyTorch in double
+//   identities  linearity of the decoders' backward, two streams against two backwards, gradients of a part of the
+//               batch, frozen models, a forward that shares memory, recomputation, chunks of the PatchGAN against calls of their own, LPIPS of equal images
 // The derivatives themselves are proved in tests/test_cnn_gradient.c.
 // defines: fixture_open, fixture_tensor, fixture_check, fixture_parameters, fixture_check_gradients, test_case, ...
 #include "tests/fixture.h"
@@ -81,9 +81,13 @@ static autoencoder_config_t small_autoencoder(int quant_conv) {
     return c;
 }
 
-static void bed_decoder(bed_t* bed, autoencoder_config_t config, int B, int h, int w, int extra) {
+// vit.depth 0: LDM's decoder.
+static void bed_decoder(bed_t* bed, autoencoder_config_t config, vit_config_t vit, int recompute, int B, int h, int w,
+                        int extra) {
     memset(bed, 0, sizeof *bed);
     bed->decoder.config = config;
+    bed->decoder.tokens.vit.config = vit;
+    bed->decoder.tokens.vit.recompute = recompute;
     decoder_register(&bed->decoder, &bed->params.table, "");
     decoder_plan(&bed->decoder, &bed->plan, B, h, w);
     decoder_plan_work(&bed->decoder, &bed->plan, extra);
@@ -128,15 +132,22 @@ typedef struct {
     double macs;
 } size_report_t;
 
-static size_report_t decoder_size(int z_channels, int quant_conv, int side) {
+static vit_config_t no_transformer(void) { return large_decoder_vit(0, 0, 0, 0); }
+
+static size_report_t decoder_size_of(vit_config_t vit, int z_channels, int quant_conv, int side) {
     bed_t bed;
     memset(&bed, 0, sizeof bed);
     bed.decoder.config = autoencoder_f16(z_channels, quant_conv);
+    bed.decoder.tokens.vit.config = vit;
     decoder_register(&bed.decoder, &bed.params.table, "");
     param_table_t* t = &bed.params.table;
     size_report_t r = {param_count(t, 0, t->total), t->n, (double)decoder_macs(&bed.decoder, side, side)};
     params_free(&bed.params);
     return r;
+}
+
+static size_report_t decoder_size(int z_channels, int quant_conv, int side) {
+    return decoder_size_of(no_transformer(), z_channels, quant_conv, side);
 }
 
 static size_report_t encoder_size(int z_channels, int quant_conv, int side) {
@@ -167,6 +178,15 @@ static void test_autoencoder_counts(void) {
     // the paper's GFLOPs at 512 are these and 5 for each element of a GroupNorm
     double decoder_512 = decoder_size(32, 0, 512).macs + 20.0 * 83361792;
     check_error("decoder MAC at 512", fabs(decoder_512 - 509.26e9) / 509.26e9, 1e-5);
+    // GigaTok's modules, instantiated and counted: make_gigatok_fixture.py
+    size_report_t large = decoder_size_of(large_decoder_vit(1024, 24, 16, 16), 32, 0, 256);
+    check_count("larger decoder parameters", large.parameters, 302902368 + 48383491);
+    size_t stem = 5 + 24 * 12 + 2 + 2, cnn = 2 + 17 * 8 + 2 * 2 + 4 * 2 + 2 + 2 + 5 * 4;
+    check_count("larger decoder tensors", large.tensors, stem + cnn);
+    // blocks of 12 D^2 a position and 2 T D of attention; the embedding, conv_out and the styles are the rest
+    double blocks = 24.0 * 256 * (12 * 1048576.0 + 2 * 256 * 1024), ends = 256 * 32.0 * 1024 * 10 + 2 * 32 * 1664;
+    double attention = 4 * (4 * 256 * 512.0 * 512 + 2 * 256 * 256 * 512.0); // LDM's; upsampling costs the same
+    check_macs("larger decoder MAC", large.macs, (d.macs - attention + blocks + ends) / 1e6);
     size_report_t e = encoder_size(32, 0, 256);
     check_count("encoder parameters", e.parameters, 28413248);
     check_count("encoder tensors", e.tensors, 144);
@@ -216,6 +236,11 @@ static void test_judge_counts(void) {
 
 // The names that are easy to get wrong; all others are compared by the fixtures, which are found by name.
 static void test_names(void) {
+    static const char* const large_names[] = {
+        "s2ddecoder.ln_pre.weight", "s2ddecoder.positional_embedding", "s2ddecoder.transformer.23.linear2.bias",
+        "s2ddecoder.transformer.0.self_attn.in_proj_weight", "s2ddecoder.conv_out.weight", "decoder.mid.1.conv2.bias",
+        "decoder.adaptive.4.gamma.weight", "decoder.conv_blocks.1.res.0.nin_shortcut.weight",
+        "decoder.conv_blocks.3.upsample.conv1.weight", "decoder.norm_out.bias", "decoder.conv_out.weight"};
     static const char* const names[] = {
         "post_quant_conv.weight", "decoder.conv_in.bias", "decoder.mid.block_2.conv1.weight",
         "decoder.mid.attn_1.k.bias", "decoder.up.4.attn.2.proj_out.weight", "decoder.up.3.block.0.nin_shortcut.weight",
@@ -242,24 +267,33 @@ static void test_names(void) {
     check(q && q->ndim == 4 && q->shape[0] == 512 && q->shape[2] == 1, "q is a 1x1 convolution");
     patchgan_free_buffers(&bed.disc);
     params_free(&bed.params);
+    bed.decoder.config = autoencoder_f16(32, 0);
+    bed.decoder.tokens.vit.config = large_decoder_vit(1024, 24, 16, 16);
+    decoder_register(&bed.decoder, table, "");
+    for (size_t i = 0; i < sizeof large_names / sizeof large_names[0]; i++) {
+        check(param_find(table, large_names[i]) != NULL, large_names[i]);
+    }
+    check(param_find(table, "decoder.conv_blocks.4.upsample.conv1.weight") == NULL, "no upsampling at the end");
+    params_free(&bed.params);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Fixtures
 
-static void test_decoder_fixture(const char* name, autoencoder_config_t config, int h, int w) {
+static void test_decoder_fixture(const char* name, autoencoder_config_t config, vit_config_t vit, int h, int w) {
     safetensors_t f;
     bed_t bed;
     int B = 2, factor = 1 << (config.levels - 1);
     size_t latents = (size_t)B * h * w * config.z_channels;
     fixture_open(&f, name);
-    bed_decoder(&bed, config, B, h, w, 0);
+    bed_decoder(&bed, config, vit, 0, B, h, w, 0);
     bed_allocate(&bed, 0);
     fixture_parameters(&f, &bed.params);
     floatX* z = fixture_tensor(&f, "input.z");
     floatX* dout = fixture_tensor(&f, "dout.image");
     floatX* dz = nan_buffer(latents);
     decoder_forward(&bed.decoder, &bed.params, z, 0);
+    if (vit.depth) fixture_check(&f, "output.tokens", bed.decoder.tokens.out, latents, ORIGINAL);
     fixture_check(&f, "output.image", bed.decoder.out, (size_t)B * h * w * factor * factor * 3, ORIGINAL);
     decoder_backward(&bed.decoder, &bed.params, dz, dout, 0, 0, 0);
     fixture_check(&f, "dinput.z", dz, latents, ORIGINAL);
@@ -407,19 +441,21 @@ static void test_lpips_fixture(void) {
 
 // A decoder at work: two images of 3 x 5 latents.
 enum { D_B = 2, D_H = 3, D_W = 5, D_LATENT = D_H * D_W * 4, D_IMAGE = D_H * D_W * 4 * 3 };
+typedef enum { OF_LDM, QUANT_CONV, LARGE, RECOMPUTE } decoder_kind_t; // the last two are the larger decoder
 
-static floatX* decoder_run(bed_t* bed, int quant_conv, int extra, size_t first) {
+static floatX* decoder_run(bed_t* bed, decoder_kind_t kind, int extra) {
     floatX* z = normal_buffer(D_B * D_LATENT);
-    bed_decoder(bed, small_autoencoder(quant_conv), D_B, D_H, D_W, extra);
-    bed_allocate(bed, first);
+    vit_config_t vit = kind >= LARGE ? large_decoder_vit(12, 2, 3, 4) : no_transformer();
+    bed_decoder(bed, small_autoencoder(kind == QUANT_CONV), vit, kind == RECOMPUTE, D_B, D_H, D_W, extra);
+    bed_allocate(bed, 0);
     decoder_forward(&bed->decoder, &bed->params, z, 0);
     return z;
 }
 
 // dz(a + b) = dz(a) + dz(b), and the same for the parameters.
-static void test_decoder_linear(void) {
+static void test_decoder_linear(decoder_kind_t kind) {
     bed_t bed;
-    floatX* z = decoder_run(&bed, 1, 0, 0);
+    floatX* z = decoder_run(&bed, kind, 0);
     floatX *a = normal_buffer(D_B * D_IMAGE), *b = normal_buffer(D_B * D_IMAGE), *sum = normal_buffer(D_B * D_IMAGE);
     floatX *dz_a = nan_buffer(D_B * D_LATENT), *dz_b = nan_buffer(D_B * D_LATENT), *dz = nan_buffer(D_B * D_LATENT);
     for (int i = 0; i < D_B * D_IMAGE; i++) sum[i] = a[i] + b[i];
@@ -436,9 +472,9 @@ static void test_decoder_linear(void) {
 }
 
 // `extra` images of one gradient and all of another, together and apart.
-static void test_decoder_streams(int extra, int quant_conv) {
+static void test_decoder_streams(int extra, decoder_kind_t kind) {
     bed_t bed;
-    floatX* z = decoder_run(&bed, quant_conv, D_B, 0);
+    floatX* z = decoder_run(&bed, kind, D_B);
     floatX* dout = normal_buffer(2 * D_B * D_IMAGE); // extra stream and main stream
     floatX *dz = nan_buffer(2 * D_B * D_LATENT), *dz_main = nan_buffer(D_B * D_LATENT);
     floatX* dz_extra = nan_buffer(D_B * D_LATENT);
@@ -457,9 +493,9 @@ static void test_decoder_streams(int extra, int quant_conv) {
 }
 
 // conv_out's gradient image by image gives what the backward forms itself, and the backward can leave it out.
-static void test_decoder_conv_out(void) {
+static void test_decoder_conv_out(decoder_kind_t kind) {
     bed_t bed;
-    floatX* z = decoder_run(&bed, 0, 0, 0);
+    floatX* z = decoder_run(&bed, kind, 0);
     floatX* dout = normal_buffer(D_B * D_IMAGE);
     decoder_backward(&bed.decoder, &bed.params, NULL, dout, 0, 0, 0);
     floatX* whole = copy_buffer(bed.params.grads, bed.params.table.total);
@@ -477,9 +513,9 @@ static void test_decoder_conv_out(void) {
 }
 
 // A frozen decoder passes the gradient on and touches no parameter's; a decoder with nothing below forms no dz.
-static void test_decoder_frozen(void) {
+static void test_decoder_frozen(decoder_kind_t kind) {
     bed_t bed;
-    floatX* z = decoder_run(&bed, 1, 0, 0);
+    floatX* z = decoder_run(&bed, kind, 0);
     floatX* dout = normal_buffer(D_B * D_IMAGE);
     floatX *dz = nan_buffer(D_B * D_LATENT), *dz_frozen = nan_buffer(D_B * D_LATENT);
     decoder_backward(&bed.decoder, &bed.params, dz, dout, 0, 0, 0);
@@ -493,6 +529,46 @@ static void test_decoder_frozen(void) {
     check_near("dz when frozen", dz_frozen, dz, D_B * D_LATENT, 0);
     for (size_t i = 0; i < bed.params.table.total; i++) check(bed.params.grads[i] == 0, "a frozen gradient stays");
     free(z); free(dout); free(dz); free(dz_frozen); free(grads);
+    bed_free(&bed);
+}
+
+// The plan of a forward that no backward follows, with fewer images than planned, gives the same image; recomputation
+// keeps less and gives the same gradients.
+static void test_large_decoder_memory(void) {
+    bed_t bed, other;
+    floatX *z = decoder_run(&bed, LARGE, D_B), *dout = normal_buffer(2 * D_B * D_IMAGE);
+    floatX *dz = nan_buffer(2 * D_B * D_LATENT), *dz_again = nan_buffer(2 * D_B * D_LATENT);
+    decoder_backward(&bed.decoder, &bed.params, dz, dout, D_B, 0, 0);
+    size_t total = bed.params.table.total;
+
+    free(decoder_run(&other, RECOMPUTE, D_B));
+    memcpy(other.params.values, bed.params.values, total * sizeof(floatX));
+    decoder_forward(&other.decoder, &other.params, z, 0);
+    check_near("image", other.decoder.out, bed.decoder.out, D_B * D_IMAGE, 0);
+    decoder_backward(&other.decoder, &other.params, dz_again, dout, D_B, 0, 0);
+    check_near("dz when recomputed", dz_again, dz, 2 * D_B * D_LATENT, 0);
+    check_near("parameters when recomputed", other.params.grads, bed.params.grads, total, 0);
+    check(other.plan.peak < bed.plan.peak, "recomputation keeps less");
+    bed_free(&other);
+
+    memset(&other, 0, sizeof other);
+    other.decoder.config = bed.decoder.config;
+    other.decoder.tokens.vit.config = bed.decoder.tokens.vit.config;
+    decoder_register(&other.decoder, &other.params.table, "");
+    plan_t work;
+    memset(&work, 0, sizeof work);
+    decoder_plan_forward(&other.decoder, &other.plan, &work, D_B + 1, D_H, D_W);
+    bed_allocate(&other, 0);
+    plan_allocate(&work, "test activations");
+    memset(work.memory, 0xFF, work.peak); // NaN
+    memcpy(other.params.values, bed.params.values, total * sizeof(floatX));
+    decoder_set_batch(&other.decoder, D_B);
+    decoder_forward(&other.decoder, &other.params, z, 0);
+    check_near("image of a forward alone", other.decoder.out, bed.decoder.out, D_B * D_IMAGE, ROUNDING);
+    check(other.plan.peak + work.peak < bed.plan.peak / 2, "it takes less than half of the memory");
+    plan_free(&work);
+    bed_free(&other);
+    free(z); free(dout); free(dz); free(dz_again);
     bed_free(&bed);
 }
 
@@ -613,12 +689,20 @@ static void refuse(const char* what) {
     if (!strcmp(what, "chunks of 2")) bed_patchgan(&bed, &acts, 1, 3, 64, 64, 2);
     if (!strcmp(what, "too small for a VGG")) bed_lpips(&bed, narrow_vgg(5), 1, 15, 64);
     if (!strcmp(what, "multiples of 2")) bed_encoder(&bed, small_autoencoder(0), 1, 8, 7);
-    if (!strcmp(what, "cut into 5 groups")) bed_decoder(&bed, odd, 1, 2, 2, 0);
+    if (!strcmp(what, "cut into 5 groups")) bed_decoder(&bed, odd, no_transformer(), 0, 1, 2, 2, 0);
+    odd.groups = 2;
+    odd.ch = 6;
+    vit_config_t vit = large_decoder_vit(12, 2, 3, 4);
+    if (!strcmp(what, "a multiple of 8")) bed_decoder(&bed, odd, vit, 0, 1, 2, 2, 0);
+    if (!strcmp(what, "a latent of one position")) bed_decoder(&bed, small_autoencoder(0), vit, 0, 2, 1, 1, 0);
+    vit.depth = VIT_MAX_DEPTH + 1;
+    if (!strcmp(what, "choose at most 48")) bed_decoder(&bed, small_autoencoder(0), vit, 0, 1, 2, 2, 0);
 }
 
 static void test_refusals(void) {
     static const char* const asked[] = {"too small for a PatchGAN", "chunks of 2", "too small for a VGG",
-                                        "multiples of 2", "cut into 5 groups"};
+                                        "multiples of 2", "cut into 5 groups", "a multiple of 8",
+                                        "a latent of one position", "choose at most 48"};
     temporary_begin();
     for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) check_message(refuse, asked[i], asked[i], NULL);
     temporary_end();
@@ -633,13 +717,21 @@ int main(int argc, char** argv) {
     if (test_case("counts of the f16 autoencoder")) { test_autoencoder_counts(); test_end_case(); }
     if (test_case("counts of PatchGAN, VGG and LPIPS")) { test_judge_counts(); test_end_case(); }
     if (test_case("names")) { test_names(); test_end_case(); }
-    if (test_case("fixture decoder_small")) { test_decoder_fixture("decoder_small", small, 3, 2); test_end_case(); }
+    autoencoder_config_t three = {32, 3, {1, 1, 2, 0, 0, 0, 0, 0}, 1, 0, 8, 32, 0};
+    if (test_case("fixture decoder_small")) {
+        test_decoder_fixture("decoder_small", small, no_transformer(), 3, 2);
+        test_end_case();
+    }
     if (test_case("fixture decoder_two_levels")) {
-        test_decoder_fixture("decoder_two_levels", two, 2, 3);
+        test_decoder_fixture("decoder_two_levels", two, no_transformer(), 2, 3);
         test_end_case();
     }
     if (test_case("fixture decoder_five_levels")) {
-        test_decoder_fixture("decoder_five_levels", five, 3, 2);
+        test_decoder_fixture("decoder_five_levels", five, no_transformer(), 3, 2);
+        test_end_case();
+    }
+    if (test_case("fixture decoder_large")) {
+        test_decoder_fixture("decoder_large", three, large_decoder_vit(24, 2, 3, 3), 3, 3);
         test_end_case();
     }
     if (test_case("fixture encoder_two_levels")) {
@@ -653,11 +745,23 @@ int main(int argc, char** argv) {
     if (test_case("fixture patchgan")) { test_patchgan_fixture(); test_end_case(); }
     if (test_case("fixture patchgan_hinge")) { test_patchgan_step_fixture(); test_end_case(); }
     if (test_case("fixture lpips_narrow")) { test_lpips_fixture(); test_end_case(); }
-    if (test_case("decoder backward is linear")) { test_decoder_linear(); test_end_case(); }
-    if (test_case("decoder two streams, whole batch")) { test_decoder_streams(2, 0); test_end_case(); }
-    if (test_case("decoder two streams, first image, post_quant_conv")) { test_decoder_streams(1, 1); test_end_case(); }
-    if (test_case("decoder conv_out gradient in parts")) { test_decoder_conv_out(); test_end_case(); }
-    if (test_case("decoder frozen, or nothing below")) { test_decoder_frozen(); test_end_case(); }
+    if (test_case("decoder backward is linear")) { test_decoder_linear(QUANT_CONV); test_end_case(); }
+    if (test_case("decoder two streams, whole batch")) { test_decoder_streams(2, OF_LDM); test_end_case(); }
+    if (test_case("decoder two streams, first image, post_quant_conv")) {
+        test_decoder_streams(1, QUANT_CONV);
+        test_end_case();
+    }
+    if (test_case("decoder conv_out gradient in parts")) { test_decoder_conv_out(OF_LDM); test_end_case(); }
+    if (test_case("decoder frozen, or nothing below")) { test_decoder_frozen(QUANT_CONV); test_end_case(); }
+    if (test_case("larger decoder's backward is linear")) { test_decoder_linear(LARGE); test_end_case(); }
+    if (test_case("larger decoder, two streams, whole batch")) { test_decoder_streams(2, LARGE); test_end_case(); }
+    if (test_case("larger decoder, two streams, first image, recompute")) {
+        test_decoder_streams(1, RECOMPUTE);
+        test_end_case();
+    }
+    if (test_case("larger decoder, conv_out gradient in parts")) { test_decoder_conv_out(LARGE); test_end_case(); }
+    if (test_case("larger decoder frozen, or nothing below")) { test_decoder_frozen(LARGE); test_end_case(); }
+    if (test_case("larger decoder's memory")) { test_large_decoder_memory(); test_end_case(); }
     if (test_case("encoder conv_out gradient in parts")) { test_encoder_conv_out(0); test_end_case(); }
     if (test_case("encoder conv_out gradient in parts, quant_conv")) { test_encoder_conv_out(1); test_end_case(); }
     if (test_case("patchgan chunks are calls of their own")) { test_patchgan_chunks(); test_end_case(); }

@@ -1,9 +1,10 @@
 // test_cnn_gradient.c: the derivatives of whole convolutional models against finite differences, in double.
 //
-// Each model is as small as its structure allows: an autoencoder of two levels with attention at both, a PatchGAN of
-// two layers in training and evaluation, a VGG of three slices as a classifier's trunk and inside LPIPS. Every tensor
-// of a model is moved along random directions by itself, so that a small gradient can't hide behind a large one. Every
-// backward runs twice: parameter gradients must accumulate, and the others must be written whole over poison.
+// Each model is as small as its structure allows: an autoencoder of two levels with attention at both, a larger decoder
+// of two blocks and two levels whose position table is resampled, a PatchGAN of two layers in training and evaluation,
+// a VGG of three slices as a classifier's trunk and inside LPIPS. Every tensor of a model is moved along random
+// directions by itself, so that a small gradient can't hide behind a large one. Every backward runs twice: parameter
+// gradients must accumulate, and the others must be written whole over poison.
 // defines: check_gradient_h, check_accumulates, random_buffer, poisoned_buffer, dot, test_case, ...
 #include "tests/gradient.h"
 // defines: decoder_t and its functions
@@ -114,13 +115,16 @@ static void decoder_gradients(model_t* m, double* dinput) {
     decoder_backward(&m->decoder, &m->params, dinput, m->projection, 0, 0, 0);
 }
 
-static void test_decoder(int quant_conv) {
+// depth: blocks of the larger decoder; 0: LDM's.
+static void test_decoder(int quant_conv, int depth, int recompute) {
     enum { B = 2, h = 2, w = 3 };
     static model_t m;
     memset(&m, 0, sizeof m);
     m.forward = decoder_output;
     m.backward = decoder_gradients;
     m.decoder.config = tiny_autoencoder(quant_conv);
+    m.decoder.tokens.vit.config = large_decoder_vit(12, depth, 3, 4);
+    m.decoder.tokens.vit.recompute = recompute;
     decoder_register(&m.decoder, &m.params.table, "");
     decoder_plan(&m.decoder, &m.plan, B, h, w);
     decoder_plan_work(&m.decoder, &m.plan, 0);
@@ -245,8 +249,10 @@ static void test_lpips(void) {
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
-    if (test_case("decoder")) { test_decoder(0); test_end_case(); }
-    if (test_case("decoder with post_quant_conv")) { test_decoder(1); test_end_case(); }
+    if (test_case("decoder")) { test_decoder(0, 0, 0); test_end_case(); }
+    if (test_case("decoder with post_quant_conv")) { test_decoder(1, 0, 0); test_end_case(); }
+    if (test_case("larger decoder")) { test_decoder(0, 2, 0); test_end_case(); }
+    if (test_case("larger decoder with recompute")) { test_decoder(0, 2, 1); test_end_case(); }
     if (test_case("encoder")) { test_encoder(0); test_end_case(); }
     if (test_case("encoder with quant_conv")) { test_encoder(1); test_end_case(); }
     if (test_case("patchgan in training, two chunks")) { test_patchgan(1); test_end_case(); }

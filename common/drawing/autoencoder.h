@@ -149,6 +149,7 @@ static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_
     a->data = strdup(o.data);
     if (!a->data) fatal("no memory for the name of a data set");
     a->decoder.config = c.decoder;
+    a->decoder.tokens.vit.config = c.decoder_vit;
     autoencoder_set_size(a, c.H, tokenizer_factor(&c), batch);
     a->encoder.config = c.encoder;
     a->encoder.fold = c.fold;
@@ -397,7 +398,7 @@ const floatX* autoencoder_decode(autoencoder_t* a,
                                  const floatX* latent, // (n, GH, GW, z)
                                  int n, stream_t s) {
     assert(a->decode && n > 0 && n <= a->batch);
-    a->decoder.B = a->decoder.stack.B = n;
+    decoder_set_batch(&a->decoder, n);
     decoder_forward(&a->decoder, &a->params, latent, s);
     return a->decoder.out;
 }

@@ -1,12 +1,16 @@
 // blocks.h: the building blocks of the LDM autoencoder, and a stack that runs them one behind the other.
 //
-// Encoder and decoder of a latent-diffusion autoencoder (Rombach et al. 2022) are chains of four kinds of layers:
+// Encoder and decoder of a latent-diffusion autoencoder (Rombach et al. 2022) are chains of the first four of these
+// kinds of layers; a larger decoder (GigaTok, Xiong et al. 2025) has the last two:
 //
 //   ResBlock    y = S(x) + conv2(swish(norm2(c1))),  c1 = conv1(swish(norm1(x)));  S is the identity, or a 1x1
 //               convolution of the raw x where the number of channels changes
 //   AttnBlock   y = x + proj(attention(q, k, v)),  q, k, v = 1x1 convolutions of norm(x);  one head over all positions
 //   upsample    nearest neighbour twice the size, then conv 3x3
 //   downsample  conv 3x3 with stride 2 and a row and column of zeros below and to the right only
+//   to space    conv 3x3 to 4C channels, which become 2 x 2 positions of C
+//   adaptive    GroupNorm whose scale and shift are each image's own: pieces of rows that hold those of all such
+//               layers. Who uses the stack makes these rows and takes their gradients (common/models/large_decoder.h)
 //
 // Memory. What the backward needs of a ResBlock is x (the output of the layer before), c1 and the statistics of both
 // norms; norm and swish are computed again, which is cheap beside a convolution. An AttnBlock keeps q, k, v, the
@@ -177,9 +181,17 @@ void groupnorm_layer_backward(floatX* dx,         // (extra + B, HW, C)
 // ---------------------------------------------------------------------------------------------------------------------
 // What the layers of a stack share while it runs
 
+// Scales and shifts of all adaptive norms of a stack, and their gradients.
+typedef struct {
+    int width;               // channels of these norms together
+    floatX *scale, *shift;   // (B, width)
+    floatX *dscale, *dshift; // (extra + B, width)
+} style_rows_t;
+
 // A backward finds the gradient of its output in grad[0] and leaves that of its input in grad[0]; it may exchange the
 // three pointers to do so.
 typedef struct {
+    style_rows_t style;
     int extra;       // images of the extra stream
     floatX* act;     // (B, H, W, C) of the largest layer: an activation in passing
     floatX* grad[3]; // (extra + B, H, W, C) of the largest layer; the forward uses grad[0] for a shortcut
@@ -345,9 +357,47 @@ static inline uint64_t attnblock_macs(const attnblock_t* b, int H, int W) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Adaptive norm: no parameters of its own
+
+typedef struct {
+    int C, groups, first; // its channels are first ... first + C - 1 of the rows of scales and shifts
+    floatS* mean;         // (B, groups)
+    floatS* rstd;         // (B, groups)
+} adaptive_norm_t;
+
+void adaptive_norm_plan(adaptive_norm_t* n, plan_t* keep, int B) {
+    plan_floatS(keep, &n->mean, (size_t)B * n->groups, "adaptive norm mean");
+    plan_floatS(keep, &n->rstd, (size_t)B * n->groups, "adaptive norm rstd");
+}
+
+void adaptive_norm_forward(floatX* out,     // (B, HW, C)
+                           const floatX* x, // (B, HW, C)
+                           const adaptive_norm_t* n, const block_work_t* work, int B, int HW, stream_t s) {
+    const style_rows_t* r = &work->style;
+    adaptive_groupnorm_forward(out, n->mean, n->rstd, x, r->scale + n->first, r->shift + n->first, r->width, B, HW,
+                               n->C, n->groups, GROUPNORM_EPS, s);
+}
+
+void adaptive_norm_backward(block_work_t* work,
+                            const floatX* x, // (B, HW, C)
+                            const adaptive_norm_t* n, int B, int HW, stream_t s) {
+    const style_rows_t* r = &work->style;
+    const floatX *dout = work->grad[0], *scale = r->scale + n->first;
+    floatX *dx = work->grad[1], *dscale = r->dscale + n->first, *dshift = r->dshift + n->first;
+    for (int stream = work->extra ? 0 : 1; stream < 2; stream++) { // the extra one, then the main one
+        size_t at = stream ? work->extra : 0, map = at * HW * n->C, row = at * r->width;
+        adaptive_groupnorm_backward(dx + map, dscale + row, dshift + row, dout + map, x, scale, n->mean, n->rstd,
+                                    r->width, stream ? B : work->extra, HW, n->C, n->groups, s);
+    }
+    block_work_swap(work, 0, 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // A stack of layers
 
-typedef enum { LAYER_RES, LAYER_ATTN, LAYER_UPSAMPLE, LAYER_DOWNSAMPLE } layer_kind_t;
+typedef enum {
+    LAYER_RES, LAYER_ATTN, LAYER_UPSAMPLE, LAYER_DOWNSAMPLE, LAYER_TO_SPACE, LAYER_ADAPTIVE_NORM
+} layer_kind_t;
 
 typedef struct {
     layer_kind_t kind;
@@ -356,6 +406,7 @@ typedef struct {
     resblock_t res;    // the member that `kind` names is used
     attnblock_t attn;
     conv_layer_t conv; // of a change of resolution
+    adaptive_norm_t norm;
     floatX* out;       // (B, OH, OW, OC)
 } layer_t;
 
@@ -411,8 +462,21 @@ void stack_add_downsample(layer_stack_t* stack, param_table_t* table, const char
     stack_add(stack, LAYER_DOWNSAMPLE, C, C)->conv = conv_layer_register(table, path, "downsample.conv", shape);
 }
 
+void stack_add_to_space(layer_stack_t* stack, param_table_t* table, const char* path, int C) {
+    conv_t shape = conv_same(C, 4 * C, 3);
+    stack_add(stack, LAYER_TO_SPACE, C, C)->conv = conv_layer_register(table, path, "upsample.conv1", shape);
+}
+
+void stack_add_adaptive_norm(layer_stack_t* stack, int C, int groups) {
+    adaptive_norm_t* n = &stack_add(stack, LAYER_ADAPTIVE_NORM, C, C)->norm;
+    n->C = C;
+    n->groups = groups;
+    n->first = stack->work.style.width;
+    stack->work.style.width += C;
+}
+
 static inline int layer_out_size(const layer_t* layer, int size) {
-    if (layer->kind == LAYER_UPSAMPLE) return 2 * size;
+    if (layer->kind == LAYER_UPSAMPLE || layer->kind == LAYER_TO_SPACE) return 2 * size;
     if (layer->kind == LAYER_DOWNSAMPLE) return conv_out_height(size, layer->conv.shape);
     return size;
 }
@@ -436,6 +500,7 @@ void stack_plan(layer_stack_t* stack, plan_t* keep, int B, int H, int W) {
         layer->W = W;
         if (layer->kind == LAYER_RES) resblock_plan(&layer->res, keep, B, H, W);
         if (layer->kind == LAYER_ATTN) attnblock_plan(&layer->attn, keep, B, H, W);
+        if (layer->kind == LAYER_ADAPTIVE_NORM) adaptive_norm_plan(&layer->norm, keep, B);
         H = layer_out_size(layer, H);
         W = layer_out_size(layer, W);
         plan_floatX(keep, &layer->out, (size_t)B * H * W * layer->OC, "layer output");
@@ -471,6 +536,7 @@ void stack_plan_forward(layer_stack_t* stack, plan_t* work, int B, int H, int W)
         if (layer->kind == LAYER_RES) groupnorm_layer_plan(&layer->res.norm1, work, B);
         if (layer->kind == LAYER_RES) groupnorm_layer_plan(&layer->res.norm2, work, B);
         if (layer->kind == LAYER_ATTN) attnblock_plan(&layer->attn, work, B, layer->H, layer->W);
+        if (layer->kind == LAYER_ADAPTIVE_NORM) adaptive_norm_plan(&layer->norm, work, B);
         if (plan_mark(work) > end) end = plan_mark(work);
     }
     plan_rewind(work, end);
@@ -499,6 +565,11 @@ void layer_forward(const layer_t* layer,
         conv_layer_forward(layer->out, work->act, NULL, &layer->conv, p, B, 2 * H, 2 * W, ACT_NONE, s);
     }
     if (layer->kind == LAYER_DOWNSAMPLE) conv_layer_forward(layer->out, x, NULL, &layer->conv, p, B, H, W, ACT_NONE, s);
+    if (layer->kind == LAYER_TO_SPACE) {
+        conv_layer_forward(work->act, x, NULL, &layer->conv, p, B, H, W, ACT_NONE, s);
+        unpatchify_forward(layer->out, work->act, B, 2 * H, 2 * W, layer->C, 2, s);
+    }
+    if (layer->kind == LAYER_ADAPTIVE_NORM) adaptive_norm_forward(layer->out, x, &layer->norm, work, B, H * W, s);
 }
 
 // A change of resolution backwards. An upsampled map is twice the size of x on each side and is made again.
@@ -522,6 +593,17 @@ void resample_backward(block_work_t* work,
     }
 }
 
+// The gradient goes back from space to depth, then through the convolution.
+void to_space_backward(block_work_t* work,
+                       const floatX* x, // (B, H, W, C)
+                       const layer_t* layer, const params_t* p, int B, stream_t s) {
+    int H = layer->H, W = layer->W, images = work->extra + B;
+    unpatchify_backward(work->grad[1], work->grad[0], images, 2 * H, 2 * W, layer->C, 2, s);
+    const floatX* dconv = block_work_main(work, 1, (size_t)H * W * 4 * layer->C);
+    conv_layer_backward_weight(&layer->conv, p, dconv, x, B, H, W, s);
+    conv_layer_backward_data(work->grad[0], work->grad[1], NULL, &layer->conv, p, images, H, W, ACT_NONE, s);
+}
+
 // Returns the last layer's output.
 const floatX* stack_forward(layer_stack_t* stack, const params_t* p,
                             const floatX* x, // (B, H, W, C)
@@ -543,6 +625,10 @@ void stack_backward(const layer_stack_t* stack, block_work_t* work, const params
         switch (layer->kind) {
         case LAYER_RES: resblock_backward(work, in, &layer->res, p, stack->B, layer->H, layer->W, s); break;
         case LAYER_ATTN: attnblock_backward(work, in, &layer->attn, p, stack->B, layer->H, layer->W, s); break;
+        case LAYER_TO_SPACE: to_space_backward(work, in, layer, p, stack->B, s); break;
+        case LAYER_ADAPTIVE_NORM:
+            adaptive_norm_backward(work, in, &layer->norm, stack->B, layer->H * layer->W, s);
+            break;
         default: resample_backward(work, in, layer, p, stack->B, s);
         }
     }
@@ -556,7 +642,7 @@ static inline uint64_t stack_macs(const layer_stack_t* stack, int H, int W) {
         int up = layer->kind == LAYER_UPSAMPLE;
         if (layer->kind == LAYER_RES) macs += resblock_macs(&layer->res, H, W);
         else if (layer->kind == LAYER_ATTN) macs += attnblock_macs(&layer->attn, H, W);
-        else macs += conv_macs(layer->conv.shape, up ? 2 * H : H, up ? 2 * W : W);
+        else if (layer->kind != LAYER_ADAPTIVE_NORM) macs += conv_macs(layer->conv.shape, up ? 2 * H : H, up ? 2 * W : W);
         H = layer_out_size(layer, H);
         W = layer_out_size(layer, W);
     }

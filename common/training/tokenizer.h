@@ -1,6 +1,6 @@
 // tokenizer.h: the AlignTok tokenizer and one training step of it.
 //
-//     image x --ViT encoder E--> tokens e --adapter A--> latent z --CNN decoder D--> reconstruction xhat
+//     image x --ViT encoder E--> tokens e --adapter A--> latent z --decoder D--> reconstruction xhat
 //
 // Three stages train it (AlignTok, section 3):
 //     1  latent alignment      A, D learn to reconstruct; E (DINOv2) is frozen: z is semantic, xhat is poor
@@ -58,6 +58,7 @@ typedef struct {
     // the models
     vit_config_t encoder;
     decoder_config_t decoder;
+    vit_config_t decoder_vit; // of the larger decoder (large_decoder.h); depth 0: none, the decoder is LDM's
     patchgan_config_t disc;
     lpips_config_t lpips;
     int adapter_hidden;
@@ -71,7 +72,7 @@ typedef struct {
     semantic_kind_t semantic_kind;
     semantic_tensor_t semantic_tensor;
     semantic_measure_t semantic_measure;
-    int recompute;      // the encoder keeps one tensor a block and recomputes the rest in the backward
+    int recompute;      // transformers keep one tensor a block and recompute the rest in the backward
     int fold;           // a frozen encoder works with folded weights (vit.h)
     double lr, disc_lr, beta1, beta2, eps;
     double ema_sigma[2]; // relative widths of the two power-function averages
@@ -155,6 +156,7 @@ void tokenizer_register(tokenizer_t* t, tokenizer_config_t config) {
     adapter_register(&t->adapter, &t->params.table, "");
     t->decoder_begin = t->params.table.total;
     t->decoder.config = config.decoder;
+    t->decoder.tokens.vit.config = config.decoder_vit;
     decoder_register(&t->decoder, &t->params.table, "");
     t->disc.config = config.disc;
     patchgan_register(&t->disc, &t->disc_params.table, "loss.discriminator.");
@@ -237,7 +239,7 @@ void tokenizer_plan(tokenizer_t* t) {
     plan_floatS(plan, &t->dlast_sem, t->extra ? t->chunks * tokenizer_last_size(t) : 0, "W_e gradient of semantic");
     plan_floatS(plan, &t->measure_block, tokenizer_measure_count(t), "measures");
 
-    t->encoder.recompute = c->recompute;
+    t->encoder.recompute = t->decoder.tokens.vit.recompute = c->recompute;
     t->encoder.fold = c->fold; // not so the frozen copy of stage 2: at the first step z and z0 shall be the same bits
     vit_plan(&t->encoder, plan, B, c->H, c->W, factor, trains_encoder);
     adapter_plan(&t->adapter, plan, (size_t)B * tokenizer_latents(t));
@@ -527,8 +529,9 @@ uint64_t tokenizer_step_macs(const tokenizer_t* t) {
     image += decoder * 3 + (c->w_lpips != 0 ? 3 * vgg : 2 * vgg);
     if (c->w_gan != 0) image += 7 * disc; // fake: forward, to the image, weights and data; real: forward, weights, data
     if (c->stage == 2 && c->w_sem != 0) image += encoder + adapter; // the frozen copy
+    uint64_t again = c->recompute ? vit_trunk_macs(&t->decoder.tokens.vit, tokenizer_latents(t)) : 0;
     if (c->recompute && tokenizer_trains_encoder(c)) image += encoder;
-    return image * c->batch + decoder * t->extra;
+    return (image + again) * c->batch + (decoder + again) * t->extra;
 }
 
 // Names the first tensor, in the order of the computation, that holds a number that is not finite, and says where.

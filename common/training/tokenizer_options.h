@@ -24,6 +24,7 @@ typedef struct {
     // the models
     const char *encoder, *ch_mult, *vgg_channels;
     int image_size, normalise, z_channels, adapter_hidden, ch, res_blocks, groups, ndf;
+    int decoder, decoder_dim, decoder_depth, decoder_heads, decoder_grid;
     // the recipe
     const char *steps, *lr, *disc_lr, *disc_start; // one value, or one a stage
     int batch, chunk, flip, sem_loss, sem_tensor, sem_measure, ema;
@@ -35,7 +36,8 @@ typedef struct {
     double stage_lr, stage_disc_lr;
 } options_t;
 
-enum { NORMALISE_OWN = 0, NORMALISE_OFF = 1 }; // -normalise
+enum { NORMALISE_OWN = 0, NORMALISE_OFF = 1 };    // -normalise
+enum { DECODER_OF_LDM = 0, DECODER_LARGE = 1 };   // -decoder
 
 // The flags' own defaults are the paper's f16d32 on ImageNet; a preset lists what differs from them.
 static const cli_setting_t preset_imagenet[] = {
@@ -54,6 +56,7 @@ static const cli_setting_t preset_mini[] = {
     {"encoder_weights", "runs/mini/encoder.safetensors"}, {"lpips_weights", "runs/mini/vgg.safetensors"},
     {"encoder", "mini"},     {"image_size", "32"},       {"z_channels", "16"},    {"adapter_hidden", "32"},
     {"ch", "16"},            {"ch_mult", "1,2,4,4"},     {"res_blocks", "1"},     {"groups", "8"},
+    {"decoder_dim", "96"},   {"decoder_depth", "2"},     {"decoder_heads", "3"},  {"decoder_grid", "4"},
     {"ndf", "16"},           {"vgg_channels", "16,32,64"}, {"batch", "32"},       {"steps", "600,600,400"},
     {"lr", "1e-3,5e-4,1e-3"}, {"disc_lr", "2e-4"},       {"disc_start", "100,0,0"}, {"w_gan", "0.1"},
     {"log_every", "50"},     {"grid_every", "200"},      {"save_every", "200"},   {"latent_images", "512"},
@@ -67,7 +70,7 @@ static const cli_preset_t options_presets[] = {
     {"imagenet_d64_star", "the paper's Table 10 (Ours*): d64, stage 2 at 1e-4, w_sem 0.5, 6 + 11 + 10 epochs",
      preset_imagenet_d64_star},
 };
-enum { OPTIONS_PRESETS = sizeof options_presets / sizeof options_presets[0], OPTIONS_MAX = 64 };
+enum { OPTIONS_PRESETS = sizeof options_presets / sizeof options_presets[0], OPTIONS_MAX = 96 };
 
 // Fills the table. The texts are static; the values go into *o.
 int options_flags(options_t* o, cli_flag_t* out) {
@@ -100,6 +103,15 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "res_blocks", CLI_INT, &o->res_blocks, "2", "[1, 8]",
          "ResBlocks a level, of which the decoder has one more", CLI_SAVED},
         {NULL, "groups", CLI_INT, &o->groups, "32", "[1, 128]", "groups of every GroupNorm", CLI_SAVED},
+        {NULL, "decoder", CLI_CHOICE, &o->decoder, "ldm", "ldm|large",
+         "LDM's CNN, or the paper's larger decoder (GigaTok's): a transformer before a CNN without attention",
+         CLI_SAVED},
+        {NULL, "decoder_dim", CLI_INT, &o->decoder_dim, "1024", "[1, 4096]", "larger decoder: width of its transformer",
+         CLI_SAVED},
+        {NULL, "decoder_depth", CLI_INT, &o->decoder_depth, "24", "[1, 48]", "and its blocks", CLI_SAVED},
+        {NULL, "decoder_heads", CLI_INT, &o->decoder_heads, "16", "[1, 128]", "and its attention's heads", CLI_SAVED},
+        {NULL, "decoder_grid", CLI_INT, &o->decoder_grid, "16", "[1, 256]",
+         "and rows and columns of its position table, which is resampled to latents of other sizes", CLI_SAVED},
         {NULL, "ndf", CLI_INT, &o->ndf, "64", "[1, 512]", "discriminator channels of the first layer", CLI_SAVED},
         {NULL, "vgg_channels", CLI_STRING, &o->vgg_channels, "64,128,256,512,512", NULL,
          "channels of the slices of LPIPS's VGG16; fewer slices for small images", CLI_SAVED},
@@ -210,7 +222,7 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     d->ch = o->ch;
     d->levels = cli_integers("ch_mult", o->ch_mult, d->ch_mult, 8);
     d->res_blocks = o->res_blocks;
-    d->attn_levels = 1u << (d->levels - 1);
+    d->attn_levels = 1u << (d->levels - 1); // of LDM's
     d->z_channels = o->z_channels;
     d->groups = o->groups;
     for (int l = 0; l < d->levels; l++) {
@@ -218,6 +230,13 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
             fatal("level %d of the decoder has %d channels, no multiple of -groups %d; change -ch, -ch_mult or -groups",
                   l, d->ch * d->ch_mult[l], d->groups);
         }
+    }
+    if (o->decoder == DECODER_LARGE) {
+        if (o->decoder_dim % o->decoder_heads) {
+            fatal("-decoder_dim %d is no multiple of -decoder_heads %d; change one of them", o->decoder_dim,
+                  o->decoder_heads);
+        }
+        c.decoder_vit = large_decoder_vit(o->decoder_dim, o->decoder_depth, o->decoder_heads, o->decoder_grid);
     }
     int factor = tokenizer_factor(&c);
     if (o->image_size % factor) {
