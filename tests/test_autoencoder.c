@@ -17,6 +17,9 @@
 
 static int same_bits(const void* a, const void* b, size_t n) { return !memcmp(a, b, n * sizeof(floatX)); }
 
+// The decoder of the tokenizers that are made.
+static const char* made_decoder = "ldm";
+
 // The tokenizer that flags describe, and its configuration as JSON for the checkpoint. A stand-in of every part: a
 // folded encoder with LayerScale, attention, two widths of ResBlocks.
 static tokenizer_config_t make_config(const char* stage, const char* ema, const char* fold, char** json) {
@@ -26,7 +29,8 @@ static tokenizer_config_t make_config(const char* stage, const char* ema, const 
         "train_tokenizer", "-data",  "shapes", "-encoder", "tiny",    "-ch",           "8",  "-ch_mult", "1,2,2,2",
         "-z_channels",     "5",      "-ndf",   "4",        "-groups", "4",             "-batch", "6",    "-chunk",
         "2",               "-vgg_channels", "4,6,8", "-adapter_hidden", "10", "-stage", stage, "-ema",   ema,
-        "-fold",           fold};
+        "-fold",           fold,   "-decoder", made_decoder, "-decoder_dim", "24", "-decoder_depth", "2",
+        "-decoder_heads",  "3",    "-decoder_grid", "3"};
     enum { WORDS = sizeof words / sizeof words[0] };
     char* argv[WORDS];
     for (int i = 0; i < WORDS; i++) argv[i] = (char*)words[i];
@@ -343,6 +347,14 @@ int main(int argc, char** argv) {
     if (test_case("fewer images than planned")) { test_part(); test_end_case(); }
     if (test_case("either half alone")) { test_halves(); test_end_case(); }
     if (test_case("another size of images")) { test_other_size(); test_end_case(); }
+    made_decoder = "large"; // its position table is resampled, to another grid where the images are larger
+    if (test_case("larger decoder, stage 1, average 0")) { test_use("1", "0", "1", 1); test_end_case(); }
+    if (test_case("larger decoder, fewer images than planned")) { test_part(); test_end_case(); }
+    if (test_case("larger decoder, either half alone")) { test_halves(); test_end_case(); }
+    if (test_case("larger decoder, another size of images")) { test_other_size(); test_end_case(); }
+    if (test_case("larger decoder, exported F32, stage 2")) { test_export("2", ST_F32); test_end_case(); }
+    if (test_case("larger decoder, exported F16, stage 3")) { test_export("3", ST_F16); test_end_case(); }
+    made_decoder = "ldm";
     if (test_case("exported F32, stage 2")) { test_export("2", ST_F32); test_end_case(); }
     if (test_case("exported F32, stage 3")) { test_export("3", ST_F32); test_end_case(); }
     if (test_case("exported F16, stage 2")) { test_export("2", ST_F16); test_end_case(); }

@@ -4,7 +4,8 @@
 //   fixtures    outputs, every gradient and the running statistics of LDM's decoder and encoder, GigaTok's decoder,
 //               taming's PatchGAN and lpips' VGG-LPIPS, computed by PyTorch in double
 //   identities  linearity of the decoders' backward, two streams against two backwards, gradients of a part of the
-//               batch, frozen models, a forward that shares memory, recomputation, chunks of the PatchGAN against calls of their own, LPIPS of equal images
+//               batch, frozen models, a forward that shares memory, recomputation, chunks of the PatchGAN against
+//               calls of their own, LPIPS of equal images
 // The derivatives themselves are proved in tests/test_cnn_gradient.c.
 // defines: fixture_open, fixture_tensor, fixture_check, fixture_parameters, fixture_check_gradients, test_case, ...
 #include "tests/fixture.h"

@@ -46,29 +46,30 @@ static void check_count(const char* what, size_t got, size_t want) {
     check(got == want, what);
 }
 
-// The preset "imagenet" at one stage.
-static tokenizer_config_t imagenet_config(const char* stage) {
+// The preset "imagenet" at one stage, with a kind of decoder.
+static tokenizer_config_t imagenet_config(const char* stage, const char* decoder) {
     options_t options;
     cli_t cli;
-    char words[7][16] = {"train_tokenizer", "-preset", "imagenet", "-stage", "", "-dry_run", "1"};
-    char* argv[7];
+    char words[9][16] = {"train_tokenizer", "-preset", "imagenet", "-stage", "", "-dry_run", "1", "-decoder"};
+    char* argv[9];
     snprintf(words[4], sizeof words[4], "%s", stage);
-    for (int i = 0; i < 7; i++) argv[i] = words[i];
+    snprintf(words[8], sizeof words[8], "%s", decoder);
+    for (int i = 0; i < 9; i++) argv[i] = words[i];
     memset(&options, 0, sizeof options);
-    options_parse(&options, &cli, 7, argv);
+    options_parse(&options, &cli, 9, argv);
     tokenizer_config_t config = options_tokenizer(&options, 1);
     cli_free(&cli);
     return config;
 }
 
 // Table 6 does not count the frozen adapter of stage 2.
-static void test_counts(const char* stage, size_t trained, size_t frozen) {
+static void test_counts(const char* stage, const char* kind, size_t decoder, size_t trained, size_t frozen) {
     static tokenizer_t t;
-    tokenizer_register(&t, imagenet_config(stage));
+    tokenizer_register(&t, imagenet_config(stage, kind));
     const param_table_t *table = &t.params.table, *disc = &t.disc_params.table, *lpips = &t.lpips_params.table;
     size_t first = tokenizer_first_trained(&t), all = table->total;
     check_count("encoder with adapter", param_count(table, 0, t.decoder_begin), 304435296);
-    check_count("decoder", param_count(table, t.decoder_begin, all), 41417603);
+    check_count("decoder", param_count(table, t.decoder_begin, all), decoder);
     check_count("discriminator", param_count(disc, 0, disc->total), 2765633);
     check_count("trained", param_count(table, first, all) + param_count(disc, 0, disc->total), trained);
     size_t target = param_count(&t.target_params.table, 0, t.adapter_begin);
@@ -93,7 +94,7 @@ static void test_complexity(void) {
         {NETWORK_DECODER, "decoder", "41.42", {"126.5", "509.3", "2089"}},
     };
     static network_t n;
-    tokenizer_config_t config = imagenet_config("1");
+    tokenizer_config_t config = imagenet_config("1", "ldm");
     for (int r = 0; r < 3; r++) {
         network_register(&n, rows[r].kind, &config);
         size_t parameters = param_count(&n.params.table, 0, n.params.table.total);
@@ -142,10 +143,8 @@ static void test_first_step(tokenizer_config_t config) {
 }
 
 // Recomputation runs the same operations on the same numbers.
-static void test_recompute(semantic_tensor_t semantic_tensor) {
+static void test_recompute(tokenizer_config_t config) {
     static tokenizer_t kept, again;
-    tokenizer_config_t config = bed_config(2);
-    config.semantic_tensor = semantic_tensor;
     bed_make(&kept, config);
     bed_randomise(&kept);
     config.recompute = 1;
@@ -156,7 +155,7 @@ static void test_recompute(semantic_tensor_t semantic_tensor) {
     check(plan_bytes(&again.plan) < plan_bytes(&kept.plan), "less is kept");
     check(same_bits(kept.measure_block, again.measure_block, tokenizer_measure_count(&kept)), "measures");
     check(same_bits(kept.params.grads, again.params.grads, params_trained(&kept.params)), "gradients");
-    check(bed_norm(kept.params.grads, kept.adapter_begin) > 0, "there are gradients of the encoder");
+    check(bed_norm(kept.params.grads, params_trained(&kept.params)) > 0, "there are gradients");
     tokenizer_free(&kept);
     tokenizer_free(&again);
 }
@@ -193,9 +192,10 @@ static void check_moved(const params_t* p, const floatX* before, size_t first) {
 }
 
 // Three updates: what a stage freezes keeps its bits, and each trained tensor moves.
-static void test_frozen(int stage) {
+static void test_frozen(tokenizer_config_t config) {
     static tokenizer_t t;
-    bed_make(&t, bed_config(stage));
+    int stage = config.stage;
+    bed_make(&t, config);
     bed_randomise(&t);
     const params_t* tables[4] = {&t.params, &t.disc_params, &t.lpips_params, &t.target_params};
     const size_t first[4] = {stage == 1 ? t.adapter_begin : stage == 2 ? 0 : t.decoder_begin, 0, SIZE_MAX, SIZE_MAX};
@@ -291,8 +291,8 @@ static void save_checkpoint(tokenizer_t* t, const char* path) {
 }
 
 // A tokenizer that has trained for three steps, so that no buffer is zero, saved as "checkpoint".
-static void make_checkpoint(tokenizer_t* t, int stage, char path[TEMPORARY_PATH]) {
-    bed_make(t, bed_config(stage));
+static void make_checkpoint(tokenizer_t* t, tokenizer_config_t config, char path[TEMPORARY_PATH]) {
+    bed_make(t, config);
     bed_randomise(t);
     params_start_averages(&t->params);
     train_steps(t, 3);
@@ -315,12 +315,13 @@ static void check_same_state(const tokenizer_t* a, const tokenizer_t* b) {
 }
 
 // Saved, loaded into another tokenizer, and both go on: the same bits, now and after two more steps.
-static void test_resume(int stage) {
+static void test_resume(tokenizer_config_t config) {
     static tokenizer_t t, fresh;
     char path[TEMPORARY_PATH];
+    int stage = config.stage;
     temporary_begin();
-    make_checkpoint(&t, stage, path);
-    bed_make(&fresh, bed_config(stage));
+    make_checkpoint(&t, config, path);
+    bed_make(&fresh, config);
     bed_randomise(&fresh);
     memcpy(fresh.lpips_params.values, t.lpips_params.values, t.lpips_params.table.total * sizeof(floatX));
     safetensors_t f;
@@ -355,7 +356,7 @@ static void test_start_from(int stage, int ema) {
     static tokenizer_t t, next;
     char path[TEMPORARY_PATH];
     temporary_begin();
-    make_checkpoint(&t, stage, path);
+    make_checkpoint(&t, bed_config(stage), path);
     bed_make(&next, bed_config(stage + 1));
     bed_randomise(&next);
     safetensors_t f;
@@ -421,7 +422,7 @@ static void test_refusals(void) {
     static tokenizer_t t;
     char path[TEMPORARY_PATH];
     temporary_begin();
-    make_checkpoint(&t, 1, path);
+    make_checkpoint(&t, bed_config(1), path);
     write_foreign();
     for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
         check_message(resume_wrong, asked[i][0], asked[i][1], asked[i][2]);
@@ -438,29 +439,53 @@ static void test_refusals(void) {
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     tokenizer_config_t cheap = bed_config(2), fc2 = bed_config(2);
+    const size_t of_ldm = 41417603, large = 351285859;
     cheap.recompute = 1;
     cheap.semantic_measure = SEMANTIC_FIRST_CHUNK;
     fc2.semantic_tensor = SEMANTIC_AT_FC2;
     if (test_case("fixture stage2_step")) { bed_check_stage2_step(ORIGINAL); test_end_case(); }
     if (test_case("fixture stage2_step, omega_s at mlp.fc2")) { bed_check_stage2_fc2(ORIGINAL); test_end_case(); }
-    if (test_case("counts of imagenet, stage 1")) { test_counts("1", 44250916, 319083776); test_end_case(); }
-    if (test_case("counts of imagenet, stage 2")) { test_counts("2", 348618532, 319083776); test_end_case(); }
-    if (test_case("counts of imagenet, stage 3")) { test_counts("3", 44183236, 319151456); test_end_case(); }
+    if (test_case("counts of imagenet, stage 1")) {
+        test_counts("1", "ldm", of_ldm, 44250916, 319083776);
+        test_end_case();
+    }
+    if (test_case("counts of imagenet, stage 2")) {
+        test_counts("2", "ldm", of_ldm, 348618532, 319083776);
+        test_end_case();
+    }
+    if (test_case("counts of imagenet, stage 3")) {
+        test_counts("3", "ldm", of_ldm, 44183236, 319151456);
+        test_end_case();
+    }
+    if (test_case("counts of imagenet, larger decoder")) {
+        test_counts("1", "large", large, 44250916 - of_ldm + large, 319083776);
+        test_end_case();
+    }
     if (test_case("complexity (error in units of the last published digit)")) { test_complexity(); test_end_case(); }
     if (test_case("stage 2, first step")) { test_first_step(bed_config(2)); test_end_case(); }
     if (test_case("stage 2, first step, recompute, first chunk")) { test_first_step(cheap); test_end_case(); }
     if (test_case("stage 2, first step, at mlp.fc2")) { test_first_step(fc2); test_end_case(); }
-    if (test_case("recompute gives the same bits")) { test_recompute(SEMANTIC_AT_ADAPTER); test_end_case(); }
-    if (test_case("recompute gives the same bits, at mlp.fc2")) { test_recompute(SEMANTIC_AT_FC2); test_end_case(); }
+    if (test_case("recompute gives the same bits")) { test_recompute(bed_config(2)); test_end_case(); }
+    if (test_case("recompute gives the same bits, at mlp.fc2")) { test_recompute(fc2); test_end_case(); }
+    if (test_case("recompute gives the same bits, stage 2, larger decoder")) {
+        test_recompute(bed_large_config(2));
+        test_end_case();
+    }
+    if (test_case("recompute gives the same bits, stage 1, larger decoder")) {
+        test_recompute(bed_large_config(1));
+        test_end_case();
+    }
     if (test_case("first chunk of one is exact")) { test_first_chunk(); test_end_case(); }
-    if (test_case("stage 1 freezes the encoder")) { test_frozen(1); test_end_case(); }
-    if (test_case("stage 2 freezes the copy alone")) { test_frozen(2); test_end_case(); }
-    if (test_case("stage 3 freezes encoder and adapter")) { test_frozen(3); test_end_case(); }
+    if (test_case("stage 1 freezes the encoder")) { test_frozen(bed_config(1)); test_end_case(); }
+    if (test_case("stage 2 freezes the copy alone")) { test_frozen(bed_config(2)); test_end_case(); }
+    if (test_case("stage 3 freezes encoder and adapter")) { test_frozen(bed_config(3)); test_end_case(); }
+    if (test_case("stage 3 trains all of the larger decoder")) { test_frozen(bed_large_config(3)); test_end_case(); }
     if (test_case("the discriminator's start")) { test_disc_start(); test_end_case(); }
     if (test_case("averages")) { test_averages(); test_end_case(); }
-    if (test_case("resume, stage 1")) { test_resume(1); test_end_case(); }
-    if (test_case("resume, stage 2")) { test_resume(2); test_end_case(); }
-    if (test_case("resume, stage 3")) { test_resume(3); test_end_case(); }
+    if (test_case("resume, stage 1")) { test_resume(bed_config(1)); test_end_case(); }
+    if (test_case("resume, stage 2")) { test_resume(bed_config(2)); test_end_case(); }
+    if (test_case("resume, stage 3")) { test_resume(bed_config(3)); test_end_case(); }
+    if (test_case("resume, stage 2, larger decoder")) { test_resume(bed_large_config(2)); test_end_case(); }
     if (test_case("stage 2 from raw weights")) { test_start_from(1, -1); test_end_case(); }
     if (test_case("stage 2 from an average")) { test_start_from(1, 1); test_end_case(); }
     if (test_case("stage 3 from raw weights")) { test_start_from(2, -1); test_end_case(); }

@@ -175,6 +175,16 @@ static void test_brute_forces(void) {
     c.encoder = *vit_config_find("tiny-reg");
     c.decoder.quant_conv = 1;
     if (test_case("brute force, stage 2, registers, post_quant_conv")) { test_brute_force(c); test_end_case(); }
+    c = bed_large_config(2);
+    if (test_case("brute force, stage 2, larger decoder")) { test_brute_force(c); test_end_case(); }
+    c.semantic_measure = SEMANTIC_FIRST_CHUNK;
+    c.recompute = 1;
+    if (test_case("brute force, stage 2, larger decoder, first chunk, recompute")) {
+        test_brute_force(c);
+        test_end_case();
+    }
+    c = bed_large_config(3);
+    if (test_case("brute force, stage 3, larger decoder")) { test_brute_force(c); test_end_case(); }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

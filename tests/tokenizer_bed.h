@@ -38,6 +38,13 @@ static inline tokenizer_config_t bed_config(int stage) {
     return c;
 }
 
+// The same with the larger decoder, whose position table is resampled.
+static inline tokenizer_config_t bed_large_config(int stage) {
+    tokenizer_config_t c = bed_config(stage);
+    c.decoder_vit = large_decoder_vit(12, 2, 3, 4);
+    return c;
+}
+
 // A tokenizer whose activations are poisoned. It must not be moved: the plans know its address.
 static inline void bed_make(tokenizer_t* t, tokenizer_config_t config) {
     tokenizer_register(t, config);

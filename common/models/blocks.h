@@ -642,7 +642,8 @@ static inline uint64_t stack_macs(const layer_stack_t* stack, int H, int W) {
         int up = layer->kind == LAYER_UPSAMPLE;
         if (layer->kind == LAYER_RES) macs += resblock_macs(&layer->res, H, W);
         else if (layer->kind == LAYER_ATTN) macs += attnblock_macs(&layer->attn, H, W);
-        else if (layer->kind != LAYER_ADAPTIVE_NORM) macs += conv_macs(layer->conv.shape, up ? 2 * H : H, up ? 2 * W : W);
+        else if (layer->kind == LAYER_ADAPTIVE_NORM) continue; // none, and the size stays
+        else macs += conv_macs(layer->conv.shape, up ? 2 * H : H, up ? 2 * W : W);
         H = layer_out_size(layer, H);
         W = layer_out_size(layer, W);
     }

@@ -454,8 +454,8 @@ void vit_branches_forward(vit_t* v, const params_t* p, int i, stream_t s) {
     matmul_forward(b->fc2, b->hidden, fc2, fc2_bias, rows, M, D, s);
 }
 
-// From v->patches to v->features. Without `train` blocks[i].x and blocks[i + 1].x are the same memory, which is safe: the
-// stream passes through `middle` between the two.
+// From v->patches to v->features. Without `train` blocks[i].x and blocks[i + 1].x are the same memory, which is safe:
+// the stream passes through `middle` between the two.
 void vit_trunk_forward(vit_t* v, const params_t* p, stream_t s) {
     const vit_config_t* c = &v->config;
     size_t rows = (size_t)v->B * v->T;

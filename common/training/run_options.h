@@ -45,8 +45,8 @@ static inline int run_options_flags(run_options_t* o, cli_flag_t* out) {
          "threads that prepare images ahead (latents need one); 0: the training thread does it; -1: one for each core "
          "of this process but one, at most 8", CLI_NOT_SAVED},
         {NULL, "recompute", CLI_BOOL, &o->recompute, "0", NULL,
-         "less memory for activations (of the tokenizer's encoder in stage 2 and of its larger decoder, of all blocks of "
-         "a transformer), a third more work there", CLI_NOT_SAVED},
+         "less memory for activations (of the tokenizer's encoder in stage 2 and of its larger decoder, of all blocks "
+         "of a transformer), a third more work there", CLI_NOT_SAVED},
         {NULL, "zero", CLI_BOOL, &o->zero, "0", NULL,
          "several processes: spread moments, averages and full-precision weights over them (ZeRO-1)", CLI_NOT_SAVED},
         {NULL, "reduce_bf16", CLI_BOOL, &o->reduce_bf16, "0", NULL,
