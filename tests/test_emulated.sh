@@ -28,6 +28,17 @@ check "with the algorithms of the first half" grep -Eq '^algorithms .*algorithms
 check "the same bits when resumed" cmp whole/stage2.safetensors halves/stage2.safetensors
 check "the same choices" cmp whole/algorithms.txt halves/algorithms.txt
 
+# the larger decoder, whose transformer is resampled from 4 x 4 to 3 x 3 latents
+mkdir larger
+cp -r world larger/
+cd larger || exit 1
+flags="$flags -decoder large -decoder_dim 24 -decoder_depth 2 -decoder_heads 3 -decoder_grid 4"
+# shellcheck disable=SC2086
+same_losses "$kinds/emu_fp32" 2 1e-4 $flags
+# shellcheck disable=SC2086
+same_losses "$kinds/emu" 2 2e-2 $flags
+cd "$work" || exit 1
+
 # LightningDiT with every option, on the latents of that tokenizer
 same_dit_losses 2 3 "tiny/1 -qk_norm 1" emu_fp32 emu
 same_dit_losses 2 3 "tiny/1 -mlp gelu -shift 0 -recompute 1" emu_fp32 emu

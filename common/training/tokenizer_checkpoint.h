@@ -1,7 +1,7 @@
 // tokenizer_checkpoint.h: the state of a tokenizer run as one safetensors file.
 //
 // What stands in it, all F32 under public names, convolutions as (OC, C, K, K):
-//     encoder.*, adapter.*, decoder.*        the weights as trained ("raw")
+//     encoder.*, adapter.*, decoder.*        the weights as trained ("raw"); s2ddecoder.* of the larger decoder
 //     ema.0.NAME, ema.1.NAME                 their two moving averages, for what this stage trains
 //     adam.m.NAME, adam.v.NAME               optimiser moments, of the discriminator too
 //     loss.discriminator.*                   discriminator with its BatchNorm buffers

@@ -637,9 +637,10 @@ and this page were made by
     pip install -r dev/reference/requirements.txt
     python dev/reference/make_fixtures.py
     python dev/reference/make_dit_fixtures.py     # dit_*, sampler
+    python dev/reference/make_gigatok_fixture.py GIGATOK     # decoder_large, from a checkout of GigaTok (182920c)
 
 ({versions};
-vit_dinov3*, dit_* and sampler: torch 2.15.0, torchdiffeq 0.2.5). The scripts compute in float64; run twice on one
+vit_dinov3*, dit_*, sampler and decoder_large: torch 2.15.0, torchdiffeq 0.2.5). The scripts compute in float64; run twice on one
 machine they give the same bytes.
 
 ## Layout of a file
