@@ -718,7 +718,7 @@ int main(int argc, char** argv) {
     if (test_case("counts of the f16 autoencoder")) { test_autoencoder_counts(); test_end_case(); }
     if (test_case("counts of PatchGAN, VGG and LPIPS")) { test_judge_counts(); test_end_case(); }
     if (test_case("names")) { test_names(); test_end_case(); }
-    autoencoder_config_t three = {32, 3, {1, 1, 2, 0, 0, 0, 0, 0}, 1, 0, 8, 32, 0};
+    autoencoder_config_t wide = {64, 2, {1, 2, 0, 0, 0, 0, 0, 0}, 1, 0, 8, 32, 0};
     if (test_case("fixture decoder_small")) {
         test_decoder_fixture("decoder_small", small, no_transformer(), 3, 2);
         test_end_case();
@@ -732,7 +732,7 @@ int main(int argc, char** argv) {
         test_end_case();
     }
     if (test_case("fixture decoder_large")) {
-        test_decoder_fixture("decoder_large", three, large_decoder_vit(24, 2, 3, 3), 3, 3);
+        test_decoder_fixture("decoder_large", wide, large_decoder_vit(24, 2, 3, 4), 4, 4);
         test_end_case();
     }
     if (test_case("fixture encoder_two_levels")) {

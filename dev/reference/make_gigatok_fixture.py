@@ -70,9 +70,9 @@ def randomise(model):
 
 
 def decoder_large():
-    """GigaTok's larger decoder: a transformer of two layers, then a CNN of three levels with 64, 32 and 32 channels,
-    adaptive norms and depth-to-space."""
-    config = dict(dim=24, depth=2, heads=3, grid=3, ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8)
+    """GigaTok's larger decoder: a transformer of two layers, then a CNN of two levels with 128 and 64 channels, adaptive
+    norms and depth-to-space."""
+    config = dict(dim=24, depth=2, heads=3, grid=4, ch=64, ch_mult=(1, 2), num_res_blocks=1, z_channels=8)
     model = nn.ModuleDict({
         "s2ddecoder": NarrowViTDecoder2D(config["dim"], config["depth"], config["heads"], config["grid"],
                                          config["z_channels"]),
@@ -80,7 +80,8 @@ def decoder_large():
                            num_res_blocks=config["num_res_blocks"], **CNN)})
     fixture = Fixture(model="decoder_large", batch=2, **config)
     fixture.parameters(model, randomise(model), generated=True)
-    z = fill("input.z", (2, config["z_channels"], 3, 3), amplitude=2.0).requires_grad_()
+    shape = (2, config["z_channels"], config["grid"], config["grid"])
+    z = fill("input.z", shape, amplitude=2.0).requires_grad_()
     fixture.image("input.z", z)
     u = model["s2ddecoder"](z)
     fixture.image("output.tokens", u)
