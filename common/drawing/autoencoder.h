@@ -22,8 +22,8 @@
 //
 // Exported file (-export of train_tokenizer): the weights of encoder, adapter and decoder, averaged only; latent.mean,
 // .std; metadata format, stage, step, images, config as in a checkpoint, "weights": "averaged", "fingerprint". Weights
-// in F16 are others and would have another name; yet their latents are the same up to rounding, and a model of latents must
-// find its decoder. So the file names the fingerprint before rounding, together with that of what it holds
+// in F16 are others and would have another name; yet their latents are the same up to rounding, and a model of latents
+// must find its decoder. So the file names the fingerprint before rounding, together with that of what it holds
 // ("fingerprint_stored"): the first counts as long as the second is true.
 //
 // Look next at common/training/tokenizer_checkpoint.h, whose files it reads, and at eval.cu, a user.
