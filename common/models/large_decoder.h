@@ -32,7 +32,8 @@
 
 // The transformer that the tokens' part has. depth 0: there is none, the decoder is LDM's.
 static inline vit_config_t large_decoder_vit(int dim, int depth, int heads, int grid) {
-    vit_config_t c = {"decoder", 1, dim, depth, heads, 4 * dim, 0, 0, 0, grid, 0, ACT_GELU, NORMALISE_NONE};
+    vit_config_t c = {"decoder", 1, dim, depth, heads, 4 * dim, 0, 0, 0, grid, 0, ACT_GELU, NORMALISE_NONE, 1,
+                      LARGE_NORM_EPS};
     return c;
 }
 
@@ -90,7 +91,6 @@ void token_decoder_register(token_decoder_t* t, param_table_t* table, const char
     int D = c->dim;
     if (c->depth > VIT_MAX_DEPTH) fatal("a decoder of %d blocks; choose at most %d", c->depth, VIT_MAX_DEPTH);
     t->z = z;
-    v->norm_eps = LARGE_NORM_EPS;
     t->embed_weight = param_matrix(table, prefix, "decoder_embed.weight", D, z, weight);
     t->embed_bias = param_vector(table, prefix, "decoder_embed.bias", D, zero);
     t->ln_weight = param_vector(table, prefix, "ln_pre.weight", z, one);
