@@ -390,14 +390,14 @@ conv_narrow_contract_kernel(conv_narrow_io_t io, conv_narrow_t c, conv_narrow_gr
 // at a time. Rows of the product are n, columns channels, and k runs over the pixels: thread 4 g + q reads the eight
 // channels from 8 g on of pixels 4 q to 4 q + 3, which are its four k; channel 8 g + j is column g of the j-th mma.
 // Where the wide tensor is dout, a row of ones behind the N taps gives dbias. In the end the warps add their sums one
-// by one. `partial` is (gridDim.x, stride): the layout of dweight, then dbias.   ROWS = (N and the ones) / 16, rounded
-// up.
+// by one. ROWS = (N and the ones) / 16, rounded up.
 template <int ROWS>
 __global__ void __launch_bounds__(NARROW_THREADS, ROWS > 2 ? 1 : 2)
-conv_narrow_correlate_kernel(float* partial,    // (gridDim.x, stride)
-                             const bf16* wide,  // (B, wide_H, wide_W, wide)
-                             const bf16* x,     // (B, narrow_H, narrow_W, narrow)
-                             size_t stride, conv_narrow_t c, conv_narrow_grid_t grid) {
+conv_narrow_correlate_kernel(float* partial,      // (gridDim.x, N wide), in the layout of dweight
+                             float* partial_bias, // (gridDim.x, wide)
+                             const bf16* wide,    // (B, wide_H, wide_W, wide)
+                             const bf16* x,       // (B, narrow_H, narrow_W, narrow)
+                             conv_narrow_t c, conv_narrow_grid_t grid) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
     int pitch = conv_narrow_virtual(c, NARROW_COLS), high = conv_narrow_virtual(c, grid.rows);
     int step = c.narrow_is_input ? c.stride : 1, channel = 64 * blockIdx.y + 8 * g;
@@ -460,12 +460,12 @@ conv_narrow_correlate_kernel(float* partial,    // (gridDim.x, stride)
         }
         __syncthreads();
     }
-    partial += blockIdx.x * stride;
+    partial += (size_t)blockIdx.x * c.N * c.wide;
     for (int i = threadIdx.x; i < 16 * ROWS * 64; i += NARROW_THREADS) {
         int n = i / 64, to = 64 * blockIdx.y + i % 64;
         if (to >= c.wide) continue;
         if (n < c.N) partial[conv_narrow_weight_at(c, n, to)] = sums[i];
-        else if (n == c.N && c.narrow_is_input) partial[(size_t)c.N * c.wide + to] = sums[i];
+        else if (n == c.N && c.narrow_is_input) partial_bias[blockIdx.x * c.wide + to] = sums[i];
     }
 }
 
@@ -531,8 +531,8 @@ static inline int conv_narrow_contract_tensor(conv_narrow_io_t io, conv_narrow_t
     return conv_narrow_contract_tiles<8>(io, c, s);
 }
 
-// Partial sums of a weight gradient, `stride` floats each, at most `most` of them; returns how many.
-static inline int conv_narrow_correlate_tensor(float* partial, const floatX* wide, const floatX* x, size_t stride,
+// Partial sums of a weight gradient, at most `most` of them; returns how many.
+static inline int conv_narrow_correlate_tensor(float* partial, float* partial_bias, const floatX* wide, const floatX* x,
                                                int most, conv_narrow_t c, stream_t s) {
     int rows = c.N + c.narrow_is_input, chunks = (c.wide + 63) / 64; // a row more for dbias
     if (c.wide % 8 || rows > 64 || !conv_narrow_aligned(wide)) return 0;
@@ -545,11 +545,14 @@ static inline int conv_narrow_correlate_tensor(float* partial, const floatX* wid
     if (blocks == 0 || bytes > (size_t)s->shared_bytes) return 0;
     dim3 shape(blocks, chunks);
     if (height == 1) {
-        launch<conv_narrow_correlate_kernel<1>>(shape, NARROW_THREADS, bytes, s, partial, wide, x, stride, c, grid);
+        launch<conv_narrow_correlate_kernel<1>>(shape, NARROW_THREADS, bytes, s, partial, partial_bias, wide, x, c,
+                                                grid);
     } else if (height == 2) {
-        launch<conv_narrow_correlate_kernel<2>>(shape, NARROW_THREADS, bytes, s, partial, wide, x, stride, c, grid);
+        launch<conv_narrow_correlate_kernel<2>>(shape, NARROW_THREADS, bytes, s, partial, partial_bias, wide, x, c,
+                                                grid);
     } else {
-        launch<conv_narrow_correlate_kernel<4>>(shape, NARROW_THREADS, bytes, s, partial, wide, x, stride, c, grid);
+        launch<conv_narrow_correlate_kernel<4>>(shape, NARROW_THREADS, bytes, s, partial, partial_bias, wide, x, c,
+                                                grid);
     }
     return blocks;
 }
@@ -558,7 +561,7 @@ static inline int conv_narrow_correlate_tensor(float* partial, const floatX* wid
 
 static inline int conv_narrow_expand_tensor(conv_narrow_io_t, conv_narrow_t, stream_t) { return 0; }
 static inline int conv_narrow_contract_tensor(conv_narrow_io_t, conv_narrow_t, stream_t) { return 0; }
-static inline int conv_narrow_correlate_tensor(float*, const floatX*, const floatX*, size_t, int, conv_narrow_t,
+static inline int conv_narrow_correlate_tensor(float*, float*, const floatX*, const floatX*, int, conv_narrow_t,
                                                stream_t) { return 0; }
 
 #endif // ------------------------------------------------------------------------------------------------------------

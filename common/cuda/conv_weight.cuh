@@ -33,56 +33,45 @@
 #include "common/cuda/mma_tile.cuh"
 // defines: conv_narrow, conv_narrow_correlate_tensor, NARROW_MOST
 #include "common/cuda/conv_narrow.cuh"
+// defines: add_parts
+#include "common/cuda/parts.cuh"
 // defines: matmul_backward, add_column_sums
 #include "common/cuda/matmul.cuh"
 
-// Where sums go: split k of a gradient to partial + k * stride, in the layout of dweight and then `parts` times that of
-// dbias, which add up. With one split there is no partial, and they are added to the gradients at once.
+// Where sums go. With several splits each leaves its own in `partial`, and for dbias `parts` of them in `partial_bias`;
+// with one they are added to the gradients at once, and both are NULL.
 typedef struct {
-    float* partial;
-    float *dweight, *dbias; // (weights), (OC) or NULL
-    size_t weights, stride;
-    int parts;
+    float *partial, *partial_bias; // (splits, weights), (splits, parts, OC)
+    float *dweight, *dbias;        // (weights), (OC) or NULL
+    size_t weights;
+    int OC, parts;
 } conv_sums_t;
 
 __device__ static inline float* conv_sums_weights(const conv_sums_t& to, size_t split) {
-    return to.partial ? to.partial + split * to.stride : to.dweight;
+    return to.partial ? to.partial + split * to.weights : to.dweight;
 }
 __device__ static inline float* conv_sums_bias(const conv_sums_t& to, size_t split) {
-    return to.partial ? to.partial + split * to.stride + to.weights : to.dbias;
+    return to.partial ? to.partial_bias + split * to.parts * to.OC : to.dbias;
 }
 
-// The gradients += their partial sums. Thread (x, y) adds the splits y, y + rows, ... of one value, then the rows are
-// added: few values with many splits (a narrow convolution) need the rows, or the sum would be one long chain of
-// loads.
-enum { CONV_ADD_THREADS = 256 };
-__global__ void conv_sums_add_kernel(conv_sums_t sums, int splits, size_t n) {
-    shared<float> row_sums = shared_array<float>(0, CONV_ADD_THREADS);
-    int rows = blockDim.y, here = threadIdx.y * blockDim.x + threadIdx.x;
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    float sum = 0;
-    for (int k = threadIdx.y; i < n && k < splits; k += rows) {
-        const float* from = sums.partial + k * sums.stride + i;
-        sum += *from;
-        for (int part = 1; i >= sums.weights && part < sums.parts; part++) sum += from[part * (n - sums.weights)];
-    }
-    row_sums[here] = sum;
-    __syncthreads();
-    if (threadIdx.y || i >= n) return;
-    for (int y = 1; y < rows; y++) sum += row_sums[here + y * blockDim.x];
-    float* to = i < sums.weights ? sums.dweight + i : sums.dbias + (i - sums.weights);
-    *to += sum;
+// Values of one split.
+static inline size_t conv_sums_size(conv_sums_t sums) { return sums.weights + (size_t)sums.parts * sums.OC; }
+
+static inline conv_sums_t conv_sums_plan(conv_sums_t sums, int splits, stream_t s) {
+    sums.partial = (float*)device_scratch(s, splits * conv_sums_size(sums) * sizeof(float));
+    sums.partial_bias = sums.partial + splits * sums.weights;
+    return sums;
 }
+
+// The gradients += their partial sums.
 static inline void conv_sums_add(conv_sums_t sums, int splits, int with_bias, stream_t s) {
-    size_t n = with_bias ? sums.weights + (sums.stride - sums.weights) / sums.parts : sums.weights;
-    int rows = splits >= 32 ? 16 : splits >= 8 ? 4 : 1, columns = CONV_ADD_THREADS / rows;
-    launch<conv_sums_add_kernel>(blocks_for(n, columns), dim3(columns, rows), CONV_ADD_THREADS * sizeof(float), s, sums,
-                                 splits, n);
+    add_parts(sums.dweight, NULL, NULL, sums.partial, splits, 1, (int)sums.weights, s);
+    if (with_bias) add_parts(sums.dbias, NULL, NULL, sums.partial_bias, (size_t)splits * sums.parts, 1, sums.OC, s);
 }
 
 // How many partial gradients the scratch memory holds.
 static inline int conv_sums_most(conv_sums_t sums) {
-    size_t most = DEVICE_SCRATCH_BYTES / (sums.stride * sizeof(float));
+    size_t most = DEVICE_SCRATCH_BYTES / (conv_sums_size(sums) * sizeof(float));
     return most < (1 << 20) ? (int)most : 1 << 20;
 }
 
@@ -311,11 +300,12 @@ static inline void conv_weight_launch(conv_sums_t sums, const floatX* dout, cons
                                       stream_t s) {
     int tiles = (c.C + WEIGHT_C - 1) / WEIGHT_C * K * ((c.OC + WEIGHT_OC - 1) / WEIGHT_OC);
     conv_weight_pieces(&c, conv_weight_positions<K, STRIDE>());
-    sums.parts = (c.C + WEIGHT_C - 1) / WEIGHT_C * K, sums.stride = sums.weights + (size_t)sums.parts * c.OC;
+    sums.parts = (c.C + WEIGHT_C - 1) / WEIGHT_C * K;
     // a step of 64 positions takes all multiprocessors 0.8 us; a split's sums are written and read at 3 TB/s
-    double extra = 2 * (double)sums.stride * sizeof(float) / 3e12 / (0.8e-6 * conv_weight_positions<K, STRIDE>() / 64);
+    double bytes_a_split = 2 * (double)conv_sums_size(sums) * sizeof(float);
+    double extra = bytes_a_split / 3e12 / (0.8e-6 * conv_weight_positions<K, STRIDE>() / 64);
     int splits = conv_weight_splits(c.steps, tiles, s->multiprocessors, extra, conv_sums_most(sums));
-    if (splits > 1) sums.partial = (float*)device_scratch(s, splits * sums.stride * sizeof(float));
+    if (splits > 1) sums = conv_sums_plan(sums, splits, s);
     else sums.parts = 1;
     size_t bytes = conv_weight_stages<K, STRIDE>() * conv_weight_stage<K, STRIDE>() * sizeof(bf16);
     launch<conv_weight_kernel<K, STRIDE>>(dim3(tiles, splits), WEIGHT_THREADS, bytes, s, sums, dout, x, c);
@@ -410,9 +400,9 @@ static inline void conv_weight_any(conv_sums_t sums, const floatX* dout, const f
     int tiles = (columns + PLAIN_TILE - 1) / PLAIN_TILE * ((c.OC + PLAIN_TILE - 1) / PLAIN_TILE);
     c.steps = ((size_t)c.B * c.OH * c.OW + PLAIN_POSITIONS - 1) / PLAIN_POSITIONS;
     // a step is 64 x 64 x 16 multiply-accumulates in 6 blocks at a time, some 2 us
-    double extra = 2 * (double)sums.stride * sizeof(float) / 3e12 / 2e-6;
+    double extra = 2 * (double)conv_sums_size(sums) * sizeof(float) / 3e12 / 2e-6;
     int splits = conv_weight_splits(c.steps, tiles, 6 * s->multiprocessors, extra, conv_sums_most(sums));
-    if (splits > 1) sums.partial = (float*)device_scratch(s, splits * sums.stride * sizeof(float));
+    if (splits > 1) sums = conv_sums_plan(sums, splits, s);
     size_t bytes = 2 * PLAIN_POSITIONS * PLAIN_TILE * sizeof(float) + 3 * PLAIN_POSITIONS * sizeof(int);
     launch<conv_weight_plain>(dim3(tiles, splits), PLAIN_THREADS, bytes, s, sums, dout, x, c);
     if (splits > 1) conv_sums_add(sums, splits, sums.dbias != NULL, s);
@@ -426,9 +416,9 @@ static inline int conv_weight_narrow(conv_sums_t sums, const floatX* dout, const
     if (!conv_is_square(conv) || (!narrow_is_input && conv.OC > NARROW_MOST)) return 0;
     conv_narrow_t c = conv_narrow(B, H, W, conv, narrow_is_input);
     int splits = 2 * s->multiprocessors < most ? 2 * s->multiprocessors : most;
-    sums.partial = (float*)device_scratch(s, splits * sums.stride * sizeof(float));
+    sums = conv_sums_plan(sums, splits, s);
     const floatX *wide = narrow_is_input ? dout : x, *narrow = narrow_is_input ? x : dout;
-    splits = conv_narrow_correlate_tensor(sums.partial, wide, narrow, sums.stride, splits, c, s);
+    splits = conv_narrow_correlate_tensor(sums.partial, sums.partial_bias, wide, narrow, splits, c, s);
     if (splits == 0) return 0;
     conv_sums_add(sums, splits, sums.dbias && narrow_is_input, s);
     size_t pixels = (size_t)B * c.narrow_H * c.narrow_W;
@@ -446,7 +436,7 @@ void conv2d_backward_weight(floatS* dweight,    // (OC, KH, KW, C)
         return;
     }
     size_t weights = (size_t)conv.OC * conv.KH * conv.KW * conv.C;
-    conv_sums_t sums = {nullptr, dweight, dbias, weights, weights + conv.OC, 1};
+    conv_sums_t sums = {nullptr, nullptr, dweight, dbias, weights, conv.OC, 1};
     conv_weight_t c = conv_weight_sizes(B, H, W, conv);
     if (B == 0 || c.OH <= 0 || c.OW <= 0) return;
     if (conv_weight_narrow(sums, dout, x, B, H, W, conv, s)) return;
