@@ -101,7 +101,7 @@ static void measure_tokenizers(eval_t* e, char** paths, int n) {
     const eval_options_t* o = &e->options;
     for (int i = 0; i < n; i++) {
         need_file(e, "tokenizer", paths[i], "a checkpoint of train_tokenizer, an exported file, or VA-VAE's");
-        autoencoder_open(&a, paths[i], o->raw ? AUTOENCODER_RAW : AUTOENCODER_AVERAGED, o->batch, 1, o->recon);
+        autoencoder_open(&a, paths[i], (autoencoder_weights_t)o->tokenizer_weights, o->batch, 1, o->recon);
         if (o->recon) {
             eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, a.H, a.W), &shared);
         }
@@ -128,7 +128,7 @@ static const char* open_samples(eval_t* e, image_source_t* samples, pipeline_t* 
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
                                      {o->sweep ? 2 : o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed,
                                      PREDICTS_UNKNOWN, DDPM_ANCESTRAL, 0};
-    pipeline_open(g, o->dit, tokenizer, o->raw, options);
+    pipeline_open(g, o->dit, o->raw, tokenizer, (autoencoder_weights_t)o->tokenizer_weights, options);
     if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
     pipeline_load(g);
     options.guidance.w = o->cfg;
@@ -160,6 +160,9 @@ static void parse(eval_t* e, int argc, char** argv) {
     cli_parse(&e->cli, argc, argv);
     if (!o->recon && !o->gen && !o->probe && !o->latent && !o->sweep && !o->inspect[0]) {
         fatal("what shall be measured? Give -recon, -probe, -latent, -gen, -sweep or -inspect FILE (-h explains them)");
+    }
+    if (o->raw && !o->gen && !o->sweep) {
+        fatal("-raw is about the weights of a DiT, and none is measured; a tokenizer's: -tokenizer_weights raw");
     }
     if (o->sweep) eval_sweep_check(e);
     e->report.json_path = o->json;

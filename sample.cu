@@ -39,7 +39,7 @@
 
 typedef struct {
     const char *preset, *dit, *tokenizer, *latent_stats, *classes, *out, *images, *npz;
-    int n, solver, predicts, process, steps, cfg_channels, batch, raw, block, time_limit;
+    int n, solver, predicts, process, steps, cfg_channels, batch, tokenizer_weights, raw, block, time_limit;
     double cfg, cfg_start, shift, eta, latent_scale;
     size_t seed;
 } sample_options_t;
@@ -109,6 +109,8 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
         {NULL, "predicts", CLI_CHOICE, &o->predicts, "unknown", "unknown|velocity|noise",
          "what a network with 2 outputs for a channel says, DiT's noise or SiT's velocity: their files do not tell",
          CLI_SAVED},
+        {NULL, "tokenizer_weights", CLI_CHOICE, &o->tokenizer_weights, "ema", AUTOENCODER_WEIGHTS,
+         AUTOENCODER_WEIGHTS_HELP, CLI_NOT_SAVED}, // its fingerprint is
         {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "the DiT's raw weights instead of their average", CLI_SAVED},
         {"How", "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
          "points of the time grid: one step less, as LightningDiT counts; with -process: steps", CLI_SAVED},
@@ -529,7 +531,7 @@ static void open_models(sample_t* r) {
     dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
                                      {o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed,
                                      (dit_prediction_t)o->predicts, (ddpm_kind_t)o->process, o->eta};
-    pipeline_open(g, o->dit, o->tokenizer, o->raw, options);
+    pipeline_open(g, o->dit, o->raw, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights, options);
     if (o->latent_scale > 0) pipeline_use_scale(g, o->latent_scale);
     if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
     r->settings = all_settings(r, pipeline_hash(g));
@@ -555,8 +557,8 @@ int main(int argc, char** argv) {
     r.stream = device_open(r.comm.local_rank);
     comm_attach(&r.comm, r.stream);
     open_models(&r);
-    printf("model          %s (%s), tokenizer %s (%s)\n", o->dit, r.model.net.config.id, o->tokenizer,
-           r.model.tokenizer.fingerprint);
+    printf("model          %s (%s), tokenizer %s (%s, %s)\n", o->dit, r.model.net.config.id, o->tokenizer,
+           r.model.tokenizer.fingerprint, r.model.tokenizer.weights);
     print_classes(&r);
     print_method(&r);
     r.start = r.said = clock_seconds();

@@ -126,7 +126,8 @@ static void check_needs(run_t* run) {
     if (o->extract && !o->data[0]) needs_add(&needs, "-extract 1 needs images: give their folder with -data");
     if (o->extract && o->data[0]) needs_images(&needs, o->data);
     if (no_latents) {
-        needs_same_flags(&run->cli, "extract", "dry_run", &flags);
+        static const char* const own[] = {"extract", "dry_run", NULL};
+        needs_same_flags(&run->cli, own, &flags);
         const char* same = flags.text ? flags.text : "";
         json_append(&command, "%s%s -extract 1%s && %s%s", program, same, o->data[0] ? "" : " -data FOLDER", program,
                     same);
@@ -220,11 +221,12 @@ static void open_pictures(run_t* run) {
     dit_sampler_options_t s = {FLOW_EULER, o->sample_steps, o->sample_shift, {o->cfg, o->cfg_start, o->cfg_channels},
                                run->dit.config.batch / 2 > 1 ? run->dit.config.batch / 2 : 1, o->run.seed, PREDICTS_VELOCITY,
                                DDPM_ANCESTRAL, 0};
-    autoencoder_open(&run->tokenizer, o->tokenizer, AUTOENCODER_AVERAGED,
+    autoencoder_open(&run->tokenizer, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights,
                      dit_sampler_batch(s.batch, &run->dit.config.net), 0, 1);
     if (run->tokenizer_name[0] && strcmp(run->tokenizer_name, run->tokenizer.fingerprint)) {
-        fatal("-tokenizer %s has fingerprint %s, the latents in %s were made by %s; give the tokenizer that made them",
-              o->tokenizer, run->tokenizer.fingerprint, o->latents, run->tokenizer_name);
+        fatal("-tokenizer %s has fingerprint %s (weights: %s), the latents in %s were made by %s; give the tokenizer "
+              "that made them, or its weights with -tokenizer_weights", o->tokenizer, run->tokenizer.fingerprint,
+              run->tokenizer.weights, o->latents, run->tokenizer_name);
     }
     if (o->uncond) s.guidance.w = 1;
     dit_sampler_open(&run->sampler, &run->dit.net, &run->dit.params, &run->tokenizer, run->latent_mean,
@@ -481,7 +483,8 @@ static int extract(run_t* run) {
     run->stream = device_open(run->comm.local_rank);
     comm_attach(&run->comm, run->stream);
     int threads = o->run.workers > 0 ? o->run.workers : machine_cores(run->comm.local_size);
-    extract_options_t e = {o->data, o->tokenizer, o->latents, o->images, o->shard_images, threads, o->extract_batch};
+    extract_options_t e = {o->data, o->tokenizer, o->latents, (autoencoder_weights_t)o->tokenizer_weights, o->images,
+                           o->shard_images, threads, o->extract_batch};
     extract_latents(&e, &run->comm, run->stream);
     comm_close(&run->comm);
     device_close(run->stream);

@@ -4,6 +4,7 @@
 //     ./train_tokenizer -stage 2            goes on from stage 1's checkpoint, which it finds by itself
 //     ./train_tokenizer -stage 3
 //     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights FILE -lpips_weights FILE
+//     ./train_tokenizer -h                  every flag; at its end the paper's ablations, each as a flag
 //
 // A run writes into one folder (-out): stageN.safetensors (the whole state, see
 // common/training/tokenizer_checkpoint.h), stageN.jsonl (every status line), stageN_STEP.png (held-out images above
@@ -86,16 +87,21 @@ static void print_plan(const tokenizer_t* t) {
     const tokenizer_config_t* c = &t->config;
     const param_table_t* table = &t->params.table;
     size_t first = tokenizer_first_trained(t), all = table->total;
-    size_t encoder = param_count(table, 0, t->decoder_begin), decoder = param_count(table, t->decoder_begin, all);
+    size_t pairs = param_count(table, t->lora_begin, t->adapter_begin), decoder = param_count(table, t->decoder_begin, all);
+    size_t encoder = param_count(table, 0, t->decoder_begin) - pairs;
     size_t disc = param_count(&t->disc_params.table, 0, t->disc_params.table.total);
     size_t lpips = param_count(&t->lpips_params.table, 0, t->lpips_params.table.total);
     // the frozen copy A0 of stage 2 is not counted, as in the paper's Table 6
-    size_t target = c->stage == 2 ? param_count(&t->target_params.table, 0, t->adapter_begin) : 0;
+    size_t target = c->stage == 2 ? param_count(&t->target_params.table, 0, t->lora_begin) : 0;
     printf("parameters     encoder with adapter %.2fM, decoder %.2fM, discriminator %.2fM\n", encoder * 1e-6,
            decoder * 1e-6, disc * 1e-6);
+    if (pairs) {
+        printf("low-rank pairs %zu parameters: rank %d, alpha %g, dropout %g, at qkv, proj, fc1, fc2 of %d blocks\n", pairs,
+               c->lora.rank, c->lora.alpha, c->lora.dropout, c->encoder.depth);
+    }
     printf("stage %d        trainable %.2fM, frozen %.2fM (LPIPS %.2fM%s)\n", c->stage,
            (param_count(table, first, all) + disc) * 1e-6, (param_count(table, 0, first) + lpips + target) * 1e-6,
-           lpips * 1e-6, c->stage == 2 ? ", encoder of stage 1" : ", encoder");
+           lpips * 1e-6, c->stage != 2 ? ", encoder" : pairs ? ", encoder, that of stage 1" : ", encoder of stage 1");
     int shares = c->zero && t->comm ? t->comm->size : 1;
     size_t weights = params_bytes(table, first, 2, shares) + params_bytes(&t->disc_params.table, 0, 0, shares) +
                      params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0, 1) +
@@ -120,15 +126,17 @@ static void previous_path(const options_t* o, char* path, size_t size) {
 static void make_command(const run_t* run, int encoder, int stage_before, json_text_t* text) {
     const options_t* o = &run->options;
     json_text_t flags = {NULL, 0, 0};
-    needs_same_flags(&run->cli, "stage", "from", &flags);
+    static const char* const own[] = {"stage", "from", "lora", NULL}; // of this stage alone
+    needs_same_flags(&run->cli, own, &flags);
     if (encoder) json_append(text, "make " NEEDS_PRETRAIN " && " NEEDS_PRETRAIN " && ");
     for (int stage = stage_before ? 1 : o->stage; stage <= o->stage; stage++) {
         char done[1024];
         snprintf(done, sizeof done, "%s/stage%d.safetensors", o->run.out, stage);
         if (stage < o->stage && !access(done, F_OK)) continue;
         const char* from = stage == 1 && !o->encoder_weights[0] ? " -encoder_weights FILE" : "";
-        json_append(text, "%s -stage %d%s%s%s", run->cli.program, stage, from, flags.text ? flags.text : "",
-                    stage < o->stage ? " && " : "");
+        json_append(text, "%s -stage %d%s%s", run->cli.program, stage, from, flags.text ? flags.text : "");
+        if (stage == 2 && o->lora) json_append(text, " -lora %d", o->lora);
+        if (stage < o->stage) json_append(text, " && ");
     }
     json_text_free(&flags);
 }

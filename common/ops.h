@@ -45,6 +45,12 @@ void matmul_backward(floatX* dx,           // (N, C) or NULL
                      const floatX* weight, // (OC, C), needed for dx
                      size_t N, int C, int OC, stream_t s);
 
+// out += x weight^T. The backward is that of matmul_forward.                                         N C OC MAC
+void matmul_add_forward(floatX* out,          // (N, OC) +=
+                        const floatX* x,      // (N, C)
+                        const floatX* weight, // (OC, C)
+                        size_t N, int C, int OC, stream_t s);
+
 // pre = x weight^T + bias;  out = gelu(pre). `act` is ACT_GELU: 0.5 u (1 + erf(u / sqrt 2)), or ACT_GELU_TANH:
 // 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))).
 void matmul_gelu_forward(floatX* out,          // (N, OC)
@@ -53,6 +59,11 @@ void matmul_gelu_forward(floatX* out,          // (N, OC)
                          const floatX* weight, // (OC, C)
                          const floatX* bias,   // (OC) or NULL
                          size_t N, int C, int OC, activation_t act, stream_t s);
+
+// out = gelu(pre), where something stands between a product and its GELU. 2 passes.                dev/cpu/activation.h
+void gelu_forward(floatX* out,       // (n)
+                  const floatX* pre, // (n)
+                  size_t n, activation_t act, stream_t s);
 
 // dpre = dout gelu'(pre). In place: dpre may be dout. 3 passes.                                    dev/cpu/activation.h
 void gelu_backward(floatX* dpre,       // (n)
@@ -713,6 +724,19 @@ void exchange_weights(floatX* weight, // (n) written from the new master; may be
 void normal_rows(floatS* out,          // (B, n)
                  const uint64_t* rows, // (B) device memory
                  int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step, stream_t s);
+
+// Dropout (Srivastava et al. 2014): out = scale / (1 - p) x where a value is kept, else 0. Value i of row b is dropped
+// with probability p, as a function of (seed, stream_id, step, first_row + b, i) alone: nothing has to be kept for the
+// backward.                                                                                                  2 passes
+void dropout_forward(floatX* out,     // (B, n)
+                     const floatX* x, // (B, n)
+                     double p, double scale, int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step,
+                     uint64_t first_row, stream_t s);
+// dx += scale / (1 - p) dout where the value was kept.                                                       3 passes
+void dropout_backward(floatX* dx,         // (B, n) +=
+                      const floatX* dout, // (B, n)
+                      double p, double scale, int B, size_t n, uint64_t seed, uint32_t stream_id, uint64_t step,
+                      uint64_t first_row, stream_t s);
 
 #endif // OPS_H
 

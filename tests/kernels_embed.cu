@@ -160,6 +160,23 @@ static void run_normal(stream_t s, void* context) {
     free_tensors();
 }
 
+// B, n, first row, p in percent. The same values are dropped as in the reference; rows may begin inside a four.
+static void run_dropout(stream_t s, void* context) {
+    const int* v = ((sizes_t*)context)->v;
+    int B = v[0];
+    size_t n = v[1];
+    uint64_t seed = 0x123456789abcdefull, step = ((uint64_t)1 << 40) + 17, first = v[2];
+    double p = v[3] / 100.0, scale = 1.75;
+    tensor<floatX> x = random_input(B * n), dout = random_input(B * n), out = output(B * n), dx = random_input(B * n);
+    dropout_forward(out.dev, x.dev, p, scale, B, n, seed, RANDOM_DROPOUT, step, first, s);
+    cpu::dropout_forward(out.ref, x.ref, p, scale, B, n, seed, RANDOM_DROPOUT, step, first, 0);
+    check_tensor("out", out, TOLERANCE_X);
+    dropout_backward(dx.dev, dout.dev, p, scale, B, n, seed, RANDOM_DROPOUT, step, first, s);
+    cpu::dropout_backward(dx.ref, dout.ref, p, scale, B, n, seed, RANDOM_DROPOUT, step, first, 0);
+    check_tensor("dx", dx, TOLERANCE_X);
+    free_tensors();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     stream_t s = device_open(0);
@@ -205,6 +222,9 @@ int main(int argc, char** argv) {
     test_shapes(s, "normal_rows, rows that begin inside a four", run_normal, {{3, 1031, 5}});
     test_shapes(s, "normal_rows, one number", run_normal, {{1, 1, 2}});
     test_shapes(s, "normal_rows, far into the stream", run_normal, {{3, 37, 1, 1}});
+    test_shapes(s, "dropout", run_dropout, {{4, 1024, 0, 10}});
+    test_shapes(s, "dropout, rows that begin inside a four", run_dropout, {{3, 1031, 5, 40}});
+    test_shapes(s, "dropout of nothing", run_dropout, {{2, 77, 3, 0}});
     device_close(s);
     return test_finish();
 }

@@ -1,4 +1,4 @@
-// Matrix products and GELU: matmul_forward, matmul_backward, matmul_gelu_forward, gelu_backward; and what matmul.cuh
+// Matrix products and GELU: matmul_forward, _add_forward, _gelu_forward, _backward, gelu_forward, gelu_backward; and what matmul.cuh
 // offers to other families: products with a residual, batched products, sums over rows.
 //
 // Every product runs in three ways: by the library, by its algorithm that is measured to be the fastest, and by our own
@@ -106,6 +106,29 @@ static void test_residual(stream_t s, const char* name, size_t N, int C, int OC)
     if (!test_case(name)) return;
     linear_t l = {N, C, OC, 1, ACT_NONE, 0};
     with_and_without_library(s, run_residual, &l);
+    test_end_case();
+}
+
+// What is there counts; a sum of few terms, as behind a low-rank matrix; and GELU by itself.
+static void run_add(stream_t s, void* context) {
+    const linear_t* l = (const linear_t*)context;
+    size_t N = l->N;
+    int C = l->C, OC = l->OC;
+    tensor<floatX> x = random_input(N * C), weight = random_input((size_t)OC * C, 0.5), out = random_input(N * OC);
+    tensor<floatX> pre = random_input(N * OC, 2.5), activated = output(N * OC);
+    matmul_add_forward(out.dev, x.dev, weight.dev, N, C, OC, s);
+    cpu::matmul_add_forward(out.ref, x.ref, weight.ref, N, C, OC, 0);
+    check_tensor("out", out, TOLERANCE_X);
+    gelu_forward(activated.dev, pre.dev, N * OC, l->act, s);
+    cpu::gelu_forward(activated.ref, pre.ref, N * OC, l->act, 0);
+    check_tensor("gelu", activated, TOLERANCE_X);
+    free_tensors();
+}
+
+static void test_add(stream_t s, const char* name, size_t N, int C, int OC, activation_t act) {
+    if (!test_case(name)) return;
+    linear_t l = {N, C, OC, 0, act, 0};
+    with_and_without_library(s, run_add, &l);
     test_end_case();
 }
 
@@ -624,6 +647,8 @@ int main(int argc, char** argv) {
     test_linear(s, "linear, pointers shifted by four values", 33, 40, 24, 1, 4);
     test_residual(s, "linear + residual", 70, 40, 72);
     test_residual(s, "linear + residual, primes", 37, 13, 23);
+    test_add(s, "linear added, gelu", 70, 16, 72, ACT_GELU);
+    test_add(s, "linear added, gelu tanh, primes", 37, 3, 23, ACT_GELU_TANH);
     test_gelu(s, "linear + gelu", 67, 32, 72, 1, ACT_GELU);
     test_gelu(s, "linear + gelu, primes, no bias", 37, 13, 23, 0, ACT_GELU);
     test_gelu(s, "linear + gelu tanh", 67, 32, 72, 1, ACT_GELU_TANH);

@@ -1,5 +1,5 @@
-// Linear layers and GELU: matmul_forward, matmul_backward, matmul_gelu_forward, gelu_backward.
-// defines: matmul_forward, matmul_backward, matmul_gelu_forward, gelu_backward
+// Linear layers and GELU: matmul_forward, matmul_backward, matmul_add_forward, matmul_gelu_forward, gelu_*.
+// defines: matmul_forward, matmul_backward, matmul_add_forward, matmul_gelu_forward, gelu_forward, gelu_backward
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -146,6 +146,21 @@ static void test_null_gradients(void) {
     test_end_case();
 }
 
+// What matmul_add_forward adds is what matmul_forward writes, at sizes with one piece and with several; and GELU by
+// itself is the GELU behind the product.
+static void test_add(size_t N, int C, int OC) {
+    linear_t l = linear_new(N, C, OC, 0, ACT_GELU);
+    double *start = random_buffer(N * OC), *sum = copy_of(start, N * OC), *gelu = poisoned_buffer(N * OC);
+    linear_forward(&l);
+    matmul_add_forward(sum, l.x, l.weight, N, C, OC, 0);
+    gelu_forward(gelu, l.pre, N * OC, ACT_GELU, 0);
+    for (size_t i = 0; i < N * OC; i++) start[i] += l.pre[i];
+    check_error("sum", relative_error_double(sum, start, N * OC), 1e-13);
+    check_error("GELU by itself", relative_error_double(gelu, l.out, N * OC), 1e-14);
+    free(start), free(sum), free(gelu);
+    linear_free(&l);
+}
+
 // Spot values of both forms, and the backward in place.
 static void test_gelu(void) {
     if (!test_case("gelu' spot values, in place")) return;
@@ -191,6 +206,11 @@ int main(int argc, char** argv) {
     test_backward_values("matmul 544 x 96 x 288", 544, 96, 288);
     test_backward_values("matmul in many pieces: 401 x 307 x 521", 401, 307, 521);
     test_backward_values("matmul many rows, few weights: 12007 x 61 x 31", 12007, 61, 31);
+    if (test_case("matmul_add, gelu by itself")) {
+        test_add(5, 3, 7);
+        test_add(401, 17, 521);
+        test_end_case();
+    }
     test_null_gradients();
     test_gelu();
     test_threads("matmul, any number of threads", 401, 307, 521, ACT_GELU);

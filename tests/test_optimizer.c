@@ -1,7 +1,9 @@
 // test_optimizer.c: what happens between gradients and weights: norms, the adaptive weights and their identities, Adam
-// against the formulas written out naively, the moving averages, and random numbers by row. defines: random_buffer,
-// poisoned_buffer, check_accumulates
+// against the formulas written out naively, the moving averages, random numbers by row, and dropout.
+// defines: random_buffer, poisoned_buffer, check_accumulates
 #include "tests/gradient.h"
+// defines: check_parameter_gradient
+#include "tests/operation.h"
 // defines: the operations
 #include "common/ops.h"
 // defines: ema_gamma, ema_power_beta, ema_beta
@@ -264,6 +266,47 @@ static void test_normal_rows(void) {
     test_end_case();
 }
 
+typedef struct {
+    double *x, *out, *dout, *dx;
+} dropout_t;
+
+enum { DROPOUT_B = 3, DROPOUT_N = 1003, DROPOUT_ALL = DROPOUT_B * DROPOUT_N };
+
+static double dropout_objective(void* context) {
+    dropout_t* d = (dropout_t*)context;
+    dropout_forward(d->out, d->x, 0.3, 1.75, DROPOUT_B, DROPOUT_N, 42, RANDOM_DROPOUT, 7, 5, 0);
+    return dot(d->out, d->dout, DROPOUT_ALL);
+}
+
+static void dropout_run_backward(void* context) {
+    dropout_t* d = (dropout_t*)context;
+    dropout_backward(d->dx, d->dout, 0.3, 1.75, DROPOUT_B, DROPOUT_N, 42, RANDOM_DROPOUT, 7, 5, 0);
+}
+
+static void test_dropout(void) {
+    if (!test_case("dropout: the generator's mask, any first row, any threads; its derivative")) return;
+    dropout_t d = {random_buffer(DROPOUT_ALL), poisoned_buffer(DROPOUT_ALL), random_buffer(DROPOUT_ALL),
+                   random_buffer(DROPOUT_ALL)};
+    dropout_objective(&d);
+    int kept = 0, right = 1;
+    for (size_t i = 0; i < DROPOUT_ALL; i++) {
+        int keep = random_uniform(42, RANDOM_DROPOUT, 7, 5 * DROPOUT_N + i) >= 0.3f;
+        kept += keep;
+        right = right && fabs(d.out[i] - (keep ? 1.75 / 0.7 * d.x[i] : 0)) < 1e-14;
+    }
+    check(right, "kept and scaled, or 0, as the generator has it");
+    check(fabs(kept / (double)DROPOUT_ALL - 0.7) < 4 * sqrt(0.3 * 0.7 / DROPOUT_ALL), "a share of 1 - p is kept");
+    check_parameter_gradient("dx", dropout_objective, dropout_run_backward, &d, d.x, d.dx, DROPOUT_ALL);
+    double* row = poisoned_buffer(DROPOUT_N);
+    omp_set_num_threads(3);
+    dropout_forward(row, d.x + DROPOUT_N, 0.3, 1.75, 1, DROPOUT_N, 42, RANDOM_DROPOUT, 7, 6, 0);
+    check(!memcmp(row, d.out + DROPOUT_N, DROPOUT_N * sizeof(double)), "row 6 alone is the same");
+    dropout_forward(row, d.x, 0, 1.75, 1, DROPOUT_N, 42, RANDOM_DROPOUT, 7, 6, 0);
+    for (size_t i = 0; i < DROPOUT_N; i++) check(row[i] == 1.75 * d.x[i], "p = 0 drops nothing");
+    free(d.x), free(d.out), free(d.dout), free(d.dx), free(row);
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     test_sum_squares();
@@ -279,5 +322,6 @@ int main(int argc, char** argv) {
     test_ema_gamma();
     test_ema_profile();
     test_normal_rows();
+    test_dropout();
     return test_finish();
 }

@@ -54,10 +54,10 @@ __global__ void gelu_backward_kernel(floatX* dpre, const floatX* dout, const flo
     store_upto(dpre + i, d, n - i);
 }
 
-// out = gelu(pre), the second half of matmul_gelu_forward.
-static inline void gelu_forward(floatX* out,       // (n)
-                                const floatX* pre, // (n)
-                                size_t n, activation_t act, stream_t s) {
+// By itself, or as the second half of matmul_gelu_forward.
+void gelu_forward(floatX* out,       // (n)
+                  const floatX* pre, // (n)
+                  size_t n, activation_t act, stream_t s) {
     if (n > 0) launch<gelu_forward_kernel>(pack_blocks<floatX>(n), PACK_THREADS, 0, s, out, pre, n, act);
 }
 

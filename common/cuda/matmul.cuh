@@ -1,6 +1,6 @@
 // matmul.cuh: the matrix products of linear layers. Formulas and the backward's derivation: dev/cpu/matmul.h.
 //
-//   matmul_forward, matmul_backward, matmul_gelu_forward   the operations of common/ops.h
+//   matmul_forward, _add_forward, _gelu_forward, _backward the operations of common/ops.h
 //   matmul_residual_forward                                out = x weight^T + bias + residual: 1x1 convolutions
 //   matmul_batched, matmul_batched_float                   D_i = alpha op(A_i) op(B_i) + beta D_i
 //   add_column_sums                                        sums += sum over rows
@@ -155,6 +155,13 @@ void matmul_forward(floatX* out,          // (N, OC)
                     const floatX* bias,   // (OC) or NULL
                     size_t N, int C, int OC, stream_t s) {
     matmul_residual_forward(out, x, weight, bias, nullptr, N, C, OC, s);
+}
+
+void matmul_add_forward(floatX* out,          // (N, OC) +=
+                        const floatX* x,      // (N, C)
+                        const floatX* weight, // (OC, C)
+                        size_t N, int C, int OC, stream_t s) {
+    matmul_residual_forward(out, x, weight, nullptr, out, N, C, OC, s);
 }
 
 void matmul_gelu_forward(floatX* out,          // (N, OC)

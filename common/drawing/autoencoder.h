@@ -6,8 +6,10 @@
 //     const floatX* image = autoencoder_decode(&a, z, n, s);      // -> (n, H, W, 3), about [-1, 1]
 //     autoencoder_close(&a);
 //
-// It opens a checkpoint of train_tokenizer, of which it takes the averaged weights where the stage averaged a tensor,
-// or an exported file. The latent is what the adapter gives; a model of latents normalises it by (z - mean) / std.
+// It opens a checkpoint of train_tokenizer, of which it takes the averaged weights where the stage averaged a tensor, or
+// the raw ones, or those of the other average; or an exported file. Low-rank pairs (common/models/lora.h) are merged
+// into the weights while they are read. The latent is what the adapter gives; a model of latents normalises it by
+// (z - mean) / std.
 //
 // And it opens the autoencoders of others as downloaded, VA-VAE and those of LDM (common/models/ldm_file.h). Their
 // encoder is a CNN that gives mean mu and log-variance of a Gaussian; the latent is mu, or with autoencoder_sample a
@@ -42,14 +44,12 @@
 #include "common/models/cnn_encoder.h"
 // defines: ldm_file_t, ldm_file_read, ldm_rules
 #include "common/models/ldm_file.h"
-// defines: checkpoint_info_t, checkpoint_is_ours, checkpoint_read_info, checkpoint_is_exported, ...
+// defines: autoencoder_weights_t, checkpoint_info_t, checkpoint_is_ours, checkpoint_read_info, _read_shipped, ...
 #include "common/training/tokenizer_checkpoint.h"
 // defines: options_t, options_read, options_tokenizer
 #include "common/training/tokenizer_options.h"
 // defines: tensor_file_open_or_die
 #include "common/files/tensor_file.h"
-
-enum { AUTOENCODER_RAW = -1, AUTOENCODER_AVERAGED = 0 };
 
 // The memory plans hold addresses of this struct's members: it must stay where it is once it is open.
 typedef struct {
@@ -59,7 +59,7 @@ typedef struct {
     int exported;           // the file is an exported one
     int ldm;                // the file is of LDM's kind: `cnn` encodes; else encoder and adapter do
     int others;             // ldm: tensors in the file that are not the autoencoder's
-    double ema;             // relative width of the average that ships; 0: others' files do not say
+    char weights[40];       // which weights these are, for protocols
     char fingerprint[17];   // 16 hexadecimal digits
     int statistics;         // the file tells mean and std
     floatS *mean, *std;     // (z) of each latent channel, from the file; else 0 and 1
@@ -107,15 +107,14 @@ static inline const char* fingerprint_text(char text[17], uint64_t h) {
     return text;
 }
 
-// host = the weights of `p` that ship, which stand behind `prefix`, or in a file of ours, where it is "", behind the
-// average's number `ema` if the file has one of this tensor; ema = -1: raw.
+// host = the weights of `p`, which stand behind `prefix`; in a file of ours, where it is "", those that `ema` names.
 static inline int autoencoder_read(const safetensors_t* f, const char* prefix, int ema, const param_t* p,
                                    floatS* host, // (count)
                                    checkpoint_mismatch_t* mismatch) {
-    char name[400], average[400];
+    char name[400];
+    if (!prefix[0]) return checkpoint_read_shipped(f, ema, p, host, mismatch);
     snprintf(name, sizeof name, "%s%s", prefix, p->name);
-    snprintf(average, sizeof average, "ema.%d.%s", ema, p->name);
-    return checkpoint_read_values(f, ema >= 0 && safetensors_find(f, average) ? average : name, p, host, mismatch);
+    return checkpoint_read_values(f, name, p, host, mismatch);
 }
 
 // Registers the tensors of one half or both, in the order of the tokenizer's table. Offsets are those of the last call.
@@ -133,10 +132,10 @@ static inline void autoencoder_set_size(autoencoder_t* a, int size, int factor, 
     a->z = a->decoder.config.z_channels;
 }
 
-// Takes over the models that a file of ours describes. size 0: that of the training's images. Returns which average
-// ships.
-static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_t* info, const char* path, int size,
-                                        int batch) {
+// Takes over the models that a file of ours describes. size 0: that of the training's images. Returns the number of the
+// average that is taken, or -1 for raw weights.
+static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_t* info, const char* path,
+                                        autoencoder_weights_t weights, int size, int batch) {
     options_t o;
     memset(&o, 0, sizeof o);
     options_read(&o, info->config, path);
@@ -156,14 +155,23 @@ static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_
     a->adapter.in = c.encoder.dim;
     a->adapter.hidden = c.adapter_hidden;
     a->adapter.out = a->z;
-    a->ema = o.ema ? o.ema1 : o.ema0;
-    return o.ema;
+    int ema = o.ema;
+    if (weights == AUTOENCODER_RAW) ema = -1;
+    if (weights == AUTOENCODER_EMA0 || weights == AUTOENCODER_EMA1) ema = weights == AUTOENCODER_EMA1;
+    if (a->exported && ema != o.ema) {
+        fatal("%s was written by -export and holds averaged weights only, those of -ema %d; for others give the "
+              "checkpoint that it was made from", path, o.ema);
+    }
+    if (ema < 0) snprintf(a->weights, sizeof a->weights, "raw");
+    else snprintf(a->weights, sizeof a->weights, "averaged, EMA %g", ema ? o.ema1 : o.ema0);
+    return ema;
 }
 
 // The same for an autoencoder of LDM's kind. size 0: LDM_IMAGE_SIZE; -n: that of n x n latents.
 static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t* l, const char* path, int size,
                                              int batch) {
     a->ldm = 1;
+    snprintf(a->weights, sizeof a->weights, "as published");
     a->data = strdup("");
     if (!a->data) fatal("no memory for the name of a data set");
     a->cnn.config = l->encoder;
@@ -260,18 +268,14 @@ static inline void autoencoder_allocate(autoencoder_t* a, param_table_t* all, in
 }
 
 // What an open file of ours holds.
-static inline void autoencoder_open_ours(autoencoder_t* a, const safetensors_t* f, const char* path, int average,
-                                         int size, int batch, int encode, int decode) {
+static inline void autoencoder_open_ours(autoencoder_t* a, const safetensors_t* f, const char* path,
+                                         autoencoder_weights_t weights, int size, int batch, int encode, int decode) {
     checkpoint_info_t info = checkpoint_read_info(f, path);
     a->exported = checkpoint_is_exported(f);
-    if (a->exported && average < 0) {
-        fatal("%s was written by -export and holds averaged weights only; for the raw ones give the checkpoint that it "
-              "was made from", path);
-    }
-    int ema = autoencoder_configure(a, &info, path, size, batch);
+    int ema = autoencoder_configure(a, &info, path, weights, size, batch);
     param_table_t all = {NULL, 0, 0, 0};
     autoencoder_allocate(a, &all, encode, decode);
-    autoencoder_name(a, f, autoencoder_load(a, f, path, "", average < 0 ? -1 : ema, &all));
+    autoencoder_name(a, f, autoencoder_load(a, f, path, "", ema, &all));
     if (encode) vit_fold(&a->encoder, &a->params);
     device_free(a->params.frozen);
     a->params.frozen = NULL;
@@ -295,19 +299,18 @@ static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f
     free(all.items);
 }
 
-// Opens a tokenizer's file for up to `batch` images a call. `average`: AUTOENCODER_RAW, or AUTOENCODER_AVERAGED: the
-// average that the file's -ema names; others' files hold one set of weights. `size`: height and width of the images, 0:
-// those it was trained on; -n: those that make latents of n x n, for an autoencoder of LDM's kind, which takes any.
-// Ends with a message when the file does not serve.
-void autoencoder_open_sized(autoencoder_t* a, const char* path, int average, int size, int batch, int encode,
-                            int decode) {
+// Opens a tokenizer's file for up to `batch` images a call. Others' files hold one set of weights. `size`: height and
+// width of the images, 0: those it was trained on; -n: those that make latents of n x n, for an autoencoder of LDM's
+// kind, which takes any. Ends with a message when the file does not serve.
+void autoencoder_open_sized(autoencoder_t* a, const char* path, autoencoder_weights_t weights, int size, int batch,
+                            int encode, int decode) {
     memset(a, 0, sizeof *a);
     a->path = path;
     safetensors_t file;
     ldm_file_t ldm;
     tensor_file_open_or_die(&file, path);
     if (checkpoint_is_ours(&file)) {
-        autoencoder_open_ours(a, &file, path, average, size, batch, encode, decode);
+        autoencoder_open_ours(a, &file, path, weights, size, batch, encode, decode);
     } else if (ldm_file_read(&ldm, &file)) {
         autoencoder_open_ldm(a, &file, path, &ldm, size, batch, encode, decode);
     } else {
@@ -318,8 +321,9 @@ void autoencoder_open_sized(autoencoder_t* a, const char* path, int average, int
     safetensors_close(&file);
 }
 
-void autoencoder_open(autoencoder_t* a, const char* path, int average, int batch, int encode, int decode) {
-    autoencoder_open_sized(a, path, average, 0, batch, encode, decode);
+void autoencoder_open(autoencoder_t* a, const char* path, autoencoder_weights_t weights, int batch, int encode,
+                      int decode) {
+    autoencoder_open_sized(a, path, weights, 0, batch, encode, decode);
 }
 
 void autoencoder_close(autoencoder_t* a) {
@@ -477,7 +481,7 @@ void autoencoder_export(const char* checkpoint, const char* path, st_dtype_t dty
     safetensors_t file;
     checkpoint_info_t info = checkpoint_open(&file, checkpoint);
     memset(&a, 0, sizeof a);
-    int ema = autoencoder_configure(&a, &info, checkpoint, 0, 1);
+    int ema = autoencoder_configure(&a, &info, checkpoint, AUTOENCODER_AVERAGED, 0, 1);
     param_table_t all = {NULL, 0, 0, 0};
     autoencoder_register(&a, &all, 1, 1);
     floatS* host = (floatS*)malloc_check(params_longest(&all) * sizeof(floatS), "a tensor"); // decoder.conv_in has > z

@@ -35,6 +35,7 @@
 
 typedef struct {
     const char *data, *tokenizer, *latents;
+    autoencoder_weights_t weights; // of the tokenizer
     int images;       // so many by lot; 0: all
     int shard_images;
     int threads;      // that decode
@@ -188,11 +189,11 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     e.stream = s;
     dataset_open(&e.data, o->data, SPLIT_TRAIN);
     e.class_names = extract_class_names(&e.data);
-    autoencoder_open(&e.tokenizer, o->tokenizer, AUTOENCODER_AVERAGED, 2 * o->batch, 1, 0);
+    autoencoder_open(&e.tokenizer, o->tokenizer, o->weights, 2 * o->batch, 1, 0);
     e.total = o->images && (size_t)o->images < e.data.count ? (size_t)o->images : e.data.count;
     e.mine = (e.total + comm->size - 1 - comm->rank) / comm->size;
-    printf("extract        %zu images of %s, %d classes, by tokenizer %s (%s)\n", e.total, e.data.folder,
-           e.data.class_count, o->tokenizer, e.tokenizer.fingerprint);
+    printf("extract        %zu images of %s, %d classes, by tokenizer %s (%s, %s)\n", e.total, e.data.folder,
+           e.data.class_count, o->tokenizer, e.tokenizer.fingerprint, e.tokenizer.weights);
     extract_try_folder(&e);
     size_t image = autoencoder_image_values(&e.tokenizer), rows = 2 * (size_t)o->batch;
     for (int i = 0; i < 2; i++) {

@@ -73,7 +73,8 @@ static inline double pipeline_ema(const safetensors_t* file) {
 }
 
 // Opens both files, checks that they belong together, and reads all but the DiT's weights.
-void pipeline_open(pipeline_t* g, const char* dit, const char* tokenizer, int raw, dit_sampler_options_t options) {
+void pipeline_open(pipeline_t* g, const char* dit, int raw, const char* tokenizer, autoencoder_weights_t weights,
+                   dit_sampler_options_t options) {
     memset(g, 0, sizeof *g);
     g->path = dit;
     g->tokenizer_path = tokenizer;
@@ -84,12 +85,12 @@ void pipeline_open(pipeline_t* g, const char* dit, const char* tokenizer, int ra
     dit_sampler_of_noise(&g->net.config, &options);
     g->ema = pipeline_ema(&g->file);
     int side = g->net.config.side, batch = dit_sampler_batch(options.batch, &g->net.config);
-    autoencoder_open_sized(&g->tokenizer, tokenizer, AUTOENCODER_AVERAGED, -side, batch, 0, 1);
+    autoencoder_open_sized(&g->tokenizer, tokenizer, weights, -side, batch, 0, 1);
     const char* made_by = safetensors_metadata(&g->file, "tokenizer");
     if (made_by && made_by[0] && strcmp(made_by, g->tokenizer.fingerprint)) {
-        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s: its decoder would draw nonsense; "
-              "give the tokenizer that made the latents with -tokenizer",
-              dit, made_by, tokenizer, g->tokenizer.fingerprint);
+        fatal("%s was trained on latents of tokenizer %s, but %s is tokenizer %s (weights: %s): its decoder would draw "
+              "nonsense; give the tokenizer that made the latents with -tokenizer, or its weights with "
+              "-tokenizer_weights", dit, made_by, tokenizer, g->tokenizer.fingerprint, g->tokenizer.weights);
     }
     pipeline_read_statistics(g);
 }

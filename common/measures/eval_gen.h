@@ -93,6 +93,7 @@ static inline void gen_drawing_protocol(const gen_t* g, result_t* result, const 
     char hash[17];
     const flow_guidance_t* w = &d->sampler.network.guidance;
     report_protocol(result, "DiT", "%s, tokenizer %s", d->net.config.id, d->tokenizer.fingerprint);
+    report_protocol(result, "tokenizer's weights", "%s", d->tokenizer.weights);
     report_weights(result, "weights", o->raw, d->ema);
     report_protocol(result, "labels", "%s", o->balanced ? "balanced" : "uniform random");
     report_protocol(result, "sampler", "%s, %d times, shift %g, seed %zu", flow_methods[o->solver].name,

@@ -265,6 +265,7 @@ static inline void space_protocol(const space_t* p, result_t* result, const late
                     m->perplexity, o->seed);
     report_protocol(result, "tokenizer", "%s, stage %d, step %lld", a->fingerprint, a->info.stage,
                     (long long)a->info.step);
+    report_protocol(result, "weights", "%s", a->weights);
     report_protocol(result, "precision", "%s", PRECISION_NAME);
 }
 

@@ -6,6 +6,8 @@
 #include "common/program/cli.h"
 // defines: comm_t
 #include "common/training/comm.h"
+// defines: AUTOENCODER_WEIGHTS, AUTOENCODER_WEIGHTS_HELP
+#include "common/training/tokenizer_checkpoint.h"
 // defines: flow_solver_t
 #include "common/drawing/flow_sampler.h"
 // defines: make_folder
@@ -20,7 +22,8 @@ typedef struct {
     const char *preset, *inspect, *tokenizer, *dit, *latent_stats, *features, *lpips_weights, *encoder;
     const char *encoder_weights, *data, *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca;
     const char *out, *json;
-    int recon, gen, probe, latent, sweep, raw, images, reference_images, crop, force, input, n, balanced, steps, solver;
+    int recon, gen, probe, latent, sweep, tokenizer_weights, raw;
+    int images, reference_images, crop, force, input, n, balanced, steps, solver;
     int cfg_channels, probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k;
     int cknna_clip, draws, pca_joint, lpips_u8, pr_images, pr_fp16, batch, time_limit;
     double shift, cfg, cfg_start, probe_lr;
@@ -94,7 +97,9 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
         {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
          "mean and deviation of the latents, where -dit does not hold them: LightningDiT's latents_stats.pt",
          CLI_SAVED},
-        {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "raw weights instead of the averaged ones", CLI_SAVED},
+        {NULL, "tokenizer_weights", CLI_CHOICE, &o->tokenizer_weights, "ema", AUTOENCODER_WEIGHTS,
+         AUTOENCODER_WEIGHTS_HELP, CLI_SAVED},
+        {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "the DiT's raw weights instead of their average", CLI_SAVED},
         {NULL, "features", CLI_STRING, &o->features, "", NULL,
          "pytorch-fid's Inception weights (pt_inception-2015-12-05-6726825d.pth), or a miniature classifier, whose "
          "scores have other names", CLI_SAVED},

@@ -211,6 +211,7 @@ static inline void eval_probe_protocol(const eval_probe_t* p, result_t* result, 
                     o->probe_epochs, o->seed);
     report_protocol(result, "tokenizer", "%s, stage %d, step %lld", p->tokenizer->fingerprint,
                     p->tokenizer->info.stage, (long long)p->tokenizer->info.step);
+    report_protocol(result, "weights", "%s", p->tokenizer->weights);
     report_protocol(result, "precision", "%s", PRECISION_NAME);
 }
 

@@ -244,7 +244,7 @@ static inline void recon_protocol(recon_t* r, result_t* result, size_t n) {
     report_protocol(result, "tokenizer", "%s, stage %d, step %lld", a->fingerprint, a->info.stage,
                     (long long)a->info.step);
     if (a->ldm) report_protocol(result, "latent", "drawn from the posterior, seed %zu", o->seed);
-    report_weights(result, "weights", o->raw, a->ema);
+    report_protocol(result, "weights", "%s", a->weights);
     if (!r->net) report_protocol(result, "precision", "%s", PRECISION_NAME);
     if (r->net) feature_net_protocol(result, r->net, o->input == EVAL_INPUT_TF ? INCEPTION_TF : INCEPTION_PT);
     if (r->net) report_protocol(result, "rFID reference", "the originals themselves");

@@ -35,6 +35,10 @@
 // What stands behind the patch embedding is the trunk (vit_trunk_forward, ...). It has functions of its own, for tokens
 // that come from elsewhere: common/models/large_decoder.h.
 //
+// With low-rank pairs (lora.h; set lora.config, call vit_register_lora behind vit_register) all of the above is frozen,
+// and the four linear layers of each block learn beside themselves: by one line behind each product, which does nothing
+// without them.
+//
 // Left out: dropout and stochastic depth (zero in these models), and the gradient of the image, which nothing asks for.
 // Names are those of timm (vision_transformer.py; DINOv3: eva.py). Look next at common/models/weights.h, which reads
 // the public files, and at common/models/adapter.h, which follows the features.
@@ -45,7 +49,9 @@
 #include "common/models/params.h"
 // defines: plan_t, plan_floatX, plan_floatS, plan_mark, plan_rewind
 #include "common/models/plan.h"
-// defines: matmul_*, layernorm_*, residual_layernorm_*, attention_*, qknorm_rope_*, tokens_*, position_resample_*, ...
+// defines: lora_t, lora_pair_t, lora_register, lora_plan_work, lora_forward, lora_backward
+#include "common/models/lora.h"
+// defines: matmul_*, gelu_*, layernorm_*, residual_layernorm_*, attention_*, qknorm_rope_*, tokens_*, ...
 #include "common/ops.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -134,6 +140,7 @@ typedef struct {
     // offsets of the parameters
     size_t norm1_weight, norm1_bias, qkv_weight, qkv_bias, proj_weight, proj_bias, gamma1;
     size_t norm2_weight, norm2_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, gamma2;
+    lora_pair_t qkv_lora, proj_lora, fc1_lora, fc2_lora; // where there are any
     // folded weights, where there are any
     floatX *folded_proj, *folded_proj_bias, *folded_fc2, *folded_fc2_bias; // (D, D), (D), (D, M), (D)
     // activations
@@ -157,6 +164,7 @@ typedef struct {
     vit_config_t config;
     int recompute;          // set before planning: run each block's forward again in the backward
     int fold;               // set before planning, where nothing is trained: use the weights that vit_fold derives
+    lora_t lora;            // its config is set before registering
     size_t cls_token, reg_token, pos_embed, patch_weight, patch_bias; // offsets
     vit_block_t blocks[VIT_MAX_DEPTH + 1]; // blocks[depth]: the stream at the end and the final norm, as x and norm1
     int B, H, W;            // the images, as planned
@@ -239,6 +247,20 @@ void vit_register(vit_t* v, param_table_t* table, const char* prefix) {
     }
     v->blocks[c->depth].norm1_weight = param_vector(table, prefix, "norm.weight", c->dim, init_constant(1));
     v->blocks[c->depth].norm1_bias = param_vector(table, prefix, "norm.bias", c->dim, init_constant(0));
+}
+
+// Registers the low-rank pairs, behind all that is frozen then.
+void vit_register_lora(vit_t* v, param_table_t* table, const char* prefix) {
+    int D = v->config.dim, M = v->config.mlp_dim;
+    for (int i = 0; i < v->config.depth; i++) {
+        vit_block_t* b = &v->blocks[i];
+        char block[PARAM_NAME];
+        snprintf(block, sizeof block, "%sblocks.%d.", prefix, i);
+        b->qkv_lora = lora_register(&v->lora, table, block, "attn.qkv", D, 3 * D);
+        b->proj_lora = lora_register(&v->lora, table, block, "attn.proj", D, D);
+        b->fc1_lora = lora_register(&v->lora, table, block, "mlp.fc1", D, M);
+        b->fc2_lora = lora_register(&v->lora, table, block, "mlp.fc2", M, D);
+    }
 }
 
 // Multiply-accumulates of the blocks for one image of N tokens and the prefix: matrix products and attention.
@@ -354,6 +376,7 @@ void vit_plan_trunk_work(vit_t* v, plan_t* work) {
     plan_floatX(work, &v->patches, v->B * N * D, "vit.patches");
     if (!vit_is_rotary(c)) plan_floatX(work, &v->positions, (c->pos_class + N) * D, "vit.positions");
     if (!v->train || v->recompute) vit_plan_shared_block(v, work);
+    lora_plan_work(&v->lora, work, rows);
     if (!v->train) return;
     plan_floatS(work, &v->dstream, rows * D, "vit.dstream");
     plan_floatX(work, &v->dnorm, rows * D, "vit.dnorm");
@@ -442,16 +465,25 @@ void vit_branches_forward(vit_t* v, const params_t* p, int i, stream_t s) {
     const floatX* fc2 = folded ? b->folded_fc2 : params_at(p, b->fc2_weight);
     const floatX* fc2_bias = folded ? b->folded_fc2_bias : params_at(p, b->fc2_bias);
     matmul_forward(b->qkv, b->norm1, params_at(p, b->qkv_weight), vit_qkv_bias(v, p, i), rows, D, 3 * D, s);
+    lora_forward(&v->lora, &b->qkv_lora, p, b->qkv, b->norm1, v->B, v->T, s);
     if (vit_is_rotary(c)) {
         qknorm_rope_forward(b->qkv, NULL, NULL, NULL, NULL, v->rope, v->B, v->T, NH, HS, ROPE_HALVES, 0, s);
     }
     attention_forward(b->attention, b->lse, b->qkv, v->B, v->T, NH, HS, s);
     matmul_forward(b->proj, b->attention, proj, proj_bias, rows, D, D, s);
+    lora_forward(&v->lora, &b->proj_lora, p, b->proj, b->attention, v->B, v->T, s);
     residual_layernorm_forward(b->middle, b->norm2, b->mean2, b->rstd2, b->x, b->proj, vit_gamma(v, p, b->gamma1),
                                params_at(p, b->norm2_weight), params_at(p, b->norm2_bias), rows, D, c->norm_eps, s);
-    matmul_gelu_forward(b->hidden, b->pre, b->norm2, params_at(p, b->fc1_weight), params_at(p, b->fc1_bias), rows, D, M,
-                        c->gelu, s);
+    const floatX *fc1 = params_at(p, b->fc1_weight), *fc1_bias = params_at(p, b->fc1_bias);
+    if (v->lora.config.rank) { // GELU waits for both parts of the sum
+        matmul_forward(b->pre, b->norm2, fc1, fc1_bias, rows, D, M, s);
+        lora_forward(&v->lora, &b->fc1_lora, p, b->pre, b->norm2, v->B, v->T, s);
+        gelu_forward(b->hidden, b->pre, rows * M, c->gelu, s);
+    } else {
+        matmul_gelu_forward(b->hidden, b->pre, b->norm2, fc1, fc1_bias, rows, D, M, c->gelu, s);
+    }
     matmul_forward(b->fc2, b->hidden, fc2, fc2_bias, rows, M, D, s);
+    lora_forward(&v->lora, &b->fc2_lora, p, b->fc2, b->hidden, v->B, v->T, s);
 }
 
 // From v->patches to v->features. Without `train` blocks[i].x and blocks[i + 1].x are the same memory, which is safe:
@@ -502,9 +534,11 @@ void vit_mlp_backward(vit_t* v, const params_t* p, int i, stream_t s) {
                                 next->rstd1, rows, D, s);
     matmul_backward(v->dwide, params_grad(p, b->fc2_weight), params_grad(p, b->fc2_bias), v->dbranch, b->hidden,
                     params_at(p, b->fc2_weight), rows, M, D, s);
+    lora_backward(&v->lora, &b->fc2_lora, p, v->dwide, v->dbranch, b->hidden, v->B, v->T, s);
     gelu_backward(v->dwide, v->dwide, b->pre, rows * M, v->config.gelu, s);
     matmul_backward(v->dnorm, params_grad(p, b->fc1_weight), params_grad(p, b->fc1_bias), v->dwide, b->norm2,
                     params_at(p, b->fc1_weight), rows, D, M, s);
+    lora_backward(&v->lora, &b->fc1_lora, p, v->dnorm, v->dwide, b->norm2, v->B, v->T, s);
 }
 
 // The attention branch of block i: from dnorm of norm2 to dnorm of norm1.
@@ -519,12 +553,14 @@ void vit_attention_backward(vit_t* v, const params_t* p, int i, stream_t s) {
     floatX* dattention = v->dnorm; // whose last reader was the line above
     matmul_backward(dattention, params_grad(p, b->proj_weight), params_grad(p, b->proj_bias), v->dbranch, b->attention,
                     params_at(p, b->proj_weight), rows, D, D, s);
+    lora_backward(&v->lora, &b->proj_lora, p, dattention, v->dbranch, b->attention, v->B, v->T, s);
     attention_backward(v->dwide, dattention, b->qkv, b->attention, b->lse, v->B, v->T, NH, HS, s);
     if (vit_is_rotary(&v->config)) {
         qknorm_rope_backward(v->dwide, NULL, NULL, NULL, NULL, NULL, NULL, v->rope, v->B, v->T, NH, HS, ROPE_HALVES, s);
     }
     matmul_backward(v->dnorm, params_grad(p, b->qkv_weight), vit_qkv_bias_grad(v, p, i), v->dwide, b->norm1,
                     params_at(p, b->qkv_weight), rows, D, 3 * D, s);
+    lora_backward(&v->lora, &b->qkv_lora, p, v->dnorm, v->dwide, b->norm1, v->B, v->T, s);
 }
 
 // From dnorm of the first norm to the tokens' parameters; leaves the gradient of v->patches in v->dbranch. Each image
@@ -573,7 +609,8 @@ void vit_backward(vit_t* v, params_t* p,
 
 // What a given dfeatures would add to the gradient of the last block's mlp.fc2.weight, for each of the first `chunks`
 // groups of `chunk` images. The norm of this matrix is how an adaptive weight measures a loss's pull at the last
-// layer of the encoder (VQGAN eq. 7). Between vit_forward and vit_backward; leaves p->grads alone.
+// layer of the encoder (VQGAN eq. 7). Between vit_forward and vit_backward; leaves p->grads alone. Where the matrix is
+// frozen beside a low-rank pair, it is the gradient that it would have.
 void vit_last_fc2_gradient(vit_t* v, const params_t* p,
                            floatS* dweight,         // (chunks, D, M) +=
                            const floatX* dfeatures, // (chunks, chunk, GH, GW, D)

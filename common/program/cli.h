@@ -52,7 +52,9 @@ typedef enum {
 
 typedef enum { CLI_SAVED, CLI_NOT_SAVED } cli_saving_t; // whether checkpoints keep the value
 
-typedef enum { CLI_FROM_DEFAULT, CLI_FROM_PRESET, CLI_FROM_SAVED, CLI_FROM_DATA, CLI_FROM_COMMAND_LINE } cli_source_t;
+typedef enum {
+    CLI_FROM_DEFAULT, CLI_FROM_PRESET, CLI_FROM_SAVED, CLI_FROM_DATA, CLI_FROM_FLAG, CLI_FROM_COMMAND_LINE
+} cli_source_t;
 
 typedef struct {
     const char* group; // heading, or NULL: that of the flag before
@@ -416,6 +418,16 @@ int cli_take_from_data(cli_t* cli, const char* name, int value) {
     return 1;
 }
 
+// Where nobody has spoken, neither the command line nor a preset, another flag may choose a default.
+void cli_follow(cli_t* cli, const char* name, const char* text) {
+    int i = cli_find(cli, name);
+    assert(i >= 0);
+    if (cli->source[i] != CLI_FROM_DEFAULT) return;
+    cli_value_t value = cli_own_value(cli, "what follows from other flags", name, text);
+    cli_store(&cli->flags[i], &value);
+    cli->source[i] = CLI_FROM_FLAG;
+}
+
 // Splits "-name", "--name" or "-name=value" and returns the flag's index; *value is NULL when none is attached.
 static inline int cli_match(const cli_t* cli, const char* argument, const char** value) {
     char name[256], suggestion[128];
@@ -594,7 +606,8 @@ void cli_print_help(const cli_t* cli, FILE* out) {
 
 // Prints the configuration as it will be used: one aligned line a flag, * where it is not the default, and the source.
 void cli_print_configuration(const cli_t* cli, FILE* out) {
-    static const char* const sources[] = {"default", "preset", "saved", "from the data", "command line"};
+    static const char* const sources[] = {"default", "preset", "saved", "from the data", "from another flag",
+                                          "command line"};
     char buffer[CLI_TEXT_SIZE];
     int name_width = 0, value_width = 0;
     for (int i = 0; i < cli->n_flags; i++) {

@@ -12,13 +12,15 @@
 #include "common/training/status.h"
 // defines: dit_config_t
 #include "common/training/dit.h"
+// defines: AUTOENCODER_WEIGHTS, AUTOENCODER_WEIGHTS_HELP
+#include "common/training/tokenizer_checkpoint.h"
 
 #define CLIP_FROM_STEPS 200000 // runs of more steps than this, without QK-norm, are clipped unless told otherwise
 
 typedef struct {
     // what to do, with what
     const char *latents, *tokenizer, *data;
-    int extract, images, shard_images, extract_batch;
+    int tokenizer_weights, extract, images, shard_images, extract_batch;
     // the network
     const char* model;
     int z_channels, latent_side, classes, uncond, qk_norm, mlp, shift;
@@ -64,6 +66,8 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
         {NULL, "tokenizer", CLI_STRING, &o->tokenizer, "", NULL,
          "checkpoint of train_tokenizer: makes the latents, and decodes the pictures; without it, no pictures",
          CLI_NOT_SAVED},
+        {NULL, "tokenizer_weights", CLI_CHOICE, &o->tokenizer_weights, "ema", AUTOENCODER_WEIGHTS,
+         AUTOENCODER_WEIGHTS_HELP, CLI_NOT_SAVED},
 
         {"Extraction", "data", CLI_STRING, &o->data, "", NULL,
          "images: folder of class folders, folder with IDX files, fashion-mnist, shapes, or auto", CLI_NOT_SAVED},

@@ -70,14 +70,15 @@ static inline void needs_check(needs_t* needs, const char* command) {
           command[0] ? "\nThis makes what can be made, and goes on:\n    " : "", command);
 }
 
-// The flags that the command line gives, but for two, as they would be written again: " -data shapes -lr 1".
-static inline void needs_same_flags(const cli_t* cli, const char* without, const char* without2, json_text_t* text) {
+// The flags that the command line gives, but for some, as they would be written again: " -data shapes -lr 1".
+static inline void needs_same_flags(const cli_t* cli, const char* const* without, // ends with NULL
+                                    json_text_t* text) {
     char buffer[CLI_TEXT_SIZE];
     for (int i = 0; i < cli->n_flags; i++) {
         const cli_flag_t* flag = &cli->flags[i];
-        if (cli->source[i] != CLI_FROM_COMMAND_LINE || !strcmp(flag->name, without) || !strcmp(flag->name, without2)) {
-            continue;
-        }
+        const char* const* other = without;
+        while (*other && strcmp(flag->name, *other)) other++;
+        if (cli->source[i] != CLI_FROM_COMMAND_LINE || *other) continue;
         const char* value = cli_text(cli, flag, cli_load(flag), buffer);
         int plain = *value && strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./,:=+-") ==
                                   strlen(value);

@@ -13,6 +13,8 @@
 //     omega_g = w_gan clip(|d nll / d W_c| / (|d L_g   / d W_c| + 1e-4), 0, 1e4)      W_c = decoder.conv_out.weight
 //     omega_s = w_sem clip(|d nll / d W_e| / (|d L_sem / d W_e| + 1e-4), 0, 1e8)      W_e = adapter.fc2.weight, or the
 //                                                                                     last ViT block's mlp.fc2.weight
+// Variations of stage 2: L_sem may compare E's tokens with E0's instead (before the adapter, whose weights it then does
+// not reach: W_e lies in the ViT); and the ViT may stay frozen and learn through low-rank pairs (common/models/lora.h).
 // omega are constants in the derivative. A batch is several chunks in one pass; BatchNorm statistics and both omega are
 // taken per chunk, and chunks' gradients are averaged.
 //
@@ -51,6 +53,7 @@
 #define ADAPTIVE_MAX_SEMANTIC 1e8 // and for its alignment term
 
 typedef enum { SEMANTIC_L2, SEMANTIC_COSINE } semantic_kind_t;
+typedef enum { SEMANTIC_OF_LATENT, SEMANTIC_OF_TOKENS } semantic_place_t;    // what is held: z, or the encoder's tokens
 typedef enum { SEMANTIC_AT_ADAPTER, SEMANTIC_AT_FC2 } semantic_tensor_t;     // W_e
 typedef enum { SEMANTIC_EXACT, SEMANTIC_FIRST_CHUNK } semantic_measure_t;    // chunks in which omega_s is measured
 
@@ -70,8 +73,11 @@ typedef struct {
     int64_t disc_start; // the GAN acts from this step on
     double w_lpips, w_gan, w_sem;
     semantic_kind_t semantic_kind;
+    semantic_place_t semantic_place;
     semantic_tensor_t semantic_tensor;
     semantic_measure_t semantic_measure;
+    lora_config_t lora; // stage 2: the ViT learns through low-rank pairs alone
+    uint64_t seed;      // of their dropout
     int recompute;      // transformers keep one tensor a block and recompute the rest in the backward
     int fold;           // a frozen encoder works with folded weights (vit.h)
     double lr, disc_lr, beta1, beta2, eps;
@@ -103,11 +109,11 @@ typedef struct {
     int chunks;           // groups of the batch
     int GH, GW, z;        // latent size and channels
     int extra;            // images of the second stream of stage 2: batch, one chunk, or 0
-    // Parameters: encoder | adapter | decoder in one table, so that what a stage trains is a tail of it (stage 3:
-    // decoder, stage 1: adapter and decoder, stage 2: all).
+    // Parameters: encoder | its low-rank pairs | adapter | decoder in one table, so that what a stage trains is a tail
+    // of it (stage 3: decoder, stage 1: adapter and decoder, stage 2: all, or all from the pairs on).
     params_t params, disc_params, lpips_params;
     params_t target_params; // frozen E0 | A0 of stage 2
-    size_t adapter_begin, decoder_begin;
+    size_t lora_begin, adapter_begin, decoder_begin;
     // models
     vit_t encoder, target_encoder;
     adapter_t adapter, target_adapter;
@@ -119,13 +125,13 @@ typedef struct {
     plan_t plan, work;         // what lives through a step; what lives while one model runs, shared by all of them
     uint8_t* bytes;            // (B, H, W, 3) as loaded
     floatX* x;                 // (B, H, W, 3) in [-1, 1]
-    floatX* z0;                // (B, GH, GW, z) of the frozen copy
+    floatX* z0;                // (B, GH, GW, z) of the frozen copy, or (B, GH, GW, D) its tokens: what is held to
     floatX* a_nll;             // (B, H, W, 3) d nll / d xhat
     floatX* a_gan;             // (B, H, W, 3) d L_g / d xhat
     floatX* dscaled;           // (B, H, W, 3) LPIPS's gradient at its scaled input
     floatX* dxhat;             // (extra + B, H, W, 3) a_nll of the measured images, then a_nll + omega_g a_gan
     floatX* dz;                // (extra + B, GH, GW, z)
-    floatX* dz_sem;            // (B, GH, GW, z)
+    floatX* dz_sem;            // like z0: gradient of the semantic loss at z, or at the tokens
     floatX* de;                // (B, GH, GW, D) gradient at the encoder's tokens
     floatX* dfake, *dreal;     // gradients at the logits
     floatS* dout_nll, *dout_gan;   // (chunks, conv_out's weight)
@@ -149,6 +155,9 @@ void tokenizer_register(tokenizer_t* t, tokenizer_config_t config) {
     t->z = config.decoder.z_channels;
     t->encoder.config = config.encoder;
     vit_register(&t->encoder, &t->params.table, "encoder.");
+    t->lora_begin = t->params.table.total;
+    t->encoder.lora.config = config.lora;
+    if (config.lora.rank) vit_register_lora(&t->encoder, &t->params.table, "encoder.");
     t->adapter_begin = t->params.table.total;
     t->adapter.in = config.encoder.dim;
     t->adapter.hidden = config.adapter_hidden;
@@ -180,8 +189,13 @@ static inline int tokenizer_trains_adapter(const tokenizer_config_t* c) { return
 static inline int tokenizer_has_semantic_loss(const tokenizer_config_t* c) { return c->stage == 2 && c->w_sem != 0; }
 
 static inline size_t tokenizer_first_trained(const tokenizer_t* t) {
-    if (tokenizer_trains_encoder(&t->config)) return 0;
+    if (tokenizer_trains_encoder(&t->config)) return t->config.lora.rank ? t->lora_begin : 0;
     return tokenizer_trains_adapter(&t->config) ? t->adapter_begin : t->decoder_begin;
+}
+
+// Channels of what the semantic loss holds.
+static inline int tokenizer_semantic_channels(const tokenizer_t* t) {
+    return t->config.semantic_place == SEMANTIC_OF_TOKENS ? t->config.encoder.dim : t->z;
 }
 
 // Number of values of W_e, the tensor at which omega_s is measured.
@@ -219,6 +233,7 @@ void tokenizer_plan(tokenizer_t* t) {
     t->extra = 0;
     if (tokenizer_has_semantic_loss(c)) t->extra = c->semantic_measure == SEMANTIC_EXACT ? B : c->chunk;
     size_t image = tokenizer_pixels(t) * 3, latent = tokenizer_latents(t) * t->z;
+    size_t held = tokenizer_latents(t) * tokenizer_semantic_channels(t);
 
     plan_uint8(plan, &t->bytes, B * image, "images (bytes)");
     plan_floatX(plan, &t->x, B * image, "images");
@@ -227,8 +242,8 @@ void tokenizer_plan(tokenizer_t* t) {
     plan_floatX(plan, &t->dscaled, B * image, "d lpips");
     plan_floatX(plan, &t->dxhat, (t->extra + B) * image, "d xhat");
     plan_floatX(plan, &t->dz, (t->extra + B) * latent, "d z");
-    plan_floatX(plan, &t->z0, B * latent, "z0");
-    plan_floatX(plan, &t->dz_sem, B * latent, "d semantic");
+    plan_floatX(plan, &t->z0, B * held, "z0");
+    plan_floatX(plan, &t->dz_sem, B * held, "d semantic");
     plan_floatX(plan, &t->de, B * tokenizer_latents(t) * c->encoder.dim, "d tokens");
     size_t out_weight = (size_t)9 * c->decoder.ch * 3;
     plan_floatS(plan, &t->dout_nll, t->chunks * out_weight, "conv_out gradient of nll");
@@ -285,9 +300,12 @@ void tokenizer_allocate(tokenizer_t* t) {
     device_zero(t->measure_block, tokenizer_measure_count(t) * sizeof(floatS), 0);
 }
 
-// The frozen copies E0, A0 of stage 2 are what encoder and adapter are now.
+// The frozen copies E0, A0 of stage 2 are what encoder and adapter are now; no low-rank pairs lie between the copies.
 void tokenizer_set_target(tokenizer_t* t, stream_t s) {
-    copy_on_device(t->target_params.values, t->params.values, t->target_params.table.total * sizeof(floatX), s);
+    floatX *to = t->target_params.values, *from = t->params.values;
+    size_t encoder = t->lora_begin, adapter = t->decoder_begin - t->adapter_begin;
+    copy_on_device(to, from, encoder * sizeof(floatX), s);
+    copy_on_device(to + encoder, from + t->adapter_begin, adapter * sizeof(floatX), s);
 }
 
 // To be called when the weights are in place: derives what a frozen encoder works with.
@@ -319,11 +337,16 @@ const floatX* tokenizer_reconstruct(tokenizer_t* t, stream_t s) {
     return t->decoder.out;
 }
 
-// z0 of the frozen copy on the same images.
+// z0, or the tokens, of the frozen copy on the same images.
 void tokenizer_target_latent(tokenizer_t* t, stream_t s) {
+    size_t values = t->config.batch * tokenizer_latents(t) * tokenizer_semantic_channels(t);
+    const floatX* held = t->target_encoder.features;
     vit_forward(&t->target_encoder, &t->target_params, t->x, s);
-    adapter_forward(&t->target_adapter, &t->target_params, t->target_encoder.features, s);
-    copy_on_device(t->z0, t->target_adapter.z, t->config.batch * tokenizer_latents(t) * t->z * sizeof(floatX), s);
+    if (t->config.semantic_place == SEMANTIC_OF_LATENT) {
+        adapter_forward(&t->target_adapter, &t->target_params, t->target_encoder.features, s);
+        held = t->target_adapter.z;
+    }
+    copy_on_device(t->z0, held, values * sizeof(floatX), s);
 }
 
 static inline int tokenizer_gan_is_on(const tokenizer_t* t, int64_t step) {
@@ -409,28 +432,57 @@ void tokenizer_last_gradients(tokenizer_t* t, floatS* dweight, const floatX* dz,
     }
 }
 
-// The semantic loss: its gradient at z, omega_s, and dz += omega_s dz_sem.
+// The same from the semantic loss's gradient, at the latent or at the tokens.
+void tokenizer_last_semantic_gradients(tokenizer_t* t, floatS* dweight, int chunks, stream_t s) {
+    const tokenizer_config_t* c = &t->config;
+    if (c->semantic_place == SEMANTIC_OF_LATENT) {
+        tokenizer_last_gradients(t, dweight, t->dz_sem, chunks, s);
+        return;
+    }
+    device_zero(dweight, chunks * tokenizer_last_size(t) * sizeof(floatS), s);
+    vit_last_fc2_gradient(&t->encoder, &t->params, dweight, t->dz_sem, c->chunk, chunks, s);
+}
+
+// The semantic loss: its gradient dz_sem at what it holds, and omega_s.
 void tokenizer_semantic_loss(tokenizer_t* t, stream_t s) {
     const tokenizer_config_t* c = &t->config;
     tokenizer_measures_t* m = &t->measures;
-    size_t latent = tokenizer_latents(t) * t->z, rows = c->chunk * tokenizer_latents(t), n = tokenizer_last_size(t);
+    int channels = tokenizer_semantic_channels(t), measured = t->extra / c->chunk;
+    size_t rows = c->chunk * tokenizer_latents(t), n = tokenizer_last_size(t);
+    const floatX* held = c->semantic_place == SEMANTIC_OF_TOKENS ? t->encoder.features : t->adapter.z;
     if (c->semantic_kind == SEMANTIC_L2) {
-        semantic_l2_forward(m->semantic, t->adapter.z, t->z0, t->chunks, c->chunk * latent, s);
-        semantic_l2_backward(t->dz_sem, t->adapter.z, t->z0, 1.0 / t->chunks, t->chunks, c->chunk * latent, s);
+        semantic_l2_forward(m->semantic, held, t->z0, t->chunks, rows * channels, s);
+        semantic_l2_backward(t->dz_sem, held, t->z0, 1.0 / t->chunks, t->chunks, rows * channels, s);
     } else {
-        semantic_cosine_forward(m->semantic, t->adapter.z, t->z0, t->chunks, rows, t->z, s);
-        semantic_cosine_backward(t->dz_sem, t->adapter.z, t->z0, 1.0 / t->chunks, t->chunks, rows, t->z, s);
+        semantic_cosine_forward(m->semantic, held, t->z0, t->chunks, rows, channels, s);
+        semantic_cosine_backward(t->dz_sem, held, t->z0, 1.0 / t->chunks, t->chunks, rows, channels, s);
     }
-    int measured = t->extra / c->chunk;
     tokenizer_last_gradients(t, t->dlast_nll, t->dz, measured, s);
-    tokenizer_last_gradients(t, t->dlast_sem, t->dz_sem, measured, s);
+    tokenizer_last_semantic_gradients(t, t->dlast_sem, measured, s);
     sum_squares(m->squares_rec_latent, t->dlast_nll, measured, n, s);
     sum_squares(m->squares_sem, t->dlast_sem, measured, n, s);
     adaptive_weight(m->omega_s, m->clamped_s, m->squares_rec_latent, m->squares_sem, c->w_sem, ADAPTIVE_MAX_SEMANTIC,
                     t->chunks, measured, s);
     for (int k = measured; k < t->chunks; k++) copy_on_device(m->omega_s + k, m->omega_s, sizeof(floatS), s);
-    floatX* dz = t->dz + t->extra * latent;
-    add_scaled_groups(dz, dz, t->dz_sem, m->omega_s, t->chunks, c->chunk * latent, s);
+}
+
+// gradient += omega_s dz_sem, if the semantic loss is taken here.
+void tokenizer_add_semantic(tokenizer_t* t, floatX* gradient, semantic_place_t here, stream_t s) {
+    const tokenizer_config_t* c = &t->config;
+    if (!tokenizer_has_semantic_loss(c) || c->semantic_place != here) return;
+    size_t values = c->chunk * tokenizer_latents(t) * tokenizer_semantic_channels(t);
+    add_scaled_groups(gradient, gradient, t->dz_sem, t->measures.omega_s, t->chunks, values, s);
+}
+
+// From the gradient that the decoder leaves at the latent to adapter and encoder.
+void tokenizer_encoder_backward(tokenizer_t* t, stream_t s) {
+    int encoder = tokenizer_trains_encoder(&t->config);
+    floatX* dz = t->dz + t->extra * tokenizer_latents(t) * t->z;
+    tokenizer_add_semantic(t, dz, SEMANTIC_OF_LATENT, s);
+    adapter_backward(&t->adapter, &t->params, encoder ? t->de : NULL, dz, t->encoder.features, s);
+    if (!encoder) return;
+    tokenizer_add_semantic(t, t->de, SEMANTIC_OF_TOKENS, s);
+    vit_backward(&t->encoder, &t->params, t->de, s);
 }
 
 // Gradients of the discriminator on stored fake logits and on the real images.
@@ -452,7 +504,7 @@ void tokenizer_discriminator_loss(tokenizer_t* t, stream_t s) {
 // Averages the gradients over the processes, and measures |gradient|^2 of encoder, adapter, decoder and discriminator.
 void tokenizer_finish_gradients(tokenizer_t* t, int gan, stream_t s) {
     params_t *p = &t->params, *d = &t->disc_params;
-    size_t begin[4] = {0, t->adapter_begin, t->decoder_begin, p->table.total};
+    size_t begin[4] = {t->config.lora.rank ? t->lora_begin : 0, t->adapter_begin, t->decoder_begin, p->table.total};
     replicas_mean_grads(p, t->comm, s);
     for (int i = 0; i < 3; i++) {
         if (begin[i] < p->first) continue; // frozen
@@ -472,6 +524,7 @@ void tokenizer_gradients_of_x(tokenizer_t* t, int64_t step, stream_t s) {
     device_zero(t->measure_block, tokenizer_measure_count(t) * sizeof(floatS), s);
 
     if (tokenizer_has_semantic_loss(c)) tokenizer_target_latent(t, s);
+    lora_draw(&t->encoder.lora, c->seed, (uint64_t)step, (uint64_t)c->batch * (t->comm ? t->comm->rank : 0));
     tokenizer_reconstruct(t, s);
     tokenizer_reconstruction_loss(t, s);
     if (gan) tokenizer_generator_loss(t, s);
@@ -480,12 +533,8 @@ void tokenizer_gradients_of_x(tokenizer_t* t, int64_t step, stream_t s) {
     int below = tokenizer_trains_adapter(c);
     decoder_backward(&t->decoder, &t->params, below ? t->dz : NULL, t->dxhat, t->extra, 1, s);
     if (tokenizer_has_semantic_loss(c)) tokenizer_semantic_loss(t, s);
-    if (below) {
-        const floatX* dz = t->dz + t->extra * tokenizer_latents(t) * t->z;
-        int encoder = tokenizer_trains_encoder(c);
-        adapter_backward(&t->adapter, &t->params, encoder ? t->de : NULL, dz, t->encoder.features, s);
-        if (encoder) vit_backward(&t->encoder, &t->params, t->de, s);
-    }
+    if (below) tokenizer_encoder_backward(t, s);
+    lora_rest(&t->encoder.lora);
     if (gan) tokenizer_discriminator_loss(t, s);
     tokenizer_finish_gradients(t, gan, s);
 }
@@ -525,10 +574,13 @@ uint64_t tokenizer_step_macs(const tokenizer_t* t) {
     uint64_t adapter = adapter_macs(&t->adapter) * tokenizer_latents(t);
     uint64_t decoder = decoder_macs(&t->decoder, H, W), vgg = vgg_macs(&t->lpips.vgg, H, W);
     uint64_t disc = patchgan_macs(&t->disc, H, W);
-    uint64_t image = encoder * (tokenizer_trains_encoder(c) ? 3 : 1) + adapter * (tokenizer_trains_adapter(c) ? 3 : 1);
+    int passes = !tokenizer_trains_encoder(c) ? 1 : c->lora.rank ? 2 : 3; // low-rank pairs: no gradients of its weights
+    uint64_t image = encoder * passes + adapter * (tokenizer_trains_adapter(c) ? 3 : 1);
+    image += t->encoder.lora.macs * (tokenizer_latents(t) + t->encoder.P);
     image += decoder * 3 + (c->w_lpips != 0 ? 3 * vgg : 2 * vgg);
     if (c->w_gan != 0) image += 7 * disc; // fake: forward, to the image, weights and data; real: forward, weights, data
-    if (c->stage == 2 && c->w_sem != 0) image += encoder + adapter; // the frozen copy
+    if (tokenizer_has_semantic_loss(c)) image += encoder; // the frozen copy
+    if (tokenizer_has_semantic_loss(c) && c->semantic_place == SEMANTIC_OF_LATENT) image += adapter;
     uint64_t again = c->recompute ? vit_trunk_macs(&t->decoder.tokens.vit, tokenizer_latents(t)) : 0;
     if (c->recompute && tokenizer_trains_encoder(c)) image += encoder;
     return (image + again) * c->batch + (decoder + again) * t->extra;

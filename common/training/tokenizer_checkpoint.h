@@ -2,6 +2,7 @@
 //
 // What stands in it, all F32 under public names, convolutions as (OC, C, K, K):
 //     encoder.*, adapter.*, decoder.*        the weights as trained ("raw"); s2ddecoder.* of the larger decoder
+//     encoder.*.lora_A.weight, .lora_B.weight    stage 2 with -lora: the low-rank pairs beside a frozen encoder
 //     ema.0.NAME, ema.1.NAME                 their two moving averages, for what this stage trains
 //     adam.m.NAME, adam.v.NAME               optimiser moments, of the discriminator too
 //     loss.discriminator.*                   discriminator with its BatchNorm buffers
@@ -10,8 +11,11 @@
 //     metadata                               format, stage, step, images, step counts, steps (to do in all),
 //                                            latent_step (at which mean and deviation were measured: a run that is
 //                                            stopped saves at once, with those of before; 0: a guess from one batch),
-//                                            the configuration as JSON
+//                                            the configuration as JSON; lora_alpha where there are pairs
 // Everything random in a run is a function of (seed, step, image), so this is all that a bit-exact resume needs.
+//
+// Whoever uses or goes on from a result reads it through checkpoint_read_shipped, which chooses raw or averaged weights
+// and merges low-rank pairs into the weights beside them: to all but a resumed run it is an ordinary tokenizer.
 //
 // A file is written under a temporary name, flushed, then renamed: whatever happens, the last good one stays. A file
 // that is torn, foreign, of another stage or configuration is refused with a message that names the field.
@@ -24,6 +28,13 @@
 #include "common/training/tokenizer.h"
 
 #define CHECKPOINT_FORMAT "aligntok-tokenizer-1"
+
+// Which of a checkpoint's weights make the tokenizer that is used (common/drawing/autoencoder.h), in the order of the
+// choices of -tokenizer_weights: the average that the training's -ema names, the raw ones, the average of this number.
+typedef enum { AUTOENCODER_AVERAGED, AUTOENCODER_RAW, AUTOENCODER_EMA0, AUTOENCODER_EMA1 } autoencoder_weights_t;
+#define AUTOENCODER_WEIGHTS "ema|raw|ema0|ema1"
+#define AUTOENCODER_WEIGHTS_HELP \
+    "of a tokenizer's checkpoint: the average that its -ema names, raw weights, or the average with this number"
 
 // What a checkpoint knows besides tensors.
 typedef struct {
@@ -71,6 +82,9 @@ static inline void checkpoint_declare_all(st_writer_t* w, tokenizer_t* t, const 
     checkpoint_number(w, "disc_batches_tracked", t->disc.batches_tracked);
     checkpoint_number(w, "steps", info->steps);
     checkpoint_number(w, "latent_step", info->latent_step);
+    char alpha[32];
+    snprintf(alpha, sizeof alpha, "%.17g", t->config.lora.alpha);
+    if (t->config.lora.rank) safetensors_writer_metadata(w, "lora_alpha", alpha);
     safetensors_writer_metadata(w, "config", info->config);
     checkpoint_section_t sections[CHECKPOINT_SECTIONS];
     int n = checkpoint_sections(t, sections);
@@ -197,9 +211,55 @@ void checkpoint_resume(const safetensors_t* f, const checkpoint_info_t* info, co
     t->disc_params.t = info->disc_t;
 }
 
-// The weights of encoder, adapter, decoder and discriminator of an earlier stage, for the start of the next or for use:
-// the average number `ema` (0 or 1) where that stage trained and averaged a tensor, else the raw weights; ema = -1: all
-// raw. The discriminator is always raw.
+// The tensor `name`, or the average number `ema` of it (0 or 1) if the file has one; ema = -1: raw.
+static inline const st_tensor_t* checkpoint_find_shipped(const safetensors_t* f, const char* name, int ema) {
+    char average[200];
+    snprintf(average, sizeof average, "ema.%d.%s", ema, name);
+    const st_tensor_t* t = ema >= 0 ? safetensors_find(f, average) : NULL;
+    return t ? t : safetensors_find(f, name);
+}
+
+// Adds the product of a tensor's low-rank pair, if the file has one, to its weights. With averaged weights it is the
+// product of the averaged factors.
+static inline void checkpoint_merge_lora(const safetensors_t* f, int ema, const param_t* p,
+                                         floatS* host) { // (count)
+    char layer[120], a_name[160], b_name[160];
+    snprintf(layer, sizeof layer, "%s", p->name);
+    char* dot = strrchr(layer, '.');
+    if (p->ndim != 2 || !dot || strcmp(dot, ".weight")) return;
+    *dot = 0;
+    snprintf(a_name, sizeof a_name, "%s.lora_A.weight", layer);
+    snprintf(b_name, sizeof b_name, "%s.lora_B.weight", layer);
+    const st_tensor_t *a = checkpoint_find_shipped(f, a_name, ema), *b = checkpoint_find_shipped(f, b_name, ema);
+    if (!a && !b) return;
+    const char* alpha = safetensors_metadata(f, "lora_alpha");
+    size_t OC = p->shape[0], C = p->shape[1], r = a && a->ndim == 2 ? a->shape[0] : 0;
+    int fits = r > 0 && b && b->ndim == 2 && a->shape[1] == C && b->shape[0] == OC && b->shape[1] == r;
+    if (!fits || !alpha || !(atof(alpha) > 0) || !st_dtype_is_float(a->dtype) || !st_dtype_is_float(b->dtype)) {
+        fatal("%s: %s and %s do not belong to %s, or metadata field \"lora_alpha\" is missing; the file is damaged",
+              f->path, a_name, b_name, p->name);
+    }
+    floatS* pair = (floatS*)malloc_check((a->numel + b->numel) * sizeof(floatS), "a low-rank pair");
+    safetensors_read(a, pair);
+    safetensors_read(b, pair + a->numel);
+    lora_merge(host, pair, pair + a->numel, atof(alpha), (int)OC, (int)C, (int)r);
+    free(pair);
+}
+
+// host = the weights of `p` in a file of ours, as they are used: averaged where `ema` is 0 or 1 and the file has that
+// average, else raw; with its low-rank pair. 1, or 0 when they do not fit: then it stands in *mismatch.
+static inline int checkpoint_read_shipped(const safetensors_t* f, int ema, const param_t* p,
+                                          floatS* host, // (count)
+                                          checkpoint_mismatch_t* mismatch) {
+    const st_tensor_t* t = checkpoint_find_shipped(f, p->name, ema);
+    if (!checkpoint_read_values(f, t ? t->name : p->name, p, host, mismatch)) return 0;
+    checkpoint_merge_lora(f, ema, p, host);
+    return 1;
+}
+
+// The weights of encoder, adapter, decoder and discriminator of an earlier stage, for the start of the next or for use,
+// as checkpoint_read_shipped gives them; the discriminator's are raw. Low-rank pairs of *t keep their initial values:
+// stage 1 has none.
 void checkpoint_start_from(const safetensors_t* f, const checkpoint_info_t* info, const char* path, tokenizer_t* t,
                            int ema) {
     checkpoint_mismatch_t mismatch = {0, 0, "", ""};
@@ -210,10 +270,9 @@ void checkpoint_start_from(const safetensors_t* f, const checkpoint_info_t* info
         floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
         for (int i = 0; i < table->n; i++) {
             const param_t* p = &table->items[i];
-            char average[200];
-            snprintf(average, sizeof average, "ema.%d.%s", ema, p->name);
-            const char* name = k == 0 && ema >= 0 && safetensors_find(f, average) ? average : p->name;
-            checkpoint_read_tensor(f, name, both[k], PARAM_VALUE, p, host, longest, &mismatch);
+            if (k == 0 && p->offset >= t->lora_begin && p->offset < t->adapter_begin) continue;
+            if (!checkpoint_read_shipped(f, k == 0 ? ema : -1, p, host, &mismatch)) continue;
+            params_set(both[k], PARAM_VALUE, p, host, host + longest);
         }
         free(host);
     }

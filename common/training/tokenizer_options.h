@@ -27,8 +27,8 @@ typedef struct {
     int decoder, decoder_dim, decoder_depth, decoder_heads, decoder_grid;
     // the recipe
     const char *steps, *lr, *disc_lr, *disc_start; // one value, or one a stage
-    int batch, chunk, flip, sem_loss, sem_tensor, sem_measure, ema;
-    double w_lpips, w_gan, w_sem, beta1, beta2, eps, ema0, ema1;
+    int batch, chunk, flip, sem_loss, sem_at, sem_tensor, sem_measure, lora, ema;
+    double w_lpips, w_gan, w_sem, lora_alpha, lora_dropout, beta1, beta2, eps, ema0, ema1;
     int fold, latent_images;
     run_options_t run; // what train_dit has too
     // of this stage, from the lists above
@@ -129,13 +129,24 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "w_lpips", CLI_NUMBER, &o->w_lpips, "1", "[0, inf)", "weight of LPIPS", CLI_SAVED},
         {NULL, "w_gan", CLI_NUMBER, &o->w_gan, "0.5", "[0, inf)",
          "weight of the GAN after rescaling; 0: no discriminator", CLI_SAVED},
-        {NULL, "w_sem", CLI_NUMBER, &o->w_sem, "1", "[0, inf)", "stage 2: weight of the semantic loss after rescaling",
+        {NULL, "w_sem", CLI_NUMBER, &o->w_sem, "1", "[0, inf)",
+         "stage 2: weight of the semantic loss after rescaling; where it is not given, 3 with SigLIP 2", CLI_SAVED},
+        {NULL, "sem_loss", CLI_CHOICE, &o->sem_loss, "l2", "l2|cosine", "stage 2: distance from the frozen copy",
          CLI_SAVED},
-        {NULL, "sem_loss", CLI_CHOICE, &o->sem_loss, "l2", "l2|cosine", "stage 2: distance of z from z0", CLI_SAVED},
+        {NULL, "sem_at", CLI_CHOICE, &o->sem_at, "latent", "latent|tokens",
+         "stage 2: of what, of the latent z or, before the adapter, of the encoder's tokens", CLI_SAVED},
         {NULL, "sem_tensor", CLI_CHOICE, &o->sem_tensor, "adapter", "adapter|fc2",
-         "where gradient norms are compared for it: adapter.fc2, or the last ViT block's mlp.fc2", CLI_SAVED},
+         "where gradient norms are compared for it: adapter.fc2, or the last ViT block's mlp.fc2, which -sem_at tokens "
+         "needs and takes by itself",
+         CLI_SAVED},
         {NULL, "sem_measure", CLI_CHOICE, &o->sem_measure, "exact", "exact|first_chunk",
          "its adaptive weight: for each chunk, or from the first chunk for all (12% less work at batch 64)", CLI_SAVED},
+        {NULL, "lora", CLI_INT, &o->lora, "0", "[0, 1024]",
+         "stage 2: rank of the low-rank pairs through which alone the encoder learns; 0: all of it learns", CLI_SAVED},
+        {NULL, "lora_alpha", CLI_NUMBER, &o->lora_alpha, "32", "(0, inf)", "their product is scaled by alpha / rank",
+         CLI_SAVED},
+        {NULL, "lora_dropout", CLI_NUMBER, &o->lora_dropout, "0.1", "[0, 1)",
+         "probability that an input of theirs is dropped while training", CLI_SAVED},
         {NULL, "beta1", CLI_NUMBER, &o->beta1, "0.5", "[0, 1)", "Adam: memory of the mean gradient", CLI_SAVED},
         {NULL, "beta2", CLI_NUMBER, &o->beta2, "0.9", "[0, 1)", "Adam: memory of its square", CLI_SAVED},
         {NULL, "eps", CLI_NUMBER, &o->eps, "1e-8", "(0, 1]", "Adam: added to the denominator", CLI_SAVED},
@@ -157,6 +168,18 @@ int options_flags(options_t* o, cli_flag_t* out) {
     return n + run_options_flags(&o->run, out + n);
 }
 
+// The paper's Table 1, below the flags in -h.
+static const char options_ablations[] =
+    "The paper's ablations (Table 1): stage 1, then stage 2 with these flags; only the full model has a stage 3\n"
+    "  stage 1, 1 + 2, full model  the checkpoint that the stage leaves\n"
+    "  weight 0, 5, 10             -w_sem 0, -w_sem 5, -w_sem 10\n"
+    "  cosine loss                 -sem_loss cosine\n"
+    "  applied pre-adapter         -sem_at tokens\n"
+    "  LoRA fine-tuning            -lora 16 (-lora_alpha 32 -lora_dropout 0.1)\n"
+    "  without EMA                 -tokenizer_weights raw of eval, train_dit -extract and sample, on any checkpoint\n"
+    "  MAE, SigLIP 2               -encoder mae-l, -encoder siglip2-l in both stages, and their -encoder_weights\n"
+    "  f16d64                      -preset imagenet_d64";
+
 // The value for `stage` in "a" or "a,b,c". Ends with a message when it is not as wanted.
 static inline double options_for_stage(const char* name, const char* text, int stage, double low, int whole) {
     double values[3];
@@ -174,14 +197,31 @@ static inline double options_for_stage(const char* name, const char* text, int s
           whole ? "whole number" : "number", low);
 }
 
+// Defaults that follow from other flags, and what contradicts them.
+static inline void options_follow(options_t* o, cli_t* cli) {
+    if (!strncmp(o->encoder, "siglip2", 7)) cli_follow(cli, "w_sem", "3");
+    if (o->sem_at == SEMANTIC_OF_TOKENS) cli_follow(cli, "sem_tensor", "fc2");
+    if (o->sem_at == SEMANTIC_OF_TOKENS && o->sem_tensor == SEMANTIC_AT_ADAPTER) {
+        fatal("-sem_at tokens: the loss does not reach the adapter, so its gradient cannot be measured there; leave "
+              "-sem_tensor adapter out, or give -sem_tensor fc2");
+    }
+    if (o->lora && o->stage != 2) {
+        fatal("-lora %d: low-rank pairs are trained in stage 2, this is stage %d; leave -lora out%s", o->lora, o->stage,
+              o->stage == 3 ? " (the encoder of stage 2 comes with its pairs merged in)" : "");
+    }
+}
+
 // Reads the command line. Ends with a message when flags contradict each other.
 void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
     static cli_flag_t flags[OPTIONS_MAX]; // as long-lived as *cli, which points to it
     int n = options_flags(o, flags);
     cli_init(cli, "./train_tokenizer", "Trains the AlignTok tokenizer, one stage a run; the same command resumes.",
              flags, n, options_presets, OPTIONS_PRESETS);
-    cli->notes = tokenizer_status_help();
+    static char notes[8192];
+    snprintf(notes, sizeof notes, "%s\n\n%s", tokenizer_status_help(), options_ablations);
+    cli->notes = notes;
     cli_parse(cli, argc, argv);
+    options_follow(o, cli);
     o->stage_steps = (int64_t)options_for_stage("steps", o->steps, o->stage, 1, 1);
     o->stage_lr = options_for_stage("lr", o->lr, o->stage, 0, 0);
     o->stage_disc_lr = options_for_stage("disc_lr", o->disc_lr, o->stage, 0, 0);
@@ -262,8 +302,15 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     c.w_gan = o->w_gan;
     c.w_sem = o->w_sem;
     c.semantic_kind = (semantic_kind_t)o->sem_loss;
+    c.semantic_place = (semantic_place_t)o->sem_at;
     c.semantic_tensor = (semantic_tensor_t)o->sem_tensor;
     c.semantic_measure = (semantic_measure_t)o->sem_measure;
+    if (o->stage == 2) {
+        c.lora.rank = o->lora;
+        c.lora.alpha = o->lora_alpha;
+        c.lora.dropout = o->lora_dropout;
+    }
+    c.seed = o->run.seed;
     c.recompute = o->run.recompute;
     c.fold = o->fold;
     c.zero = o->run.zero;

@@ -6,8 +6,8 @@
 // As 0.5 (1 + tanh(w)) = sigmoid(2 w), the second is u sigmoid(2 w): both forms need a single exp.
 // They differ by at most 4.7e-4, so weights trained with one do not quite fit the other.
 //
-// The forward stands at the end of matmul_gelu_forward, on values that are still in cache; here are its helper and the
-// backward. ReLU, LeakyReLU and swish are part of the convolutions and norms that they follow.
+// The forward mostly stands at the end of matmul_gelu_forward, on values that are still in cache; here are its helper,
+// the forward by itself, and the backward. ReLU, LeakyReLU and swish are part of the convolutions and norms that they follow.
 // Look next at dev/cpu/matmul.h.
 #pragma once
 // defines: floatX, stream_t
@@ -37,6 +37,18 @@ static inline void gelu_values(floatX* out, const floatX* pre, size_t n, activat
     }
 }
 
+enum { GELU_PIECE = 8192 }; // values that a thread takes at once
+
+void gelu_forward(floatX* out,       // (n)
+                  const floatX* pre, // (n)
+                  size_t n, activation_t act, stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static) if (worth_sharing(n * WORK_OF_EXP))
+    for (size_t i = 0; i < n; i += GELU_PIECE) {
+        gelu_values(out + i, pre + i, n - i < GELU_PIECE ? n - i : GELU_PIECE, act);
+    }
+}
+
 // exact: gelu' = Phi(u) + u phi(u), because Phi' = phi, the normal density.
 // tanh:  gelu' = s + u s' with s = sigmoid(2 w), s' = s (1 - s) 2 w'. 1 - s is computed as sigmoid(-2 w): where s is
 //        close to 1 the difference has few digits left, and u w' is large.
@@ -63,9 +75,8 @@ void gelu_backward(floatX* dpre,       // (n)
                    const floatX* pre,  // (n)
                    size_t n, activation_t act, stream_t s) {
     (void)s;
-    const size_t piece = 8192;
     #pragma omp parallel for schedule(static) if (worth_sharing(n * WORK_OF_EXP))
-    for (size_t i = 0; i < n; i += piece) {
-        gelu_backward_values(dpre + i, dout + i, pre + i, n - i < piece ? n - i : piece, act);
+    for (size_t i = 0; i < n; i += GELU_PIECE) {
+        gelu_backward_values(dpre + i, dout + i, pre + i, n - i < GELU_PIECE ? n - i : GELU_PIECE, act);
     }
 }

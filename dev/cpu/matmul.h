@@ -148,6 +148,21 @@ void matmul_gelu_forward(floatX* out,          // (N, OC)
     matmul_forward_pieces(pre, out, x, weight, bias, N, C, OC, act);
 }
 
+void matmul_add_forward(floatX* out,          // (N, OC) +=
+                        const floatX* x,      // (N, C)
+                        const floatX* weight, // (OC, C)
+                        size_t N, int C, int OC, stream_t s) {
+    (void)s;
+    matmul_grid_t grid = matmul_grid(N, OC, C);
+    #pragma omp parallel for schedule(dynamic) if (grid.shared)
+    for (size_t index = 0; index < grid.down * grid.across; index++) {
+        matmul_piece_t p = matmul_piece(grid, index);
+        if (p.rows == 0 || p.cols == 0) continue;
+        gemm(PLAIN, TRANSPOSED, p.rows, p.cols, C, 1, x + p.row * C, C, weight + (size_t)p.col * C, C,
+             1, out + p.row * OC + p.col, OC);
+    }
+}
+
 // dx = dout weight
 static inline void matmul_backward_data(floatX* dx, const floatX* dout, const floatX* weight,
                                         size_t N, int C, int OC) {
