@@ -1,5 +1,5 @@
-// Matrix products and GELU: matmul_forward, _add_forward, _gelu_forward, _backward, gelu_forward, gelu_backward; and what matmul.cuh
-// offers to other families: products with a residual, batched products, sums over rows.
+// Matrix products and GELU: matmul_forward, _add_forward, _gelu_forward, _backward, gelu_forward, gelu_backward; and
+// what matmul.cuh offers to other families: products with a residual, batched products, sums over rows.
 //
 // Every product runs in three ways: by the library, by its algorithm that is measured to be the fastest, and by our own
 // kernel, which stands in for it. In the emulator the library is dev/emu/cublaslt.h, which can be told to fail and

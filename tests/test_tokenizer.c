@@ -11,7 +11,7 @@
 #include "tests/tokenizer_bed.h"
 // defines: temporary_begin, temporary_end, temporary_path, temporary_run_child, temporary_read, check_message
 #include "tests/temporary.h"
-// defines: checkpoint_save, checkpoint_open, checkpoint_resume, checkpoint_start_from
+// defines: checkpoint_save, checkpoint_open, checkpoint_resume, checkpoint_start_from; lora_merge
 #include "common/training/tokenizer_checkpoint.h"
 // defines: options_t, options_parse, options_tokenizer
 #include "common/training/tokenizer_options.h"
@@ -46,33 +46,34 @@ static void check_count(const char* what, size_t got, size_t want) {
     check(got == want, what);
 }
 
-// The preset "imagenet" at one stage, with a kind of decoder.
-static tokenizer_config_t imagenet_config(const char* stage, const char* decoder) {
+// The preset "imagenet" at one stage, with a kind of decoder, and low-rank pairs of this rank.
+static tokenizer_config_t imagenet_config(const char* stage, const char* decoder, const char* rank) {
     options_t options;
     cli_t cli;
-    char words[9][16] = {"train_tokenizer", "-preset", "imagenet", "-stage", "", "-dry_run", "1", "-decoder"};
-    char* argv[9];
-    snprintf(words[4], sizeof words[4], "%s", stage);
-    snprintf(words[8], sizeof words[8], "%s", decoder);
-    for (int i = 0; i < 9; i++) argv[i] = words[i];
+    const char* words[11] = {"train_tokenizer", "-preset", "imagenet", "-stage", stage, "-dry_run",
+                             "1", "-decoder", decoder, "-lora", rank};
+    char* argv[11];
+    for (int i = 0; i < 11; i++) argv[i] = (char*)words[i];
     memset(&options, 0, sizeof options);
-    options_parse(&options, &cli, 9, argv);
+    options_parse(&options, &cli, 11, argv);
     tokenizer_config_t config = options_tokenizer(&options, 1);
     cli_free(&cli);
     return config;
 }
 
 // Table 6 does not count the frozen adapter of stage 2.
-static void test_counts(const char* stage, const char* kind, size_t decoder, size_t trained, size_t frozen) {
+static void test_counts(const char* stage, const char* kind, const char* rank, size_t decoder, size_t trained, size_t frozen) {
     static tokenizer_t t;
-    tokenizer_register(&t, imagenet_config(stage, kind));
+    tokenizer_register(&t, imagenet_config(stage, kind, rank));
     const param_table_t *table = &t.params.table, *disc = &t.disc_params.table, *lpips = &t.lpips_params.table;
     size_t first = tokenizer_first_trained(&t), all = table->total;
-    check_count("encoder with adapter", param_count(table, 0, t.decoder_begin), 304435296);
+    size_t pairs = param_count(table, t.lora_begin, t.adapter_begin);
+    check_count("low-rank pairs", pairs, atoi(rank) ? 6291456 : 0);
+    check_count("encoder with adapter", param_count(table, 0, t.decoder_begin) - pairs, 304435296);
     check_count("decoder", param_count(table, t.decoder_begin, all), decoder);
     check_count("discriminator", param_count(disc, 0, disc->total), 2765633);
     check_count("trained", param_count(table, first, all) + param_count(disc, 0, disc->total), trained);
-    size_t target = param_count(&t.target_params.table, 0, t.adapter_begin);
+    size_t target = param_count(&t.target_params.table, 0, t.lora_begin);
     check_count("frozen", param_count(table, 0, first) + param_count(lpips, 0, lpips->total) + target, frozen);
     tokenizer_free(&t);
 }
@@ -94,7 +95,7 @@ static void test_complexity(void) {
         {NETWORK_DECODER, "decoder", "41.42", {"126.5", "509.3", "2089"}},
     };
     static network_t n;
-    tokenizer_config_t config = imagenet_config("1", "ldm");
+    tokenizer_config_t config = imagenet_config("1", "ldm", "0");
     for (int r = 0; r < 3; r++) {
         network_register(&n, rows[r].kind, &config);
         size_t parameters = param_count(&n.params.table, 0, n.params.table.total);
@@ -111,10 +112,15 @@ static void test_complexity(void) {
 
 // Where encoder and adapter are still the frozen ones, z = z0 to the bit, although one pass keeps its activations and
 // the other does not: no semantic loss, no gradient of it, and omega_s times nothing is nothing.
+// (Low-rank pairs begin with B = 0.)
 static void test_first_step(tokenizer_config_t config) {
     static tokenizer_t t, without;
     bed_make(&t, config);
     bed_randomise(&t);
+    for (int i = 0; i < t.params.table.n; i++) {
+        const param_t* p = &t.params.table.items[i];
+        if (strstr(p->name, "lora_B")) memset(t.params.values + p->offset, 0, p->count * sizeof(floatX));
+    }
     tokenizer_set_target(&t, 0);
     config.w_sem = 0;
     bed_make(&without, config);
@@ -122,8 +128,10 @@ static void test_first_step(tokenizer_config_t config) {
     tokenizer_gradients(&t, 0, 0);
     tokenizer_gradients(&without, 0, 0);
     size_t image_latent = tokenizer_latents(&t) * t.z, latent = t.config.batch * image_latent;
-    check(same_bits(t.z0, t.adapter.z, latent), "z0 = z");
-    for (size_t i = 0; i < latent; i++) check(t.dz_sem[i] == 0, "gradient of the semantic loss");
+    size_t held = t.config.batch * tokenizer_latents(&t) * tokenizer_semantic_channels(&t);
+    const floatX* now = config.semantic_place == SEMANTIC_OF_TOKENS ? t.encoder.features : t.adapter.z;
+    check(same_bits(t.z0, now, held), "z0 = z");
+    for (size_t i = 0; i < held; i++) check(t.dz_sem[i] == 0, "gradient of the semantic loss");
     for (int k = 0; k < t.chunks; k++) {
         check(t.measures.semantic[k] == 0 && t.measures.squares_sem[k] == 0, "semantic loss and its norm");
         if (k >= t.extra / t.config.chunk) continue; // measured in the first alone
@@ -131,12 +139,17 @@ static void test_first_step(tokenizer_config_t config) {
         check_error("omega_s", fabs(t.measures.omega_s[k] / fmin(ratio, 1e8) - 1), ROUNDING);
     }
     check_error("dz", bed_error(t.dz + t.extra * image_latent, without.dz, latent), ROUNDING);
-    bed_check_gradients(&t.params, without.params.grads, ROUNDING);
-    floatX* z0 = copy_buffer(t.z0, latent);
+    for (int i = 0; i < t.params.table.n; i++) { // (of A there is none yet, where B = 0)
+        const param_t* p = &t.params.table.items[i];
+        const floatS *got = params_grad(&t.params, p->offset), *want = params_grad(&without.params, p->offset);
+        if (got) check_error(p->name, bed_error(got, want, p->count), ROUNDING);
+        if (got) check(bed_norm(want, p->count) > 0 || strstr(p->name, "lora_A"), p->name);
+    }
+    floatX* z0 = copy_buffer(t.z0, held);
     tokenizer_update(&t, 0, 0);
     tokenizer_gradients(&t, 1, 0);
-    check(t.measures.semantic[0] > 0 && !same_bits(t.z0, t.adapter.z, latent), "the second step has left z0");
-    check(same_bits(t.z0, z0, latent), "and z0 stays");
+    check(t.measures.semantic[0] > 0 && !same_bits(t.z0, now, held), "the second step has left z0");
+    check(same_bits(t.z0, z0, held), "and z0 stays");
     free(z0);
     tokenizer_free(&t);
     tokenizer_free(&without);
@@ -198,7 +211,9 @@ static void test_frozen(tokenizer_config_t config) {
     bed_make(&t, config);
     bed_randomise(&t);
     const params_t* tables[4] = {&t.params, &t.disc_params, &t.lpips_params, &t.target_params};
-    const size_t first[4] = {stage == 1 ? t.adapter_begin : stage == 2 ? 0 : t.decoder_begin, 0, SIZE_MAX, SIZE_MAX};
+    size_t encoder = config.lora.rank ? t.lora_begin : 0;
+    const size_t first[4] = {stage == 1 ? t.adapter_begin : stage == 2 ? encoder : t.decoder_begin, 0, SIZE_MAX,
+                             SIZE_MAX};
     floatX* before[4];
     for (int i = 0; i < 4; i++) {
         before[i] = tables[i]->values ? copy_buffer(tables[i]->values, tables[i]->table.total) : NULL;
@@ -326,7 +341,7 @@ static void test_resume(tokenizer_config_t config) {
     memcpy(fresh.lpips_params.values, t.lpips_params.values, t.lpips_params.table.total * sizeof(floatX));
     safetensors_t f;
     checkpoint_info_t info = checkpoint_open(&f, path);
-    check(info.stage == stage && info.step == 3 && info.images == 18, "metadata");
+    check(info.stage == config.stage && info.step == 3 && info.images == 18, "metadata");
     check(!strcmp(info.config, "{\"ch\": 8}"), "configuration");
     checkpoint_resume(&f, &info, path, &fresh);
     floatS std[8];
@@ -377,6 +392,63 @@ static void test_start_from(int stage, int ema) {
     }
     tokenizer_free(&t);
     tokenizer_free(&next);
+    temporary_end();
+}
+
+// Low-rank pairs between stages: stage 1's weights go past them, in either table; stage 3 has W + s B A in their place,
+// of raw or of averaged factors.
+static void test_lora_hand_over(void) {
+    static tokenizer_t t, second, third;
+    char path[TEMPORARY_PATH];
+    safetensors_t f;
+    tokenizer_config_t config = bed_config(2);
+    config.lora = bed_lora;
+    temporary_begin();
+    make_checkpoint(&t, bed_config(1), path);
+    bed_make(&second, config);
+    bed_randomise(&second);
+    floatX* pairs = copy_buffer(second.params.values, second.params.table.total);
+    checkpoint_info_t info = checkpoint_open(&f, path);
+    checkpoint_start_from(&f, &info, path, &second, -1);
+    safetensors_close(&f);
+    tokenizer_set_target(&second, 0);
+    size_t encoder = second.lora_begin, adapter = second.adapter_begin, rest = t.params.table.total - encoder;
+    check(same_bits(second.params.values, t.params.values, encoder), "encoder");
+    check(same_bits(second.params.values + adapter, t.params.values + encoder, rest), "adapter and decoder");
+    check(same_bits(second.params.values + encoder, pairs + encoder, adapter - encoder), "pairs keep their start");
+    check(same_bits(second.target_params.values, t.params.values, t.decoder_begin), "the frozen copy");
+    tokenizer_free(&second);
+
+    make_checkpoint(&second, config, path);
+    for (int ema = -1; ema < 2; ema++) {
+        bed_make(&third, bed_config(3));
+        info = checkpoint_open(&f, path);
+        checkpoint_start_from(&f, &info, path, &third, ema);
+        safetensors_close(&f);
+        const floatS* trained = ema < 0 ? second.params.master : second.params.ema[ema];
+        for (int i = 0; i < third.params.table.n; i++) {
+            const param_t *p = &third.params.table.items[i], *q = param_find(&second.params.table, p->name);
+            floatS* want = (floatS*)malloc_check(p->count * sizeof(floatS), "weights");
+            memcpy(want, q->offset < encoder ? second.params.values + q->offset : trained + (q->offset - encoder),
+                   p->count * sizeof(floatS));
+            for (int k = 0; k < 8; k++) {
+                const vit_block_t* b = &second.encoder.blocks[k / 4];
+                const lora_pair_t* pairs[4] = {&b->qkv_lora, &b->proj_lora, &b->fc1_lora, &b->fc2_lora};
+                const size_t weights[4] = {b->qkv_weight, b->proj_weight, b->fc1_weight, b->fc2_weight};
+                const lora_pair_t* pair = pairs[k % 4];
+                if (weights[k % 4] != q->offset) continue;
+                lora_merge(want, trained + (pair->a - encoder), trained + (pair->b - encoder), bed_lora.alpha, pair->OC,
+                           pair->C, bed_lora.rank);
+                check(!same_bits(want, second.params.values + q->offset, p->count), "a pair changes its weights");
+            }
+            check(same_bits(third.params.values + p->offset, want, p->count), p->name);
+            free(want);
+        }
+        tokenizer_free(&third);
+    }
+    free(pairs);
+    tokenizer_free(&t);
+    tokenizer_free(&second);
     temporary_end();
 }
 
@@ -438,35 +510,46 @@ static void test_refusals(void) {
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
-    tokenizer_config_t cheap = bed_config(2), fc2 = bed_config(2);
+    tokenizer_config_t cheap = bed_config(2), fc2 = bed_config(2), tokens = bed_config(2), lora = bed_config(2);
     const size_t of_ldm = 41417603, large = 351285859;
     cheap.recompute = 1;
     cheap.semantic_measure = SEMANTIC_FIRST_CHUNK;
-    fc2.semantic_tensor = SEMANTIC_AT_FC2;
+    fc2.semantic_tensor = tokens.semantic_tensor = SEMANTIC_AT_FC2;
+    tokens.semantic_place = SEMANTIC_OF_TOKENS;
+    lora.lora = bed_lora;
     if (test_case("fixture stage2_step")) { bed_check_stage2_step(ORIGINAL); test_end_case(); }
     if (test_case("fixture stage2_step, omega_s at mlp.fc2")) { bed_check_stage2_fc2(ORIGINAL); test_end_case(); }
+    if (test_case("fixture stage2_tokens")) { bed_check_stage2_tokens(ORIGINAL); test_end_case(); }
     if (test_case("counts of imagenet, stage 1")) {
-        test_counts("1", "ldm", of_ldm, 44250916, 319083776);
+        test_counts("1", "ldm", "0", of_ldm, 44250916, 319083776);
         test_end_case();
     }
     if (test_case("counts of imagenet, stage 2")) {
-        test_counts("2", "ldm", of_ldm, 348618532, 319083776);
+        test_counts("2", "ldm", "0", of_ldm, 348618532, 319083776);
         test_end_case();
     }
     if (test_case("counts of imagenet, stage 3")) {
-        test_counts("3", "ldm", of_ldm, 44183236, 319151456);
+        test_counts("3", "ldm", "0", of_ldm, 44183236, 319151456);
         test_end_case();
     }
     if (test_case("counts of imagenet, larger decoder")) {
-        test_counts("1", "large", large, 44250916 - of_ldm + large, 319083776);
+        test_counts("1", "large", "0", large, 44250916 - of_ldm + large, 319083776);
+        test_end_case();
+    }
+    if (test_case("counts of imagenet, stage 2 with low-rank pairs")) {
+        test_counts("2", "ldm", "16", of_ldm, 44250916 + 6291456, 319083776 + 304367616);
         test_end_case();
     }
     if (test_case("complexity (error in units of the last published digit)")) { test_complexity(); test_end_case(); }
     if (test_case("stage 2, first step")) { test_first_step(bed_config(2)); test_end_case(); }
     if (test_case("stage 2, first step, recompute, first chunk")) { test_first_step(cheap); test_end_case(); }
     if (test_case("stage 2, first step, at mlp.fc2")) { test_first_step(fc2); test_end_case(); }
+    if (test_case("stage 2, first step, tokens")) { test_first_step(tokens); test_end_case(); }
+    if (test_case("stage 2, first step, low-rank pairs")) { test_first_step(lora); test_end_case(); }
     if (test_case("recompute gives the same bits")) { test_recompute(bed_config(2)); test_end_case(); }
     if (test_case("recompute gives the same bits, at mlp.fc2")) { test_recompute(fc2); test_end_case(); }
+    if (test_case("recompute gives the same bits, tokens")) { test_recompute(tokens); test_end_case(); }
+    if (test_case("recompute gives the same bits, low-rank pairs")) { test_recompute(lora); test_end_case(); }
     if (test_case("recompute gives the same bits, stage 2, larger decoder")) {
         test_recompute(bed_large_config(2));
         test_end_case();
@@ -478,12 +561,15 @@ int main(int argc, char** argv) {
     if (test_case("first chunk of one is exact")) { test_first_chunk(); test_end_case(); }
     if (test_case("stage 1 freezes the encoder")) { test_frozen(bed_config(1)); test_end_case(); }
     if (test_case("stage 2 freezes the copy alone")) { test_frozen(bed_config(2)); test_end_case(); }
+    if (test_case("stage 2 with low-rank pairs freezes the encoder")) { test_frozen(lora); test_end_case(); }
     if (test_case("stage 3 freezes encoder and adapter")) { test_frozen(bed_config(3)); test_end_case(); }
     if (test_case("stage 3 trains all of the larger decoder")) { test_frozen(bed_large_config(3)); test_end_case(); }
     if (test_case("the discriminator's start")) { test_disc_start(); test_end_case(); }
     if (test_case("averages")) { test_averages(); test_end_case(); }
     if (test_case("resume, stage 1")) { test_resume(bed_config(1)); test_end_case(); }
     if (test_case("resume, stage 2")) { test_resume(bed_config(2)); test_end_case(); }
+    if (test_case("resume, stage 2, low-rank pairs")) { test_resume(lora); test_end_case(); }
+    if (test_case("low-rank pairs between stages")) { test_lora_hand_over(); test_end_case(); }
     if (test_case("resume, stage 3")) { test_resume(bed_config(3)); test_end_case(); }
     if (test_case("resume, stage 2, larger decoder")) { test_resume(bed_large_config(2)); test_end_case(); }
     if (test_case("stage 2 from raw weights")) { test_start_from(1, -1); test_end_case(); }

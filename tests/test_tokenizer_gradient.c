@@ -21,27 +21,36 @@ static double* double_buffer(size_t n) { return (double*)calloc_check(n, sizeof(
 // ---------------------------------------------------------------------------------------------------------------------
 // Brute force
 
+enum { BRUTE_STEP = 3 };
+
 // Gradients of one loss of one chunk, laid out as the table of encoder, adapter and decoder.
 typedef struct {
     double *nll, *gan, *semantic;
 } chunk_gradients_t;
 
-// From a gradient at the image to all parameters, or from one at the latent (dimage NULL; then it stands in one->dz).
-static void brute_backward(tokenizer_t* one, double* gradients, const double* dimage) {
+// From a gradient at the image to all parameters; or from one at the latent, or at the tokens, which then stands in
+// one->dz, or in one->de.
+static void brute_backward(tokenizer_t* one, double* gradients, const double* dimage, semantic_place_t from) {
     params_zero_grads(&one->params, 0);
     if (dimage) decoder_backward(&one->decoder, &one->params, one->dz, dimage, 0, 0, 0);
-    adapter_backward(&one->adapter, &one->params, one->de, one->dz, one->encoder.features, 0);
+    if (dimage || from == SEMANTIC_OF_LATENT) {
+        adapter_backward(&one->adapter, &one->params, one->de, one->dz, one->encoder.features, 0);
+    }
     vit_backward(&one->encoder, &one->params, one->de, 0);
-    memcpy(gradients, one->params.grads, one->params.table.total * sizeof(double));
+    memset(gradients, 0, one->params.table.total * sizeof(double));
+    memcpy(gradients + one->params.first, one->params.grads, params_trained(&one->params) * sizeof(double));
 }
 
 static void brute_semantic(tokenizer_t* one, semantic_kind_t kind) {
-    size_t rows = one->config.batch * tokenizer_latents(one), n = rows * one->z;
+    int tokens = one->config.semantic_place == SEMANTIC_OF_TOKENS, channels = tokens ? one->config.encoder.dim : one->z;
+    size_t rows = one->config.batch * tokenizer_latents(one), n = rows * channels;
+    const double* held = tokens ? one->encoder.features : one->adapter.z;
+    double* gradient = tokens ? one->de : one->dz;
     if (kind == SEMANTIC_COSINE) {
-        semantic_cosine_backward(one->dz, one->adapter.z, one->z0, 1, 1, rows, one->z, 0);
+        semantic_cosine_backward(gradient, held, one->z0, 1, 1, rows, channels, 0);
         return;
     }
-    for (size_t i = 0; i < n; i++) one->dz[i] = 2 * (one->adapter.z[i] - one->z0[i]) / (double)n;
+    for (size_t i = 0; i < n; i++) gradient[i] = 2 * (held[i] - one->z0[i]) / (double)n;
 }
 
 // Three backward passes of the chunk in one->x; those of the discriminator go into its own table.
@@ -50,7 +59,10 @@ static void brute_chunk(tokenizer_t* one, const tokenizer_config_t* c, chunk_gra
     double losses[8];
     vit_forward(&one->target_encoder, &one->target_params, one->x, 0);
     adapter_forward(&one->target_adapter, &one->target_params, one->target_encoder.features, 0);
-    memcpy(one->z0, one->target_adapter.z, one->config.batch * tokenizer_latents(one) * one->z * sizeof(double));
+    size_t tokens = one->config.batch * tokenizer_latents(one);
+    int of_tokens = c->semantic_place == SEMANTIC_OF_TOKENS, channels = of_tokens ? c->encoder.dim : one->z;
+    const double* target = of_tokens ? one->target_encoder.features : one->target_adapter.z;
+    memcpy(one->z0, target, tokens * channels * sizeof(double));
     vit_forward(&one->encoder, &one->params, one->x, 0);
     adapter_forward(&one->adapter, &one->params, one->encoder.features, 0);
     decoder_forward(&one->decoder, &one->params, one->adapter.z, 0);
@@ -62,15 +74,15 @@ static void brute_chunk(tokenizer_t* one, const tokenizer_config_t* c, chunk_gra
         double sign = xhat[i] > one->x[i] ? 1 : -1;
         one->a_nll[i] = sign / one->config.batch + one->lpips.scaling.scale[i % 3] * one->dscaled[i];
     }
-    brute_backward(one, g.nll, one->a_nll);
+    brute_backward(one, g.nll, one->a_nll, SEMANTIC_OF_LATENT);
 
     patchgan_forward(&one->disc, &one->disc_params, &one->fake, xhat, 1, 0);
     for (size_t i = 0; i < logits; i++) one->dfake[i] = -1.0 / (double)logits;
     patchgan_backward(&one->disc, &one->disc_params, &one->fake, one->a_gan, one->dfake, 0, 0);
-    brute_backward(one, g.gan, one->a_gan);
+    brute_backward(one, g.gan, one->a_gan, SEMANTIC_OF_LATENT);
 
     brute_semantic(one, c->semantic_kind);
-    brute_backward(one, g.semantic, NULL);
+    brute_backward(one, g.semantic, NULL, c->semantic_place);
 
     params_zero_grads(&one->disc_params, 0);
     patchgan_forward(&one->disc, &one->disc_params, &one->real, one->x, 1, 0);
@@ -103,6 +115,7 @@ static void brute_step(const tokenizer_t* t, tokenizer_t* one, double* want, dou
     double omega_s = 0;
     for (int k = 0; k < t->chunks; k++) {
         memcpy(one->x, t->x + k * c->chunk * image, c->chunk * image * sizeof(double));
+        lora_draw(&one->encoder.lora, c->seed, BRUTE_STEP, (uint64_t)k * c->chunk); // each image has masks of its own
         brute_chunk(one, c, g);
         double omega_g = c->w_gan != 0 ? brute_weight(&one->params, conv_out, g.nll, g.gan, c->w_gan, 1e4) : 0;
         int measured = k == 0 || c->semantic_measure == SEMANTIC_EXACT;
@@ -133,7 +146,7 @@ static void test_brute_force(tokenizer_config_t config) {
     bed_random_images(&t);
     double* want = double_buffer(t.params.table.total);
     double* want_disc = double_buffer(t.disc_params.table.total);
-    tokenizer_gradients_of_x(&t, 0, 0);
+    tokenizer_gradients_of_x(&t, BRUTE_STEP, 0);
     brute_step(&t, &one, want, want_disc);
     bed_check_gradients(&t.params, want, EXACT);
     if (config.w_gan != 0) bed_check_gradients(&t.disc_params, want_disc, EXACT);
@@ -171,6 +184,22 @@ static void test_brute_forces(void) {
     c = bed_config(2);
     c.w_sem = 0;
     if (test_case("brute force, stage 2, without semantic loss")) { test_brute_force(c); test_end_case(); }
+    c = bed_config(2);
+    c.semantic_place = SEMANTIC_OF_TOKENS;
+    c.semantic_tensor = SEMANTIC_AT_FC2;
+    if (test_case("brute force, stage 2, tokens")) { test_brute_force(c); test_end_case(); }
+    c.semantic_kind = SEMANTIC_COSINE;
+    c.semantic_measure = SEMANTIC_FIRST_CHUNK;
+    c.recompute = 1;
+    if (test_case("brute force, stage 2, tokens, cosine, first chunk, recompute")) {
+        test_brute_force(c);
+        test_end_case();
+    }
+    c = bed_config(2);
+    c.lora = bed_lora;
+    if (test_case("brute force, stage 2, low-rank pairs")) { test_brute_force(c); test_end_case(); }
+    c.recompute = 1;
+    if (test_case("brute force, stage 2, low-rank pairs, recompute")) { test_brute_force(c); test_end_case(); }
     c = bed_config(2);
     c.encoder = *vit_config_find("tiny-reg");
     c.decoder.quant_conv = 1;
@@ -324,6 +353,7 @@ int main(int argc, char** argv) {
         bed_check_stage2_fc2(FIXTURE_ROUNDING);
         test_end_case();
     }
+    if (test_case("fixture stage2_tokens")) { bed_check_stage2_tokens(FIXTURE_ROUNDING); test_end_case(); }
     test_brute_forces();
     if (test_case("two chunks are two steps, stage 1")) { test_chunks(1); test_end_case(); }
     if (test_case("two chunks are two steps, stage 2")) { test_chunks(2); test_end_case(); }

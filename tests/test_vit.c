@@ -4,11 +4,13 @@
 //               in double by an independent transcription that agrees with timm's VisionTransformer under autograd
 //   fixtures    tests/fixtures/vit_*.safetensors: timm's own outputs and gradients for every parameter
 //   itself      inference, recomputation and accumulation give what they must; the gradient of one weight by chunk
+//   low rank    vit_lora.safetensors: PEFT's pairs on timm's ViT; masks of dropout; merged weights
 //   sizes       parameters, tensors and multiply-accumulates of every public model
 //
 // Look next at tests/test_vit_gradient.c, the finite differences.
 
-// defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_forward, vit_backward, vit_last_fc2_gradient, vit_macs
+// defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_forward, vit_backward, vit_last_fc2_gradient, vit_macs;
+// lora_config_t, lora_draw, lora_merge, vit_register_lora
 #include "common/models/vit.h"
 // defines: safetensors_t, safetensors_open_or_die, safetensors_find, safetensors_read, safetensors_metadata
 #include "common/files/safetensors.h"
@@ -35,14 +37,19 @@ typedef struct {
     floatX* dfeatures;
 } model_t;
 
-// All activations are poisoned, so that a number that was never written shows.
-void model_make(model_t* m, vit_config_t config, int B, int H, int W, int factor, int train, int recompute, int fold) {
+// All activations are poisoned, so that a number that was never written shows. With low-rank pairs these alone are
+// trained.
+void model_make_lora(model_t* m, vit_config_t config, lora_config_t lora, int B, int H, int W, int factor, int train,
+                     int recompute, int fold) {
     memset(m, 0, sizeof *m);
     m->vit.config = config;
+    m->vit.lora.config = lora;
     m->vit.recompute = recompute;
     m->vit.fold = fold;
     vit_register(&m->vit, &m->params.table, "");
-    params_allocate(&m->params, train ? 0 : m->params.table.total, 0, "parameters");
+    size_t first = train && !lora.rank ? 0 : m->params.table.total;
+    if (lora.rank) vit_register_lora(&m->vit, &m->params.table, "");
+    params_allocate(&m->params, first, 0, "parameters");
     vit_plan(&m->vit, &m->plan, B, H, W, factor, train);
     vit_plan_work(&m->vit, &m->plan);
     m->pixels = (size_t)B * H * W * 3;
@@ -51,6 +58,11 @@ void model_make(model_t* m, vit_config_t config, int B, int H, int W, int factor
     plan_floatX(&m->plan, &m->dfeatures, m->features, "dfeatures");
     plan_allocate(&m->plan, "activations");
     memset(m->plan.memory, 0xFF, plan_bytes(&m->plan)); // a NaN in every type
+}
+
+void model_make(model_t* m, vit_config_t config, int B, int H, int W, int factor, int train, int recompute, int fold) {
+    lora_config_t none = {0, 0, 0};
+    model_make_lora(m, config, none, B, H, W, factor, train, recompute, fold);
 }
 
 void model_free(model_t* m) {
@@ -452,6 +464,138 @@ void test_last_fc2(const char* id, int recompute) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Low-rank pairs
+
+// The weights of `from`, whose pairs are merged into a model that has none.
+static void merge_pairs(model_t* to, const model_t* from) {
+    const lora_t* l = &from->vit.lora;
+    memcpy(to->params.values, from->params.values, to->params.table.total * sizeof(floatX));
+    for (int i = 0; i < from->vit.config.depth; i++) {
+        const vit_block_t* b = &from->vit.blocks[i];
+        const lora_pair_t* pairs[4] = {&b->qkv_lora, &b->proj_lora, &b->fc1_lora, &b->fc2_lora};
+        const size_t weights[4] = {b->qkv_weight, b->proj_weight, b->fc1_weight, b->fc2_weight};
+        for (int k = 0; k < 4; k++) {
+            lora_merge(to->params.values + weights[k], params_at(&from->params, pairs[k]->a),
+                       params_at(&from->params, pairs[k]->b), l->config.alpha, pairs[k]->OC, pairs[k]->C,
+                       l->config.rank);
+        }
+    }
+}
+
+void test_lora_fixture(const char* path) {
+    const double bound = 1e-4;
+    safetensors_t f;
+    safetensors_open_or_die(&f, path);
+    vit_config_t config = fixture_config(&f);
+    lora_config_t lora = {fixture_integer(&f, "rank"), fixture_integer(&f, "alpha"),
+                          fixture_integer(&f, "dropout_percent") / 100.0};
+    int B = fixture_integer(&f, "batch"), H = fixture_integer(&f, "height"), W = fixture_integer(&f, "width");
+    model_t m, merged;
+    model_make_lora(&m, config, lora, B, H, W, config.patch, 1, 0, 0);
+    for (int i = 0; i < m.params.table.n; i++) fixture_parameter(&m, &f, &m.params.table.items[i]);
+    floatS *image = fixture_tensor(&f, "input.", "image", NULL), *dout = fixture_tensor(&f, "dout.", "tokens", NULL);
+    floatS *output = fixture_tensor(&f, "output.", "tokens", NULL);
+    floatS* plain = fixture_tensor(&f, "output.", "eval_tokens", NULL);
+    for (size_t i = 0; i < m.pixels; i++) m.image[i] = (floatX)image[i];
+    for (size_t i = 0; i < m.features; i++) m.dfeatures[i] = (floatX)dout[i];
+    vit_forward(&m.vit, &m.params, m.image, 0);
+    check_error("features without dropout", relative_error(m.vit.features, plain, m.features), bound);
+    lora_draw(&m.vit.lora, fixture_integer(&f, "seed"), fixture_integer(&f, "step"),
+              fixture_integer(&f, "first_image"));
+    vit_forward(&m.vit, &m.params, m.image, 0);
+    vit_backward(&m.vit, &m.params, m.dfeatures, 0);
+    check_error("features with dropout", relative_error(m.vit.features, output, m.features), bound);
+    check(relative_error(m.vit.features, plain, m.features) > 1e-2, "dropout does something");
+    int compared = 0;
+    for (int i = 0; i < m.params.table.n; i++) {
+        const param_t* t = &m.params.table.items[i];
+        if (t->offset >= m.params.first) compared += fixture_gradient(&m, &f, t, bound);
+    }
+    check(compared == 4 * 2 * config.depth, "the gradient of every pair is in the file");
+    model_make(&merged, config, B, H, W, config.patch, 0, 0, 0);
+    memcpy(merged.image, m.image, m.pixels * sizeof(floatX));
+    merge_pairs(&merged, &m);
+    vit_forward(&merged.vit, &merged.params, merged.image, 0);
+    check_error("features with merged weights", relative_error(merged.vit.features, plain, m.features), bound);
+    free(image), free(dout), free(output), free(plain);
+    model_free(&m);
+    model_free(&merged);
+    safetensors_close(&f);
+}
+
+// Recomputation draws the same masks; so does a pass that holds a part of the images; another step draws others. The
+// frozen weights have no gradient, the gradients of the pairs accumulate.
+void test_lora(const char* id) {
+    lora_config_t lora = {3, 5, 0.3};
+    model_t kept, again, part;
+    model_make_lora(&kept, *vit_config_find(id), lora, 3, 24, 32, 8, 1, 0, 0);
+    model_make_lora(&again, *vit_config_find(id), lora, 3, 24, 32, 8, 1, 1, 0);
+    model_make_lora(&part, *vit_config_find(id), lora, 1, 24, 32, 8, 1, 0, 0);
+    model_randomise(&kept);
+    model_copy(&again, &kept);
+    memcpy(part.params.values, kept.params.values, kept.params.table.total * sizeof(floatX));
+    memcpy(part.image, kept.image + 2 * part.pixels, part.pixels * sizeof(floatX));
+    model_t* both[2] = {&kept, &again};
+    for (int i = 0; i < 2; i++) {
+        lora_draw(&both[i]->vit.lora, 7, 100, 4);
+        vit_forward(&both[i]->vit, &both[i]->params, both[i]->image, 0);
+        if (i) poison_work(&again);
+        vit_backward(&both[i]->vit, &both[i]->params, both[i]->dfeatures, 0);
+    }
+    size_t trained = params_trained(&kept.params), bytes = kept.features * sizeof(floatX);
+    check(!memcmp(kept.vit.features, again.vit.features, bytes), "recomputed: same features");
+    check(!memcmp(kept.params.grads, again.params.grads, trained * sizeof(floatS)), "recomputed: same gradients");
+    check(params_grad(&kept.params, kept.vit.blocks[0].qkv_weight) == NULL, "the frozen weights have no gradient");
+    floatS* twice = (floatS*)malloc_check(trained * sizeof(floatS), "gradients");
+    for (size_t i = 0; i < trained; i++) twice[i] = 2 * kept.params.grads[i];
+    vit_backward(&kept.vit, &kept.params, kept.dfeatures, 0);
+    check_error("gradients accumulate", relative_error(kept.params.grads, twice, trained), 1e-6);
+    lora_draw(&part.vit.lora, 7, 100, 6);
+    vit_forward(&part.vit, &part.params, part.image, 0);
+    const floatX* third = kept.vit.features + 2 * part.features;
+    check_error("an image alone has its own masks", relative_error(part.vit.features, third, part.features), 1e-5);
+    lora_draw(&part.vit.lora, 7, 101, 6);
+    vit_forward(&part.vit, &part.params, part.image, 0);
+    check(relative_error(part.vit.features, third, part.features) > 1e-2, "another step has others");
+    free(twice);
+    model_free(&kept);
+    model_free(&again);
+    model_free(&part);
+}
+
+// ViT-L/14 with rank 16, and a start at the function that is there.
+void test_lora_start(void) {
+    vit_t vit;
+    param_table_t table;
+    memset(&vit, 0, sizeof vit);
+    memset(&table, 0, sizeof table);
+    vit.config = *vit_config_find("dinov2-l");
+    vit.lora.config.rank = 16;
+    vit_register_lora(&vit, &table, "");
+    check(param_count(&table, 0, table.total) == 6291456 && table.n == 192, "6,291,456 parameters in 192 tensors");
+    check(vit.lora.macs == 24 * 16 * (4 * (3 * 1024 + 4096) + 3 * (5 * 1024 + 4096)), "multiply-accumulates a token");
+    free(table.items);
+    lora_config_t lora = {4, 8, 0.1};
+    model_t m, plain;
+    model_make_lora(&m, *vit_config_find("tiny-siglip"), lora, 2, 24, 24, 8, 1, 0, 0);
+    model_make(&plain, *vit_config_find("tiny-siglip"), 2, 24, 24, 8, 0, 0, 0);
+    model_randomise(&plain);
+    params_init(&m.params, 5);
+    memcpy(m.params.values, plain.params.values, plain.params.table.total * sizeof(floatX));
+    memcpy(m.image, plain.image, m.pixels * sizeof(floatX));
+    const floatX* a = params_at(&m.params, m.vit.blocks[0].fc2_lora.a);
+    double largest = 0, width = m.vit.config.mlp_dim, n = lora.rank * width;
+    for (size_t i = 0; i < (size_t)n; i++) largest = fmax(largest, fabs((double)a[i]));
+    check(largest <= 1 / sqrt(width) && largest > 0.9 / sqrt(width), "A starts in +-1/sqrt(C)");
+    lora_draw(&m.vit.lora, 1, 0, 0);
+    vit_forward(&m.vit, &m.params, m.image, 0);
+    vit_forward(&plain.vit, &plain.params, plain.image, 0);
+    check_error("features at the start", relative_error(m.vit.features, plain.vit.features, m.features), 1e-6);
+    model_free(&m);
+    model_free(&plain);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Sizes
 
 typedef struct {
@@ -529,7 +673,14 @@ int main(int argc, char** argv) {
         snprintf(path, sizeof path, "tests/fixtures/vit_%s.safetensors", fixtures[i]);
         if (test_case(name)) { test_fixture(path); test_end_case(); }
     }
+    if (test_case("fixture lora against PEFT on timm, and merged")) {
+        test_lora_fixture("tests/fixtures/vit_lora.safetensors");
+        test_end_case();
+    }
+    if (test_case("low-rank pairs at the start, and of ViT-L")) { test_lora_start(); test_end_case(); }
     for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "low-rank pairs: recompute, masks, accumulation, %s", models[i]);
+        if (test_case(name)) { test_lora(models[i]); test_end_case(); }
         snprintf(name, sizeof name, "inference equals training, %s", models[i]);
         if (test_case(name)) { test_frozen(models[i], 24, 40); test_end_case(); }
         snprintf(name, sizeof name, "recompute equals keeping, %s", models[i]);

@@ -2,7 +2,8 @@
 //
 // The objective is a random projection of the latent, L = <r, adapter(vit(image))>. Every tensor of the table is
 // moved along random directions, which tests the chain of all derivatives at once: position resampling, tokens, rotary
-// positions, attention, residual norms, GELU, adapter. The single operations have tests of their own.
+// positions, attention, residual norms, GELU, adapter; with low-rank pairs both the weights and the pairs beside them.
+// The single operations have tests of their own.
 
 // defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_forward, vit_backward
 #include "common/models/vit.h"
@@ -23,11 +24,15 @@ typedef struct {
     size_t pixels, n;  // sizes of the image and of the latent
 } chain_t;
 
-void chain_make(chain_t* c, const char* id, int B, int H, int W, int factor, int recompute) {
+void chain_make(chain_t* c, const char* id, int B, int H, int W, int factor, int recompute, int rank) {
     memset(c, 0, sizeof *c);
     c->vit.config = *vit_config_find(id);
     c->vit.recompute = recompute;
+    lora_config_t lora = {rank, 1.5 * rank, 0.2};
+    c->vit.lora.config = lora;
     vit_register(&c->vit, &c->params.table, "encoder.");
+    if (rank) vit_register_lora(&c->vit, &c->params.table, "encoder.");
+    lora_draw(&c->vit.lora, 3, 17, 5);
     c->adapter.in = c->vit.config.dim;
     c->adapter.hidden = 11;
     c->adapter.out = 5;
@@ -73,9 +78,9 @@ void chain_backward(chain_t* c) {
     vit_backward(&c->vit, &c->params, c->dfeatures, 0);
 }
 
-void test_chain(const char* id, int H, int W, int factor, int recompute) {
+void test_chain(const char* id, int H, int W, int factor, int recompute, int rank) {
     chain_t c;
-    chain_make(&c, id, 2, H, W, factor, recompute);
+    chain_make(&c, id, 2, H, W, factor, recompute, rank);
     size_t total = c.params.table.total;
     double* start = random_buffer(total);
     double* once = (double*)malloc(total * sizeof(double));
@@ -105,7 +110,7 @@ double adapter_objective(void* context) {
 // The adapter alone: the gradient of its input, by both of the ways to ask for it.
 void test_adapter(void) {
     chain_t c;
-    chain_make(&c, "tiny", 3, 16, 24, 8, 0);
+    chain_make(&c, "tiny", 3, 16, 24, 8, 0, 0);
     size_t n = c.adapter.N * c.adapter.in, part = 7;
     double* de = poisoned_buffer(n);
     double* grads = random_buffer(c.params.table.total);
@@ -128,11 +133,16 @@ void test_adapter(void) {
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     if (test_case("adapter alone")) { test_adapter(); test_end_case(); }
-    if (test_case("tiny: 3x3 positions used at 2x3")) { test_chain("tiny", 16, 24, 8, 0); test_end_case(); }
-    if (test_case("tiny-reg: positions used at 5x1")) { test_chain("tiny-reg", 40, 8, 8, 0); test_end_case(); }
-    if (test_case("tiny-siglip: 16 pixels a token")) { test_chain("tiny-siglip", 48, 48, 16, 0); test_end_case(); }
-    if (test_case("tiny-reg with recompute")) { test_chain("tiny-reg", 16, 24, 8, 1); test_end_case(); }
-    if (test_case("tiny-rope: rotary positions of 2x3")) { test_chain("tiny-rope", 16, 24, 8, 0); test_end_case(); }
-    if (test_case("tiny-rope with recompute, 1x4")) { test_chain("tiny-rope", 8, 32, 8, 1); test_end_case(); }
+    if (test_case("tiny: 3x3 positions used at 2x3")) { test_chain("tiny", 16, 24, 8, 0, 0); test_end_case(); }
+    if (test_case("tiny-reg: positions used at 5x1")) { test_chain("tiny-reg", 40, 8, 8, 0, 0); test_end_case(); }
+    if (test_case("tiny-siglip: 16 pixels a token")) { test_chain("tiny-siglip", 48, 48, 16, 0, 0); test_end_case(); }
+    if (test_case("tiny-reg with recompute")) { test_chain("tiny-reg", 16, 24, 8, 1, 0); test_end_case(); }
+    if (test_case("tiny-rope: rotary positions of 2x3")) { test_chain("tiny-rope", 16, 24, 8, 0, 0); test_end_case(); }
+    if (test_case("tiny-rope with recompute, 1x4")) { test_chain("tiny-rope", 8, 32, 8, 1, 0); test_end_case(); }
+    if (test_case("tiny-rope, low-rank pairs")) { test_chain("tiny-rope", 16, 24, 8, 0, 3); test_end_case(); }
+    if (test_case("tiny-siglip, low-rank pairs, recompute")) {
+        test_chain("tiny-siglip", 24, 24, 8, 1, 2);
+        test_end_case();
+    }
     return test_finish();
 }

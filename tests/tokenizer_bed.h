@@ -45,6 +45,9 @@ static inline tokenizer_config_t bed_large_config(int stage) {
     return c;
 }
 
+// Low-rank pairs with dropout, for stage 2.
+static const lora_config_t bed_lora = {3, 5, 0.25};
+
 // A tokenizer whose activations are poisoned. It must not be moved: the plans know its address.
 static inline void bed_make(tokenizer_t* t, tokenizer_config_t config) {
     tokenizer_register(t, config);
@@ -133,7 +136,7 @@ static inline void bed_check_gradients(const params_t* p, const floatS* want, do
 // ---------------------------------------------------------------------------------------------------------------------
 // The fixture stage2_step
 
-static inline tokenizer_config_t bed_fixture_config(semantic_tensor_t semantic_tensor) {
+static inline tokenizer_config_t bed_fixture_config(semantic_place_t place, semantic_tensor_t semantic_tensor) {
     tokenizer_config_t c = bed_config(2);
     vit_config_t encoder = {"fixture", 7, 24, 2, 3, 96, 1, 0, 1, 4, 1, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6};
     decoder_config_t decoder = {32, 4, {1, 1, 1, 1, 0, 0, 0, 0}, 1, 1u << 3, 8, 32, 0};
@@ -147,6 +150,7 @@ static inline tokenizer_config_t bed_fixture_config(semantic_tensor_t semantic_t
     c.batch = 4;
     c.H = 32;
     c.W = 48;
+    c.semantic_place = place;
     c.semantic_tensor = semantic_tensor;
     return c;
 }
@@ -161,14 +165,16 @@ static inline void bed_rename(param_table_t* table, const char* from, const char
     }
 }
 
-// Makes the fixture's tokenizer; its tables bear the fixture's names.
-static inline void bed_make_fixture(tokenizer_t* t, const safetensors_t* f, semantic_tensor_t semantic_tensor) {
-    bed_make(t, bed_fixture_config(semantic_tensor));
+// Makes the fixture's tokenizer; its tables bear the fixture's names. Where the latent is held, E0 is E.
+static inline void bed_make_fixture(tokenizer_t* t, const safetensors_t* f, semantic_place_t place,
+                                    semantic_tensor_t semantic_tensor) {
+    bed_make(t, bed_fixture_config(place, semantic_tensor));
     bed_rename(&t->params.table, "encoder.", "vit.");
     bed_rename(&t->disc_params.table, "loss.", "");
     bed_rename(&t->disc.running_table, "loss.", "");
     bed_rename(&t->lpips_params.table, "", "lpips.");
-    bed_rename(&t->target_params.table, "target.encoder.", "vit.");
+    const char* target = place == SEMANTIC_OF_TOKENS ? "previous.vit." : "vit.";
+    bed_rename(&t->target_params.table, "target.encoder.", target);
     bed_rename(&t->target_params.table, "target.", "previous.");
     params_t running;
     memset(&running, 0, sizeof running);
@@ -241,7 +247,7 @@ static inline void bed_check_stage2_step(double bound) {
     static tokenizer_t t;
     safetensors_t f;
     fixture_open(&f, "stage2_step");
-    bed_make_fixture(&t, &f, SEMANTIC_AT_ADAPTER);
+    bed_make_fixture(&t, &f, SEMANTIC_OF_LATENT, SEMANTIC_AT_ADAPTER);
     tokenizer_gradients_of_x(&t, 0, 0);
     size_t latent = 4 * tokenizer_latents(&t) * (size_t)t.z, logits = 4 * t.fake.logits_count;
     fixture_check(&f, "output.z", t.adapter.z, latent, bound);
@@ -267,12 +273,29 @@ static inline void bed_check_stage2_step(double bound) {
     safetensors_close(&f);
 }
 
+// A step whose semantic loss compares the encoder's tokens.
+static inline void bed_check_stage2_tokens(double bound) {
+    static tokenizer_t t;
+    safetensors_t f;
+    fixture_open(&f, "stage2_tokens");
+    bed_make_fixture(&t, &f, SEMANTIC_OF_TOKENS, SEMANTIC_AT_FC2);
+    tokenizer_gradients_of_x(&t, 0, 0);
+    size_t tokens = 4 * tokenizer_latents(&t) * (size_t)t.config.encoder.dim;
+    fixture_check(&f, "output.tokens0", t.z0, tokens, bound);
+    fixture_check(&f, "output.z", t.adapter.z, 4 * tokenizer_latents(&t) * (size_t)t.z, bound);
+    fixture_check(&f, "output.image", t.decoder.out, bed_image_values(&t), bound);
+    bed_check_measures(&f, &t, bound);
+    fixture_check_gradients(&f, &t.params, bound);
+    tokenizer_free(&t);
+    safetensors_close(&f);
+}
+
 // omega_s measured at the last ViT block's mlp.fc2.weight.
 static inline void bed_check_stage2_fc2(double bound) {
     static tokenizer_t t;
     safetensors_t f;
     fixture_open(&f, "stage2_step");
-    bed_make_fixture(&t, &f, SEMANTIC_AT_FC2);
+    bed_make_fixture(&t, &f, SEMANTIC_OF_LATENT, SEMANTIC_AT_FC2);
     tokenizer_gradients_of_x(&t, 0, 0);
     fixture_check(&f, "output.omega_s_vit", t.measures.omega_s, 2, bound);
     tokenizer_free(&t);
