@@ -39,6 +39,33 @@ expect "eval: a sweep beyond a float" 1 '-sweep_cfg 1,1e39: want 1 to 32 numbers
     -dit "$here/miniature/dit.safetensors" -tokenizer "$here/miniature/tokenizer.safetensors" -data shapes -n 4 -reference_images 20 \
     -features "$here/miniature/vgg.safetensors" -out sweeps
 expect "unknown choice" 1 '-sem_loss l3 is none of: l2, cosine' "$tokenizer" -sem_loss l3
+expect "low-rank pairs in stage 1" 1 '-lora 4: low-rank pairs are trained in stage 2, this is stage 1; leave -lora out' \
+    "$tokenizer" -stage 1 -lora 4
+expect "  and in stage 3" 1 'this is stage 3; leave -lora out \(the encoder of stage 2 comes with its pairs merged in\)' \
+    "$tokenizer" -stage 3 -lora 4
+expect "a loss at the tokens, measured at the adapter" 1 '-sem_at tokens: the loss does not reach the adapter.*give -sem_tensor fc2' \
+    "$tokenizer" -stage 2 -sem_at tokens -sem_tensor adapter
+expect "  without it, at the last block" 0 '' "$tokenizer" -stage 2 -sem_at tokens -dry_run 1
+check "  as the configuration says" grep -Eq '^\* -sem_tensor +fc2 +from another flag$' out
+# weight ENCODER W_SEM [FLAGS...]: what the configuration says
+weight() {
+    encoder=$1
+    w_sem=$2
+    shift 2
+    expect "$encoder $*" 0 '' "$tokenizer" -preset imagenet -stage 2 -dry_run 1 -encoder "$encoder" "$@"
+    check "  has -w_sem $w_sem" grep -Eq "^. -w_sem +$w_sem +" out
+}
+weight dinov2-l 1
+weight mae-l 1
+weight siglip2-l 3
+weight siglip2-l 1 -w_sem 1
+weight siglip2-l 0.5 -preset imagenet_d64_star
+expect "low-rank pairs of ViT-L" 0 '' "$tokenizer" -preset imagenet -stage 2 -lora 16 -dry_run 1
+check "  their number" grep -q '^low-rank pairs 6291456 parameters: rank 16, alpha 32, dropout 0.1' out
+check "  and all that is trained" grep -q '^stage 2 .*trainable 50.54M, ' out
+expect "-h ends in the paper's ablations" 0 '' "$tokenizer" -h
+check "  as flags" grep -q '^  LoRA fine-tuning .*-lora 16' out
+expect "eval: raw weights of no DiT" 1 '-tokenizer_weights raw' "$eval" -recon -raw 1
 expect "unknown preset" 1 '-preset imagnet is none of: .*did you mean imagenet\?' "$tokenizer" -preset imagnet
 expect "unknown encoder" 1 "no encoder named 'dinov3'; choose one of: dinov2-s, " "$tokenizer" -encoder dinov3
 expect "preset without data" 1 'preset imagenet needs images: -data FOLDER' "$tokenizer" -preset imagenet
@@ -183,7 +210,9 @@ mkdir used
 cp use.safetensors used/stage1.safetensors
 expect "resume an exported file" 1 'used/stage1.safetensors was written by -export: ' train -out used -steps 12
 expect "eval: raw weights of an exported file" 1 'was written by -export and holds averaged weights only' \
-    "$eval" -recon -tokenizer use.safetensors -raw 1
+    "$eval" -recon -tokenizer use.safetensors -tokenizer_weights raw
+expect "eval: the other average of one" 1 'holds averaged weights only, those of -ema 0; for others give the checkpoint' \
+    "$eval" -recon -tokenizer use.safetensors -tokenizer_weights ema1
 
 # ---- weights
 truncate_at() { head -c "$2" "world/$1.safetensors" >"cut_$1.safetensors"; }

@@ -39,6 +39,16 @@ for stage in 1 2 3; do
     done
 done
 
+# dropout's masks belong to images, not to ranks
+# shellcheck disable=SC2086
+pairs="-stage 2 -from one/stage1.safetensors -lora 3 -lora_dropout 0.3"
+# shellcheck disable=SC2086
+expect "low-rank pairs, one process" 0 '' "$double" -data shapes $nano $flags $pairs -out lora1 -steps $steps
+# shellcheck disable=SC2086
+expect "low-rank pairs, 2 ranks" 0 '' ranks 2 "$double" $pairs -out lora2 -steps $steps -zero 1
+if compare_losses lora1/stage2.jsonl lora2/stage2.jsonl 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
+else fail "low-rank pairs, 2 ranks: the losses of one" "$(cat difference)"; fi
+
 # resuming: bit for bit with the same ranks; with others as exactly as they agree at all
 program=$build/train_tokenizer
 expect "2 ranks in one go" 0 '' ranks 2 "$program" -stage 1 -out whole -steps $steps -zero 1

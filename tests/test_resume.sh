@@ -93,6 +93,32 @@ for stage in 1 2 3; do
         END { if (NR != steps || last != steps) exit 1 }' stopped/stage$stage.jsonl
 done
 
+# low-rank pairs: their dropout is a function of the step; what they leave is an ordinary tokenizer
+pairs="-stage 2 -from whole/stage1.safetensors -lora 3 -lora_dropout 0.3"
+# shellcheck disable=SC2086
+{
+    expect "low-rank pairs in one go" 0 '' train $pairs -out lora -steps 8
+    expect "  half of it" 0 '' train $pairs -out lora_halves -steps 3
+    expect "  and the rest" 0 '' train $pairs -out lora_halves -steps 8
+    check "  the same bytes" cmp lora/stage2.safetensors lora_halves/stage2.safetensors
+    OMP_NUM_THREADS=2
+    expect "  with other threads, recomputed" 0 '' train $pairs -out lora_threads -steps 8 -workers 2 -recompute 1
+    OMP_NUM_THREADS=1
+    check "  the same bytes" cmp lora/stage2.safetensors lora_threads/stage2.safetensors
+    expect "  with other dropout it does not go on" 1 '^-lora_dropout: saved 0.3, given 0.1' train $pairs -out lora -steps 9 \
+        -lora_dropout 0.1
+}
+expect "  stage 3 goes on from it" 0 '' train -stage 3 -from lora/stage2.safetensors -out lora -steps 2
+expect "  exported" 0 '' train -stage 2 -out lora -export lora.safetensors
+check "  without the pairs" test "$(grep -ac lora_A lora.safetensors)" -eq 0
+for weights in ema raw ema0 ema1; do
+    expect "  measured with -tokenizer_weights $weights" 0 '' "$build/eval" -recon -tokenizer lora/stage2.safetensors -data shapes \
+        -features "" -lpips_weights "" -images 20 -out "" -tokenizer_weights $weights
+    grep -o 'weights raw\|weights averaged, EMA [0-9.]*[0-9]' out >>used
+done
+check "  the protocol says which" test "$(tr '\n' ';' <used)" = \
+    "weights averaged, EMA 0.05;weights raw;weights averaged, EMA 0.05;weights averaged, EMA 0.1;"
+
 expect "half a stage that is named starts the next one, with a warning" 0 'half.safetensors has only [0-9]+ of 24 steps of stage 2' \
     train -stage 3 -from half.safetensors -out named -steps 2
 

@@ -167,6 +167,18 @@ dit -extract 1 -images 16 -latents other_latents -tokenizer other/stage1.safeten
 expect "resuming on latents of another tokenizer is refused" 1 'was trained on latents of tokenizer' dit -out run -steps 8 \
     -latents other_latents -tokenizer other/stage1.safetensors
 
+# --- the tokenizer's raw weights, or the average of the other width: latents, pictures and samples name the same ones
+for weights in raw ema1; do
+    expect "latents by the weights $weights" 0 '' dit -extract 1 -images 16 -latents "latents_$weights" -tokenizer_weights $weights
+    check "  as is said" grep -Eq '^extract .*, (raw|averaged, EMA 0.1)\)$' out
+    expect "  others do not decode them" 1 'or its weights with -tokenizer_weights' dit -latents "latents_$weights" -out refused -steps 2
+    expect "  they do" 0 '' dit -latents "latents_$weights" -out "run_$weights" -steps 2 -tokenizer_weights $weights
+    expect "  also where it draws" 0 '' "$build/sample" -dit "run_$weights/dit.safetensors" -tokenizer world/stage1.safetensors \
+        -steps 3 -class 0 -n 1 -out weights.png -tokenizer_weights $weights
+    expect "  and no others" 1 'would draw nonsense; give .* or its weights with -tokenizer_weights' "$build/sample" \
+        -dit "run_$weights/dit.safetensors" -tokenizer world/stage1.safetensors -steps 3 -class 0 -n 1 -out weights.png
+done
+
 # --- samples
 expect "a picture of exported weights" 0 '' draw -class 0,1 -n 2 -out one.png
 expect "in other batches" 0 '' draw -class 0,1 -n 2 -batch 3 -out two.png

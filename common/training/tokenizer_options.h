@@ -177,7 +177,8 @@ static const char options_ablations[] =
     "  applied pre-adapter         -sem_at tokens\n"
     "  LoRA fine-tuning            -lora 16 (-lora_alpha 32 -lora_dropout 0.1)\n"
     "  without EMA                 -tokenizer_weights raw of eval, train_dit -extract and sample, on any checkpoint\n"
-    "  MAE, SigLIP 2               -encoder mae-l, -encoder siglip2-l in both stages, and their -encoder_weights\n"
+    "  MAE, SigLIP 2               -encoder mae-l, -encoder siglip2-l in both stages, and their -encoder_weights;\n"
+    "                              SigLIP 2 with -w_sem 3, which it takes by itself\n"
     "  f16d64                      -preset imagenet_d64";
 
 // The value for `stage` in "a" or "a,b,c". Ends with a message when it is not as wanted.

@@ -1,6 +1,7 @@
 """What a fixture file is made of: numbers that C can compute too, the file itself, and its paragraph in the README.
 
-Look next at make_fixtures.py and make_dit_fixtures.py, whose cases return a Fixture, and at tests/fixtures/README.md.
+Look next at make_fixtures.py, make_dit_fixtures.py and make_variation_fixtures.py, whose cases return a Fixture, and
+at tests/fixtures/README.md.
 """
 import argparse
 import inspect

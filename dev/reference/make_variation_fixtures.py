@@ -3,8 +3,9 @@
     python dev/reference/make_variation_fixtures.py             both, and their paragraphs in tests/fixtures/README.md
     python dev/reference/make_variation_fixtures.py vit_lora    only this one
 
-The low-rank pairs are PEFT's, on timm's VisionTransformer. As in make_fixtures.py, all is computed in float64 and stored
-as float32, and parameters and inputs are hashes of their names. Look next at that file, whose models are used here.
+The low-rank pairs are PEFT's, on timm's VisionTransformer. As in make_fixtures.py, all is computed in float64 and
+stored as float32, and parameters and inputs are hashes of their names. Look next at that file, whose models are used
+here.
 """
 import functools
 import importlib.metadata
@@ -62,9 +63,9 @@ class Dropout(nn.Module):
 
 
 def vit_lora():
-    """timm's ViT with PEFT's low-rank pairs at the four linear layers of each block: output.tokens with dropout, by masks
-    of common/program/rng.h (seed, step and number of the first image in the config; pairs count in the order of the
-    file's layers), and the gradients of the pairs; output.eval_tokens without dropout. PEFT's merged weights give
+    """timm's ViT with PEFT's low-rank pairs at the four linear layers of each block: output.tokens with dropout, by
+    masks of common/program/rng.h (seed, step and number of the first image in the config; pairs count in the order of
+    the file's layers), and the gradients of the pairs; output.eval_tokens without dropout. PEFT's merged weights give
     the latter to 1e-12, as was checked when this file was made."""
     config = dict(patch=14, pos_grid=5, embed=24, heads=3, depth=2, layerscale=True, gelu="exact", class_token=True,
                   registers=0, pos_prefix=True, mlp=96, eps=1e-6, height=56, width=42, batch=2)
@@ -118,18 +119,19 @@ def tokens_chunk(model, image, chunks):
     generator = [p for part in ("vit", "adapter", "decoder") for p in model[part].parameters()]
     ((nll + omega_g * loss_g + omega_s * loss_sem) / chunks).backward(inputs=generator)
     real, fake = model["discriminator"](image), model["discriminator"](out["image"].detach())
-    out |= dict(omega_g=omega_g, omega_s=omega_s, logits_real=real, logits_fake=fake, loss_sem=loss_sem, tokens0=tokens0)
+    out |= dict(omega_g=omega_g, omega_s=omega_s, logits_real=real, logits_fake=fake, loss_sem=loss_sem,
+                tokens0=tokens0)
     out["loss_d"] = discriminator_loss(real, fake)
     del out["z0"]
     return out
 
 
 def stage2_tokens(seed=18):
-    """A step of stage 2 as in stage2_step, with the semantic loss before the adapter: the mean squared difference of the
-    tokens of vit and of previous.vit, another network; omega_s is taken at the last block's mlp.fc2.weight. Gradients
-    of vit, adapter and decoder, averages over the two chunks."""
-    fixture = Fixture(model="stage2_tokens", height=32, width=48, batch=4, chunk=2, adapter_hidden=16, ndf=8, n_layers=3,
-                      lpips_base_channels=4, w_g=0.5, w_sp=1.0, vit=STAGE2_VIT, decoder=STAGE2_DECODER)
+    """A step of stage 2 as in stage2_step, with the semantic loss before the adapter: the mean squared difference of
+    the tokens of vit and of previous.vit, another network; omega_s is taken at the last block's mlp.fc2.weight.
+    Gradients of vit, adapter and decoder, averages over the two chunks."""
+    fixture = Fixture(model="stage2_tokens", height=32, width=48, batch=4, chunk=2, adapter_hidden=16, ndf=8,
+                      n_layers=3, lpips_base_channels=4, w_g=0.5, w_sp=1.0, vit=STAGE2_VIT, decoder=STAGE2_DECODER)
     channels = STAGE2_DECODER["z_channels"]
     make_adapter = functools.partial(Adapter, 24, 16, channels)
     model = nn.ModuleDict({
