@@ -170,15 +170,15 @@ int options_flags(options_t* o, cli_flag_t* out) {
 
 // The paper's Table 1, below the flags in -h.
 static const char options_ablations[] =
-    "The paper's ablations (Table 1): stage 1, then stage 2 with these flags; only the full model has a stage 3\n"
+    "The paper's ablations (Table 1): stage 1, then stage 2 with these; the full model has a stage 3\n"
     "  stage 1, 1 + 2, full model  the checkpoint that the stage leaves\n"
     "  weight 0, 5, 10             -w_sem 0, -w_sem 5, -w_sem 10\n"
     "  cosine loss                 -sem_loss cosine\n"
     "  applied pre-adapter         -sem_at tokens\n"
     "  LoRA fine-tuning            -lora 16 (-lora_alpha 32 -lora_dropout 0.1)\n"
-    "  without EMA                 -tokenizer_weights raw of eval, train_dit -extract and sample, on any checkpoint\n"
-    "  MAE, SigLIP 2               -encoder mae-l, -encoder siglip2-l in both stages, and their -encoder_weights;\n"
-    "                              SigLIP 2 with -w_sem 3, which it takes by itself\n"
+    "  without EMA                 of any checkpoint: -tokenizer_weights raw in eval, train_dit, sample\n"
+    "  MAE, SigLIP 2               in both stages -encoder mae-l, -encoder siglip2-l, which takes\n"
+    "                              -w_sem 3 by itself, and their -encoder_weights\n"
     "  f16d64                      -preset imagenet_d64";
 
 // The value for `stage` in "a" or "a,b,c". Ends with a message when it is not as wanted.
