@@ -333,7 +333,6 @@ static void check_same_state(const tokenizer_t* a, const tokenizer_t* b) {
 static void test_resume(tokenizer_config_t config) {
     static tokenizer_t t, fresh;
     char path[TEMPORARY_PATH];
-    int stage = config.stage;
     temporary_begin();
     make_checkpoint(&t, config, path);
     bed_make(&fresh, config);

@@ -594,7 +594,8 @@ void vit_trunk_backward(vit_t* v, const params_t* p,
         vit_mlp_backward(v, p, i, s);
         vit_attention_backward(v, p, i, s);
     }
-    vit_tokens_backward(v, p, s);
+    int frozen = v->lora.config.rank && !params_grad(p, v->blocks[0].norm1_weight); // low-rank pairs alone learn
+    if (!frozen) vit_tokens_backward(v, p, s);
 }
 
 // Adds the gradient of every parameter that is trained to p->grads.
