@@ -105,7 +105,8 @@ static void print_plan(const tokenizer_t* t) {
     int shares = c->zero && t->comm ? t->comm->size : 1;
     size_t weights = params_bytes(table, first, 2, shares) + params_bytes(&t->disc_params.table, 0, 0, shares) +
                      params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0, 1) +
-                     (c->stage == 2 ? params_bytes(&t->target_params.table, t->target_params.table.total, 0, 1) : 0);
+                     (c->stage == 2 ? params_bytes(&t->target_params.table, t->target_params.table.total, 0, 1) : 0) +
+                     plan_bytes(&t->folded);
     char size[4][32];
     printf("memory         %s: weights, gradients, moments, averages %s; activations %s; working memory %s\n",
            size_text(size[0], weights + plan_bytes(&t->plan) + plan_bytes(&t->work)), size_text(size[1], weights),

@@ -4,6 +4,7 @@
 //   counts         parameters of the paper's recipe, trained and frozen, from the tables alone (AlignTok, Table 6), and
 //                  the GFLOPS of its networks (Tables 7 and 8)
 //   stage 2        its first step, where the latent is the target; recomputation; the cheap measure of omega_s
+//   sizes          steps of images of several sizes in one memory: each has the bits of a tokenizer of that size alone
 //   stages         what is frozen stays bit by bit, what learns moves; the discriminator's start; averages
 //   checkpoints    the whole state there and back, a run that goes on, hand-over between stages, refusals
 // The derivatives themselves are proved in tests/test_tokenizer_gradient.c.
@@ -507,6 +508,41 @@ static void test_refusals(void) {
     temporary_end();
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Sizes
+
+// Steps of other sizes, in turn, and in memory that holds nothing but NaN each time. `alone` is made for one size.
+static void test_sizes(tokenizer_config_t config) {
+    static const int sizes[5][2] = {{20, 12}, {12, 24}, {12, 12}, {24, 12}, {12, 20}};
+    static tokenizer_t t, alone;
+    bed_make_sizes(&t, config, sizes, 4);
+    bed_randomise(&t);
+    tokenizer_freeze(&t);
+    size_t most = 0, room = plan_bytes(&t.plan);
+    for (int i = 0; i < 5; i++) {
+        config.H = sizes[i][0];
+        config.W = sizes[i][1];
+        bed_make(&alone, config);
+        if (plan_bytes(&alone.plan) > most) most = plan_bytes(&alone.plan);
+        bed_poison(&t);
+        tokenizer_resize(&t, config.H, config.W);
+        bed_random_images(&t);
+        bed_copy(&alone, &t);
+        tokenizer_freeze(&alone);
+        tokenizer_gradients(&t, 0, 0);
+        tokenizer_gradients(&alone, 0, 0);
+        check(bed_norm(alone.params.grads, params_trained(&alone.params)) > 0, "there are gradients");
+        check(same_bits(t.params.grads, alone.params.grads, params_trained(&t.params)), "gradients");
+        check(same_bits(t.disc_params.grads, alone.disc_params.grads, params_trained(&t.disc_params)), "and the other's");
+        check(same_bits(t.measure_block, alone.measure_block, tokenizer_measure_count(&t)), "measures");
+        check(same_bits(t.decoder.out, alone.decoder.out, bed_image_values(&t)), "reconstructions");
+        tokenizer_update(&t, 0, 0);
+        tokenizer_free(&alone);
+    }
+    check(plan_bytes(&t.plan) == room && room == most, "the memory of the largest, and no more");
+    tokenizer_free(&t);
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     tokenizer_config_t cheap = bed_config(2), fc2 = bed_config(2), tokens = bed_config(2), lora = bed_config(2);
@@ -558,6 +594,14 @@ int main(int argc, char** argv) {
         test_end_case();
     }
     if (test_case("first chunk of one is exact")) { test_first_chunk(); test_end_case(); }
+    cheap.encoder = *vit_config_find("tiny-reg");
+    tokenizer_config_t folded = bed_config(1), last = bed_config(3);
+    folded.fold = last.fold = 1;
+    if (test_case("sizes in turn, stage 1, folded")) { test_sizes(folded); test_end_case(); }
+    if (test_case("sizes in turn, stage 2")) { test_sizes(bed_config(2)); test_end_case(); }
+    if (test_case("sizes in turn, stage 2, registers, recompute, first chunk")) { test_sizes(cheap); test_end_case(); }
+    if (test_case("sizes in turn, stage 2, larger decoder")) { test_sizes(bed_large_config(2)); test_end_case(); }
+    if (test_case("sizes in turn, stage 3, folded")) { test_sizes(last); test_end_case(); }
     if (test_case("stage 1 freezes the encoder")) { test_frozen(bed_config(1)); test_end_case(); }
     if (test_case("stage 2 freezes the copy alone")) { test_frozen(bed_config(2)); test_end_case(); }
     if (test_case("stage 2 with low-rank pairs freezes the encoder")) { test_frozen(lora); test_end_case(); }

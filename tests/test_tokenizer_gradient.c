@@ -13,7 +13,7 @@
 
 #define FIXTURE_ROUNDING 1e-6 // the fixture's numbers are floats
 #define EXACT 1e-12           // two ways to the same number
-#define STEP_KINKS 1e-7       // of differences, where a ReLU, a maximum or a sign could change on the way
+#define STEP_KINKS 1e-8       // of differences, where a ReLU, a maximum or a sign could change on the way
 #define BOUND 1e-6
 
 static double* double_buffer(size_t n) { return (double*)calloc_check(n, sizeof(double), "test buffer"); }
@@ -131,8 +131,11 @@ static void brute_step(const tokenizer_t* t, tokenizer_t* one, double* want, dou
     free(g.nll), free(g.gan), free(g.semantic);
 }
 
-// A step of `config` against brute force. `one` holds a single chunk and trains everything.
-static void test_brute_force(tokenizer_config_t config) {
+static const int other_sizes[2][2] = {{20, 16}, {12, 12}}; // (H, W) of steps before
+
+// A step of `config` against brute force. `one` holds a single chunk and trains everything. `turned`: after a step of
+// images of another size, in the memory of the largest.
+static void test_brute_force(tokenizer_config_t config, int turned) {
     static tokenizer_t t, one;
     tokenizer_config_t single = config;
     single.stage = 2;
@@ -141,8 +144,15 @@ static void test_brute_force(tokenizer_config_t config) {
     single.recompute = 0;
     bed_make(&one, single);
     bed_randomise(&one);
-    bed_make(&t, config);
+    bed_make_sizes(&t, config, other_sizes, turned ? 2 : 0);
     bed_copy(&t, &one);
+    if (turned) {
+        tokenizer_resize(&t, other_sizes[0][0], other_sizes[0][1]);
+        bed_random_images(&t);
+        tokenizer_gradients_of_x(&t, 0, 0);
+        tokenizer_resize(&t, config.H, config.W);
+        memcpy(t.disc.running, one.disc.running, one.disc.running_table.total * sizeof(double));
+    }
     bed_random_images(&t);
     double* want = double_buffer(t.params.table.total);
     double* want_disc = double_buffer(t.disc_params.table.total);
@@ -157,33 +167,33 @@ static void test_brute_force(tokenizer_config_t config) {
 
 static void test_brute_forces(void) {
     tokenizer_config_t c = bed_config(2);
-    if (test_case("brute force, stage 2")) { test_brute_force(c); test_end_case(); }
-    if (test_case("brute force, stage 1")) { test_brute_force(bed_config(1)); test_end_case(); }
-    if (test_case("brute force, stage 3")) { test_brute_force(bed_config(3)); test_end_case(); }
+    if (test_case("brute force, stage 2")) { test_brute_force(c, 0); test_end_case(); }
+    if (test_case("brute force, stage 1")) { test_brute_force(bed_config(1), 0); test_end_case(); }
+    if (test_case("brute force, stage 3")) { test_brute_force(bed_config(3), 0); test_end_case(); }
     c.semantic_kind = SEMANTIC_COSINE;
     c.w_sem = 3;
-    if (test_case("brute force, stage 2, cosine, w_sem 3")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, cosine, w_sem 3")) { test_brute_force(c, 0); test_end_case(); }
     c.semantic_tensor = SEMANTIC_AT_FC2;
     c.recompute = 1;
-    if (test_case("brute force, stage 2, cosine, at mlp.fc2, recompute")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, cosine, at mlp.fc2, recompute")) { test_brute_force(c, 0); test_end_case(); }
     c = bed_config(2);
     c.semantic_tensor = SEMANTIC_AT_FC2;
-    if (test_case("brute force, stage 2, at mlp.fc2")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, at mlp.fc2")) { test_brute_force(c, 0); test_end_case(); }
     c.semantic_measure = SEMANTIC_FIRST_CHUNK;
-    if (test_case("brute force, stage 2, at mlp.fc2 of the first chunk")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, at mlp.fc2 of the first chunk")) { test_brute_force(c, 0); test_end_case(); }
     c = bed_config(2);
     c.semantic_measure = SEMANTIC_FIRST_CHUNK;
-    if (test_case("brute force, stage 2, first chunk")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, first chunk")) { test_brute_force(c, 0); test_end_case(); }
     c = bed_config(2);
     c.w_lpips = 0;
     c.chunk = 3;
-    if (test_case("brute force, stage 2, chunks of 3, without LPIPS")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, chunks of 3, without LPIPS")) { test_brute_force(c, 0); test_end_case(); }
     c = bed_config(2);
     c.w_gan = 0;
-    if (test_case("brute force, stage 2, without GAN")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, without GAN")) { test_brute_force(c, 0); test_end_case(); }
     c = bed_config(2);
     c.w_sem = 0;
-    if (test_case("brute force, stage 2, without semantic loss")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, without semantic loss")) { test_brute_force(c, 0); test_end_case(); }
     c = bed_config(2);
     c.semantic_place = SEMANTIC_OF_TOKENS;
     c.semantic_tensor = SEMANTIC_AT_FC2;
@@ -202,18 +212,22 @@ static void test_brute_forces(void) {
     if (test_case("brute force, stage 2, low-rank pairs, recompute")) { test_brute_force(c); test_end_case(); }
     c = bed_config(2);
     c.encoder = *vit_config_find("tiny-reg");
+    if (test_case("brute force, stage 2, registers, after a step of another size")) {
+        test_brute_force(c, 1);
+        test_end_case();
+    }
     c.decoder.quant_conv = 1;
-    if (test_case("brute force, stage 2, registers, post_quant_conv")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, registers, post_quant_conv")) { test_brute_force(c, 0); test_end_case(); }
     c = bed_large_config(2);
-    if (test_case("brute force, stage 2, larger decoder")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, larger decoder")) { test_brute_force(c, 0); test_end_case(); }
     c.semantic_measure = SEMANTIC_FIRST_CHUNK;
     c.recompute = 1;
     if (test_case("brute force, stage 2, larger decoder, first chunk, recompute")) {
-        test_brute_force(c);
+        test_brute_force(c, 0);
         test_end_case();
     }
     c = bed_large_config(3);
-    if (test_case("brute force, stage 3, larger decoder")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 3, larger decoder")) { test_brute_force(c, 0); test_end_case(); }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -323,26 +337,36 @@ static double reconstruction_objective(void* context) {
     return sum / c->batch;
 }
 
+// The gradients of a step against differences, model by model and together.
+static void check_differences(tokenizer_t* t) {
+    tokenizer_gradients_of_x(t, 0, 0);
+    size_t total = t->params.table.total;
+    double* gradient = double_buffer(total);
+    memcpy(gradient, t->params.grads, total * sizeof(double));
+    const struct { const char* name; size_t begin, end; } parts[4] = {
+        {"encoder", 0, t->adapter_begin}, {"adapter", t->adapter_begin, t->decoder_begin},
+        {"decoder", t->decoder_begin, total}, {"all", 0, total}};
+    for (int i = 0; i < 4; i++) {
+        check_gradient_h(parts[i].name, reconstruction_objective, t, t->params.values + parts[i].begin,
+                         gradient + parts[i].begin, parts[i].end - parts[i].begin, STEP_KINKS, BOUND);
+    }
+    free(gradient);
+}
+
 static void test_differences(void) {
     static tokenizer_t t;
     tokenizer_config_t config = bed_config(2);
     config.batch = 2;
     config.w_gan = config.w_sem = 0;
     config.w_lpips = 0.7;
-    bed_make(&t, config);
+    bed_make_sizes(&t, config, other_sizes, 2);
     bed_randomise(&t);
-    tokenizer_gradients_of_x(&t, 0, 0);
-    size_t total = t.params.table.total;
-    double* gradient = double_buffer(total);
-    memcpy(gradient, t.params.grads, total * sizeof(double));
-    const struct { const char* name; size_t begin, end; } parts[4] = {
-        {"encoder", 0, t.adapter_begin}, {"adapter", t.adapter_begin, t.decoder_begin},
-        {"decoder", t.decoder_begin, total}, {"all", 0, total}};
-    for (int i = 0; i < 4; i++) {
-        check_gradient_h(parts[i].name, reconstruction_objective, &t, t.params.values + parts[i].begin,
-                         gradient + parts[i].begin, parts[i].end - parts[i].begin, STEP_KINKS, BOUND);
+    for (int i = 1; i >= 0; i--) { // tall, then wide: both are checked in the memory of the largest
+        if (i) tokenizer_resize(&t, other_sizes[0][0], other_sizes[0][1]);
+        else tokenizer_resize(&t, config.H, config.W);
+        bed_random_images(&t);
+        check_differences(&t);
     }
-    free(gradient);
     tokenizer_free(&t);
 }
 

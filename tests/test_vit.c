@@ -51,6 +51,7 @@ void model_make_lora(model_t* m, vit_config_t config, lora_config_t lora, int B,
     if (lora.rank) vit_register_lora(&m->vit, &m->params.table, "");
     params_allocate(&m->params, first, 0, "parameters");
     vit_plan(&m->vit, &m->plan, B, H, W, factor, train);
+    vit_plan_folded(&m->vit, &m->plan);
     vit_plan_work(&m->vit, &m->plan);
     m->pixels = (size_t)B * H * W * 3;
     m->features = (size_t)B * m->vit.GH * m->vit.GW * config.dim;

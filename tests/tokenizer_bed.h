@@ -48,13 +48,32 @@ static inline tokenizer_config_t bed_large_config(int stage) {
 // Low-rank pairs with dropout, for stage 2.
 static const lora_config_t bed_lora = {3, 5, 0.25};
 
+static inline void bed_poison(tokenizer_t* t) {
+    memset(t->plan.memory, 0xFF, plan_bytes(&t->plan)); // NaN
+    memset(t->work.memory, 0xFF, plan_bytes(&t->work));
+}
+
 // A tokenizer whose activations are poisoned. It must not be moved: the plans know its address.
 static inline void bed_make(tokenizer_t* t, tokenizer_config_t config) {
     tokenizer_register(t, config);
     tokenizer_plan(t);
     tokenizer_allocate(t);
-    memset(t->plan.memory, 0xFF, plan_bytes(&t->plan)); // NaN
-    memset(t->work.memory, 0xFF, plan_bytes(&t->work));
+    bed_poison(t);
+}
+
+// The same with memory for `count` sizes (H, W), as it is after a turn to the config's own.
+static inline void bed_make_sizes(tokenizer_t* t, tokenizer_config_t config,
+                                  const int (*sizes)[2], int count) { // (count, 2)
+    tokenizer_register(t, config);
+    tokenizer_plan(t);
+    for (int i = 0; i < count; i++) {
+        t->config.H = sizes[i][0];
+        t->config.W = sizes[i][1];
+        tokenizer_plan(t);
+    }
+    tokenizer_allocate(t);
+    bed_poison(t);
+    tokenizer_resize(t, config.H, config.W);
 }
 
 // The initialisers' values and noise on top, so that nothing is zero or one. Padding stays zero.

@@ -72,6 +72,7 @@ typedef struct {
     cnn_encoder_t cnn;
     decoder_t decoder;
     plan_t plan, work;      // what outlives a call; what encode and decode share
+    plan_t folded;          // the encoder's folded weights, the same for all sizes of images
     uint8_t* bytes;         // (batch, H, W, 3) images on the device
     floatX* x;              // (batch, H, W, 3) in [-1, 1]
     floatX* latent;         // (batch, GH, GW, z) what encode leaves; where there is no encode, room for the caller's
@@ -201,6 +202,7 @@ static inline void autoencoder_plan_cnn(autoencoder_t* a) {
 static inline void autoencoder_plan(autoencoder_t* a) {
     plan_t *plan = &a->plan, *work = &a->work;
     size_t image = autoencoder_image_values(a);
+    plan_again(plan), plan_again(work), plan_again(&a->folded);
     if (a->encode) {
         plan_uint8(plan, &a->bytes, a->batch * image, "images (bytes)");
         plan_floatX(plan, &a->x, a->batch * image, "images");
@@ -208,6 +210,7 @@ static inline void autoencoder_plan(autoencoder_t* a) {
     if (a->encode && a->ldm) autoencoder_plan_cnn(a);
     if (a->encode && !a->ldm) {
         vit_plan(&a->encoder, plan, a->batch, a->H, a->W, a->H / a->GH, 0);
+        vit_plan_folded(&a->encoder, &a->folded);
         adapter_plan(&a->adapter, plan, (size_t)a->batch * a->GH * a->GW);
         size_t mark = plan_mark(work);
         vit_plan_work(&a->encoder, work);
@@ -258,6 +261,7 @@ static inline void autoencoder_allocate(autoencoder_t* a, param_table_t* all, in
     params_allocate(&a->params, a->params.table.total, 0, "the tokenizer's parameters");
     plan_allocate(&a->plan, "activations");
     plan_allocate(&a->work, "working memory");
+    plan_allocate(&a->folded, "the encoder's folded weights");
     if (encode && !a->ldm) a->latent = a->adapter.z;
     // the fold reads full-precision weights: where the operations read others, both are kept until then
     if (encode && !a->ldm && a->encoder.fold) params_keep_frozen(&a->params, "the tokenizer in full precision");
@@ -330,6 +334,7 @@ void autoencoder_close(autoencoder_t* a) {
     params_free(&a->params);
     plan_free(&a->plan);
     plan_free(&a->work);
+    plan_free(&a->folded);
     free(a->mean);
     free(a->data);
     memset(a, 0, sizeof *a);

@@ -308,9 +308,10 @@ void vit_plan_branches(vit_t* v, plan_t* plan, int i) {
     plan_floatX(plan, &b->fc2, rows * D, "vit.fc2");
 }
 
-// The folded weights.
+// Plans the folded weights, where there are any, after vit_plan. They do not depend on the images' size.
 void vit_plan_folded(vit_t* v, plan_t* keep) {
     size_t D = v->config.dim, M = v->config.mlp_dim;
+    if (!v->fold) return;
     plan_floatX(keep, &v->folded_patch, D * 3 * v->factor * v->factor, "vit.folded_patch");
     plan_floatX(keep, &v->folded_patch_bias, D, "vit.folded_patch");
     for (int i = 0; v->config.layerscale != 0 && i < v->config.depth; i++) {
@@ -352,7 +353,6 @@ void vit_plan(vit_t* v, plan_t* keep, int B, int H, int W, int factor, int train
     v->factor = factor;
     if (train || factor < c->patch) v->fold = 0; // weights that learn cannot be folded, nor can an enlargement
     v->side = v->fold ? factor : c->patch;
-    if (v->fold) vit_plan_folded(v, keep);
     vit_plan_trunk(v, keep, B, H / factor, W / factor, train);
     size_t N = (size_t)v->GH * v->GW;
     if (train) plan_floatX(keep, &v->columns, B * N * 3 * c->patch * c->patch, "vit.columns");

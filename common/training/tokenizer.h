@@ -23,6 +23,10 @@
 // and only a_nll + omega_g a_gan goes down the decoder. Stage 2 needs |d nll / d W_e| as well, that is a_nll alone at
 // z: a second stream of data gradients (no weight gradients) goes down beside the first.
 //
+// Images of a step have one size, but steps may differ in it: whoever plans several sizes before the memory is allocated
+// turns from one to another with tokenizer_resize. Nothing of the model changes but the position table, which the encoder
+// resamples in every forward anyway.
+//
 // What a step does: tokenizer_gradients (forward, both backwards: of the tokenizer and of the discriminator), then
 // tokenizer_update. Nothing in it allocates or waits; tokenizer_read brings the losses to the host.
 // Look next at train_tokenizer.cu, the loop around it; the models stand in vit.h, adapter.h, decoder.h, patchgan.h,
@@ -30,7 +34,7 @@
 #pragma once
 // defines: the operations
 #include "common/ops.h"
-// defines: plan_t, plan_floatX, plan_mark, plan_rewind
+// defines: plan_t, plan_floatX, plan_mark, plan_rewind, plan_again, plan_set
 #include "common/models/plan.h"
 // defines: params_t, params_at, params_grad
 #include "common/models/params.h"
@@ -69,7 +73,7 @@ typedef struct {
     int stage;          // 1, 2 or 3
     int batch, chunk;   // images a step of this process; images of a group, a divisor of batch
     int zero;           // several processes share the optimiser's state (replicas.h)
-    int H, W;           // image size, multiples of the down-sampling factor
+    int H, W;           // image size of a step, multiples of the down-sampling factor
     int64_t disc_start; // the GAN acts from this step on
     double w_lpips, w_gan, w_sem;
     semantic_kind_t semantic_kind;
@@ -123,6 +127,7 @@ typedef struct {
     lpips_t lpips;
     // memory
     plan_t plan, work;         // what lives through a step; what lives while one model runs, shared by all of them
+    plan_t folded;             // the frozen encoder's folded weights, the same for all sizes of images
     uint8_t* bytes;            // (B, H, W, 3) as loaded
     floatX* x;                 // (B, H, W, 3) in [-1, 1]
     floatX* z0;                // (B, GH, GW, z) of the frozen copy, or (B, GH, GW, D) its tokens: what is held to
@@ -222,9 +227,11 @@ static inline size_t tokenizer_measure_count(const tokenizer_t* t) {
 }
 
 // Plans the memory of a step. Buffers that only one model needs while it runs share their place with the other models'.
+// Called again, with other H and W in t->config, it plans for those too.
 void tokenizer_plan(tokenizer_t* t) {
     const tokenizer_config_t* c = &t->config;
     plan_t *plan = &t->plan, *work = &t->work;
+    plan_again(plan), plan_again(work), plan_again(&t->folded);
     int B = c->batch, trains_encoder = tokenizer_trains_encoder(c);
     t->chunks = B / c->chunk;
     int factor = tokenizer_factor(c);
@@ -257,6 +264,7 @@ void tokenizer_plan(tokenizer_t* t) {
     t->encoder.recompute = t->decoder.tokens.vit.recompute = c->recompute;
     t->encoder.fold = c->fold; // not so the frozen copy of stage 2: at the first step z and z0 shall be the same bits
     vit_plan(&t->encoder, plan, B, c->H, c->W, factor, trains_encoder);
+    vit_plan_folded(&t->encoder, &t->folded);
     adapter_plan(&t->adapter, plan, (size_t)B * tokenizer_latents(t));
     patchgan_plan(&t->disc, &t->fake, plan, B, c->H, c->W, c->chunk);
     patchgan_plan(&t->disc, &t->real, plan, B, c->H, c->W, c->chunk);
@@ -296,8 +304,20 @@ void tokenizer_allocate(tokenizer_t* t) {
     patchgan_allocate_buffers(&t->disc);
     plan_allocate(&t->plan, "activations");
     plan_allocate(&t->work, "working memory");
+    plan_allocate(&t->folded, "the frozen encoder's folded weights");
     tokenizer_plan_measures(t);
     device_zero(t->measure_block, tokenizer_measure_count(t) * sizeof(floatS), 0);
+}
+
+// Turns to images of H x W, a size that was planned before the allocation. Images, activations and measures of the last
+// step are lost.
+void tokenizer_resize(tokenizer_t* t, int H, int W) {
+    if (t->config.H == H && t->config.W == W) return;
+    t->config.H = H;
+    t->config.W = W;
+    tokenizer_plan(t);
+    plan_set(&t->plan), plan_set(&t->work), plan_set(&t->folded);
+    tokenizer_plan_measures(t);
 }
 
 // The frozen copies E0, A0 of stage 2 are what encoder and adapter are now; no low-rank pairs lie between the copies.
@@ -319,6 +339,7 @@ void tokenizer_free(tokenizer_t* t) {
     patchgan_free_buffers(&t->disc);
     plan_free(&t->plan);
     plan_free(&t->work);
+    plan_free(&t->folded);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
