@@ -8,7 +8,7 @@
 //             them by its own name: read where the images lie, without unpacking (common/data/tar_index.h).
 //   IDX       the files of MNIST and its relatives: train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-... for
 //             the validation split, each gzipped (.gz) or not. Grey becomes RGB.
-//   shapes    ten classes of coloured shapes on textured grounds, 32 x 32, drawn on demand (shapes_draw below), for
+//   shapes    ten classes of coloured shapes on textured grounds, 32 x 32, drawn on demand (common/data/shapes.h), for
 //             machines that have no data at all.
 //
 // Opening a data set lists files, checks what can be checked without decoding, and ends the program with a message on
@@ -16,30 +16,29 @@
 // once. Names that begin with a dot are no data. Decoding one image (dataset_load) returns an error instead: among a
 // million files a few are damaged, and common/data/dataloader.h goes on without them.
 #pragma once
-#include <dirent.h>
 #include <errno.h>
-#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/stat.h>
-#include <unistd.h>
-#include <zlib.h>
 
-// defines: image_t, image_create, image_load, image_big_endian
+// defines: idx_find, idx_load
+#include "common/data/idx.h"
+// defines: image_t, image_create, image_load
 #include "common/data/image.h"
 // defines: label_file_find, label_file_read
 #include "common/data/label_file.h"
+// defines: listing_t, dataset_list_folder, dataset_list_tree, string_list_t, string_copy, dataset_join, path_*
+#include "common/data/listing.h"
+// defines: shapes_draw, SHAPES_SIZE, SHAPES_CLASSES
+#include "common/data/shapes.h"
 // defines: tar_index_t, tar_index_open, tar_index_close, tar_index_is_tar, tar_entry_class
 #include "common/data/tar_index.h"
 // defines: fatal, warn, warn_once, malloc_check, calloc_check
 #include "common/program/log.h"
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"
-// defines: philox, uniform_from_bits, random_uniform, RANDOM_SHAPES
-#include "common/program/rng.h"
 
 enum { SPLIT_TRAIN = 0, SPLIT_VAL = 1 };
 enum { DATASET_FOLDER = 0, DATASET_IDX = 1, DATASET_SHAPES = 2 };
@@ -62,165 +61,8 @@ typedef struct {
     int rows, columns;
 } dataset_t;
 
-// A list of strings that grows.
-typedef struct {
-    char** items;
-    size_t count, room;
-} string_list_t;
-
-static inline char* string_copy(const char* string) {
-    size_t size = strlen(string) + 1;
-    return (char*)memcpy(malloc_check(size, "a string"), string, size);
-}
-
-// folder/name, for the caller to free.
-static inline char* dataset_join(const char* folder, const char* name) {
-    size_t head = strlen(folder), tail = strlen(name) + 1;
-    char* path = (char*)malloc_check(head + 1 + tail, "a file name");
-    memcpy(path, folder, head);
-    path[head] = '/';
-    memcpy(path + head + 1, name, tail);
-    return path;
-}
-
-// Takes over `item`.
-static inline void string_list_add(string_list_t* list, char* item) {
-    if (list->count == list->room) {
-        list->room = list->room ? list->room * 2 : 16;
-        list->items = (char**)realloc(list->items, list->room * sizeof *list->items);
-        if (!list->items) fatal("no memory for a list of %zu file names", list->room);
-    }
-    list->items[list->count++] = item;
-}
-
-static inline int string_list_compare(const void* a, const void* b) {
-    return strcmp(*(char* const*)a, *(char* const*)b);
-}
-
-static inline void string_list_sort(string_list_t* list) {
-    if (list->count) qsort(list->items, list->count, sizeof *list->items, string_list_compare);
-}
-
-static inline void string_list_free(string_list_t* list) {
-    for (size_t i = 0; i < list->count; i++) free(list->items[i]);
-    free(list->items);
-    memset(list, 0, sizeof *list);
-}
-
-static inline int path_is_folder(const char* path) {
-    struct stat status;
-    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
-}
-
-static inline int path_is_file(const char* path) { // an ordinary one: a named pipe would be waited for
-    struct stat status;
-    return stat(path, &status) == 0 && S_ISREG(status.st_mode);
-}
-
-// The last component of a path.
-static inline const char* path_name(const char* path) {
-    const char* slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
-// Folder trees
-
-#define DATASET_ENDINGS "jpg, jpeg, jpe, jfif, png, bmp, ppm, pgm, pnm" // of the files that are read
-static const char* const dataset_endings[] = {"jpg", "jpeg", "jpe", "jfif", "png", "bmp", "ppm", "pgm", "pnm", NULL};
-
-// Other kinds of images. What ends otherwise is none, and nobody misses it.
-static const char* const dataset_other_endings[] = {"webp", "gif", "tif", "tiff", "avif", "heic", "heif", "jxl",
-                                                    "jp2", "j2k", "tga", "exr", "hdr", "dng", "cr2", "nef", NULL};
-enum { DATASET_OTHERS = sizeof dataset_other_endings / sizeof *dataset_other_endings }; // the last: no ordinary files
-
-// Number of the name's ending in a list, or -1.
-static inline int dataset_ending(const char* name, const char* const* endings) {
-    const char* dot = strrchr(name, '.');
-    for (int i = 0; dot && endings[i]; i++) {
-        if (!strcasecmp(dot + 1, endings[i])) return i;
-    }
-    return -1;
-}
-
-// What a look into folders finds, as whole paths, and how many files are left out, by their kind.
-typedef struct {
-    string_list_t folders, images;
-    size_t others[DATASET_OTHERS];
-} listing_t;
-
-// ".webp (9), .tif (2), no ordinary files (1)"; "" where nothing is left out
-static inline const char* listing_others(const listing_t* l, char* text, size_t size) {
-    size_t used = 0;
-    text[0] = 0;
-    for (int i = 0; i < DATASET_OTHERS && used < size; i++) {
-        if (!l->others[i]) continue;
-        const char* kind = dataset_other_endings[i];
-        used += (size_t)snprintf(text + used, size - used, "%s%s%s (%zu)", used ? ", " : "", kind ? "." : "",
-                                 kind ? kind : "no ordinary files", l->others[i]);
-    }
-    return text;
-}
-
-// Takes a file up among the images, or counts it. Takes over `path`.
-static inline void listing_add_file(listing_t* l, char* path, int is_file) {
-    int other = dataset_ending(path_name(path), dataset_other_endings);
-    if (dataset_ending(path_name(path), dataset_endings) < 0) {
-        if (other >= 0) l->others[other]++;
-    } else if (is_file) {
-        string_list_add(&l->images, path);
-        return;
-    } else {
-        l->others[DATASET_OTHERS - 1]++;
-    }
-    free(path);
-}
-
-// Adds the folders and the images directly inside `folder`. Links are followed, names that begin with a dot, and what a
-// Mac packs beside its files, are left out.
-static inline void dataset_list_folder(const char* folder, listing_t* l) {
-    DIR* directory = opendir(folder);
-    if (!directory) {
-        fatal("the data folder %s cannot be read: %s; check its name and permissions", folder, strerror(errno));
-    }
-    for (struct dirent* entry; (entry = readdir(directory)) != NULL;) {
-        if (entry->d_name[0] == '.' || !strcmp(entry->d_name, "__MACOSX")) continue;
-        char* path = dataset_join(folder, entry->d_name);
-        int asks = entry->d_type == DT_LNK || entry->d_type == DT_UNKNOWN;
-        if (entry->d_type == DT_DIR || (asks && path_is_folder(path))) string_list_add(&l->folders, path);
-        else listing_add_file(l, path, entry->d_type == DT_REG || (asks && path_is_file(path)));
-    }
-    closedir(directory);
-}
-
-// The folders from the class folder down to the one being read, to notice a link that leads back.
-typedef struct folder_chain {
-    const struct folder_chain* parent;
-    dev_t device;
-    ino_t inode;
-} folder_chain_t;
-
-// Adds all images below `folder`, in no particular order.
-static inline void dataset_list_tree(const char* folder, const folder_chain_t* parent, listing_t* l) {
-    struct stat status;
-    if (stat(folder, &status)) fatal("the data folder %s cannot be read: %s", folder, strerror(errno));
-    for (const folder_chain_t* above = parent; above; above = above->parent) {
-        if (above->device == status.st_dev && above->inode == status.st_ino) {
-            fatal("the data folder %s is a link back to a folder above it; remove the link", folder);
-        }
-    }
-    folder_chain_t here;
-    here.parent = parent;
-    here.device = status.st_dev;
-    here.inode = status.st_ino;
-    string_list_t outer = l->folders;
-    memset(&l->folders, 0, sizeof l->folders);
-    dataset_list_folder(folder, l);
-    string_list_t inner = l->folders;
-    l->folders = outer;
-    for (size_t i = 0; i < inner.count; i++) dataset_list_tree(inner.items[i], &here, l);
-    string_list_free(&inner);
-}
+// Folders and archives
 
 // Appends the images of one class, sorted by path.
 static inline void dataset_add_class(dataset_t* dataset, int label, string_list_t* images, string_list_t* all) {
@@ -425,65 +267,7 @@ static inline void dataset_open_folder(dataset_t* d, const char* train) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// IDX files (described on the MNIST page of Y. LeCun): two zero bytes, type (8 = unsigned byte), number of dimensions,
-// the dimensions as big-endian 32-bit integers, the data.
-
-// The path of `name` or `name`.gz in the folder, or NULL.
-static inline char* idx_find(const char* folder, const char* name) {
-    char* path = dataset_join(folder, name);
-    if (path_is_file(path)) return path;
-    size_t size = strlen(path) + 4;
-    char* gzipped = (char*)malloc_check(size, "a file name");
-    snprintf(gzipped, size, "%s.gz", path);
-    free(path);
-    if (path_is_file(gzipped)) return gzipped;
-    free(gzipped);
-    return NULL;
-}
-
-// Reads exactly `size` bytes; `what` names them for the message.
-static inline void idx_read(gzFile file, const char* path, void* out, size_t size, const char* what) {
-    for (size_t done = 0; done < size;) {
-        size_t piece = size - done < ((size_t)1 << 28) ? size - done : (size_t)1 << 28;
-        int got = gzread(file, (uint8_t*)out + done, (unsigned)piece);
-        if (got <= 0) {
-            int code = 0;
-            const char* reason = gzerror(file, &code);
-            fatal("%s ends inside %s, after %zu of %zu bytes (%s); fetch the file again", path, what, done, size,
-                  code == Z_OK ? "end of file" : reason);
-        }
-        done += (size_t)got;
-    }
-}
-
-// Reads a whole IDX file of bytes with `dimensions` dimensions, whose sizes go to `sizes`. The caller frees the data.
-static inline uint8_t* idx_load(const char* path, int dimensions, size_t* sizes) {
-    gzFile file = gzopen(path, "rb"); // reads plain files too
-    if (!file) fatal("%s cannot be opened: %s", path, strerror(errno));
-    gzbuffer(file, 1 << 18);
-    uint8_t head[4];
-    idx_read(file, path, head, 4, "its header");
-    if (head[0] != 0 || head[1] != 0 || head[2] != 8 || head[3] != dimensions) {
-        fatal("%s is not an IDX file of bytes with %d dimension%s: it begins with %02x%02x%02x%02x, not 000008%02x",
-              path, dimensions, dimensions == 1 ? "" : "s", head[0], head[1], head[2], head[3], dimensions);
-    }
-    size_t total = 1;
-    for (int i = 0; i < dimensions; i++) {
-        idx_read(file, path, head, 4, "its header");
-        sizes[i] = image_big_endian(head);
-        size_t limit = i == 0 ? (size_t)INT32_MAX : 4096; // images, rows, columns
-        if (sizes[i] < 1 || sizes[i] > limit) {
-            fatal("%s: dimension %d of its header is %zu; it must lie between 1 and %zu", path, i, sizes[i], limit);
-        }
-        total *= sizes[i];
-    }
-    uint8_t* data = (uint8_t*)malloc(total);
-    if (!data) fatal("%s: no memory for the %.1f MiB that its header gives; is it damaged?", path, total / 1048576.0);
-    idx_read(file, path, data, total, "its data");
-    if (gzread(file, head, 1) != 0) fatal("%s is longer than its header says; fetch the file again", path);
-    gzclose(file);
-    return data;
-}
+// IDX files
 
 // The file `prefix`-`suffix` of a folder that holds IDX files, read whole.
 static inline uint8_t* idx_load_member(const char* folder, int split, const char* suffix, int dimensions,
@@ -536,101 +320,7 @@ static inline void dataset_open_idx(dataset_t* dataset) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The drawn set. Sample i of a split is a function of (split, i) alone: class i % 10, everything else from Philox.
-
-#define SHAPES_SIZE 32
-#define SHAPES_CLASSES 10
-#define SHAPES_SEED 20240801u
-
-// Signed distances to shapes of about unit radius, negative inside.
-static inline float shape_box(float x, float y, float half_width, float half_height) {
-    return fmaxf(fabsf(x) - half_width, fabsf(y) - half_height);
-}
-
-// A star of five points: folded into one tenth of the turn, where its edge is the line from a tip to the next notch.
-// With notch radius .382 the edges are those of a pentagram.
-static inline float shape_star(float x, float y) {
-    float radius = sqrtf(x * x + y * y);
-    float turn = atan2f(x, -y) * (5.0f / 6.28318531f); // 1 from a tip to the next
-    float angle = fabsf(turn - nearbyintf(turn)) * (6.28318531f / 5.0f);
-    float px = radius * cosf(angle) - 1.0f, py = radius * sinf(angle); // from the tip
-    const float ex = 0.382f * 0.809017f - 1.0f, ey = 0.382f * 0.587785f;
-    return (px * -ey + py * ex) / -sqrtf(ex * ex + ey * ey);
-}
-
-// Distance of the point (x, y) to shape `label`; not exact at corners, which anti-aliasing does not need.
-static inline float shape_distance(int label, float x, float y) {
-    float radius = sqrtf(x * x + y * y);
-    switch (label) {
-    case 0: return radius - 0.9f;                                                                     // disc
-    case 1: return fabsf(radius - 0.72f) - 0.2f;                                                      // ring
-    case 2: return shape_box(x, y, 0.8f, 0.8f);                                                       // square
-    case 3: return shape_box(x, y, 1.0f, 0.33f);                                                      // bar
-    case 4: return fmaxf(y - 0.55f, fabsf(x) * 0.866025f - y * 0.5f - 0.5f);                          // triangle
-    case 5: return fminf(shape_box(x, y, 1.0f, 0.27f), shape_box(x, y, 0.27f, 1.0f));                 // cross
-    case 6: return shape_star(x, y);                                                                  // star
-    case 7: return fmaxf(radius - 0.95f, 0.75f - sqrtf((x - 0.5f) * (x - 0.5f) + y * y));             // crescent
-    case 8: return fmaxf(radius - 1.0f, fabsf(x * 2.5f - nearbyintf(x * 2.5f)) / 2.5f - 0.1f);        // stripes
-    default: {                                                                                        // checker
-        float u = fabsf(x * 1.1f - nearbyintf(x * 1.1f)) - 0.25f, v = fabsf(y * 1.1f - nearbyintf(y * 1.1f)) - 0.25f;
-        float cell = u * v > 0 ? -fminf(fabsf(u), fabsf(v)) : fminf(fabsf(u), fabsf(v));
-        return fmaxf(shape_box(x, y, 0.95f, 0.95f), cell / 1.1f);
-    }
-    }
-}
-
-// What varies from one drawn image to the next.
-typedef struct {
-    float centre_x, centre_y, radius, cosine, sine;
-    float ground[3], texture[3], ink[3];     // colours in 0..255; the ground gets texture * wave added
-    float wave_x, wave_y, wave_phase, grain; // the wave's frequency in radians a pixel; half the range of the noise
-} shape_style_t;
-
-static inline shape_style_t shape_style(int split, uint64_t i) {
-    shape_style_t style;
-    float u[16];
-    for (uint64_t e = 0; e < 16; e++) u[e] = random_uniform(SHAPES_SEED, RANDOM_SHAPES, 2 * split, i * 16 + e);
-    style.radius = SHAPES_SIZE * (0.22f + 0.16f * u[0]);
-    style.centre_x = style.radius + u[1] * (SHAPES_SIZE - 2 * style.radius);
-    style.centre_y = style.radius + u[2] * (SHAPES_SIZE - 2 * style.radius);
-    style.cosine = cosf((u[3] - 0.5f) * 1.4f); // up to 40 degrees either way, so that a bar still lies
-    style.sine = sinf((u[3] - 0.5f) * 1.4f);
-    float angle = 6.28318531f * u[4], frequency = 0.2f + 0.8f * u[5];
-    style.wave_x = frequency * cosf(angle);
-    style.wave_y = frequency * sinf(angle);
-    style.wave_phase = 6.28318531f * u[6];
-    style.grain = 4.0f + 12.0f * u[7];
-    for (int c = 0; c < 3; c++) {
-        style.ground[c] = 255.0f * u[8 + c];
-        // at least 90 away from the ground in every channel, on the side that has more room
-        style.ink[c] = style.ground[c] < 127.5f ? style.ground[c] + 90 + u[11 + c] * (165 - style.ground[c])
-                                                : style.ground[c] - 90 - u[11 + c] * (style.ground[c] - 90);
-        // one channel swings less than the others, so that the texture has a colour too
-        style.texture[c] = 25.0f * (c == (int)(u[14] * 3) ? u[15] : 1.0f);
-    }
-    return style;
-}
-
-// Draws sample i: ground = colour + wave + grain, over it the shape with the coverage clamp(1/2 - distance in pixels,
-// 0, 1).
-static inline void shapes_draw(uint8_t* out, int split, uint64_t i) { // (32, 32, 3)
-    shape_style_t style = shape_style(split, i);
-    int label = (int)(i % SHAPES_CLASSES);
-    for (int p = 0; p < SHAPES_SIZE * SHAPES_SIZE; p++) {
-        float column = p % SHAPES_SIZE + 0.5f, row = p / SHAPES_SIZE + 0.5f;
-        float dx = (column - style.centre_x) / style.radius, dy = (row - style.centre_y) / style.radius;
-        float x = dx * style.cosine + dy * style.sine, y = dy * style.cosine - dx * style.sine;
-        float coverage = fminf(fmaxf(0.5f - shape_distance(label, x, y) * style.radius, 0.0f), 1.0f);
-        float wave = sinf(style.wave_x * column + style.wave_y * row + style.wave_phase);
-        philox4_t bits = philox(SHAPES_SEED, RANDOM_SHAPES, 2 * split + 1, i * SHAPES_SIZE * SHAPES_SIZE + p);
-        for (int c = 0; c < 3; c++) {
-            float grain = style.grain * (2.0f * uniform_from_bits(bits.v[c]) - 1.0f);
-            float ground = style.ground[c] + style.texture[c] * wave + grain;
-            float value = ground + coverage * (style.ink[c] - ground) + 0.5f;
-            out[p * 3 + c] = (uint8_t)fminf(fmaxf(value, 0.0f), 255.0f);
-        }
-    }
-}
+// The drawn set
 
 static inline void dataset_open_shapes(dataset_t* dataset) {
     static const char* const names[SHAPES_CLASSES] = {"disc",  "ring", "square",   "bar",     "triangle",
