@@ -27,6 +27,8 @@
 #include "common/program/cli.h"
 // defines: cli_to_json
 #include "common/program/cli_saved.h"
+// defines: aspect_t, aspect_open
+#include "common/data/aspect.h"
 // defines: dataset_t, dataset_open
 #include "common/data/dataset.h"
 // defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_speed, dataloader_damaged_files
@@ -37,7 +39,9 @@
 #include "common/measures/reconstruction_measures.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host, comm_sum_floats_host
 #include "common/training/comm.h"
-// defines: tokenizer_t, tokenizer_gradients, tokenizer_update
+// defines: shared_sizes_fill
+#include "common/training/shared_sizes.h"
+// defines: tokenizer_t, tokenizer_plan, tokenizer_resize, tokenizer_gradients, tokenizer_update
 #include "common/training/tokenizer.h"
 // defines: checkpoint_save, checkpoint_resume, checkpoint_start_from, checkpoint_file_bytes
 #include "common/training/tokenizer_checkpoint.h"
@@ -58,7 +62,13 @@
 
 #define DEAD_STEPS 100  // steps with a gradient of exactly zero that end a run
 #define HELD_OUT_SEED 0 // the held-out images that are shown, the same in every run and stage
-enum { GRID_COLUMNS = 8 };
+enum { GRID_COLUMNS = 8, HELD_OUT_BATCHES = 4 }; // of squares one batch is held out; of other sizes several
+
+// This process's part of a batch of held-out images, and what becomes of them.
+typedef struct {
+    int H, W;
+    uint8_t *images, *made; // (batch, H, W, 3)
+} held_out_t;
 
 typedef struct {
     options_t options;
@@ -67,11 +77,13 @@ typedef struct {
     stream_t stream;           // of the device that this process trains on
     tokenizer_t tokenizer;
     dataset_t train_set, val_set;
+    aspect_t train_sizes, val_sizes; // in which their images come; a single one: squares
     char checkpoint_path[1024];
     char* config_json;
     int64_t step, steps;       // done, and to do
     int workers;               // threads that prepare images
-    uint8_t* val_pixels;       // (batch, H, W, 3) this process's part of the held-out images
+    held_out_t held_out[HELD_OUT_BATCHES];
+    int held_out_batches;
     floatS* measures;          // host copy of a step's measures
     floatS *latent_mean, *latent_std; // (z)
     int64_t latent_step;       // at which they were measured; 0: not yet
@@ -82,9 +94,25 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------------------------------
 // Set-up
 
+// The sizes that images come in, and memory for each of them. The largest is planned last, and stays.
+static void plan_sizes(run_t* run) {
+    tokenizer_t* t = &run->tokenizer;
+    const options_t* o = &run->options;
+    int factor = tokenizer_factor(&t->config);
+    aspect_open(&run->train_sizes, o->image_size, factor, o->aspect);
+    aspect_open(&run->val_sizes, o->image_size, factor, o->aspect);
+    for (int k = 0; k < run->train_sizes.count; k++) {
+        t->config.H = run->train_sizes.buckets[k].H;
+        t->config.W = run->train_sizes.buckets[k].W;
+        tokenizer_plan(t);
+    }
+}
+
 // -dry_run and the start of every run: what is trained and what it costs.
-static void print_plan(const tokenizer_t* t) {
+static void print_plan(const run_t* run) {
+    const tokenizer_t* t = &run->tokenizer;
     const tokenizer_config_t* c = &t->config;
+    const aspect_t* sizes = &run->train_sizes;
     const param_table_t* table = &t->params.table;
     size_t first = tokenizer_first_trained(t), all = table->total;
     size_t pairs = param_count(table, t->lora_begin, t->adapter_begin), decoder = param_count(table, t->decoder_begin, all);
@@ -93,6 +121,10 @@ static void print_plan(const tokenizer_t* t) {
     size_t lpips = param_count(&t->lpips_params.table, 0, t->lpips_params.table.total);
     // the frozen copy A0 of stage 2 is not counted, as in the paper's Table 6
     size_t target = c->stage == 2 ? param_count(&t->target_params.table, 0, t->lora_begin) : 0;
+    if (sizes->count > 1) {
+        printf("sizes          %d, from %d x %d to %d x %d and %d x %d; memory and cost are of the largest\n",
+               sizes->count, sizes->side, sizes->side, sizes->longest, sizes->side, sizes->side, sizes->longest);
+    }
     printf("parameters     encoder with adapter %.2fM, decoder %.2fM, discriminator %.2fM\n", encoder * 1e-6,
            decoder * 1e-6, disc * 1e-6);
     if (pairs) {
@@ -278,17 +310,52 @@ static int resume(run_t* run) {
     return 1;
 }
 
-// This process's part of a batch of held-out images, by lot, for the grids and their PSNR.
-static void read_held_out(run_t* run) {
+// The stream of images of a data set for all processes: training images, or by lot for looking at, from the middle.
+static void open_loader(run_t* run, dataloader_t* loader, int split, int trains, uint64_t seed, uint64_t first) {
     const options_t* o = &run->options;
-    size_t bytes = (size_t)run->tokenizer.config.batch * tokenizer_pixels(&run->tokenizer) * 3;
-    run->val_pixels = (uint8_t*)malloc_check(bytes, "held-out images");
+    const aspect_t* sizes = split == SPLIT_TRAIN ? &run->train_sizes : &run->val_sizes;
+    dataloader_options_t options = {o->batch,       o->image_size, trains, trains && o->flip, 1, run->comm.rank,
+                                    run->comm.size, run->workers,  seed,   sizes->count > 1 ? sizes : NULL};
+    dataloader_open(loader, split == SPLIT_TRAIN ? &run->train_set : &run->val_set, &options, first);
+}
+
+// This process's part of the held-out images, by lot, for the grids and their PSNR.
+static void read_held_out(run_t* run) {
     dataloader_t loader;
-    dataloader_options_t options = {o->batch,       o->image_size, 0, 0, 1, run->comm.rank,
-                                    run->comm.size, run->workers,  HELD_OUT_SEED};
-    dataloader_open(&loader, &run->val_set, &options, 0);
-    memcpy(run->val_pixels, dataloader_next(&loader)->pixels, bytes);
+    open_loader(run, &loader, SPLIT_VAL, 0, HELD_OUT_SEED, 0);
+    run->held_out_batches = run->val_sizes.count > 1 ? HELD_OUT_BATCHES : 1;
+    for (int i = 0; i < run->held_out_batches; i++) {
+        const batch_t* batch = dataloader_next(&loader);
+        held_out_t* h = &run->held_out[i];
+        h->H = batch->H;
+        h->W = batch->W;
+        size_t bytes = (size_t)batch->count * h->H * h->W * 3;
+        h->images = (uint8_t*)malloc_check(bytes, "held-out images");
+        h->made = (uint8_t*)malloc_check(bytes, "reconstructions");
+        memcpy(h->images, batch->pixels, bytes);
+    }
     dataloader_close(&loader);
+}
+
+// Which image has which size; what that leaves out or cuts off is said.
+static void read_sizes(run_t* run) {
+    const aspect_t* a = &run->train_sizes;
+    size_t batch = (size_t)run->options.batch;
+    int used = 0, few = 0, fewest = 0;
+    if (a->count == 1) return;
+    shared_sizes_fill(&run->comm, &run->train_sizes, &run->train_set, run->workers);
+    shared_sizes_fill(&run->comm, &run->val_sizes, &run->val_set, run->workers);
+    for (int k = 0; k < a->count; k++) {
+        size_t n = a->buckets[k].count;
+        if (n && (!used++ || n < a->buckets[fewest].count)) fewest = k;
+        few += n && n < batch;
+    }
+    printf("sizes          %d of the %d have images; %zu images are longer than %d:%d and lose their ends\n", used,
+           a->count, a->cut, a->longest, a->side);
+    if (!few) return;
+    printf("sizes          %d of them have fewer images than a batch of %zu, which then has some more than once; the "
+           "fewest, %zu, are of %d x %d\n", few, batch, a->buckets[fewest].count, a->buckets[fewest].W,
+           a->buckets[fewest].H);
 }
 
 static void set_up(run_t* run) {
@@ -298,6 +365,7 @@ static void set_up(run_t* run) {
     dataset_open(&run->val_set, o->data, SPLIT_VAL);
     printf("data           %s: %zu training images, %zu held out, %d classes\n", run->train_set.folder,
            run->train_set.count, run->val_set.count, run->train_set.class_count);
+    read_sizes(run);
     tokenizer_allocate(t);
     char error[1200];
     if (comm_is_first(&run->comm) && !run_try_folder(o->run.out, checkpoint_file_bytes(t), error, sizeof error)) {
@@ -322,24 +390,33 @@ static void set_up(run_t* run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Pictures and files
 
-// Reconstructs this process's held-out images into `pixels` and returns the mean PSNR of all processes', in dB of
-// bytes; NaN where a value is not finite.
-static double reconstruct_held_out(run_t* run, uint8_t* pixels) {
+// Reconstructs this process's held-out images and returns the mean PSNR of all processes', in dB of bytes; NaN where a
+// value is not finite.
+static double reconstruct_held_out(run_t* run) {
     tokenizer_t* t = &run->tokenizer;
     int batch = t->config.batch;
-    size_t image = tokenizer_pixels(t) * 3, n = batch * image;
-    copy_to_device(t->bytes, run->val_pixels, n, run->stream);
-    image_from_bytes(t->x, t->bytes, n, run->stream);
-    floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "reconstructions");
-    copy_floats_to_host(host, tokenizer_reconstruct(t, run->stream), n);
-    image_bytes_from_floats(pixels, host, n);
-    double sum = first_not_finite(host, n) == n ? 0 : NAN; // equal images have no finite PSNR; they count as 100 dB
-    free(host);
-    for (int b = 0; b < batch; b++) {
-        sum += fmin(psnr_bytes(pixels + b * image, run->val_pixels + b * image, image), 100);
+    double sum = 0;
+    for (int i = 0; i < run->held_out_batches; i++) {
+        held_out_t* h = &run->held_out[i];
+        tokenizer_resize(t, h->H, h->W);
+        size_t image = tokenizer_pixels(t) * 3, n = batch * image;
+        copy_to_device(t->bytes, h->images, n, run->stream);
+        image_from_bytes(t->x, t->bytes, n, run->stream);
+        floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "reconstructions");
+        copy_floats_to_host(host, tokenizer_reconstruct(t, run->stream), n);
+        image_bytes_from_floats(h->made, host, n);
+        int finite = first_not_finite(host, n) == n;
+        free(host);
+        if (!finite) {
+            sum = NAN;
+            break;
+        }
+        for (int b = 0; b < batch; b++) { // equal images have no finite PSNR; they count as 100 dB
+            sum += fmin(psnr_bytes(h->made + b * image, h->images + b * image, image), 100);
+        }
     }
     comm_sum_host(&run->comm, &sum, 1);
-    return sum / run->options.batch;
+    return sum / run->options.batch / run->held_out_batches;
 }
 
 // The averaged weights take the place of the raw ones; a second call puts those back.
@@ -349,16 +426,21 @@ static void exchange_ema(run_t* run) {
 
 __attribute__((noreturn)) static void stop_not_finite(run_t* run, int64_t step, const char* consequence);
 
-// A row of the first images of all processes' batches.
-static void add_row(run_t* run, row_picture_t* rows, const char* name, const uint8_t* pixels) {
-    size_t image = tokenizer_pixels(&run->tokenizer) * 3, batch = (size_t)run->tokenizer.config.batch;
-    size_t first = (size_t)run->comm.rank * batch, n = rows->columns * image;
+// A row of held-out images, or with `made` of their reconstructions: the first ones of each batch.
+static void add_row(run_t* run, row_picture_t* rows, const char* name, int made) {
+    size_t cell = (size_t)rows->H * rows->W * 3, n = rows->columns * cell, batch = (size_t)run->tokenizer.config.batch;
+    size_t first = (size_t)run->comm.rank * batch, each = (size_t)(rows->columns / run->held_out_batches);
     floatS* values = (floatS*)calloc_check(n, sizeof(floatS), "a row of images");
-    for (size_t i = first; i < first + batch && i < (size_t)rows->columns; i++) {
-        for (size_t k = 0; k < image; k++) values[i * image + k] = pixels[(i - first) * image + k];
+    uint8_t* row = row_picture_add(rows, name);
+    for (int c = 0; c < rows->columns; c++) {
+        const held_out_t* h = &run->held_out[c / each];
+        size_t i = c % each, image = (size_t)h->H * h->W * 3; // of the whole batch
+        if (i < first || i >= first + batch) continue;
+        const uint8_t* pixels = (made ? h->made : h->images) + (i - first) * image;
+        row_picture_centre(row + c * cell, rows->H, rows->W, pixels, h->H, h->W);
+        for (size_t k = c * cell; k < (c + 1) * cell; k++) values[k] = row[k];
     }
     comm_sum_floats_host(&run->comm, values, n);
-    uint8_t* row = row_picture_add(rows, name);
     for (size_t k = 0; k < n; k++) row[k] = (uint8_t)values[k];
     free(values);
 }
@@ -366,18 +448,21 @@ static void add_row(run_t* run, row_picture_t* rows, const char* name, const uin
 // stageN_STEP.png: held-out images, their reconstruction by the raw and by the averaged weights.
 static void write_grid(run_t* run) {
     const options_t* o = &run->options;
-    tokenizer_t* t = &run->tokenizer;
-    uint8_t* pixels = (uint8_t*)malloc_check(t->config.batch * tokenizer_pixels(t) * 3, "reconstructions");
     row_picture_t rows;
-    row_picture_open(&rows, o->batch < GRID_COLUMNS ? o->batch : GRID_COLUMNS, o->image_size, o->image_size);
-    add_row(run, &rows, "original", run->val_pixels);
+    int each = GRID_COLUMNS / run->held_out_batches, H = 0, W = 0;
+    for (int i = 0; i < run->held_out_batches; i++) {
+        if (run->held_out[i].H > H) H = run->held_out[i].H;
+        if (run->held_out[i].W > W) W = run->held_out[i].W;
+    }
+    row_picture_open(&rows, (o->batch < each ? o->batch : each) * run->held_out_batches, H, W);
+    add_row(run, &rows, "original", 0);
     double* psnr = run->status.psnr;
-    psnr[0] = reconstruct_held_out(run, pixels);
-    add_row(run, &rows, "raw weights", pixels);
+    psnr[0] = reconstruct_held_out(run);
+    add_row(run, &rows, "raw weights", 1);
     exchange_ema(run);
-    psnr[1] = reconstruct_held_out(run, pixels);
+    psnr[1] = reconstruct_held_out(run);
     exchange_ema(run);
-    add_row(run, &rows, "averaged", pixels);
+    add_row(run, &rows, "averaged", 1);
     if (isnan(psnr[0]) || isnan(psnr[1])) {
         stop_not_finite(run, run->step, "The weights after this step are not saved");
     }
@@ -390,15 +475,14 @@ static void write_grid(run_t* run) {
     if (comm_is_first(&run->comm)) {
         image_t page = row_picture_page(&rows);
         if (image_write_png(path, &page, texts, 4, error)) {
-            printf("held out: PSNR %.2f dB raw, %.2f dB averaged (%d images)  %s\n", psnr[0], psnr[1], o->batch,
-                   path);
+            printf("held out: PSNR %.2f dB raw, %.2f dB averaged (%d images)  %s\n", psnr[0], psnr[1],
+                   o->batch * run->held_out_batches, path);
         } else {
             warn("%s; training goes on", error);
         }
         image_free(&page);
     }
     row_picture_close(&rows);
-    free(pixels);
 }
 
 // Mean and standard deviation of each latent channel over training images, by lot, centre crops, by the averaged
@@ -407,20 +491,20 @@ static void write_grid(run_t* run) {
 static void measure_latents(run_t* run, int images) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
-    size_t bytes = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
-    size_t tokens = t->config.batch * tokenizer_latents(t), n = tokens * t->z;
     double* sums = (double*)calloc_check(2 * t->z + 1, sizeof(double), "latent statistics"); // the last: how many
-    floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "latents");
+    size_t factor = (size_t)tokenizer_factor(&t->config), most = aspect_pixels(&run->train_sizes) / factor / factor;
+    floatS* host = (floatS*)malloc_check(t->config.batch * most * t->z * sizeof(floatS), "latents");
     dataloader_t loader;
-    dataloader_options_t options = {o->batch,       o->image_size, 0, 0, 1, run->comm.rank,
-                                    run->comm.size, run->workers,  o->run.seed};
-    dataloader_open(&loader, &run->train_set, &options, 0);
+    open_loader(run, &loader, SPLIT_TRAIN, 0, o->run.seed, 0);
     int batches = (images + o->batch - 1) / o->batch;
     exchange_ema(run);
     char error[IMAGE_ERROR_SIZE] = "";
     for (int i = 0; i < batches; i++) {
         const batch_t* batch = dataloader_try_next(&loader, error);
         if (!batch) break;
+        tokenizer_resize(t, batch->H, batch->W);
+        size_t bytes = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
+        size_t tokens = t->config.batch * tokenizer_latents(t), n = tokens * t->z;
         copy_to_device(t->bytes, batch->pixels, bytes, run->stream);
         image_from_bytes(t->x, t->bytes, bytes, run->stream);
         copy_floats_to_host(host, tokenizer_encode(t, run->stream), n);
@@ -487,9 +571,7 @@ static void save(run_t* run, int in_a_hurry) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
     double start = clock_seconds();
-    uint8_t* pixels = (uint8_t*)malloc_check(t->config.batch * tokenizer_pixels(t) * 3, "reconstructions");
-    double psnr = reconstruct_held_out(run, pixels);
-    free(pixels);
+    double psnr = reconstruct_held_out(run);
     if (isnan(psnr)) stop_not_finite(run, run->step, "The weights after this step are not saved");
     if (!in_a_hurry) run->latent_step = run->step;
     if (!in_a_hurry) measure_latents(run, o->latent_images);
@@ -567,13 +649,12 @@ static int train(run_t* run) {
     snprintf(path, sizeof path, "%s/stage%d.jsonl", o->run.out, o->stage);
     if (talks) status_open(&run->status.line, path);
     dataloader_t loader;
-    dataloader_options_t options = {o->batch,       o->image_size, 1,      o->flip, 1, run->comm.rank,
-                                    run->comm.size, run->workers,  o->run.seed};
     int64_t first = run->step;
-    dataloader_open(&loader, &run->train_set, &options, (uint64_t)first);
+    open_loader(run, &loader, SPLIT_TRAIN, 1, o->run.seed, (uint64_t)first);
     int stop = 0; // what stop_signal was when this step ended, anywhere: it may change at any time
     while (run->step < run->steps && !stop) {
         const batch_t* batch = dataloader_next(&loader);
+        tokenizer_resize(t, batch->H, batch->W);
         copy_to_device(t->bytes, batch->pixels, (size_t)batch->count * tokenizer_pixels(t) * 3, run->stream);
         algorithms_step(run->stream, 1);
         tokenizer_gradients(t, run->step, run->stream);
@@ -633,11 +714,11 @@ int main(int argc, char** argv) {
     }
     tokenizer_register(&run.tokenizer, options_tokenizer(o, run.comm.size));
     run.tokenizer.comm = &run.comm;
-    tokenizer_plan(&run.tokenizer);
+    plan_sizes(&run);
     run.steps = o->stage_steps;
     run.config_json = cli_to_json(&run.cli);
     cli_print_configuration(&run.cli, stdout);
-    print_plan(&run.tokenizer);
+    print_plan(&run);
     if (o->run.dry_run) {
         comm_close(&run.comm);
         return 0;

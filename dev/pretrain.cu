@@ -185,7 +185,7 @@ static int accuracy_images(const dataset_t* set) {
 // Part of the held-out images that are recognised.
 static double classifier_accuracy(classifier_t* c, const dataset_t* set, const options_t* o) {
     dataloader_t loader;
-    dataloader_options_t options = {c->B, c->size, 0, 0, 1, 0, 1, o->workers, o->seed}; // by lot: of all classes
+    dataloader_options_t options = {c->B, c->size, 0, 0, 1, 0, 1, o->workers, o->seed, NULL}; // by lot: of all classes
     dataloader_open(&loader, set, &options, 0);
     int right = 0, seen = 0, images = accuracy_images(set);
     while (seen < images) {
@@ -213,7 +213,7 @@ static double learning_rate(double peak, int step, int steps) {
 static void classifier_train(classifier_t* c, const char* name, const dataset_t* set, const options_t* o, int steps,
                              double peak) {
     dataloader_t loader;
-    dataloader_options_t options = {c->B, c->size, 1, 1, 1, 0, 1, o->workers, o->seed};
+    dataloader_options_t options = {c->B, c->size, 1, 1, 1, 0, 1, o->workers, o->seed, NULL};
     dataloader_open(&loader, set, &options, 0);
     double start = clock_seconds(), loss = 0;
     int every = steps / 5 > 0 ? steps / 5 : 1;

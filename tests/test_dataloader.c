@@ -574,7 +574,7 @@ static inline void test_part_of_a_set(void) {
     for (int way = 0; way < 3; way++) { // alone, with threads, two ranks
         int world = way == 2 ? 2 : 1;
         for (int rank = 0; rank < world; rank++) {
-            dataloader_options_t options = {100, 32, 0, 0, 1, rank, world, way, 7};
+            dataloader_options_t options = {100, 32, 0, 0, 1, rank, world, way, 7, NULL};
             dataloader_t loader;
             dataloader_open(&loader, &dataset, &options, 0);
             const batch_t* batch = dataloader_next(&loader);

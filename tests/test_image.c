@@ -317,7 +317,7 @@ static inline void test_fuzz(void) {
         if (image_decode(&image, bytes, size, "damaged", error)) {
             uint8_t out[8 * 8 * 3];
             int height, width;
-            short_side_size(image.height, image.width, 8, &height, &width);
+            cover_size(image.height, image.width, 8, 8, &height, &width);
             image_resize_crop(out, &image, height, width, (height - 8) / 2, (width - 8) / 2, 8, 8, round & 1);
             decoded++;
         } else {
@@ -398,7 +398,7 @@ static inline void test_short_side(void) {
                                     {333, 500, 256, 256, 384},   {5, 2, 1, 2, 1}};
     for (int k = 0; k < 8; k++) {
         int height, width;
-        short_side_size(cases[k][0], cases[k][1], cases[k][2], &height, &width);
+        cover_size(cases[k][0], cases[k][1], cases[k][2], cases[k][2], &height, &width);
         check(height == cases[k][3] && width == cases[k][4], "height and width, halves to even");
     }
 }

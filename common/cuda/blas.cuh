@@ -77,9 +77,10 @@ static inline void blas_check(cublasStatus_t status, const char* call, const cha
 }
 #define BLAS_CHECK(call) blas_check((call), #call, __FILE__, __LINE__)
 
-// What the library answered for a problem. A training run has a few dozen problems, so a table is never full; were it,
-// an answer would make room for the next.
-enum { MATMUL_CACHE_SIZE = 512, MATMUL_CACHE_PROBES = 8, MATMUL_KEY_WORDS = 12 };
+// What the library answered for a problem. A training run has a few dozen problems, and where steps differ in the size
+// of their images as many again for each size: some 700 for 33 sizes, half of which are the other half lying down. So a
+// table is never full; were it, an answer would make room for the next.
+enum { MATMUL_CACHE_SIZE = 4096, MATMUL_CACHE_PROBES = 8, MATMUL_KEY_WORDS = 12 };
 typedef enum {
     MATMUL_EMPTY,
     MATMUL_READ,  // the choice of an earlier process, which the library has not seen yet

@@ -5,9 +5,13 @@
 // and its crop and flip come from the random numbers of index g. So the bytes do not depend on the number of threads or
 // ranks, and a run that resumes at step s starts its loader at s. Batches run across the end of an epoch.
 //
+// Images that keep their aspect ratio come in batches of one size, which common/data/aspect.h makes out of sizes and
+// seed: then `sample` is of the images of that size, and the batch tells its height and width.
+//
 // A damaged file is named once, counted, and replaced by a sample that is drawn by lot, from a permutation of g's own:
-// its neighbours may be damaged too. That depends on the step alone, and crop and flip stay those of g. What is drawn
-// by lot also tells how much of the data is damaged: with more than half of it the loader gives up.
+// its neighbours may be damaged too; of images of the same size first, then of all. That depends on the step alone, and
+// crop and flip stay those of g. What is drawn by lot also tells how much of the data is damaged: with more than half
+// of it the loader gives up.
 //
 // Threads: a ring of batches, each filled image by image. Workers draw tickets (step, image) in order, wait while the
 // ring is full, and fill their image; the last one of a batch wakes the reader. With no threads the reader does the
@@ -17,14 +21,17 @@
 // A part of a data set is taken with `shuffle` 1, as a folder is in the order of its classes.
 // Look next at common/program/rng.h (random_permute) and common/data/dataset.h.
 #pragma once
+#include <assert.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+// defines: aspect_t, aspect_open_squares, aspect_of_step, aspect_member, aspect_bucket
+#include "common/data/aspect.h"
 // defines: dataset_t, dataset_load, dataset_label
 #include "common/data/dataset.h"
-// defines: image_t, image_error, image_free, image_resize_crop, short_side_size
+// defines: image_t, image_error, image_free, image_resize_crop, cover_size
 #include "common/data/image.h"
 // defines: host_malloc, host_free
 #include "common/device.h"
@@ -37,22 +44,25 @@
 
 #define DATALOADER_RING 4         // batches in memory: one with the reader, the others ahead of it
 #define DATALOADER_MAX_PROBES 64  // damaged files in the place of one image before giving up
+#define DATALOADER_SAME_SIZE 8    // of them, those that are taken from the images of the same size
 #define DATALOADER_MAX_THREADS 256
 
 typedef struct {
     int batch;       // images of a step, over all ranks; a multiple of `world`
-    int size;        // side of the square that leaves the loader
+    int size;        // side of the square that leaves the loader; not used with `aspect`
     int random_crop; // 1: crop anywhere; 0: centre crop
     int flip;        // 1: mirror half of the images
     int shuffle;     // 1: a fresh permutation each epoch; 0: the data set's own order
     int rank, world; // this rank gets images [rank, rank + 1) * batch / world of each step
     int threads;     // workers; 0: none
     uint64_t seed;
+    const aspect_t* aspect; // images keep their aspect ratio, in these sizes, and are shuffled; NULL: squares
 } dataloader_options_t;
 
 // What a step gets. Valid until the next call of dataloader_next.
 typedef struct {
-    uint8_t* pixels; // (count, size, size, 3)
+    int H, W;
+    uint8_t* pixels; // (count, H, W, 3)
     int* labels;     // [count]
     int64_t* ids;    // [count] sample numbers in the data set, after replacement of damaged files
     int count;       // batch / world
@@ -61,6 +71,7 @@ typedef struct {
 
 typedef struct {
     batch_t batch;
+    aspect_step_t from;    // the bucket, and which of its batches this is
     int done;              // images that are ready
     size_t tries, damaged; // samples drawn by lot for this batch, and those of them that cannot be read
     char failure[IMAGE_ERROR_SIZE]; // why the batch cannot be made, or empty
@@ -69,6 +80,7 @@ typedef struct {
 typedef struct {
     const dataset_t* dataset;
     dataloader_options_t options;
+    aspect_t squares;              // what options.aspect points to where there are no other sizes
     dataloader_slot_t ring[DATALOADER_RING]; // the batch of step s is in slot s % DATALOADER_RING
     pthread_t* threads;
     pthread_mutex_t mutex;         // guards everything below, and `done`, `tries`, `damaged`, `failure` of the slots
@@ -86,27 +98,36 @@ typedef struct {
     size_t made;                   // and on how many
 } dataloader_t;
 
-// The sample at the position of the epoch that global index g belongs to; `probe` counts the replacements of damaged
-// files.
-static inline size_t dataloader_sample(const dataloader_t* loader, uint64_t g, uint64_t probe) {
-    uint64_t n = loader->dataset->count, seed = loader->options.seed;
-    if (probe) return random_permute(seed, RANDOM_REPLACEMENT, g, probe - 1, n);
-    return loader->options.shuffle ? random_permute(seed, RANDOM_DATA_ORDER, g / n, g % n, n) : g % n;
+// The sample for image i of this rank's part of a batch, which has the global index g; `probe` counts the replacements
+// of damaged files.
+static inline size_t dataloader_sample(const dataloader_t* loader, const dataloader_slot_t* slot, int i, uint64_t g,
+                                       uint64_t probe) {
+    const dataloader_options_t* o = &loader->options;
+    const aspect_bucket_t* bucket = &o->aspect->buckets[slot->from.bucket];
+    uint64_t n = bucket->count, most = n < DATALOADER_SAME_SIZE ? n : DATALOADER_SAME_SIZE;
+    if (probe > most) {
+        return aspect_member(o->aspect, random_permute(o->seed, RANDOM_REPLACEMENT, g, probe - 1, o->aspect->images));
+    }
+    uint64_t at = slot->from.batch * (uint64_t)o->batch + (uint64_t)o->rank * slot->batch.count + (uint64_t)i;
+    uint64_t place = o->shuffle ? random_permute(o->seed, RANDOM_DATA_ORDER, at / n, at % n, n) : at % n;
+    if (probe) place = random_permute(o->seed, RANDOM_REPLACEMENT, g, probe - 1, n);
+    return aspect_member(o->aspect, bucket->first + place);
 }
 
-// Resizes the shorter side to `size`, crops and flips by the random numbers of g.
-static inline void dataloader_crop(uint8_t* out, // (size, size, 3)
-                                   const image_t* image, const dataloader_options_t* options, uint64_t g) {
-    int height, width, size = options->size;
-    short_side_size(image->height, image->width, size, &height, &width);
-    int top = (height - size) / 2, left = (width - size) / 2, flip = 0;
+// Resizes the image until it just covers H x W, crops and flips by the random numbers of g.
+static inline void dataloader_crop(uint8_t* out, // (H, W, 3)
+                                   const image_t* image, int H, int W, const dataloader_options_t* options,
+                                   uint64_t g) {
+    int height, width;
+    cover_size(image->height, image->width, H, W, &height, &width);
+    int top = (height - H) / 2, left = (width - W) / 2, flip = 0;
     if (options->random_crop) {
         philox4_t bits = philox(options->seed, RANDOM_CROP, 0, g);
-        top = (int)below_from_bits(bits.v[0], bits.v[1], (uint32_t)(height - size + 1));
-        left = (int)below_from_bits(bits.v[2], bits.v[3], (uint32_t)(width - size + 1));
+        top = (int)below_from_bits(bits.v[0], bits.v[1], (uint32_t)(height - H + 1));
+        left = (int)below_from_bits(bits.v[2], bits.v[3], (uint32_t)(width - W + 1));
     }
     if (options->flip) flip = (int)random_below(options->seed, RANDOM_FLIP, 0, g, 2);
-    image_resize_crop(out, image, height, width, top, left, size, size, flip);
+    image_resize_crop(out, image, height, width, top, left, H, W, flip);
 }
 
 static inline int dataloader_is_damaged(dataloader_t* loader, size_t sample) {
@@ -127,21 +148,37 @@ static inline void dataloader_report(dataloader_t* loader, size_t sample, const 
     warn("%s; another image takes its place", error);
 }
 
+// Says, once, that an image is not of the size that its bucket was chosen by.
+static inline void dataloader_check_size(dataloader_t* loader, const dataloader_slot_t* slot, size_t sample,
+                                         const image_t* image) {
+    const aspect_t* a = loader->options.aspect;
+    char name[1200];
+    if (!a->members || aspect_bucket(a, image->height, image->width) == slot->from.bucket) return;
+    dataset_image_name(loader->dataset, sample, name, sizeof name);
+    pthread_mutex_lock(&loader->mutex);
+    warn_once("%s is of %d x %d and was of another shape when the sizes of all images were read; remove the index "
+              "(.image_sizes in the folder, or the archive's .sizes), and they are read again", name, image->width,
+              image->height);
+    pthread_mutex_unlock(&loader->mutex);
+}
+
 // Makes image i of a slot, replacing damaged files.
 static inline void dataloader_make(dataloader_t* loader, dataloader_slot_t* slot, int i) {
     const dataloader_options_t* options = &loader->options;
     batch_t* batch = &slot->batch;
     uint64_t g = batch->step * (uint64_t)options->batch + (uint64_t)options->rank * batch->count + (uint64_t)i;
-    size_t probe = 0, n = loader->dataset->count, by_lot = options->shuffle ? 0 : 1; // the first probe that is
+    size_t probe = 0, n = options->aspect->images, by_lot = options->shuffle ? 0 : 1; // the first probe that is
     size_t limit = n + 1 < DATALOADER_MAX_PROBES ? n + 1 : DATALOADER_MAX_PROBES;
     char error[IMAGE_ERROR_SIZE] = "";
     double start = clock_seconds();
     for (; probe < limit; probe++) {
-        size_t sample = dataloader_sample(loader, g, probe);
+        size_t sample = dataloader_sample(loader, slot, i, g, probe);
         if (dataloader_is_damaged(loader, sample)) continue;
         image_t image;
         if (dataset_load(loader->dataset, sample, &image, error)) {
-            dataloader_crop(batch->pixels + (size_t)i * options->size * options->size * 3, &image, options, g);
+            uint8_t* out = batch->pixels + (size_t)i * batch->H * batch->W * 3;
+            dataloader_crop(out, &image, batch->H, batch->W, options, g);
+            if (probe <= DATALOADER_SAME_SIZE) dataloader_check_size(loader, slot, sample, &image);
             image_free(&image);
             batch->labels[i] = dataset_label(loader->dataset, sample);
             batch->ids[i] = (int64_t)sample;
@@ -189,7 +226,11 @@ static inline void* dataloader_worker(void* argument) {
 }
 
 // Readies a slot for the batch of `step`.
-static inline void dataloader_reset_slot(dataloader_slot_t* slot, uint64_t step) {
+static inline void dataloader_reset_slot(const dataloader_t* loader, dataloader_slot_t* slot, uint64_t step) {
+    const dataloader_options_t* o = &loader->options;
+    slot->from = aspect_of_step(o->aspect, o->seed, o->batch, step);
+    slot->batch.H = o->aspect->buckets[slot->from.bucket].H;
+    slot->batch.W = o->aspect->buckets[slot->from.bucket].W;
     slot->batch.step = step;
     slot->done = 0;
     slot->tries = slot->damaged = 0;
@@ -201,32 +242,37 @@ static inline void dataloader_check_options(const dataloader_options_t* options)
         fatal("the batch of %d images cannot be shared by %d ranks; choose a multiple with -batch", options->batch,
               options->world);
     }
-    if (options->size < 1 || options->size > 8192) {
+    if (!options->aspect && (options->size < 1 || options->size > 8192)) {
         fatal("images of %d pixels a side were asked for; the limits are 1 and 8192", options->size);
     }
+    assert(options->shuffle || !options->aspect);
     if (options->threads < 0 || options->threads > DATALOADER_MAX_THREADS) {
         fatal("%d loader threads were asked for; the limits are 0 and %d", options->threads, DATALOADER_MAX_THREADS);
     }
 }
 
-// Starts the stream at `first_step`. The data set must outlive the loader.
+// Starts the stream at `first_step`. The data set, and the sizes that it comes in, must outlive the loader.
 static inline void dataloader_open(dataloader_t* loader, const dataset_t* dataset, const dataloader_options_t* options,
                                    uint64_t first_step) {
     dataloader_check_options(options);
     memset(loader, 0, sizeof *loader);
     loader->dataset = dataset;
     loader->options = *options;
+    if (!options->aspect) {
+        aspect_open_squares(&loader->squares, options->size, dataset->count);
+        loader->options.aspect = &loader->squares;
+    }
     loader->ticket_step = loader->first_held = loader->next_step = first_step;
     loader->is_damaged = (uint8_t*)calloc_check(dataset->count, 1, "the list of damaged files");
     int count = options->batch / options->world;
     for (uint64_t step = first_step; step < first_step + DATALOADER_RING; step++) {
         dataloader_slot_t* slot = &loader->ring[step % DATALOADER_RING];
         slot->batch.count = count;
-        size_t bytes = (size_t)count * options->size * options->size * 3;
+        size_t bytes = (size_t)count * aspect_pixels(loader->options.aspect) * 3;
         slot->batch.pixels = (uint8_t*)host_malloc(bytes, "a batch of images");
         slot->batch.labels = (int*)malloc_check(count * sizeof(int), "a batch of labels");
         slot->batch.ids = (int64_t*)malloc_check(count * sizeof(int64_t), "a batch of sample numbers");
-        dataloader_reset_slot(slot, step);
+        dataloader_reset_slot(loader, slot, step);
     }
     pthread_mutex_init(&loader->mutex, NULL);
     pthread_cond_init(&loader->room, NULL);
@@ -260,7 +306,7 @@ static inline const batch_t* dataloader_try_next(dataloader_t* loader, char* err
     pthread_mutex_lock(&loader->mutex);
     if (loader->holding) {
         uint64_t old = loader->first_held++;
-        dataloader_reset_slot(&loader->ring[old % DATALOADER_RING], old + DATALOADER_RING);
+        dataloader_reset_slot(loader, &loader->ring[old % DATALOADER_RING], old + DATALOADER_RING);
         pthread_cond_broadcast(&loader->room);
     }
     loader->holding = 1;
@@ -316,5 +362,6 @@ static inline void dataloader_close(dataloader_t* loader) {
     pthread_cond_destroy(&loader->ready);
     free(loader->threads);
     free(loader->is_damaged);
+    aspect_close(&loader->squares);
     memset(loader, 0, sizeof *loader);
 }

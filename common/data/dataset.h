@@ -510,3 +510,20 @@ static inline int dataset_load(const dataset_t* dataset, size_t i, image_t* imag
     }
     return 1;
 }
+
+// Height and width of image i, from its file's header alone. Returns 1, or 0 where that tells none.
+static inline int dataset_size(const dataset_t* dataset, size_t i, int* height, int* width) {
+    *height = *width = SHAPES_SIZE;
+    if (dataset->kind == DATASET_IDX) {
+        *height = dataset->rows;
+        *width = dataset->columns;
+    }
+    if (dataset->kind != DATASET_FOLDER) return 1;
+    const tar_entry_t* e = dataset->archive.bytes ? &dataset->archive.entries[i] : NULL;
+    FILE* file = e ? fmemopen((void*)(dataset->archive.bytes + e->begin), (size_t)e->length, "rb")
+                   : fopen(dataset->paths[i], "rb");
+    if (!file) return 0;
+    int known = image_read_size(file, height, width);
+    fclose(file);
+    return known;
+}

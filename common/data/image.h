@@ -316,12 +316,48 @@ static inline int image_load(image_t* image, const char* path, char* error) {
     return loaded;
 }
 
+// The height and width that the frame header of a JPEG tells: its segments are stepped over up to that one.
+static inline int image_read_jpeg_size(FILE* file, int* height, int* width) {
+    uint8_t head[9];
+    for (int segment = 0; segment < 1000 && fread(head, 1, 4, file) == 4; segment++) {
+        while (head[0] == 0xFF && head[1] == 0xFF) { // padding
+            memmove(head + 1, head + 2, 2);
+            if (fread(head + 3, 1, 1, file) != 1) return 0;
+        }
+        int marker = head[1], length = head[2] << 8 | head[3];
+        int frame = marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC;
+        if (head[0] != 0xFF || marker == 0xDA || length < 2) return 0;
+        if (frame) {
+            if (fread(head, 1, 5, file) != 5) return 0;
+            *height = head[1] << 8 | head[2];
+            *width = head[3] << 8 | head[4];
+            return 1;
+        }
+        if (fseek(file, length - 2, SEEK_CUR)) return 0;
+    }
+    return 0;
+}
+
+// Height and width of the image in a file that is open at its beginning, from its header: a few reads, and nothing is
+// decoded. 0: the header tells none that image_decode would take.
+static inline int image_read_size(FILE* file, int* height, int* width) {
+    uint8_t magic[2];
+    int channels = 0, known = 0;
+    if (fread(magic, 1, 2, file) != 2) return 0;
+    if (image_is_jpeg(magic, 2)) known = image_read_jpeg_size(file, height, width);
+    else if (!fseek(file, 0, SEEK_SET)) known = stbi_info_from_file(file, width, height, &channels);
+    int most = STBI_MAX_DIMENSIONS;
+    return known && *height >= 1 && *width >= 1 && *height <= most && *width <= most &&
+           (size_t)*height * *width <= IMAGE_MAX_PIXELS;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Resizing and cropping
 
-// The size of an image whose shorter side becomes `side`, aspect kept, the other rounded half to even.
-static inline void short_side_size(int height, int width, int side, int* new_height, int* new_width) {
-    double scale = (double)side / (height < width ? height : width);
+// The size of an image that just covers H x W, aspect kept: one side fits, the other is rounded half to even. To cover
+// a square is to give the shorter side its length.
+static inline void cover_size(int height, int width, int H, int W, int* new_height, int* new_width) {
+    double scale = fmax((double)H / height, (double)W / width);
     *new_height = (int)nearbyint(height * scale);
     *new_width = (int)nearbyint(width * scale);
 }
@@ -375,7 +411,7 @@ static inline void image_resize_crop(uint8_t* out, // (out_height, out_width, 3)
 // The whole image with its shorter side resized to `side`.
 static inline image_t image_resize_short_side(const image_t* in, int side) {
     int height, width;
-    short_side_size(in->height, in->width, side, &height, &width);
+    cover_size(in->height, in->width, side, side, &height, &width);
     image_t out = image_create(height, width);
     image_resize_crop(out.pixels, in, height, width, 0, 0, height, width, 0);
     return out;

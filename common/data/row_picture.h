@@ -45,6 +45,16 @@ static inline uint8_t* row_picture_add(row_picture_t* p, const char* name) {
     return p->cells + (size_t)row * p->columns * p->H * p->W * 3;
 }
 
+// An image into the middle of a cell that is at least as large; around it the cell is white.
+static inline void row_picture_centre(uint8_t* cell, int H, int W,                   // (H, W, 3)
+                                      const uint8_t* image, int height, int width) { // (height, width, 3)
+    size_t row = (size_t)width * 3;
+    memset(cell, 255, (size_t)H * W * 3);
+    for (int y = 0; y < height; y++) {
+        memcpy(cell + ((size_t)((H - height) / 2 + y) * W + (W - width) / 2) * 3, image + y * row, row);
+    }
+}
+
 // The whole picture; letters grow with the images. To be freed by image_free.
 static inline image_t row_picture_page(const row_picture_t* p) {
     int zoom = p->H < 100 ? 3 : 1, margin = 0, scale = (p->H * zoom + 40) / 64;

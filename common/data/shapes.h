@@ -1,5 +1,6 @@
 // shapes.h: the drawn data set: ten classes of coloured shapes on textured grounds, 32 x 32. Sample i of a split is a
-// function of (split, i) alone: class i % 10, everything else from Philox. Look next at common/data/dataset.h, the user.
+// function of (split, i) alone: class i % 10, everything else from Philox. Look next at common/data/dataset.h, the
+// user.
 #pragma once
 #include <math.h>
 #include <stdint.h>

@@ -132,7 +132,7 @@ static inline void eval_probe_train_augmented(eval_probe_t* p, const dataset_t* 
     double* numbers = (double*)malloc_check(B * sizeof(double), "labels");
     int* labels = (int*)malloc_check(B * sizeof(int), "labels");
     dataloader_t loader;
-    dataloader_options_t options = {B, p->tokenizer->H, 1, 1, 1, c->rank, c->size, 4, o->seed};
+    dataloader_options_t options = {B, p->tokenizer->H, 1, 1, 1, c->rank, c->size, 4, o->seed, NULL};
     dataloader_open(&loader, train, &options, 0);
     progress_t progress = progress_begin("probe", (double)steps, comm_is_first(c));
     for (size_t step = 0; step < steps; step++) {

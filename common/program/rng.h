@@ -44,7 +44,8 @@ enum {
     RANDOM_SUBSETS = 11,   // subsets of images that a metric is computed on
     RANDOM_POSITIONS = 12, // the position, and the flip, at which an image's latent is looked at
     RANDOM_SHEET = 13,     // the images that a picture of middling ones is chosen from
-    RANDOM_REPLACEMENT = 14 // the images that take the place of damaged ones
+    RANDOM_REPLACEMENT = 14, // the images that take the place of damaged ones
+    RANDOM_BUCKETS = 17    // which size of images a step has
 };
 
 typedef struct { uint32_t v[4]; } philox4_t; // four words of 32 random bits

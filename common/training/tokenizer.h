@@ -23,9 +23,9 @@
 // and only a_nll + omega_g a_gan goes down the decoder. Stage 2 needs |d nll / d W_e| as well, that is a_nll alone at
 // z: a second stream of data gradients (no weight gradients) goes down beside the first.
 //
-// Images of a step have one size, but steps may differ in it: whoever plans several sizes before the memory is allocated
-// turns from one to another with tokenizer_resize. Nothing of the model changes but the position table, which the encoder
-// resamples in every forward anyway.
+// Images of a step have one size, but steps may differ in it: whoever plans several sizes before the memory is
+// allocated turns from one to another with tokenizer_resize. Nothing of the model changes but the position table, which
+// the encoder resamples in every forward anyway.
 //
 // What a step does: tokenizer_gradients (forward, both backwards: of the tokenizer and of the discriminator), then
 // tokenizer_update. Nothing in it allocates or waits; tokenizer_read brings the losses to the host.

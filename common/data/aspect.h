@@ -1,0 +1,161 @@
+// aspect.h: images that keep their aspect ratio, in batches of one size.
+//
+// The shorter side becomes `side`. The longer one keeps its proportion, up to `longest`, and is cropped to a multiple
+// of `step`, so that no more than step - 1 pixels are lost and nothing is distorted. With side 256, step 16 and a ratio
+// of 2 there are 33 sizes: 256 x 256, ..., 256 x 512 and 512 x 256. What is longer than that loses its ends. The images
+// of one size are a bucket, and the images of a step come from one bucket: networks take all of them in one pass.
+//
+// Which bucket. Bucket k of n_k images is an endless stream, epoch behind epoch, each in another order. Epoch e over
+// all images takes from it the batches floor((e n_k + r_k) / B) up to floor(((e + 1) n_k + r_k) / B), and the batches
+// of all buckets in an order by lot. So a step is a function of the seed and its number alone, found without going
+// through the steps before; each image is seen as often as any other; batches run across the end of an epoch, and
+// nothing is left over. The lot r_k in [0, B) gives a bucket of one image its turn in one epoch of B, whichever. A
+// bucket of fewer images than a batch fills it with further epochs of itself: an image then is in that batch more than
+// once, as with any data set that is smaller than a batch.
+//
+// With a ratio of 1 there is one bucket, of squares: then batch s is the batch of step s.
+// Look next at common/data/image_sizes.h, which tells the images' sizes, and at common/data/dataloader.h, the user.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+// defines: fatal, malloc_check, calloc_check
+#include "common/program/log.h"
+// defines: random_permute, random_below, RANDOM_BUCKETS
+#include "common/program/rng.h"
+
+typedef struct {
+    int H, W;
+    size_t first, count; // its images are members[first], ..., members[first + count - 1]
+} aspect_bucket_t;
+
+typedef struct {
+    int side, step, longest;  // pixels: the shorter side; what sides are multiples of; the longer side at most
+    int count;                // sizes
+    aspect_bucket_t* buckets; // (count) the square, then wide ones, then tall ones, each from short to long
+    size_t images;            // in all buckets
+    uint32_t* members;        // (images) their numbers in the data set; NULL: all of it, in its own order
+    size_t cut;               // images that lose their ends, since they are longer than `longest`
+} aspect_t;
+
+// A step's batch: number `batch` of the endless stream of a bucket.
+typedef struct {
+    int bucket;
+    uint64_t batch;
+} aspect_step_t;
+
+static inline void aspect_close(aspect_t* a) {
+    free(a->buckets);
+    free(a->members);
+    memset(a, 0, sizeof *a);
+}
+
+// The sizes, without images. `ratio` is that of the longest to the shortest side, at least 1.
+static inline void aspect_open(aspect_t* a, int side, int step, double ratio) {
+    memset(a, 0, sizeof *a);
+    a->side = side;
+    a->step = step;
+    a->longest = side + (int)((side * ratio - side) / step) * step;
+    int more = (a->longest - side) / step;
+    a->count = 1 + 2 * more;
+    a->buckets = (aspect_bucket_t*)calloc_check((size_t)a->count, sizeof *a->buckets, "the sizes of images");
+    for (int k = 0; k < a->count; k++) {
+        int tall = k > more, size = side + (tall ? k - more : k) * step;
+        a->buckets[k].H = tall ? size : side;
+        a->buckets[k].W = tall ? side : size;
+    }
+}
+
+// Squares of all images of a data set.
+static inline void aspect_open_squares(aspect_t* a, int side, size_t images) {
+    aspect_open(a, side, 1, 1);
+    a->images = a->buckets[0].count = images;
+}
+
+// What the longer side of an image becomes with the shorter one at a->side, before it is cropped.
+static inline double aspect_long_side(const aspect_t* a, int height, int width) {
+    int shorter = height < width ? height : width, longer = height < width ? width : height;
+    return nearbyint(longer * ((double)a->side / shorter));
+}
+
+// The bucket of an image of this size.
+static inline int aspect_bucket(const aspect_t* a, int height, int width) {
+    int more = (a->longest - a->side) / a->step;
+    double steps = floor((aspect_long_side(a, height, width) - a->side) / a->step);
+    int k = steps > more ? more : (int)steps;
+    return k && height > width ? more + k : k;
+}
+
+// Fills the buckets with the images of these sizes. Those without a size are in none.
+static inline void aspect_fill(aspect_t* a, const int* sizes, size_t count) { // (count, 2) height, width; 0: unknown
+    if (count > UINT32_MAX) fatal("%zu images are too many for batches by aspect ratio", count);
+    a->images = a->cut = 0;
+    for (int k = 0; k < a->count; k++) a->buckets[k].count = 0;
+    for (size_t i = 0; i < count; i++) {
+        int height = sizes[2 * i], width = sizes[2 * i + 1];
+        if (!height) continue;
+        a->buckets[aspect_bucket(a, height, width)].count++;
+        a->cut += aspect_long_side(a, height, width) >= a->longest + a->step;
+        a->images++;
+    }
+    a->members = (uint32_t*)malloc_check(a->images * sizeof(uint32_t), "the images of each size");
+    size_t at = 0;
+    for (int k = 0; k < a->count; k++) {
+        a->buckets[k].first = at;
+        at += a->buckets[k].count;
+        a->buckets[k].count = 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!sizes[2 * i]) continue;
+        aspect_bucket_t* b = &a->buckets[aspect_bucket(a, sizes[2 * i], sizes[2 * i + 1])];
+        a->members[b->first + b->count++] = (uint32_t)i;
+    }
+}
+
+// Member i of all buckets: a number in the data set.
+static inline size_t aspect_member(const aspect_t* a, size_t i) { return a->members ? a->members[i] : i; }
+
+// Pixels of the largest size.
+static inline size_t aspect_pixels(const aspect_t* a) { return (size_t)a->side * a->longest; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The order of batches
+
+// Batches of bucket k before epoch e.
+static inline uint64_t aspect_batches_before(const aspect_t* a, int k, uint64_t seed, int batch, uint64_t e) {
+    const uint64_t lots = (uint64_t)1 << 55; // no epoch, so that these lots are not those of an epoch's order
+    uint64_t lot = a->count > 1 ? random_below(seed, RANDOM_BUCKETS, lots, (uint64_t)k, (uint32_t)batch) : 0;
+    return (e * a->buckets[k].count + lot) / (uint64_t)batch;
+}
+
+static inline uint64_t aspect_steps_before(const aspect_t* a, uint64_t seed, int batch, uint64_t e) {
+    uint64_t steps = 0;
+    for (int k = 0; k < a->count; k++) steps += aspect_batches_before(a, k, seed, batch, e);
+    return steps;
+}
+
+// The batch of step s, of `batch` images over all processes.
+static inline aspect_step_t aspect_of_step(const aspect_t* a, uint64_t seed, int batch, uint64_t s) {
+    aspect_step_t at = {0, s};
+    if (a->count == 1) return at;
+    uint64_t e = 0, end = 1; // the epoch e that has step s: the last one with no more than s steps before it
+    while (aspect_steps_before(a, seed, batch, end) <= s) end *= 2;
+    while (end - e > 1) {
+        uint64_t middle = e + (end - e) / 2;
+        if (aspect_steps_before(a, seed, batch, middle) <= s) e = middle;
+        else end = middle;
+    }
+    uint64_t before = aspect_steps_before(a, seed, batch, e), n = aspect_steps_before(a, seed, batch, e + 1) - before;
+    uint64_t place = random_permute(seed, RANDOM_BUCKETS, e, s - before, n);
+    for (int k = 0; k < a->count; k++) {
+        uint64_t first = aspect_batches_before(a, k, seed, batch, e);
+        uint64_t batches = aspect_batches_before(a, k, seed, batch, e + 1) - first;
+        at.bucket = k;
+        at.batch = first + place;
+        if (place < batches) break;
+        place -= batches;
+    }
+    return at;
+}
