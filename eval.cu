@@ -1,6 +1,7 @@
 // eval.cu: measures tokenizers and what is generated in their latent space, as the paper does.
 //
 //     ./eval -recon  -tokenizer runs/mini/stage3.safetensors       rFID, PSNR, SSIM, LPIPS
+//     ./eval -recon  -tokenizer A -image PHOTO.jpg -out BESIDE.png one image of any size and what becomes of it
 //     ./eval -probe  -tokenizer A,B,C                              linear probe on the frozen latent
 //     ./eval -latent -tokenizer A,B,C                              Table 16, PCA pictures
 //     ./eval -gen    -dit runs/mini/dit.safetensors                gFID, sFID, IS, precision, recall, KID
@@ -21,6 +22,8 @@
 #include "common/measures/eval_options.h"
 // defines: eval_gen
 #include "common/measures/eval_gen.h"
+// defines: eval_image
+#include "common/measures/eval_image.h"
 // defines: eval_latent
 #include "common/measures/eval_latent.h"
 // defines: eval_probe
@@ -79,18 +82,33 @@ static lpips_config_t lpips_config_of(const char* path) {
     return config.slices ? config : vgg16_config();
 }
 
-static perceptual_t* open_lpips(eval_t* e, int H, int W) {
+// LPIPS's network for so many images of H x W at a time; NULL where its weights are not given.
+static perceptual_t* open_lpips(eval_t* e, int batch, int H, int W) {
     static perceptual_t p;
     static int is_open;
     const eval_options_t* o = &e->options;
     if (!o->lpips_weights[0]) return NULL;
-    if (is_open && p.H == H && p.W == W) return &p;
+    if (is_open && p.batch == batch) {
+        perceptual_resize(&p, H, W);
+        return &p;
+    }
     if (!strchr(o->lpips_weights, ',')) need_file(e, "lpips_weights", o->lpips_weights, "VGG16 and LPIPS' heads");
     if (is_open) perceptual_close(&p);
-    perceptual_open(&p, lpips_config_of(o->lpips_weights), o->batch, H, W);
+    perceptual_open(&p, lpips_config_of(o->lpips_weights), batch, H, W);
     weights_load_lpips(&p.params, o->lpips_weights);
     is_open = 1;
     return &p;
+}
+
+// -recon -image of all tokenizers, by the first process. LPIPS's network turns to the image's size by itself.
+static void measure_image(eval_t* e, char** paths, int n) {
+    const eval_options_t* o = &e->options;
+    if (!comm_is_first(&e->comm)) return;
+    need_file(e, "image", o->image, "a JPEG, PNG, BMP or PPM");
+    for (int i = 0; i < n; i++) {
+        need_file(e, "tokenizer", paths[i], "a checkpoint of train_tokenizer, an exported file, or VA-VAE's");
+    }
+    eval_image(e, paths, n, open_lpips(e, 1, 32, 32));
 }
 
 // -recon, -probe, -latent of each tokenizer.
@@ -103,7 +121,7 @@ static void measure_tokenizers(eval_t* e, char** paths, int n) {
         need_file(e, "tokenizer", paths[i], "a checkpoint of train_tokenizer, an exported file, or VA-VAE's");
         autoencoder_open(&a, paths[i], (autoencoder_weights_t)o->tokenizer_weights, o->batch, 1, o->recon);
         if (o->recon) {
-            eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, a.H, a.W), &shared);
+            eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, o->batch, a.H, a.W), &shared);
         }
         if (o->probe) eval_probe(e, paths[i], &a);
         if (o->latent) eval_latent(e, paths[i], &a, &picture, i == 0, i == n - 1);
@@ -164,6 +182,11 @@ static void parse(eval_t* e, int argc, char** argv) {
     if (o->raw && !o->gen && !o->sweep) {
         fatal("-raw is about the weights of a DiT, and none is measured; a tokenizer's: -tokenizer_weights raw");
     }
+    int others = o->gen || o->probe || o->latent || o->sweep;
+    if (o->image[0] && (!o->recon || others)) fatal("-image %s is for -recon alone; leave the other out", o->image);
+    if (o->crop == CROP_ASPECT && (o->gen || o->probe || o->sweep)) {
+        fatal("-crop aspect is for -recon and -latent: -gen, -sweep and -probe compare images of one size");
+    }
     if (o->sweep) eval_sweep_check(e);
     e->report.json_path = o->json;
 }
@@ -186,7 +209,8 @@ int main(int argc, char** argv) {
     comm_attach(&e.comm, e.stream);
     char *text = strdup(o->tokenizer), *paths[MAX_TOKENIZERS];
     int n = split_paths(text, paths);
-    if (o->recon || o->probe || o->latent) measure_tokenizers(&e, paths, n);
+    if (o->image[0]) measure_image(&e, paths, n);
+    else if (o->recon || o->probe || o->latent) measure_tokenizers(&e, paths, n);
     if (o->gen || o->sweep) measure_samples(&e, paths[n - 1]);
     report_tables(&e.report);
     report_free(&e.report);

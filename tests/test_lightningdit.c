@@ -473,7 +473,7 @@ void run_wrong_width(const char* id) {
 }
 void run_large_batch(const char* id) {
     lightningdit_t m;
-    plan_t keep = {NULL, 0, 0, 0, 0, 0, NULL};
+    plan_t keep = {NULL, 0, 0, 0, 0, 0, 0, NULL};
     memset(&m, 0, sizeof m);
     m.config = bed_config(id, "");
     lightningdit_plan(&m, &keep, 2, 1);

@@ -408,6 +408,14 @@ static inline void image_resize_crop(uint8_t* out, // (out_height, out_width, 3)
     free(taps);
 }
 
+// The middle of the image, resized until it just covers H x W.
+static inline void image_centre_cover(uint8_t* out, // (H, W, 3)
+                                      const image_t* in, int H, int W) {
+    int height, width;
+    cover_size(in->height, in->width, H, W, &height, &width);
+    image_resize_crop(out, in, height, width, (height - H) / 2, (width - W) / 2, H, W, 0);
+}
+
 // The whole image with its shorter side resized to `side`.
 static inline image_t image_resize_short_side(const image_t* in, int side) {
     int height, width;

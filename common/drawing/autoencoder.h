@@ -6,6 +6,8 @@
 //     const floatX* image = autoencoder_decode(&a, z, n, s);      // -> (n, H, W, 3), about [-1, 1]
 //     autoencoder_close(&a);
 //
+// Images of another size than the training's, square or not: autoencoder_resize.
+//
 // It opens a checkpoint of train_tokenizer, of which it takes the averaged weights where the stage averaged a tensor, or
 // the raw ones, or those of the other average; or an exported file. Low-rank pairs (common/models/lora.h) are merged
 // into the weights while they are read. The latent is what the adapter gives; a model of latents normalises it by
@@ -251,6 +253,14 @@ static inline void autoencoder_name(autoencoder_t* a, const safetensors_t* f, ui
     snprintf(a->fingerprint, sizeof a->fingerprint, "%s", original);
 }
 
+// Takes memory for the size that is set, unless there is enough, and sets every pointer.
+static inline void autoencoder_place(autoencoder_t* a) {
+    plan_allocate(&a->plan, "activations");
+    plan_allocate(&a->work, "working memory");
+    plan_allocate(&a->folded, "the encoder's folded weights");
+    if (a->encode && !a->ldm) a->latent = a->adapter.z;
+}
+
 // Allocates what the configured models need. `all` receives the tensors of both halves.
 static inline void autoencoder_allocate(autoencoder_t* a, param_table_t* all, int encode, int decode) {
     a->encode = encode;
@@ -259,10 +269,7 @@ static inline void autoencoder_allocate(autoencoder_t* a, param_table_t* all, in
     autoencoder_register(a, &a->params.table, encode, decode);
     autoencoder_plan(a);
     params_allocate(&a->params, a->params.table.total, 0, "the tokenizer's parameters");
-    plan_allocate(&a->plan, "activations");
-    plan_allocate(&a->work, "working memory");
-    plan_allocate(&a->folded, "the encoder's folded weights");
-    if (encode && !a->ldm) a->latent = a->adapter.z;
+    autoencoder_place(a);
     // the fold reads full-precision weights: where the operations read others, both are kept until then
     if (encode && !a->ldm && a->encoder.fold) params_keep_frozen(&a->params, "the tokenizer in full precision");
     a->mean = (floatS*)malloc_check(2 * a->z * sizeof(floatS), "latent statistics");
@@ -328,6 +335,22 @@ void autoencoder_open_sized(autoencoder_t* a, const char* path, autoencoder_weig
 void autoencoder_open(autoencoder_t* a, const char* path, autoencoder_weights_t weights, int batch, int encode,
                       int decode) {
     autoencoder_open_sized(a, path, weights, 0, batch, encode, decode);
+}
+
+// Pixels of a latent position, each way: what height and width are multiples of.
+static inline int autoencoder_factor(const autoencoder_t* a) { return 1 << (a->decoder.config.levels - 1); }
+
+// Turns to images of H x W, any multiples of that.
+void autoencoder_resize(autoencoder_t* a, int H, int W) {
+    int factor = autoencoder_factor(a);
+    if (a->H == H && a->W == W) return;
+    autoencoder_check_size(&a->decoder.config, H, W);
+    a->H = H;
+    a->W = W;
+    a->GH = H / factor;
+    a->GW = W / factor;
+    autoencoder_plan(a);
+    autoencoder_place(a);
 }
 
 void autoencoder_close(autoencoder_t* a) {

@@ -39,6 +39,7 @@ typedef struct {
 typedef struct {
     row_picture_t rows;
     int columns, images[SPACE_IMAGES];
+    int H[SPACE_IMAGES], W[SPACE_IMAGES]; // of each image, as the first tokenizer takes it
 } space_picture_t;
 
 typedef struct {
@@ -50,8 +51,21 @@ typedef struct {
     latent_measures_t measures;
     floatS *latents, *flipped, *tokens; // of a batch, on the host
     uint8_t* mirrored;
-    floatS *shown, *shown_tokens; // (columns, ...) of the picture's images
+    size_t latent, token;         // room for the largest image's latent, and for its tokens
+    floatS *shown, *shown_tokens; // (columns, ...) of the picture's images, each in that room
 } space_t;
+
+// Turns to the tokenizer's size of images.
+static inline void space_encoder_resize(space_encoder_t* n, const eval_options_t* o, const autoencoder_t* a) {
+    size_t values = (size_t)o->batch * a->H * a->W * 3;
+    plan_again(&n->plan), plan_again(&n->work);
+    vit_plan(&n->vit, &n->plan, o->batch, a->H, a->W, a->H / a->GH, 0);
+    vit_plan_work(&n->vit, &n->work);
+    plan_uint8(&n->plan, &n->bytes, values, "images (bytes)");
+    plan_floatX(&n->plan, &n->x, values, "images");
+    plan_allocate(&n->plan, "the encoder");
+    plan_allocate(&n->work, "the encoder");
+}
 
 static inline void space_encoder_open(space_encoder_t* n, const eval_options_t* o, const autoencoder_t* a) {
     memset(n, 0, sizeof *n);
@@ -59,12 +73,7 @@ static inline void space_encoder_open(space_encoder_t* n, const eval_options_t* 
     vit_register(&n->vit, &n->params.table, "");
     params_allocate(&n->params, n->params.table.total, 0, "the encoder");
     weights_load_vit(&n->params, &n->vit.config, "", o->encoder_weights);
-    vit_plan(&n->vit, &n->plan, o->batch, a->H, a->W, a->H / a->GH, 0);
-    vit_plan_work(&n->vit, &n->work);
-    plan_uint8(&n->plan, &n->bytes, (size_t)o->batch * a->H * a->W * 3, "images (bytes)");
-    plan_floatX(&n->plan, &n->x, (size_t)o->batch * a->H * a->W * 3, "images");
-    plan_allocate(&n->plan, "the encoder");
-    plan_allocate(&n->work, "the encoder");
+    space_encoder_resize(n, o, a);
 }
 
 static inline void space_encoder_close(space_encoder_t* n) {
@@ -95,13 +104,15 @@ static inline void space_open(space_t* p, eval_t* e, autoencoder_t* a) {
     p->D = p->has_encoder ? p->encoder.vit.config.dim : a->ldm ? 0 : a->encoder.config.dim;
     image_source_dataset(&p->set, eval_data(o, a->data), SPLIT_VAL, (crop_t)o->crop, a->H);
     image_source_limit(&p->set, (size_t)o->latent_images);
-    size_t n = p->set.count;
-    size_t B = (size_t)o->batch, latent = autoencoder_latent_values(a), tokens = (size_t)a->GH * a->GW * p->D;
+    if (o->crop == CROP_ASPECT) image_source_keep_aspect(&p->set, &e->comm, autoencoder_factor(a), o->aspect);
+    size_t n = p->set.count, B = (size_t)o->batch, pixels = image_source_pixels(&p->set);
+    size_t positions = pixels / autoencoder_factor(a) / autoencoder_factor(a);
+    size_t latent = p->latent = positions * a->z, tokens = p->token = positions * p->D;
     latent_measures_open(&p->measures, (int)n, a->GH, a->GW, a->z, p->D, o->draws, 1, o->seed);
     p->latents = (floatS*)malloc_check(B * latent * sizeof(floatS), "latents");
     p->flipped = (floatS*)malloc_check(B * latent * sizeof(floatS), "latents");
     p->tokens = (floatS*)malloc_check(B * tokens * sizeof(floatS), "tokens");
-    p->mirrored = (uint8_t*)malloc_check(B * a->H * a->W * 3, "mirrored images");
+    p->mirrored = (uint8_t*)malloc_check(B * pixels * 3, "mirrored images");
     p->shown = (floatS*)calloc_check(SPACE_IMAGES * latent, sizeof(floatS), "latents");
     p->shown_tokens = (floatS*)calloc_check(SPACE_IMAGES * tokens, sizeof(floatS), "tokens");
 }
@@ -145,32 +156,49 @@ static inline void space_check(space_t* p, const image_batch_t* b) {
     }
 }
 
+// The latents and tokens of a batch, to be measured and some of them shown.
+static inline void space_add(space_t* p, const image_batch_t* b, const space_picture_t* picture) {
+    autoencoder_t* a = p->tokenizer;
+    int positions = a->GH * a->GW;
+    size_t latent = autoencoder_latent_values(a), tokens = (size_t)positions * p->D;
+    p->measures.GH = a->GH;
+    p->measures.GW = a->GW;
+    for (int i = 0; i < b->count; i++) {
+        latent_measures_add(&p->measures, (int)b->numbers[i], p->latents + i * latent, p->flipped + i * latent,
+                            p->tokens + i * tokens, positions);
+        for (int k = 0; k < picture->columns; k++) {
+            if ((size_t)picture->images[k] != b->numbers[i]) continue;
+            memcpy(p->shown + k * p->latent, p->latents + i * latent, latent * sizeof(floatS));
+            memcpy(p->shown_tokens + k * p->token, p->tokens + i * tokens, tokens * sizeof(floatS));
+        }
+    }
+}
+
+// All images of this process, one size after the other.
 static inline void space_measure(space_t* p, const space_picture_t* picture) {
     const eval_options_t* o = &p->e->options;
     comm_t* c = &p->e->comm;
     autoencoder_t* a = p->tokenizer;
-    int positions = a->GH * a->GW;
-    size_t latent = autoencoder_latent_values(a), tokens = (size_t)positions * p->D;
+    int H = a->H, W = a->W;
+    size_t begin, end, step = (size_t)o->batch * c->size;
     image_batch_t b = image_batch_create(&p->set, o->batch);
     progress_t progress = progress_begin("latent", (double)p->set.count, comm_is_first(c));
-    for (size_t first = c->rank; first < p->set.count; first += (size_t)o->batch * c->size) {
-        if (!image_source_read(&p->set, &b, first, o->batch, c->size)) continue;
-        space_encode(p, &b);
-        space_check(p, &b);
-        for (int i = 0; i < b.count; i++) {
-            latent_measures_add(&p->measures, (int)b.numbers[i], p->latents + i * latent, p->flipped + i * latent,
-                                p->tokens + i * tokens, positions);
-            for (int k = 0; k < picture->columns; k++) {
-                if ((size_t)picture->images[k] != b.numbers[i]) continue;
-                memcpy(p->shown + k * latent, p->latents + i * latent, latent * sizeof(floatS));
-                memcpy(p->shown_tokens + k * tokens, p->tokens + i * tokens, tokens * sizeof(floatS));
-            }
+    for (int k = 0; k < image_source_sizes(&p->set); k++) {
+        if (!image_source_turn(&p->set, k, &begin, &end)) continue;
+        autoencoder_resize(a, p->set.H, p->set.W);
+        if (p->has_encoder) space_encoder_resize(&p->encoder, o, a);
+        for (size_t first = begin + c->rank; first < end; first += step) {
+            if (!image_source_read(&p->set, &b, first, o->batch, c->size)) continue;
+            space_encode(p, &b);
+            space_check(p, &b);
+            space_add(p, &b, picture);
+            progress_say(&progress, (double)(first + step));
         }
-        progress_say(&progress, (double)(first + (size_t)o->batch * c->size));
     }
+    autoencoder_resize(a, H, W);
     latent_measures_combine(&p->measures, c);
-    comm_sum_floats_host(c, p->shown, SPACE_IMAGES * latent);
-    comm_sum_floats_host(c, p->shown_tokens, SPACE_IMAGES * tokens);
+    comm_sum_floats_host(c, p->shown, SPACE_IMAGES * p->latent);
+    comm_sum_floats_host(c, p->shown_tokens, SPACE_IMAGES * p->token);
     image_batch_free(&b);
 }
 
@@ -190,28 +218,46 @@ static inline void space_tsne_progress(void* said, int draw, int draws, int iter
 // ---------------------------------------------------------------------------------------------------------------------
 // The picture
 
-static inline void space_picture_row(space_picture_t* t, const char* name, const floatS* maps, // (columns, GH, GW, d)
-                                     int GH, int GW, int d, int joint) {
-    size_t map = (size_t)GH * GW * d, cell = (size_t)t->rows.H * t->rows.W * 3;
+// A row: what a tokenizer, or the encoder, makes of the columns' images. maps: each with room for the largest.
+static inline void space_picture_row(space_picture_t* t, const char* name, const space_t* p,
+                                     const floatS* maps, size_t room, int d, int joint) { // (columns, room)
+    size_t cell = (size_t)t->rows.H * t->rows.W * 3, all = 0;
+    int GH[SPACE_IMAGES], GW[SPACE_IMAGES], factor = autoencoder_factor(p->tokenizer);
     uint8_t* row = row_picture_add(&t->rows, name);
+    uint8_t* drawn = (uint8_t*)malloc_check(cell, "a picture");
+    floatS* packed = (floatS*)malloc_check(t->columns * room * sizeof(floatS), "maps"); // without the room between them
     pca_colours_t colours;
-    if (joint) pca_colours_fit(&colours, maps, t->columns * GH * GW, d, PCA_PERCENT);
     for (int k = 0; k < t->columns; k++) {
-        if (!joint) pca_colours_fit(&colours, maps + k * map, GH * GW, d, PCA_PERCENT);
-        pca_colours_picture(row + k * cell, &colours, maps + k * map, GH, GW, t->rows.H / GH);
+        image_source_size(&p->set, (size_t)t->images[k], &GH[k], &GW[k]);
+        GH[k] /= factor, GW[k] /= factor;
+        size_t n = (size_t)GH[k] * GW[k];
+        memcpy(packed + all * d, maps + k * room, n * d * sizeof(floatS));
+        all += n;
+    }
+    if (joint) pca_colours_fit(&colours, packed, (int)all, d, PCA_PERCENT);
+    for (int k = 0; k < t->columns; k++) {
+        int high = t->H[k] / GH[k], wide = t->W[k] / GW[k], side = high < wide ? high : wide;
+        if (!joint) pca_colours_fit(&colours, maps + k * room, GH[k] * GW[k], d, PCA_PERCENT);
+        pca_colours_picture(drawn, &colours, maps + k * room, GH[k], GW[k], side);
+        row_picture_centre(row + k * cell, t->rows.H, t->rows.W, drawn, GH[k] * side, GW[k] * side);
         if (!joint) pca_colours_close(&colours);
     }
     if (joint) pca_colours_close(&colours);
+    free(packed);
+    free(drawn);
 }
 
 // The first row: the images themselves.
 static inline void space_picture_open(space_picture_t* t, const eval_options_t* o, image_source_t* set) {
     double numbers[SPACE_IMAGES];
-    size_t cell = (size_t)set->H * set->W * 3;
+    int H, W;
+    size_t begin, end;
     memset(t, 0, sizeof *t);
     if (!o->pca[0] || !o->out[0]) return;
     t->columns = cli_numbers("pca", o->pca, numbers, SPACE_IMAGES);
-    row_picture_open(&t->rows, t->columns, set->H, set->W);
+    image_source_cell(set, &H, &W);
+    row_picture_open(&t->rows, t->columns, H, W);
+    size_t cell = (size_t)H * W * 3;
     uint8_t* row = row_picture_add(&t->rows, "image");
     image_batch_t b = image_batch_create(set, 1);
     for (int k = 0; k < t->columns; k++) {
@@ -219,7 +265,17 @@ static inline void space_picture_open(space_picture_t* t, const eval_options_t* 
             fatal("-pca %s: image %g is not among the %zu that are measured", o->pca, numbers[k], set->count);
         }
         t->images[k] = (int)numbers[k];
-        if (image_source_read(set, &b, (size_t)t->images[k], 1, 1)) memcpy(row + k * cell, b.pixels, cell);
+        image_source_size(set, (size_t)t->images[k], &t->H[k], &t->W[k]);
+    }
+    for (int s = 0; s < image_source_sizes(set); s++) {
+        if (!image_source_turn(set, s, &begin, &end)) continue;
+        for (size_t place = begin; place < end; place++) {
+            for (int k = 0; k < t->columns; k++) {
+                if ((size_t)t->images[k] != image_source_number(set, place)) continue;
+                if (!image_source_read(set, &b, place, 1, 1)) continue;
+                row_picture_centre(row + k * cell, H, W, b.pixels, set->H, set->W);
+            }
+        }
     }
     image_batch_free(&b);
 }
@@ -257,7 +313,8 @@ static inline void space_protocol(const space_t* p, result_t* result, const late
     const eval_options_t* o = &p->e->options;
     const autoencoder_t* a = p->tokenizer;
     report_protocol(result, "images", "%d of %s", m->n, p->set.name);
-    report_protocol(result, "latents", "raw, %d x %d x %d", a->GH, a->GW, a->z);
+    if (o->crop == CROP_ASPECT) report_protocol(result, "latents", "raw, aspect up to %g, %d", o->aspect, a->z);
+    else report_protocol(result, "latents", "raw, %d x %d x %d", a->GH, a->GW, a->z);
     report_protocol(result, "encoder", "%s", p->has_encoder ? o->encoder_weights
                                              : p->D ? "the tokenizer's own" : "none: no CKNNA");
     if (m->k) report_protocol(result, "neighbours", "%d, %s", m->k, o->cknna_clip ? "clipped at .95" : "not clipped");
@@ -286,11 +343,8 @@ static inline void eval_latent(eval_t* e, const char* path, autoencoder_t* token
     space_protocol(&p, result, &scores);
     report_end(&e->report, result);
     if (picture->columns) {
-        space_picture_row(picture, path, p.shown, tokenizer->GH, tokenizer->GW, tokenizer->z,
-                          o->pca_joint);
-        if (last && p.D) {
-            space_picture_row(picture, "encoder", p.shown_tokens, tokenizer->GH, tokenizer->GW, p.D, o->pca_joint);
-        }
+        space_picture_row(picture, path, &p, p.shown, p.latent, tokenizer->z, o->pca_joint);
+        if (last && p.D) space_picture_row(picture, "encoder", &p, p.shown_tokens, p.token, p.D, o->pca_joint);
     }
     space_close(&p);
 }

@@ -22,11 +22,13 @@ typedef struct {
     const char *preset, *inspect, *tokenizer, *dit, *latent_stats, *features, *lpips_weights, *encoder;
     const char *encoder_weights, *data, *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca;
     const char *out, *json;
+    const char* image;
+    int side;
     int recon, gen, probe, latent, sweep, tokenizer_weights, raw;
     int images, reference_images, crop, force, input, n, balanced, steps, solver;
     int cfg_channels, probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k;
     int cknna_clip, draws, pca_joint, lpips_u8, pr_images, pr_fp16, batch, time_limit;
-    double shift, cfg, cfg_start, probe_lr;
+    double aspect, shift, cfg, cfg_start, probe_lr;
     size_t seed;
 } eval_options_t;
 
@@ -109,8 +111,16 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "data set, as for train_tokenizer; its val split is what -recon, -probe and -latent measure on", CLI_SAVED},
         {NULL, "images", CLI_INT, &o->images, "50000", "[2, inf)", "of the val split, by lot if it has more",
          CLI_SAVED},
-        {NULL, "crop", CLI_CHOICE, &o->crop, "adm", "adm|tv",
-         "how an image is cut to a square: ADM's way, or torchvision's Resize and CenterCrop", CLI_SAVED},
+        {NULL, "crop", CLI_CHOICE, &o->crop, "adm", "adm|tv|aspect",
+         "how an image is cut to a square: ADM's way, or torchvision's Resize and CenterCrop; aspect: it is not, as in "
+         "train_tokenizer -preset laion (-recon and -latent)", CLI_SAVED},
+        {NULL, "aspect", CLI_NUMBER, &o->aspect, "2", "[1, 8]",
+         "-crop aspect: the largest ratio of the sides; longer images lose their ends", CLI_SAVED},
+        {NULL, "image", CLI_STRING, &o->image, "", NULL,
+         "-recon of one image, whole, of any size: it and its reconstruction beside each other, to -out FILE.png",
+         CLI_SAVED},
+        {NULL, "side", CLI_INT, &o->side, "0", "[0, 16384]",
+         "-image: pixels that its shorter side is resized to; 0: its own size", CLI_SAVED},
         {NULL, "samples", CLI_STRING, &o->samples, "", NULL,
          "-gen: an .npz file or a folder of images instead of drawing them", CLI_SAVED},
         {NULL, "reference", CLI_STRING, &o->reference, "train", NULL,
@@ -171,7 +181,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "images of the reference for precision, recall and KID, at most, by lot", CLI_SAVED},
         {NULL, "pr_fp16", CLI_BOOL, &o->pr_fp16, "0", NULL, "precision and recall with ADM's 16-bit distances",
          CLI_SAVED},
-        {"Output", "out", CLI_STRING, &o->out, "runs/eval", NULL, "folder for pictures and for what a sweep has done",
+        {"Output", "out", CLI_STRING, &o->out, "runs/eval", NULL,
+         "folder for pictures and for what a sweep has done; with -image, the picture if it ends in .png",
          CLI_NOT_SAVED},
         {NULL, "json", CLI_STRING, &o->json, "", NULL, "file to append a JSON line to for each result", CLI_NOT_SAVED},
         {"Machine", "batch", CLI_INT, &o->batch, "64", "[1, 4096]", "images at a time; results do not depend on it",

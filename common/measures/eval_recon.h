@@ -5,11 +5,12 @@
 //     SSIM    mean over images, torchmetrics' definition
 //     LPIPS   mean over images, of the decoder's output as it comes
 //
-// Originals are the images of the val split, cut to the tokenizer's square; they are the rFID's own reference. Images
-// are shared among the processes by number and summed up in their order, so that scores do not depend on batches or
-// ranks. Of several tokenizers the originals' features are made once. With the scores comes a picture of the worst, the
-// median and the best reconstructions, by PSNR.
-// Look next at common/measures/reconstruction_measures.h and common/measures/frechet.h for the definitions.
+// Originals are the images of the val split, cut to the tokenizer's square, or with -crop aspect in their own shape,
+// whose shorter side is that of the square; they are the rFID's own reference. Images are shared among the processes by
+// number and summed up in their order, so that scores do not depend on batches or ranks. Of several tokenizers the
+// originals' features are made once. With the scores comes a picture of the worst, the median and the best
+// reconstructions, by PSNR. Look next at common/measures/reconstruction_measures.h and common/measures/frechet.h for
+// the definitions.
 #pragma once
 // defines: row_picture_t, row_picture_*
 #include "common/data/row_picture.h"
@@ -21,9 +22,9 @@
 #include "common/measures/frechet.h"
 // defines: feature_net_t, feature_net_run, feature_net_score
 #include "common/measures/image_features.h"
-// defines: image_source_t, image_source_read, image_batch_t
+// defines: image_source_t, image_source_keep_aspect, image_source_turn, image_source_read, image_batch_t
 #include "common/measures/image_source.h"
-// defines: mse_bytes, psnr_summary, score_mean, ssim, perceptual_t, perceptual_distance
+// defines: mse_bytes, psnr_summary, score_mean, ssim, perceptual_t, perceptual_distance, ...
 #include "common/measures/reconstruction_measures.h"
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"
@@ -49,6 +50,8 @@ typedef struct {
     double *read, *mse, *l1, *ssim, *distance; // (images) one after another: sums over ranks are one call
     moments_t original, reconstructed;
     uint64_t hash;       // of the originals
+    int H, W;            // what every image fits into: a cell of the pictures
+    uint8_t* cells;      // (2, H, W, 3) one image and its reconstruction
     uint8_t *first_originals, *first; // (RECON_FIRST, H, W, 3) of the set, and their reconstructions
     eval_sheet_t sheet;
 } recon_t;
@@ -66,6 +69,10 @@ static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, f
     r->shared = shared;
     image_source_dataset(&r->set, eval_data(o, tokenizer->data), SPLIT_VAL, (crop_t)o->crop, tokenizer->H);
     image_source_limit(&r->set, (size_t)o->images);
+    if (o->crop == CROP_ASPECT) {
+        image_source_keep_aspect(&r->set, &e->comm, autoencoder_factor(tokenizer), o->aspect);
+    }
+    image_source_cell(&r->set, &r->H, &r->W);
     r->known = shared->mean && shared->H == tokenizer->H && shared->W == tokenizer->W &&
                !strcmp(shared->set, r->set.name);
     r->images = r->set.count;
@@ -74,12 +81,13 @@ static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, f
     r->l1 = r->mse + r->images;
     r->ssim = r->l1 + r->images;
     r->distance = r->ssim + r->images;
-    size_t image = autoencoder_image_values(tokenizer);
-    r->first_originals = (uint8_t*)calloc_check(2 * RECON_FIRST, image, "a picture");
-    r->first = r->first_originals + RECON_FIRST * image;
+    size_t cell = (size_t)r->H * r->W * 3;
+    r->first_originals = (uint8_t*)calloc_check(2 * RECON_FIRST + 2, cell, "a picture");
+    r->first = r->first_originals + RECON_FIRST * cell;
+    r->cells = r->first + RECON_FIRST * cell;
     if (net && !r->known) moments_open(&r->original, net->dim);
     if (net) moments_open(&r->reconstructed, net->dim);
-    eval_sheet_open(&r->sheet, RECON_COLUMNS, tokenizer->H, tokenizer->W, 1);
+    eval_sheet_open(&r->sheet, RECON_COLUMNS, r->H, r->W, 1);
 }
 
 static inline void recon_close(recon_t* r) {
@@ -139,7 +147,7 @@ static inline void recon_features(recon_t* r, const uint8_t* pixels, int n, mome
 static inline void recon_scores(recon_t* r, const image_batch_t* b, const floatS* original, const floatS* floats,
                                 const uint8_t* bytes, double* distance) {
     const autoencoder_t* a = r->tokenizer;
-    size_t image = autoencoder_image_values(a);
+    size_t image = autoencoder_image_values(a), cell = (size_t)r->H * r->W * 3;
     for (int i = 0; i < b->count; i++) {
         size_t k = b->numbers[i];
         const uint8_t *from = b->pixels + i * image, *to = bytes + i * image;
@@ -148,11 +156,13 @@ static inline void recon_scores(recon_t* r, const image_batch_t* b, const floatS
         r->l1[k] = l1_bytes(to, from, image);
         r->ssim[k] = ssim(floats + i * image, original + i * image, a->H, a->W);
         if (r->lpips) r->distance[k] = distance[i];
+        row_picture_centre(r->cells, r->H, r->W, from, a->H, a->W);
+        row_picture_centre(r->cells + cell, r->H, r->W, to, a->H, a->W);
         if (k < RECON_FIRST) {
-            memcpy(r->first_originals + k * image, from, image);
-            memcpy(r->first + k * image, to, image);
+            memcpy(r->first_originals + k * cell, r->cells, cell);
+            memcpy(r->first + k * cell, r->cells + cell, cell);
         }
-        eval_sheet_offer(&r->sheet, k, psnr_from_mse(r->mse[k]), from, to);
+        eval_sheet_offer(&r->sheet, k, psnr_from_mse(r->mse[k]), r->cells, r->cells + cell);
     }
 }
 
@@ -171,11 +181,19 @@ static inline void recon_lpips(recon_t* r, const image_batch_t* b, const floatX*
     }
 }
 
-// All images of this process.
+// All networks turn to images of H x W.
+static inline void recon_turn(recon_t* r, int H, int W) {
+    autoencoder_resize(r->tokenizer, H, W);
+    if (r->net) feature_net_resize(r->net, H, W);
+    if (r->lpips) perceptual_resize(r->lpips, H, W);
+}
+
+// All images of this process, one size after the other.
 static inline void recon_measure(recon_t* r) {
     const eval_options_t* o = &r->e->options;
     const comm_t* c = &r->e->comm;
-    size_t image = autoencoder_image_values(r->tokenizer), room = o->batch * image;
+    int H = r->tokenizer->H, W = r->tokenizer->W;
+    size_t room = o->batch * image_source_pixels(&r->set) * 3, begin, end, step = (size_t)o->batch * c->size;
     image_batch_t b = image_batch_create(&r->set, o->batch);
     floatS* floats = (floatS*)malloc_check(2 * room * sizeof(floatS), "reconstructions");
     uint8_t* bytes = (uint8_t*)malloc_check(room, "reconstructions");
@@ -183,17 +201,23 @@ static inline void recon_measure(recon_t* r) {
     float* pool = (float*)malloc_check((size_t)o->batch * (r->net ? r->net->dim : 1) * sizeof(float), "features");
     floatX* device = (floatX*)device_malloc(room * sizeof(floatX), "images");
     progress_t p = progress_begin("recon", (double)r->images, comm_is_first(c));
-    for (size_t first = c->rank; first < r->images; first += (size_t)o->batch * c->size) {
-        if (!image_source_read(&r->set, &b, first, o->batch, c->size)) continue;
-        r->hash += image_batch_hash(&b, image);
-        const floatX* reconstructed = recon_images(r, &b, floats, bytes);
-        recon_originals(floats + room, b.pixels, b.count * image);
-        recon_lpips(r, &b, reconstructed, bytes, device, floats + room, distance);
-        recon_scores(r, &b, floats + room, floats, bytes, distance);
-        if (r->net && !r->known) recon_features(r, b.pixels, b.count, &r->original, pool);
-        if (r->net) recon_features(r, bytes, b.count, &r->reconstructed, pool);
-        progress_say(&p, (double)(first + (size_t)o->batch * c->size));
+    for (int k = 0; k < image_source_sizes(&r->set); k++) {
+        if (!image_source_turn(&r->set, k, &begin, &end)) continue;
+        recon_turn(r, r->set.H, r->set.W);
+        size_t image = autoencoder_image_values(r->tokenizer);
+        for (size_t first = begin + c->rank; first < end; first += step) {
+            if (!image_source_read(&r->set, &b, first, o->batch, c->size)) continue;
+            r->hash += image_batch_hash(&b, image);
+            const floatX* reconstructed = recon_images(r, &b, floats, bytes);
+            recon_originals(floats + room, b.pixels, b.count * image);
+            recon_lpips(r, &b, reconstructed, bytes, device, floats + room, distance);
+            recon_scores(r, &b, floats + room, floats, bytes, distance);
+            if (r->net && !r->known) recon_features(r, b.pixels, b.count, &r->original, pool);
+            if (r->net) recon_features(r, bytes, b.count, &r->reconstructed, pool);
+            progress_say(&p, (double)(first + step));
+        }
     }
+    recon_turn(r, H, W);
     device_free(device);
     image_batch_free(&b);
     free(floats);
@@ -227,7 +251,7 @@ static inline double recon_frechet(recon_t* r) {
         free(shared->mean), free(shared->covariance);
         moments_read_new(&r->original, &shared->mean, &shared->covariance);
         snprintf(shared->set, sizeof shared->set, "%s", r->set.name);
-        shared->H = r->set.H, shared->W = r->set.W, shared->hash = r->hash;
+        shared->H = r->tokenizer->H, shared->W = r->tokenizer->W, shared->hash = r->hash;
     }
     if (shared->hash != r->hash) fatal("%s: the images changed between two tokenizers; run again", r->set.name);
     return frechet_of_moments(&r->reconstructed, shared->mean, shared->covariance);
@@ -239,8 +263,11 @@ static inline void recon_protocol(recon_t* r, result_t* result, size_t n) {
     char hash[17];
     report_protocol(result, "images", "%zu", n);
     report_protocol(result, "originals", "%s, hash %s", r->set.name, fingerprint_text(hash, r->hash));
-    report_protocol(result, "size", "%d x %d", a->W, a->H);
-    report_protocol(result, "crop", "%s", o->crop == CROP_ADM ? "ADM centre crop" : "torchvision Resize, CenterCrop");
+    static const char* const crops[3] = {"ADM centre crop", "torchvision Resize, CenterCrop",
+                                         "none: bilinear to the shorter side, then the ends to a multiple of the step"};
+    if (o->crop == CROP_ASPECT) report_protocol(result, "size", "shorter side %d, aspect up to %g", a->H, o->aspect);
+    else report_protocol(result, "size", "%d x %d", a->W, a->H);
+    report_protocol(result, "crop", "%s", crops[o->crop]);
     report_protocol(result, "tokenizer", "%s, stage %d, step %lld", a->fingerprint, a->info.stage,
                     (long long)a->info.step);
     if (a->ldm) report_protocol(result, "latent", "drawn from the posterior, seed %zu", o->seed);
@@ -267,21 +294,14 @@ static inline void recon_picture(recon_t* r, const char* tokenizer, size_t n) {
     free(psnr);
 }
 
-// VGG16's distance is LPIPS; that of the miniature's network has another name.
-static inline const char* recon_lpips_name(const perceptual_t* p) {
-    lpips_config_t full = vgg16_config();
-    return !memcmp(&p->lpips.config, &full, sizeof full) ? "LPIPS" : "LPIPS-mini";
-}
-
 // The first images of the set, and below them what each tokenizer of this size makes of them.
 static inline void recon_add_row(const recon_t* r, row_picture_t* rows, const char* path) {
-    const autoencoder_t* a = r->tokenizer;
-    size_t row = RECON_FIRST * autoencoder_image_values(a);
+    size_t row = RECON_FIRST * (size_t)r->H * r->W * 3;
     if (!rows->rows) {
-        row_picture_open(rows, RECON_FIRST, a->H, a->W);
+        row_picture_open(rows, RECON_FIRST, r->H, r->W);
         memcpy(row_picture_add(rows, "image"), r->first_originals, row);
     }
-    if (rows->H == a->H && rows->W == a->W) memcpy(row_picture_add(rows, path), r->first, row);
+    if (rows->H == r->H && rows->W == r->W) memcpy(row_picture_add(rows, path), r->first, row);
 }
 
 // OUT/reconstructions.png
@@ -310,14 +330,14 @@ static inline void eval_recon(eval_t* e, const char* path, autoencoder_t* tokeni
     if (net) report_score(result, feature_net_score(net, "rFID", name), "%.3f", recon_frechet(&r));
     report_score(result, "PSNR", "%.2f", psnr.psnr);
     report_score(result, "SSIM", "%.4f", score_mean(r.ssim, n));
-    if (lpips) report_score(result, recon_lpips_name(lpips), "%.4f", score_mean(r.distance, n));
+    if (lpips) report_score(result, perceptual_name(lpips), "%.4f", score_mean(r.distance, n));
     report_detail(result, "L1", "%.4f", score_mean(r.l1, n));
     report_detail(result, "PSNR(mse)", "%.2f", psnr.psnr_of_mean_mse);
     recon_protocol(&r, result, n);
     if (psnr.equal) report_protocol(result, "equal to the original", "%zu images, not in the PSNR", psnr.equal);
     report_end(&e->report, result);
     recon_picture(&r, path, n);
-    sheet_share(&e->comm, r.first_originals, 2 * RECON_FIRST * autoencoder_image_values(tokenizer));
+    sheet_share(&e->comm, r.first_originals, 2 * RECON_FIRST * (size_t)r.H * r.W * 3);
     recon_add_row(&r, &shared->rows, path);
     recon_close(&r);
 }

@@ -99,26 +99,25 @@ static inline void feature_net_open_mini(feature_net_t* f, const safetensors_t* 
     static const weights_rule_t rules[] = {
         {"lin*", NULL, PART_WHOLE}, {"head.bias", NULL, PART_WHOLE}, {"*", "*", PART_WHOLE}, {NULL, NULL, PART_WHOLE}};
     f->vgg.config = vgg_config_of_file(file);
-    int slices = f->vgg.config.slices, C = f->vgg.config.channels[slices - 1];
-    int positions = (f->H >> slices) * (f->W >> slices);
-    if (!positions) {
-        fatal("-features %s halves images %d times: those of %d x %d are too small for it", f->path, slices, f->W,
-              f->H);
-    }
+    int C = f->vgg.config.channels[f->vgg.config.slices - 1];
     vgg_register(&f->vgg, &f->params.table, "");
     const st_tensor_t* head = safetensors_find(file, "head.weight");
     f->dim = C;
-    f->spatial = positions * (C < INCEPTION_CHANNELS ? C : INCEPTION_CHANNELS);
-    if (f->spatial > INCEPTION_SPATIAL) {
-        warn("images of %d x %d have %d spatial features in %s, the miniature's network: the sFD-mini is not measured "
-             "(it would take the roots of matrices of that size; images of its own size, 32, have 112)", f->W, f->H,
-             f->spatial, f->path);
-        f->spatial = 0;
-    }
     if (head && head->ndim == 2) f->classes = (int)head->shape[0];
     if (f->classes) f->head = param_matrix(&f->params.table, "head.", "weight", f->classes, C, init_constant(0));
     params_allocate(&f->params, f->params.table.total, 0, "the feature network");
     weights_load_mapped(&f->params, "", f->path, "", rules);
+}
+
+// What depends on the size of the images.
+static inline void feature_net_plan_mini(feature_net_t* f) {
+    int slices = f->vgg.config.slices, positions = (f->H >> slices) * (f->W >> slices);
+    if (!positions) {
+        fatal("-features %s halves images %d times: those of %d x %d are too small for it", f->path, slices, f->W,
+              f->H);
+    }
+    f->spatial = positions * (f->dim < INCEPTION_CHANNELS ? f->dim : INCEPTION_CHANNELS);
+    if (f->spatial > INCEPTION_SPATIAL) f->spatial = 0;
     vgg_plan(&f->vgg, &f->acts, &f->plan, f->batch, f->H, f->W, VGG_KEEP_ALL);
     vgg_plan_work(&f->vgg, &f->plan, f->batch, f->H, f->W);
     plan_floatX(&f->plan, &f->x, (size_t)f->batch * f->H * f->W * 3, "images");
@@ -143,14 +142,32 @@ static inline void feature_net_forward_mini(feature_net_t* f, int n, stream_t s)
 // ---------------------------------------------------------------------------------------------------------------------
 // The network
 
+// Turns to images of H x W.
+void feature_net_resize(feature_net_t* f, int H, int W) {
+    size_t B = (size_t)f->batch;
+    if (f->H == H && f->W == W) return;
+    f->H = H;
+    f->W = W;
+    plan_again(&f->plan);
+    if (f->network == FEATURES_MINI) feature_net_plan_mini(f);
+    else inception_plan(&f->inception, &f->plan, f->batch);
+    size_t most = f->dim > f->spatial ? f->dim : f->spatial;
+    if ((size_t)f->classes > most) most = f->classes;
+    plan_uint8(&f->plan, &f->bytes, B * H * W * 3, "images (bytes)");
+    plan_floatS(&f->plan, &f->pool, B * f->dim, "features");
+    plan_floatS(&f->plan, &f->map, B * f->spatial, "spatial features");
+    plan_floatS(&f->plan, &f->logits, B * f->classes, "logits");
+    plan_allocate(&f->plan, "the feature network");
+    free(f->host);
+    f->host = (floatS*)malloc_check(B * most * sizeof(floatS), "features");
+}
+
 // `f` must stay where it is.
 void feature_net_open(feature_net_t* f, const char* path, int batch, int H, int W) {
     safetensors_t file;
     memset(f, 0, sizeof *f);
     f->path = path;
     f->batch = batch;
-    f->H = H;
-    f->W = W;
     tensor_file_open_or_die(&file, path);
     fingerprint_text(f->hash, feature_net_hash(&file));
     if (safetensors_find(&file, "Mixed_7c.branch_pool.conv.weight")) {
@@ -158,7 +175,6 @@ void feature_net_open(feature_net_t* f, const char* path, int batch, int H, int 
         f->dim = INCEPTION_POOL, f->spatial = INCEPTION_SPATIAL, f->classes = INCEPTION_CLASSES;
         inception_register(&f->inception);
         inception_load(&f->inception, path);
-        inception_plan(&f->inception, &f->plan, batch);
     } else if (safetensors_find(&file, "net.slice1.0.weight")) {
         f->network = FEATURES_MINI;
         feature_net_open_mini(f, &file);
@@ -168,14 +184,11 @@ void feature_net_open(feature_net_t* f, const char* path, int batch, int H, int 
               path, file.n, file.n ? file.tensors[0].name : "none");
     }
     safetensors_close(&file);
-    size_t B = (size_t)batch, most = f->dim > f->spatial ? f->dim : f->spatial;
-    if ((size_t)f->classes > most) most = f->classes;
-    plan_uint8(&f->plan, &f->bytes, B * H * W * 3, "images (bytes)");
-    plan_floatS(&f->plan, &f->pool, B * f->dim, "features");
-    plan_floatS(&f->plan, &f->map, B * f->spatial, "spatial features");
-    plan_floatS(&f->plan, &f->logits, B * f->classes, "logits");
-    plan_allocate(&f->plan, "the feature network");
-    f->host = (floatS*)malloc_check(B * most * sizeof(floatS), "features");
+    feature_net_resize(f, H, W);
+    if (f->spatial) return;
+    warn("images of %d x %d have over %d spatial features in %s, the miniature's network: the sFD-mini is not measured "
+         "(it would take the roots of matrices of that size; images of its own size, 32, have 112)", W, H,
+         INCEPTION_SPATIAL, path);
 }
 
 void feature_net_close(feature_net_t* f) {

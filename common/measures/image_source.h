@@ -7,10 +7,15 @@
 // Images are read by number, in any order and by several processes (`stride` apart), and always have the same bytes;
 // what is computed from them does not depend on batches or ranks. A damaged file is named, counted and left out.
 //
+// With CROP_ASPECT images keep their aspect ratio, as in training (common/data/aspect.h), and those of one size are
+// read together: image_source_turn gives the set's H and W one size after the other, and which places have it.
+//
 // Hash. A score names its images by a 64-bit number: the sum of the FNV-1a hashes of (number, bytes) of each image, so
 // that neither order nor the number of processes matters. Look next at common/measures/image_features.h, which reads
 // them.
 #pragma once
+// defines: aspect_t, aspect_pixels
+#include "common/data/aspect.h"
 // defines: image_centre_crop_adm, image_centre_crop_tv
 #include "common/data/crop.h"
 // defines: dataset_t, dataset_open, dataset_load, dataset_label
@@ -21,15 +26,19 @@
 #include "common/program/rng.h"
 // defines: npz_reader_t, npz_array_t, npz_*
 #include "common/files/npz.h"
+// defines: shared_sizes
+#include "common/training/shared_sizes.h"
 
-typedef enum { CROP_ADM, CROP_TORCHVISION, CROP_NONE } crop_t;
+typedef enum { CROP_ADM, CROP_TORCHVISION, CROP_ASPECT, CROP_NONE } crop_t;
 typedef enum { SOURCE_DATASET, SOURCE_NPZ, SOURCE_PIPELINE } image_source_kind_t;
 
 typedef struct {
     image_source_kind_t kind;
     char name[400];     // for people
-    int H, W;           // of every image
+    int H, W;           // of every image; of CROP_ASPECT, those that it has turned to
     size_t count;       // images
+    aspect_t aspect;    // CROP_ASPECT: the sizes; members are the numbers of the images of each
+    size_t begin, end;  // CROP_ASPECT: the members of the size that it has turned to
     size_t damaged;     // of those asked for, could not be read
     dataset_t data;     // SOURCE_DATASET
     crop_t crop;
@@ -49,11 +58,16 @@ typedef struct {
     size_t* numbers; // (room)
 } image_batch_t;
 
+// Pixels of the largest image.
+static inline size_t image_source_pixels(const image_source_t* set) {
+    return set->aspect.members ? aspect_pixels(&set->aspect) : (size_t)set->H * set->W;
+}
+
 static inline image_batch_t image_batch_create(const image_source_t* set, int room) {
     image_batch_t b;
     memset(&b, 0, sizeof b);
     b.room = room;
-    b.pixels = (uint8_t*)malloc_check((size_t)room * set->H * set->W * 3, "images");
+    b.pixels = (uint8_t*)malloc_check((size_t)room * image_source_pixels(set) * 3, "images");
     b.labels = (int*)malloc_check(room * sizeof(int), "labels");
     b.numbers = (size_t*)malloc_check(room * sizeof(size_t), "numbers");
     return b;
@@ -153,8 +167,78 @@ static inline void image_source_npz(image_source_t* set, const char* path) {
 
 static inline void image_source_close(image_source_t* set) {
     if (set->kind == SOURCE_DATASET) dataset_close(&set->data);
+    aspect_close(&set->aspect);
     if (set->kind == SOURCE_NPZ) npz_close(&set->npz);
     memset(set, 0, sizeof *set);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sizes
+
+// The images of a data set with CROP_ASPECT into sizes: set->H is their shorter side, the longer one a multiple of
+// `step`, at most `ratio` times as long. Behind image_source_limit; a collective.
+static inline void image_source_keep_aspect(image_source_t* set, comm_t* c, int step, double ratio) {
+    int* all = shared_sizes(c, &set->data, machine_cores(c->local_size));
+    int* sizes = (int*)malloc_check(2 * set->count * sizeof(int), "the sizes of images");
+    for (size_t i = 0; i < set->count; i++) {
+        memcpy(sizes + 2 * i, all + 2 * image_source_place(set, i), 2 * sizeof(int));
+    }
+    aspect_open(&set->aspect, set->H, step, ratio);
+    aspect_fill(&set->aspect, sizes, set->count);
+    set->damaged = set->count - set->aspect.images;
+    if (!set->aspect.images) fatal("%s: none of its images has a header that can be read", set->name);
+    if (set->damaged && comm_is_first(c)) {
+        warn("%s: %zu images have no header that can be read; they are left out", set->name, set->damaged);
+    }
+    size_t used = strlen(set->name);
+    snprintf(set->name + used, sizeof set->name - used, ", sides of %d to %d in steps of %d", set->aspect.side,
+             set->aspect.longest, step);
+    free(all);
+    free(sizes);
+}
+
+static inline int image_source_sizes(const image_source_t* set) { return set->aspect.members ? set->aspect.count : 1; }
+
+// The size of image i, which is a number and not a place.
+static inline void image_source_size(const image_source_t* set, size_t i, int* H, int* W) {
+    *H = set->H;
+    *W = set->W;
+    for (int k = 0; set->aspect.members && k < set->aspect.count; k++) {
+        const aspect_bucket_t* b = &set->aspect.buckets[k];
+        for (size_t m = b->first; m < b->first + b->count; m++) {
+            if (set->aspect.members[m] == i) *H = b->H, *W = b->W;
+        }
+    }
+}
+
+// Height and width that every image fits into.
+static inline void image_source_cell(const image_source_t* set, int* H, int* W) {
+    *H = set->H;
+    *W = set->W;
+    for (int k = 0; set->aspect.members && k < set->aspect.count; k++) {
+        const aspect_bucket_t* b = &set->aspect.buckets[k];
+        if (b->count && b->H > *H) *H = b->H;
+        if (b->count && b->W > *W) *W = b->W;
+    }
+}
+
+// Turns to size k: set->H, set->W, and the places [begin, end) to be read. 0: no image has it. Of other sets all images
+// have size 0.
+static inline int image_source_turn(image_source_t* set, int k, size_t* begin, size_t* end) {
+    *begin = 0;
+    *end = set->count;
+    if (!set->aspect.members) return 1;
+    const aspect_bucket_t* b = &set->aspect.buckets[k];
+    set->H = b->H;
+    set->W = b->W;
+    *begin = set->begin = b->first;
+    *end = set->end = b->first + b->count;
+    return b->count > 0;
+}
+
+// The number of the image at a place.
+static inline size_t image_source_number(const image_source_t* set, size_t place) {
+    return set->aspect.members ? set->aspect.members[place] : place;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -168,7 +252,7 @@ static inline void image_source_read_dataset(const image_source_t* set, image_ba
     for (int i = 0; i < count; i++) {
         image_t loaded;
         char error[IMAGE_ERROR_SIZE];
-        size_t place = image_source_place(set, first + i * stride);
+        size_t place = image_source_place(set, image_source_number(set, first + i * stride));
         ok[i] = (uint8_t)dataset_load(&set->data, place, &loaded, error);
         if (!ok[i]) {
             warn("%s; it is left out", error);
@@ -179,6 +263,7 @@ static inline void image_source_read_dataset(const image_source_t* set, image_ba
                   loaded.width, loaded.height, set->W, set->H);
         }
         if (set->crop == CROP_NONE) memcpy(b->pixels + i * image, loaded.pixels, image);
+        else if (set->crop == CROP_ASPECT) image_centre_cover(b->pixels + i * image, &loaded, set->H, set->W);
         else if (set->crop == CROP_ADM) image_centre_crop_adm(b->pixels + i * image, &loaded, set->H);
         else image_centre_crop_tv(b->pixels + i * image, &loaded, set->H);
         b->labels[i] = dataset_label(&set->data, place);
@@ -214,11 +299,13 @@ static inline const char* image_source_image(const image_source_t* set, size_t i
     return text;
 }
 
-// Images first, first + stride, ... (at most `count` of them, and none beyond the end); returns how many were read.
+// The images at places first, first + stride, ... (at most `count` of them, and none beyond the end); returns how many
+// were read.
 static inline int image_source_read(image_source_t* set, image_batch_t* b, size_t first, int count, size_t stride) {
     size_t image = (size_t)set->H * set->W * 3;
+    size_t end = set->aspect.members ? set->end : set->count;
     assert(count <= b->room);
-    while (count > 0 && first + (count - 1) * stride >= set->count) count--;
+    while (count > 0 && first + (count - 1) * stride >= end) count--;
     uint8_t* ok = (uint8_t*)malloc_check((size_t)count, "flags");
     memset(ok, 1, (size_t)count);
     if (set->kind == SOURCE_DATASET) image_source_read_dataset(set, b, ok, first, count, stride);
@@ -233,7 +320,7 @@ static inline int image_source_read(image_source_t* set, image_batch_t* b, size_
         int to = b->count++;
         if (to != i) memcpy(b->pixels + to * image, b->pixels + i * image, image);
         b->labels[to] = b->labels[i];
-        b->numbers[to] = first + i * stride;
+        b->numbers[to] = image_source_number(set, first + i * stride);
     }
     free(ok);
     return b->count;

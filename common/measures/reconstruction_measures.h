@@ -37,6 +37,7 @@
 //     perceptual_open(&p, vgg16_config(), batch, H, W);
 //     weights_load_lpips(&p.params, path);             // p.params has the names of the lpips package
 //     perceptual_distance(&p, distances, xhat, x, n, stream);
+//     perceptual_resize(&p, H, W);                     // where other sizes follow
 //
 // In the GPU build in bf16 activations have 8 bits: report from PRECISION=FP32, which agrees with PyTorch to 1e-6.
 // Look next at common/measures/eval_recon.h.
@@ -218,27 +219,40 @@ typedef struct {
     uint8_t* bytes;    // (batch, H, W, 3)
 } perceptual_t;
 
-// The weights are to be filled in afterwards.
-void perceptual_open(perceptual_t* p, lpips_config_t config, int batch, int H, int W) {
-    size_t values = (size_t)batch * H * W * 3;
-    memset(p, 0, sizeof *p);
-    p->batch = batch;
+// Turns to images of H x W.
+void perceptual_resize(perceptual_t* p, int H, int W) {
+    size_t values = (size_t)p->batch * H * W * 3;
+    if (p->H == H && p->W == W) return;
     p->H = H;
     p->W = W;
-    p->lpips.config = config;
-    lpips_register(&p->lpips, &p->params.table, "");
-    params_allocate(&p->params, p->params.table.total, 0, "LPIPS's parameters");
-    lpips_plan_forward(&p->lpips, &p->plan, batch, H, W);
-    plan_floatS(&p->plan, &p->distance, batch, "LPIPS");
+    plan_again(&p->plan);
+    lpips_plan_forward(&p->lpips, &p->plan, p->batch, H, W);
+    plan_floatS(&p->plan, &p->distance, p->batch, "LPIPS");
     for (int i = 0; i < 2; i++) plan_floatX(&p->plan, &p->images[i], values, "LPIPS's images");
     plan_uint8(&p->plan, &p->bytes, values, "LPIPS's images");
     plan_allocate(&p->plan, "LPIPS");
+}
+
+// The weights are to be filled in afterwards.
+void perceptual_open(perceptual_t* p, lpips_config_t config, int batch, int H, int W) {
+    memset(p, 0, sizeof *p);
+    p->batch = batch;
+    p->lpips.config = config;
+    lpips_register(&p->lpips, &p->params.table, "");
+    params_allocate(&p->params, p->params.table.total, 0, "LPIPS's parameters");
+    perceptual_resize(p, H, W);
 }
 
 void perceptual_close(perceptual_t* p) {
     params_free(&p->params);
     plan_free(&p->plan);
     memset(p, 0, sizeof *p);
+}
+
+// VGG16's distance is LPIPS; that of the miniature's network has another name.
+static inline const char* perceptual_name(const perceptual_t* p) {
+    lpips_config_t full = vgg16_config();
+    return !memcmp(&p->lpips.config, &full, sizeof full) ? "LPIPS" : "LPIPS-mini";
 }
 
 // LPIPS of each of n <= batch pairs on the device, in [-1, 1] or beyond.

@@ -510,7 +510,7 @@ void stack_plan(layer_stack_t* stack, plan_t* keep, int B, int H, int W) {
 // Plans a forward that no backward follows: the layers' outputs take turns in two places, and what else they need
 // shares a third. A ResBlock keeps c1 where its output comes: c1's last reader, norm2, is done then.
 void stack_plan_forward(layer_stack_t* stack, plan_t* work, int B, int H, int W) {
-    plan_t sizes = {NULL, 0, 0, 0, 0, 0, NULL};
+    plan_t sizes = {NULL, 0, 0, 0, 0, 0, 0, NULL};
     stack_plan(stack, &sizes, B, H, W); // every layer's H and W
     plan_free(&sizes);
     size_t largest = 0;

@@ -12,9 +12,10 @@
 //     plan_floatX(&plan, &b->work, n, "b.work"); plan_rewind(&plan, mark);   // same memory as a.work
 //     plan_allocate(&plan, "activations");           // now every pointer is set
 //
-// Several sizes share one block: plan each of them, with plan_again() before the next, and plan_allocate() takes what the
-// largest needs. Later plan_again(), the models' planning and plan_set() turn the block over to another of these sizes.
-// Nothing is allocated then, and nothing that stood in the block may be relied on.
+// Several sizes share one block: plan each of them, with plan_again() before the next, and plan_allocate() takes what
+// the largest needs. Later plan_again(), the models' planning and plan_set() turn the block over to another of these
+// sizes. Nothing is allocated then, and nothing that stood in the block may be relied on. Where sizes come up that
+// nobody knew of, plan_allocate() in the place of plan_set() takes another block when this one is too small.
 //
 // `-dry_run` prints plan_bytes() without allocating. Look next at common/models/params.h, the other half of a model's
 // memory.
@@ -34,7 +35,8 @@ typedef struct {
     plan_item_t* items;
     int n, capacity;
     size_t end, peak; // bytes laid out now, and the most that were
-    size_t room;      // bytes of the largest plan before this one; of the block once there is one
+    size_t most;      // bytes of the largest plan so far
+    size_t size;      // of the block
     char* memory;
 } plan_t;
 
@@ -67,28 +69,31 @@ static inline void plan_uint8(plan_t* plan, uint8_t** pointer, size_t n, const c
 
 static inline size_t plan_mark(const plan_t* plan) { return plan->end; }
 static inline void plan_rewind(plan_t* plan, size_t mark) { plan->end = mark; }
-static inline size_t plan_bytes(const plan_t* plan) { return plan->peak > plan->room ? plan->peak : plan->room; }
+static inline size_t plan_bytes(const plan_t* plan) { return plan->peak > plan->most ? plan->peak : plan->most; }
 
 // Begins the plan anew, for other sizes.
 static inline void plan_again(plan_t* plan) {
-    plan->room = plan_bytes(plan);
+    plan->most = plan_bytes(plan);
     plan->n = 0;
     plan->end = plan->peak = 0;
 }
 
 // Sets every pointer, in the block that is there.
 static inline void plan_set(plan_t* plan) {
-    assert(plan->peak <= plan->room);
+    assert(plan->peak <= plan->size);
     for (int i = 0; i < plan->n; i++) {
         void* address = plan->memory + plan->items[i].offset;
         memcpy(plan->items[i].pointer, &address, sizeof address);
     }
 }
 
-// Allocates the block and sets every pointer.
+// Allocates the block, unless there is one that is large enough, and sets every pointer.
 static inline void plan_allocate(plan_t* plan, const char* what) {
-    plan->room = plan_bytes(plan);
-    plan->memory = (char*)device_malloc(plan->room, what);
+    if (!plan->memory || plan->size < plan_bytes(plan)) {
+        device_free(plan->memory);
+        plan->size = plan_bytes(plan);
+        plan->memory = (char*)device_malloc(plan->size, what);
+    }
     plan_set(plan);
 }
 
