@@ -67,10 +67,8 @@ static void make_checkpoint(tokenizer_t* t, const char* stage, const char* ema, 
 }
 
 // A tokenizer of stage 1 with the weights of a checkpoint: encoder frozen, and so folded where the flag says so.
-static void open_reference(tokenizer_t* t, const char* path, int ema, const char* fold) {
-    char* json;
-    bed_make(t, make_config("1", "0", "0", fold, &json));
-    free(json);
+static void open_reference_of(tokenizer_t* t, tokenizer_config_t config, const char* path, int ema) {
+    bed_make(t, config);
     safetensors_t f;
     checkpoint_info_t info = checkpoint_open(&f, path);
     checkpoint_start_from(&f, &info, path, t, ema);
@@ -79,6 +77,13 @@ static void open_reference(tokenizer_t* t, const char* path, int ema, const char
     bed_random_images(t);
     image_from_bytes(t->x, t->bytes, bed_image_values(t), 0);
     tokenizer_reconstruct(t, 0);
+}
+
+static void open_reference(tokenizer_t* t, const char* path, int ema, const char* fold) {
+    char* json;
+    tokenizer_config_t config = make_config("1", "0", "0", fold, &json);
+    free(json);
+    open_reference_of(t, config, path, ema);
 }
 
 // Everything that a call works in is NaN before it.
@@ -114,6 +119,31 @@ static void test_use(const char* stage, const char* ema, const char* fold, int a
     autoencoder_close(&a);
     tokenizer_free(&t);
     tokenizer_free(&reference);
+    temporary_end();
+}
+
+// Images of other sizes, larger in all than the training's and smaller, and back to those.
+static void test_sizes(const char* fold) {
+    static const int sizes[4][2] = {{48, 24}, {24, 40}, {24, 24}, {32, 32}};
+    static tokenizer_t t, reference;
+    static autoencoder_t a;
+    char path[TEMPORARY_PATH], *json;
+    temporary_begin();
+    make_checkpoint(&t, "3", "0", fold, path);
+    autoencoder_open(&a, path, AUTOENCODER_AVERAGED, 6, 1, 1);
+    for (int i = 0; i < 4; i++) {
+        tokenizer_config_t config = make_config("1", "0", "0", fold, &json);
+        free(json);
+        config.H = sizes[i][0];
+        config.W = sizes[i][1];
+        open_reference_of(&reference, config, path, 0);
+        autoencoder_resize(&a, config.H, config.W);
+        check(a.H == config.H && a.GH * 8 == config.H && a.GW * 8 == config.W, "sizes");
+        check_use(&a, &reference);
+        tokenizer_free(&reference);
+    }
+    autoencoder_close(&a);
+    tokenizer_free(&t);
     temporary_end();
 }
 
@@ -388,6 +418,8 @@ int main(int argc, char** argv) {
     if (test_case("stage 2, raw")) { test_use("2", "0", "1", 0); test_end_case(); }
     if (test_case("stage 3, average 1")) { test_use("3", "1", "1", 1); test_end_case(); }
     if (test_case("fewer images than planned")) { test_part(); test_end_case(); }
+    if (test_case("images of other sizes")) { test_sizes("0"); test_end_case(); }
+    if (test_case("images of other sizes, folded")) { test_sizes("1"); test_end_case(); }
     if (test_case("either half alone")) { test_halves(); test_end_case(); }
     if (test_case("another size of images")) { test_other_size(); test_end_case(); }
     made_decoder = "large"; // its position table is resampled, to another grid where the images are larger

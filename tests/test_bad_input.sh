@@ -100,7 +100,7 @@ dry_run() (
 )
 trainable="44.25M 348.62M 44.18M"
 for stage in 1 2 3; do
-    for preset in mini imagenet imagenet_d64 imagenet_d64_star; do
+    for preset in mini imagenet imagenet_d64 imagenet_d64_star laion; do
         expect "-dry_run of $preset, stage $stage" 0 '' dry_run -preset $preset -stage $stage
         [ $preset = imagenet ] && cp out table
     done
