@@ -353,9 +353,8 @@ static void read_sizes(run_t* run) {
     printf("sizes          %d of the %d have images; %zu images are longer than %d:%d and lose their ends\n", used,
            a->count, a->cut, a->longest, a->side);
     if (!few) return;
-    printf("sizes          %d of them have fewer images than a batch of %zu, which then has some more than once; the "
-           "fewest, %zu, are of %d x %d\n", few, batch, a->buckets[fewest].count, a->buckets[fewest].W,
-           a->buckets[fewest].H);
+    printf("sizes          %d with fewer images than a batch of %zu, in which some then come more than once; %d x %d "
+           "has the fewest, %zu\n", few, batch, a->buckets[fewest].W, a->buckets[fewest].H, a->buckets[fewest].count);
 }
 
 static void set_up(run_t* run) {
