@@ -15,6 +15,8 @@
 #include "common/drawing/autoencoder.h"
 // defines: eval_t
 #include "common/measures/eval_options.h"
+// defines: json_text_t, json_append, json_text_free
+#include "common/program/json.h"
 // defines: psnr_bytes, l1_bytes, ssim, SSIM_REACH, perceptual_t, perceptual_resize, perceptual_distance
 #include "common/measures/reconstruction_measures.h"
 
