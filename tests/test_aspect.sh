@@ -62,7 +62,7 @@ expect "stage 2 with -recompute 1" 0 '' recompute
 if compare_losses whole/stage2.jsonl recompute/stage2.jsonl 1e-12 >difference; then ok "  has the same losses: $(cat difference)"
 else fail "  has the same losses" "$(cat difference)"; fi
 expect "the order of batches depends on the seed" 0 '' laion "$tokenizer" -out seed -steps $steps -seed 2
-check "  " sh -c '! cmp -s seed/stage1.safetensors whole/stage1.safetensors'
+check "  and so do the weights" sh -c '! cmp -s seed/stage1.safetensors whole/stage1.safetensors'
 
 # ---- what is broken
 expect "a file that is cut off, and one that is none" 0 'broken/a/cut.ppm: cannot be read .*another image takes its place' \
@@ -97,7 +97,7 @@ if command -v mpirun >/dev/null 2>&1 && [ -x "$double" ]; then
         rm -f photos/.image_sizes
         # shellcheck disable=SC2086
         expect "  two, which read the sizes together" 0 '' ranks 2 "$double" $flags -out two
-        check "  " grep -q '^81 60 a/30.ppm$' photos/.image_sizes
+        check "  and write them down" grep -q '^81 60 a/30.ppm$' photos/.image_sizes
         if compare_losses one/stage$stage.jsonl two/stage$stage.jsonl 1e-5 >difference; then ok "  have the losses of one: $(cat difference)"
         else fail "  have the losses of one" "$(cat difference)"; fi
     done
