@@ -597,10 +597,13 @@ int main(int argc, char** argv) {
     cheap.encoder = *vit_config_find("tiny-reg");
     tokenizer_config_t folded = bed_config(1), last = bed_config(3);
     folded.fold = last.fold = 1;
+    tokenizer_config_t pairs = bed_config(2);
+    pairs.lora = bed_lora;
     if (test_case("sizes in turn, stage 1, folded")) { test_sizes(folded); test_end_case(); }
     if (test_case("sizes in turn, stage 2")) { test_sizes(bed_config(2)); test_end_case(); }
     if (test_case("sizes in turn, stage 2, registers, recompute, first chunk")) { test_sizes(cheap); test_end_case(); }
     if (test_case("sizes in turn, stage 2, larger decoder")) { test_sizes(bed_large_config(2)); test_end_case(); }
+    if (test_case("sizes in turn, stage 2, low-rank pairs")) { test_sizes(pairs); test_end_case(); }
     if (test_case("sizes in turn, stage 3, folded")) { test_sizes(last); test_end_case(); }
     if (test_case("stage 1 freezes the encoder")) { test_frozen(bed_config(1)); test_end_case(); }
     if (test_case("stage 2 freezes the copy alone")) { test_frozen(bed_config(2)); test_end_case(); }

@@ -197,19 +197,19 @@ static void test_brute_forces(void) {
     c = bed_config(2);
     c.semantic_place = SEMANTIC_OF_TOKENS;
     c.semantic_tensor = SEMANTIC_AT_FC2;
-    if (test_case("brute force, stage 2, tokens")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, tokens")) { test_brute_force(c, 0); test_end_case(); }
     c.semantic_kind = SEMANTIC_COSINE;
     c.semantic_measure = SEMANTIC_FIRST_CHUNK;
     c.recompute = 1;
     if (test_case("brute force, stage 2, tokens, cosine, first chunk, recompute")) {
-        test_brute_force(c);
+        test_brute_force(c, 0);
         test_end_case();
     }
     c = bed_config(2);
     c.lora = bed_lora;
-    if (test_case("brute force, stage 2, low-rank pairs")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, low-rank pairs")) { test_brute_force(c, 0); test_end_case(); }
     c.recompute = 1;
-    if (test_case("brute force, stage 2, low-rank pairs, recompute")) { test_brute_force(c); test_end_case(); }
+    if (test_case("brute force, stage 2, low-rank pairs, recompute")) { test_brute_force(c, 0); test_end_case(); }
     c = bed_config(2);
     c.encoder = *vit_config_find("tiny-reg");
     if (test_case("brute force, stage 2, registers, after a step of another size")) {
