@@ -82,10 +82,10 @@ static void check_use(autoencoder_t* a, const tokenizer_t* t) {
     size_t latents = 6 * autoencoder_latent_values(a), values = 6 * autoencoder_image_values(a);
     poison(a);
     const floatX* z = autoencoder_encode(a, t->bytes, 6, 0);
-    check(z == a->latent && same_bits(z, t->adapter.z, latents), "the latent");
+    check(z == a->latent && same_bits(z, latent_encoder_output(&t->encoder), latents), "the latent");
     poison(a);
     check(same_bits(autoencoder_decode(a, z, 6, 0), t->decoder.out, values), "the reconstruction");
-    check(same_bits(z, t->adapter.z, latents), "decoding leaves the latent as it is");
+    check(same_bits(z, latent_encoder_output(&t->encoder), latents), "decoding leaves the latent as it is");
 }
 
 // `average`: 0 raw, 1 the average that -ema names.
@@ -97,7 +97,7 @@ static void test_use(const char* stage, const char* ema, const char* fold, int a
     make_checkpoint(&t, stage, ema, fold, path);
     open_reference(&reference, path, average ? atoi(ema) : -1, fold);
     autoencoder_open(&a, path, average ? AUTOENCODER_AVERAGED : AUTOENCODER_RAW, 6, 1, 1);
-    check(a.encoder.fold == atoi(fold), "folded as the flag says");
+    check(a.encoder.vit.fold == atoi(fold), "folded as the flag says");
     check(a.info.stage == atoi(stage) && a.info.step == 7 && a.info.images == 42, "what the file tells");
     check(a.H == 32 && a.W == 32 && a.GH == 4 && a.GW == 4 && a.z == 5 && !strcmp(a.data, "shapes"), "sizes");
     check(a.mean[0] == 1 && a.mean[4] == 5 && a.std[0] == 6 && a.std[4] == 10, "latent statistics");
@@ -124,14 +124,16 @@ static void test_part(void) {
         size_t values = n * autoencoder_image_values(&a);
         poison(&a);
         const floatX* z = autoencoder_encode(&a, reference.bytes, n, 0);
-        check_error("latent", bed_error(z, reference.adapter.z, n * autoencoder_latent_values(&a)), OTHER_BATCH);
+        const floatX* want = latent_encoder_output(&reference.encoder);
+        check_error("latent", bed_error(z, want, n * autoencoder_latent_values(&a)), OTHER_BATCH);
         poison(&a);
         check_error("image", bed_error(autoencoder_decode(&a, z, n, 0), reference.decoder.out, values), OTHER_BATCH);
     }
     check_use(&a, &reference);
     memcpy(a.bytes, reference.bytes, bed_image_values(&reference));
     const floatX* z = autoencoder_encode(&a, NULL, 6, 0);
-    check(same_bits(z, reference.adapter.z, 6 * autoencoder_latent_values(&a)), "images that are there already");
+    size_t latents = 6 * autoencoder_latent_values(&a);
+    check(same_bits(z, latent_encoder_output(&reference.encoder), latents), "images that are there already");
     autoencoder_close(&a);
     tokenizer_free(&t);
     tokenizer_free(&reference);
@@ -154,7 +156,7 @@ static void test_halves(void) {
     check(!strcmp(encoder.fingerprint, a.fingerprint) && !strcmp(decoder.fingerprint, a.fingerprint), "fingerprints");
     size_t latents = 6 * autoencoder_latent_values(&a), values = 6 * autoencoder_image_values(&a);
     const floatX* z = autoencoder_encode(&encoder, reference.bytes, 6, 0);
-    check(same_bits(z, reference.adapter.z, latents), "the latent");
+    check(same_bits(z, latent_encoder_output(&reference.encoder), latents), "the latent");
     memcpy(decoder.latent, z, latents * sizeof(floatX));
     const floatX* image = autoencoder_decode(&decoder, decoder.latent, 6, 0);
     check(same_bits(image, reference.decoder.out, values), "the reconstruction");
@@ -251,8 +253,8 @@ static void test_export(const char* stage, st_dtype_t dtype) {
     } else {
         const floatX* z = autoencoder_encode(&a, reference.bytes, 6, 0);
         size_t latents = 6 * autoencoder_latent_values(&a), values = 6 * autoencoder_image_values(&a);
-        check_error("latent", bed_error(z, reference.adapter.z, latents), ROUNDING_F16);
-        check(!same_bits(z, reference.adapter.z, latents), "the weights are rounded");
+        check_error("latent", bed_error(z, latent_encoder_output(&reference.encoder), latents), ROUNDING_F16);
+        check(!same_bits(z, latent_encoder_output(&reference.encoder), latents), "the weights are rounded");
         const floatX* image = autoencoder_decode(&a, z, 6, 0);
         check_error("image", bed_error(image, reference.decoder.out, values), ROUNDING_F16);
     }

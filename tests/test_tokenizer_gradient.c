@@ -30,30 +30,33 @@ typedef struct {
 static void brute_backward(tokenizer_t* one, double* gradients, const double* dimage) {
     params_zero_grads(&one->params, 0);
     if (dimage) decoder_backward(&one->decoder, &one->params, one->dz, dimage, 0, 0, 0);
-    adapter_backward(&one->adapter, &one->params, one->de, one->dz, one->encoder.features, 0);
-    vit_backward(&one->encoder, &one->params, one->de, 0);
+    latent_encoder_t* e = &one->encoder;
+    adapter_backward(&e->adapter, &one->params, e->dfeatures, one->dz, e->vit.features, 0);
+    vit_backward(&e->vit, &one->params, e->dfeatures, 0);
     memcpy(gradients, one->params.grads, one->params.table.total * sizeof(double));
 }
 
 static void brute_semantic(tokenizer_t* one, semantic_kind_t kind) {
     size_t rows = one->config.batch * tokenizer_latents(one), n = rows * one->z;
+    const double* z = latent_encoder_output(&one->encoder);
     if (kind == SEMANTIC_COSINE) {
-        semantic_cosine_backward(one->dz, one->adapter.z, one->z0, 1, 1, rows, one->z, 0);
+        semantic_cosine_backward(one->dz, z, one->z0, 1, 1, rows, one->z, 0);
         return;
     }
-    for (size_t i = 0; i < n; i++) one->dz[i] = 2 * (one->adapter.z[i] - one->z0[i]) / (double)n;
+    for (size_t i = 0; i < n; i++) one->dz[i] = 2 * (z[i] - one->z0[i]) / (double)n;
 }
 
 // Three backward passes of the chunk in one->x; those of the discriminator go into its own table.
 static void brute_chunk(tokenizer_t* one, const tokenizer_config_t* c, chunk_gradients_t g) {
     size_t pixels = tokenizer_pixels(one), logits = one->config.batch * one->fake.logits_count;
     double losses[8];
-    vit_forward(&one->target_encoder, &one->target_params, one->x, 0);
-    adapter_forward(&one->target_adapter, &one->target_params, one->target_encoder.features, 0);
-    memcpy(one->z0, one->target_adapter.z, one->config.batch * tokenizer_latents(one) * one->z * sizeof(double));
-    vit_forward(&one->encoder, &one->params, one->x, 0);
-    adapter_forward(&one->adapter, &one->params, one->encoder.features, 0);
-    decoder_forward(&one->decoder, &one->params, one->adapter.z, 0);
+    latent_encoder_t *e = &one->encoder, *target = &one->target;
+    vit_forward(&target->vit, &one->target_params, one->x, 0);
+    adapter_forward(&target->adapter, &one->target_params, target->vit.features, 0);
+    memcpy(one->z0, target->adapter.z, one->config.batch * tokenizer_latents(one) * one->z * sizeof(double));
+    vit_forward(&e->vit, &one->params, one->x, 0);
+    adapter_forward(&e->adapter, &one->params, e->vit.features, 0);
+    decoder_forward(&one->decoder, &one->params, e->adapter.z, 0);
     const double* xhat = one->decoder.out;
 
     lpips_forward(&one->lpips, &one->lpips_params, losses, xhat, one->x, 0);
@@ -97,9 +100,9 @@ static void brute_step(const tokenizer_t* t, tokenizer_t* one, double* want, dou
     const tokenizer_config_t* c = &t->config;
     size_t n = t->params.table.total, image = 3 * tokenizer_pixels(t);
     chunk_gradients_t g = {double_buffer(n), double_buffer(n), double_buffer(n)};
-    const vit_block_t* last_block = &t->encoder.blocks[c->encoder.depth - 1];
+    const vit_block_t* last_block = &t->encoder.vit.blocks[c->encoder.depth - 1];
     size_t conv_out = t->decoder.conv_out.weight;
-    size_t last = c->semantic_tensor == SEMANTIC_AT_FC2 ? last_block->fc2_weight : t->adapter.fc2_weight;
+    size_t last = c->semantic_tensor == SEMANTIC_AT_FC2 ? last_block->fc2_weight : t->encoder.adapter.fc2_weight;
     double omega_s = 0;
     for (int k = 0; k < t->chunks; k++) {
         memcpy(one->x, t->x + k * c->chunk * image, c->chunk * image * sizeof(double));

@@ -244,7 +244,7 @@ static inline void bed_check_stage2_step(double bound) {
     bed_make_fixture(&t, &f, SEMANTIC_AT_ADAPTER);
     tokenizer_gradients_of_x(&t, 0, 0);
     size_t latent = 4 * tokenizer_latents(&t) * (size_t)t.z, logits = 4 * t.fake.logits_count;
-    fixture_check(&f, "output.z", t.adapter.z, latent, bound);
+    fixture_check(&f, "output.z", latent_encoder_output(&t.encoder), latent, bound);
     fixture_check(&f, "output.z0", t.z0, latent, bound);
     fixture_check(&f, "output.image", t.decoder.out, bed_image_values(&t), bound);
     fixture_check(&f, "output.logits_fake", t.fake.logits, logits, bound);
