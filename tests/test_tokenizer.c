@@ -1,6 +1,7 @@
 // test_tokenizer.c: a training step of the tokenizer, its three stages and its checkpoints, in float.
 //
-//   fixture        a whole step of stage 2 against PyTorch: losses, weights, every gradient, running statistics
+//   fixture        whole steps of stage 2 and of VA-VAE against PyTorch: losses, weights, every gradient, running
+//                  statistics
 //   counts         parameters of the paper's recipe, trained and frozen, from the tables alone (AlignTok, Table 6), and
 //                  the GFLOPS of its networks (Tables 7 and 8)
 //   stage 2        its first step, where the latent is the target; recomputation; the cheap measure of omega_s
@@ -46,12 +47,13 @@ static void check_count(const char* what, size_t got, size_t want) {
     check(got == want, what);
 }
 
-// The preset "imagenet" at one stage, with a kind of decoder.
-static tokenizer_config_t imagenet_config(const char* stage, const char* decoder) {
+// A preset at one stage, with a kind of decoder.
+static tokenizer_config_t preset_config(const char* preset, const char* stage, const char* decoder) {
     options_t options;
     cli_t cli;
-    char words[9][16] = {"train_tokenizer", "-preset", "imagenet", "-stage", "", "-dry_run", "1", "-decoder"};
+    char words[9][16] = {"train_tokenizer", "-preset", "", "-stage", "", "-dry_run", "1", "-decoder"};
     char* argv[9];
+    snprintf(words[2], sizeof words[2], "%s", preset);
     snprintf(words[4], sizeof words[4], "%s", stage);
     snprintf(words[8], sizeof words[8], "%s", decoder);
     for (int i = 0; i < 9; i++) argv[i] = words[i];
@@ -63,16 +65,17 @@ static tokenizer_config_t imagenet_config(const char* stage, const char* decoder
 }
 
 // Table 6 does not count the frozen adapter of stage 2.
-static void test_counts(const char* stage, const char* kind, size_t decoder, size_t trained, size_t frozen) {
+static void test_counts(const char* preset, const char* stage, const char* kind, size_t encoder, size_t decoder,
+                        size_t trained, size_t frozen) {
     static tokenizer_t t;
-    tokenizer_register(&t, imagenet_config(stage, kind));
+    tokenizer_register(&t, preset_config(preset, stage, kind));
     const param_table_t *table = &t.params.table, *disc = &t.disc_params.table, *lpips = &t.lpips_params.table;
     size_t first = tokenizer_first_trained(&t), all = table->total;
-    check_count("encoder with adapter", param_count(table, 0, t.decoder_begin), 304435296);
+    check_count("encoder, and what follows it", param_count(table, 0, t.decoder_begin), encoder);
     check_count("decoder", param_count(table, t.decoder_begin, all), decoder);
     check_count("discriminator", param_count(disc, 0, disc->total), 2765633);
     check_count("trained", param_count(table, first, all) + param_count(disc, 0, disc->total), trained);
-    size_t target = param_count(&t.target_params.table, 0, t.adapter_begin);
+    size_t target = param_count(&t.target_params.table, 0, t.config.stage == 2 ? t.adapter_begin : SIZE_MAX);
     check_count("frozen", param_count(table, 0, first) + param_count(lpips, 0, lpips->total) + target, frozen);
     tokenizer_free(&t);
 }
@@ -94,7 +97,7 @@ static void test_complexity(void) {
         {NETWORK_DECODER, "decoder", "41.42", {"126.5", "509.3", "2089"}},
     };
     static network_t n;
-    tokenizer_config_t config = imagenet_config("1", "ldm");
+    tokenizer_config_t config = preset_config("imagenet", "1", "ldm");
     for (int r = 0; r < 3; r++) {
         network_register(&n, rows[r].kind, &config);
         size_t parameters = param_count(&n.params.table, 0, n.params.table.total);
@@ -195,7 +198,7 @@ static void check_moved(const params_t* p, const floatX* before, size_t first) {
 // Three updates: what a stage freezes keeps its bits, and each trained tensor moves.
 static void test_frozen(tokenizer_config_t config) {
     static tokenizer_t t;
-    int stage = config.stage;
+    int stage = tokenizer_is_baseline(&config) ? 2 : config.stage; // a baseline trains all, as stage 2 does
     bed_make(&t, config);
     bed_randomise(&t);
     const params_t* tables[4] = {&t.params, &t.disc_params, &t.lpips_params, &t.target_params};
@@ -324,6 +327,9 @@ static void test_resume(tokenizer_config_t config) {
     make_checkpoint(&t, config, path);
     bed_make(&fresh, config);
     bed_randomise(&fresh);
+    if (tokenizer_is_baseline(&config)) { // the teacher is loaded, as LPIPS is
+        memcpy(fresh.target_params.values, t.target_params.values, t.target_params.table.total * sizeof(floatX));
+    }
     memcpy(fresh.lpips_params.values, t.lpips_params.values, t.lpips_params.table.total * sizeof(floatX));
     safetensors_t f;
     checkpoint_info_t info = checkpoint_open(&f, path);
@@ -381,6 +387,36 @@ static void test_start_from(int stage, int ema) {
     temporary_end();
 }
 
+// A baseline that starts from another: its raw weights, and what the file lacks stays.
+static void test_start_baseline(recipe_t recipe, recipe_t next_recipe) {
+    static tokenizer_t t, next;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, bed_baseline(recipe, 1), path);
+    bed_make(&next, bed_baseline(next_recipe, 1));
+    bed_randomise(&next);
+    floatX* before = copy_buffer(next.params.values, next.params.table.total);
+    safetensors_t f;
+    safetensors_open_or_die(&f, path);
+    int has = checkpoint_start_baseline(&f, "", path, &next);
+    safetensors_close(&f);
+    int both = recipe == RECIPE_VAVAE && next_recipe == RECIPE_VAVAE;
+    check(has == (START_DISCRIMINATOR | (both ? START_PROJECTION : 0)), "what the file had");
+    for (int i = 0; i < next.params.table.n; i++) {
+        const param_t *p = &next.params.table.items[i], *from = param_find(&t.params.table, p->name);
+        int projection = !strcmp(p->name, "linear_proj.weight");
+        const floatX* want = projection && !both ? before + p->offset : t.params.values + from->offset;
+        check(same_bits(next.params.values + p->offset, want, p->count), p->name);
+    }
+    check(same_bits(next.disc_params.values, t.disc_params.values, t.disc_params.table.total), "the discriminator");
+    check(same_bits(next.disc.running, t.disc.running, t.disc.running_table.total), "running statistics");
+    check(next.params.t == 0 && next.disc_params.t == 0, "optimisers begin again");
+    free(before);
+    tokenizer_free(&t);
+    tokenizer_free(&next);
+    temporary_end();
+}
+
 // In a child: resumes the checkpoint with another configuration.
 static void resume_wrong(const char* what) {
     static tokenizer_t t;
@@ -391,6 +427,8 @@ static void resume_wrong(const char* what) {
     if (!strcmp(what, "depth")) config.encoder.depth++;
     if (!strcmp(what, "discriminator")) config.disc.ndf++;
     if (!strcmp(what, "stage")) config.stage = 2;
+    if (!strcmp(what, "VA-VAE")) config = bed_baseline(RECIPE_VAVAE, 1);
+    if (!strcmp(what, "VA-VAE with a ViT")) config = bed_baseline(RECIPE_VAVAE, 0);
     bed_make(&t, config);
     safetensors_t f;
     temporary_path(path, !strcmp(what, "foreign") ? "foreign" : "checkpoint");
@@ -419,6 +457,8 @@ static void test_refusals(void) {
         {"depth", "missing", "encoder.blocks.2.norm1.weight"},
         {"discriminator", "of another shape", "loss.discriminator.main.0.weight"},
         {"stage", "missing", "ema.0.encoder.cls_token"},
+        {"VA-VAE", "missing", "encoder.conv_in.weight"},
+        {"VA-VAE with a ViT", "do not fit this configuration", "adapter.fc2.weight"},
         {"foreign", "not a tokenizer checkpoint", "give a file that train_tokenizer wrote"}};
     static tokenizer_t t;
     char path[TEMPORARY_PATH];
@@ -441,25 +481,40 @@ int main(int argc, char** argv) {
     test_begin(argc, argv);
     tokenizer_config_t cheap = bed_config(2), fc2 = bed_config(2);
     const size_t of_ldm = 41417603, large = 351285859;
+    tokenizer_config_t vavae = bed_baseline(RECIPE_VAVAE, 1), vavae_vit = bed_baseline(RECIPE_VAVAE, 0);
     cheap.recompute = 1;
     cheap.semantic_measure = SEMANTIC_FIRST_CHUNK;
     fc2.semantic_tensor = SEMANTIC_AT_FC2;
     if (test_case("fixture stage2_step")) { bed_check_stage2_step(ORIGINAL); test_end_case(); }
     if (test_case("fixture stage2_step, omega_s at mlp.fc2")) { bed_check_stage2_fc2(ORIGINAL); test_end_case(); }
+    if (test_case("fixture vavae_step")) { bed_check_vavae_step(ORIGINAL); test_end_case(); }
     if (test_case("counts of imagenet, stage 1")) {
-        test_counts("1", "ldm", of_ldm, 44250916, 319083776);
+        test_counts("imagenet", "1", "ldm", 304435296, of_ldm, 44250916, 319083776);
         test_end_case();
     }
     if (test_case("counts of imagenet, stage 2")) {
-        test_counts("2", "ldm", of_ldm, 348618532, 319083776);
+        test_counts("imagenet", "2", "ldm", 304435296, of_ldm, 348618532, 319083776);
         test_end_case();
     }
     if (test_case("counts of imagenet, stage 3")) {
-        test_counts("3", "ldm", of_ldm, 44183236, 319151456);
+        test_counts("imagenet", "3", "ldm", 304435296, of_ldm, 44183236, 319151456);
         test_end_case();
     }
     if (test_case("counts of imagenet, larger decoder")) {
-        test_counts("1", "large", large, 44250916 - of_ldm + large, 319083776);
+        test_counts("imagenet", "1", "large", 304435296, large, 44250916 - of_ldm + large, 319083776);
+        test_end_case();
+    }
+    // a CNN comes with quant_conv, 4,160, and post_quant_conv, 1,056; VA-VAE's projection has 32,768
+    if (test_case("counts of vae")) {
+        test_counts("vae", "1", "ldm", 28417408, 41418659, 72601700, 14716160);
+        test_end_case();
+    }
+    if (test_case("counts of vavae")) {
+        test_counts("vavae", "1", "ldm", 28450176, 41418659, 72634468, 319083776);
+        test_end_case();
+    }
+    if (test_case("counts of vavae_vit")) {
+        test_counts("vavae_vit", "1", "ldm", 304470144, 41417603, 348653380, 319083776);
         test_end_case();
     }
     if (test_case("complexity (error in units of the last published digit)")) { test_complexity(); test_end_case(); }
@@ -481,16 +536,23 @@ int main(int argc, char** argv) {
     if (test_case("stage 2 freezes the copy alone")) { test_frozen(bed_config(2)); test_end_case(); }
     if (test_case("stage 3 freezes encoder and adapter")) { test_frozen(bed_config(3)); test_end_case(); }
     if (test_case("stage 3 trains all of the larger decoder")) { test_frozen(bed_large_config(3)); test_end_case(); }
+    if (test_case("VA-VAE freezes the teacher alone")) { test_frozen(vavae); test_end_case(); }
+    if (test_case("VA-VAE with a ViT freezes the teacher alone")) { test_frozen(vavae_vit); test_end_case(); }
     if (test_case("the discriminator's start")) { test_disc_start(); test_end_case(); }
     if (test_case("averages")) { test_averages(); test_end_case(); }
     if (test_case("resume, stage 1")) { test_resume(bed_config(1)); test_end_case(); }
     if (test_case("resume, stage 2")) { test_resume(bed_config(2)); test_end_case(); }
     if (test_case("resume, stage 3")) { test_resume(bed_config(3)); test_end_case(); }
     if (test_case("resume, stage 2, larger decoder")) { test_resume(bed_large_config(2)); test_end_case(); }
+    if (test_case("resume, VA-VAE")) { test_resume(vavae); test_end_case(); }
+    if (test_case("resume, VA-VAE with a ViT")) { test_resume(vavae_vit); test_end_case(); }
     if (test_case("stage 2 from raw weights")) { test_start_from(1, -1); test_end_case(); }
     if (test_case("stage 2 from an average")) { test_start_from(1, 1); test_end_case(); }
     if (test_case("stage 3 from raw weights")) { test_start_from(2, -1); test_end_case(); }
     if (test_case("stage 3 from an average")) { test_start_from(2, 0); test_end_case(); }
+    if (test_case("VA-VAE from VA-VAE")) { test_start_baseline(RECIPE_VAVAE, RECIPE_VAVAE); test_end_case(); }
+    if (test_case("VA-VAE from a VAE")) { test_start_baseline(RECIPE_VAE, RECIPE_VAVAE); test_end_case(); }
+    if (test_case("a VAE from VA-VAE")) { test_start_baseline(RECIPE_VAVAE, RECIPE_VAE); test_end_case(); }
     if (test_case("refusals")) { test_refusals(); test_end_case(); }
     return test_finish();
 }

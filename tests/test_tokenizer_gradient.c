@@ -1,11 +1,12 @@
 // test_tokenizer_gradient.c: the derivative of the tokenizer's composed loss, in double.
 //
-//   fixture        a whole step of stage 2 as PyTorch computes it, to the rounding of the fixture's numbers
+//   fixture        whole steps of stage 2 and of VA-VAE as PyTorch computes them, to the rounding of their numbers
 //   brute force    the one backward against a sum of separate ones, loss by loss and chunk by chunk, through the
 //                  models' own backward functions: all stages and variants of the two adaptive weights
 //   chunks         chunks in one pass are the average of steps with one chunk each
 //   rescaling      the size of the GAN loss does not matter; a discriminator without a gradient adds nothing
-//   differences    reconstruction loss through decoder, adapter and encoder against finite differences
+//   differences    reconstruction loss through decoder, adapter and encoder against finite differences; of the
+//                  baselines the whole loss, with both adaptive weights as they were measured
 // defines: check_gradient_h, dot, test_case, ...
 #include "tests/gradient.h"
 // defines: bed_config, bed_make, bed_randomise, bed_copy, bed_check_gradients, bed_check_stage2_step, ...
@@ -194,9 +195,8 @@ static void test_brute_forces(void) {
 // Identities
 
 // Two chunks in one pass against two steps with one chunk: averaged gradients, and each chunk's measures.
-static void test_chunks(int stage) {
+static void test_chunks(tokenizer_config_t config) {
     static tokenizer_t both, one;
-    tokenizer_config_t config = bed_config(stage);
     config.batch = 2 * config.chunk;
     bed_make(&both, config);
     bed_randomise(&both);
@@ -208,13 +208,18 @@ static void test_chunks(int stage) {
     double *want = double_buffer(n), *want_disc = double_buffer(n_disc);
     for (int k = 0; k < 2; k++) {
         memcpy(one.x, both.x + k * config.chunk * image, config.chunk * image * sizeof(double));
+        size_t latent = config.chunk * tokenizer_latents(&one) * one.z;
+        if (one.encoder.gaussian) {
+            memcpy(one.encoder.noise, both.encoder.noise + k * latent, latent * sizeof(double));
+        }
         tokenizer_gradients_of_x(&one, 0, 0);
         for (size_t i = one.params.first; i < n; i++) want[i] += one.params.grads[i - one.params.first] / 2;
         for (size_t i = 0; i < n_disc; i++) want_disc[i] += one.disc_params.grads[i] / 2;
         check_error("l1", bed_error(both.measures.l1 + k * config.chunk, one.measures.l1, config.chunk), EXACT);
         check_error("omega_g", fabs(both.measures.omega_g[k] / one.measures.omega_g[0] - 1), EXACT);
         check_error("hinge", fabs(both.measures.hinge[k] / one.measures.hinge[0] - 1), EXACT);
-        if (stage == 2) check_error("omega_s", fabs(both.measures.omega_s[k] / one.measures.omega_s[0] - 1), EXACT);
+        double omega_s = both.measures.omega_s[k];
+        if (tokenizer_is_aligned(&config)) check_error("omega_s", fabs(omega_s / one.measures.omega_s[0] - 1), EXACT);
         if (k) continue; // the running statistics are those of the first chunk
         check_error("running", bed_error(both.disc.running, one.disc.running, one.disc.running_table.total), EXACT);
     }
@@ -320,6 +325,108 @@ static void test_differences(void) {
     tokenizer_free(&t);
 }
 
+// The loss of a baseline's single chunk, with adaptive weights that stay what they were.
+typedef struct { tokenizer_t* t; double omega_g, omega_s; } baseline_objective_t;
+
+static double baseline_loss(void* context) {
+    const baseline_objective_t* o = (const baseline_objective_t*)context;
+    tokenizer_t* t = o->t;
+    const tokenizer_config_t* c = &t->config;
+    double sum = reconstruction_objective(t), generator[1], vf[1];
+    for (int b = 0; b < c->batch; b++) sum += c->w_kl * t->encoder.kl[b] / c->batch;
+    patchgan_forward(&t->disc, &t->disc_params, &t->fake, t->decoder.out, 1, 0);
+    group_mean_forward(generator, t->fake.logits, 1, c->batch * t->fake.logits_count, 0);
+    sum -= o->omega_g * generator[0];
+    if (!tokenizer_has_vf_loss(c)) return sum;
+    vf_head_loss(&t->vf, &t->params, &t->target_params, vf, t->dz_sem, t->x, latent_encoder_output(&t->encoder), 1,
+                 c->chunk, 0);
+    return sum + o->omega_s * vf[0];
+}
+
+static void test_baseline_differences(tokenizer_config_t config) {
+    static tokenizer_t t;
+    config.batch = config.chunk;
+    bed_make(&t, config);
+    bed_randomise(&t);
+    tokenizer_gradients_of_x(&t, 0, 0);
+    baseline_objective_t o = {&t, t.measures.omega_g[0], t.measures.omega_s[0]};
+    check(o.omega_g > 0 && (o.omega_s > 0) == tokenizer_has_vf_loss(&config), "adaptive weights");
+    if (o.omega_s > 0) { // so that it does not drown in the reconstruction's gradient
+        double ratio = sqrt(t.measures.squares_rec_latent[0]) / (sqrt(t.measures.squares_sem[0]) + 1e-4);
+        check_error("omega_vf", fabs(o.omega_s / (config.w_vf * ratio) - 1), EXACT);
+    }
+    size_t total = t.params.table.total;
+    double* gradient = double_buffer(total);
+    memcpy(gradient, t.params.grads, total * sizeof(double));
+    const struct { const char* name; size_t begin, end; } parts[4] = {
+        {"encoder", 0, t.adapter_begin}, {"adapter, projection", t.adapter_begin, t.decoder_begin},
+        {"decoder", t.decoder_begin, total}, {"all", 0, total}};
+    for (int i = 0; i < 4; i++) {
+        if (parts[i].begin == parts[i].end) continue;
+        check_gradient_h(parts[i].name, baseline_loss, &o, t.params.values + parts[i].begin, gradient + parts[i].begin,
+                         parts[i].end - parts[i].begin, STEP_KINKS, BOUND);
+    }
+    if (o.omega_s > 0) {
+        const param_t* p = param_find(&t.params.table, "linear_proj.weight");
+        check_gradient_h("projection", baseline_loss, &o, t.params.values + p->offset, gradient + p->offset, p->count,
+                         STEP_KINKS, BOUND);
+    }
+    free(gradient);
+    tokenizer_free(&t);
+}
+
+// The latent's noise is that of the seed and the step, and a place in the batch of all processes.
+static void test_noise(void) {
+    static tokenizer_t t;
+    comm_t comm;
+    memset(&comm, 0, sizeof comm);
+    comm.size = 1;
+    tokenizer_config_t config = bed_baseline(RECIPE_VAE, 1);
+    bed_make(&t, config);
+    bed_randomise(&t);
+    size_t image = tokenizer_latents(&t) * t.z, n = config.batch * image;
+    double* kept = double_buffer(n);
+    tokenizer_gradients(&t, 3, 0);
+    memcpy(kept, t.encoder.noise, n * sizeof(double));
+    for (size_t i = 0; i < n; i++) check(kept[i] == random_normal(5, RANDOM_POSTERIOR, 3, i), "noise of a step");
+    t.comm = &comm;
+    comm.rank = 1;
+    comm.size = 2;
+    tokenizer_draw_noise(&t, 5, 3, 0);
+    check(t.encoder.noise[0] == random_normal(5, RANDOM_POSTERIOR, 3, n), "of the second process");
+    t.comm = NULL;
+    tokenizer_draw_noise(&t, 5, 4, 0);
+    check(memcmp(kept, t.encoder.noise, n * sizeof(double)) != 0, "of the next step");
+    free(kept);
+    tokenizer_free(&t);
+}
+
+static void test_baselines(void) {
+    tokenizer_config_t c = bed_baseline(RECIPE_VAVAE, 0);
+    if (test_case("fixture vavae_step")) { bed_check_vavae_step(FIXTURE_ROUNDING); test_end_case(); }
+    if (test_case("two chunks are two steps, VA-VAE")) { test_chunks(bed_baseline(RECIPE_VAVAE, 1)); test_end_case(); }
+    if (test_case("two chunks are two steps, VA-VAE whose encoder is a ViT")) { test_chunks(c); test_end_case(); }
+    if (test_case("finite differences of a whole step, VAE")) {
+        test_baseline_differences(bed_baseline(RECIPE_VAE, 1));
+        test_end_case();
+    }
+    if (test_case("finite differences of a whole step, VA-VAE")) {
+        test_baseline_differences(bed_baseline(RECIPE_VAVAE, 1));
+        test_end_case();
+    }
+    if (test_case("finite differences of a whole step, VA-VAE with a ViT")) {
+        test_baseline_differences(c);
+        test_end_case();
+    }
+    c.semantic_tensor = SEMANTIC_AT_FC2;
+    c.recompute = 1;
+    if (test_case("finite differences of a whole step, VA-VAE with a ViT, at mlp.fc2, recompute")) {
+        test_baseline_differences(c);
+        test_end_case();
+    }
+    if (test_case("noise of the latent")) { test_noise(); test_end_case(); }
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     if (test_case("fixture stage2_step")) { bed_check_stage2_step(FIXTURE_ROUNDING); test_end_case(); }
@@ -328,11 +435,12 @@ int main(int argc, char** argv) {
         test_end_case();
     }
     test_brute_forces();
-    if (test_case("two chunks are two steps, stage 1")) { test_chunks(1); test_end_case(); }
-    if (test_case("two chunks are two steps, stage 2")) { test_chunks(2); test_end_case(); }
-    if (test_case("two chunks are two steps, stage 3")) { test_chunks(3); test_end_case(); }
+    if (test_case("two chunks are two steps, stage 1")) { test_chunks(bed_config(1)); test_end_case(); }
+    if (test_case("two chunks are two steps, stage 2")) { test_chunks(bed_config(2)); test_end_case(); }
+    if (test_case("two chunks are two steps, stage 3")) { test_chunks(bed_config(3)); test_end_case(); }
     if (test_case("the size of the GAN loss does not matter")) { test_gan_size(); test_end_case(); }
     if (test_case("a blind discriminator adds nothing")) { test_gan_zero(); test_end_case(); }
     if (test_case("finite differences of the reconstruction loss")) { test_differences(); test_end_case(); }
+    test_baselines();
     return test_finish();
 }
