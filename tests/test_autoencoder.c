@@ -3,6 +3,7 @@
 //   use           encode and decode give what tokenizer_encode and _reconstruct give: raw and averaged weights, every
 //                 stage, folded or not; fewer images than the memory is planned for; either half alone
 //   export        the same in F32; within rounding in F16; the file holds nothing of the training
+//   baselines     a latent that is drawn; raw weights that ship
 //   fingerprint   the same for the same weights, another after one bit of one of them
 //   refusals      foreign and exported files, missing tensors
 // defines: bed_make, bed_randomise, bed_random_images, bed_image_values, bed_error, test_normal, ...
@@ -22,30 +23,32 @@ static const char* made_decoder = "ldm";
 
 // The tokenizer that flags describe, and its configuration as JSON for the checkpoint. A stand-in of every part: a
 // folded encoder with LayerScale, attention, two widths of ResBlocks.
-static tokenizer_config_t make_config(const char* stage, const char* ema, const char* fold, char** json) {
+static tokenizer_config_t parse_config(const char* flags, char** json) {
     static options_t options;
     static cli_t cli;
-    const char* words[] = {
-        "train_tokenizer", "-data",  "shapes", "-encoder", "tiny",    "-ch",           "8",  "-ch_mult", "1,2,2,2",
-        "-z_channels",     "5",      "-ndf",   "4",        "-groups", "4",             "-batch", "6",    "-chunk",
-        "2",               "-vgg_channels", "4,6,8", "-adapter_hidden", "10", "-stage", stage, "-ema",   ema,
-        "-fold",           fold,   "-decoder", made_decoder, "-decoder_dim", "24", "-decoder_depth", "2",
-        "-decoder_heads",  "3",    "-decoder_grid", "3"};
-    enum { WORDS = sizeof words / sizeof words[0] };
-    char* argv[WORDS];
-    for (int i = 0; i < WORDS; i++) argv[i] = (char*)words[i];
-    options_parse(&options, &cli, WORDS, argv);
+    static char text[600]; // as long-lived as the options, whose strings it holds
+    char *argv[64], *rest = text;
+    int n = 0;
+    snprintf(text, sizeof text, "train_tokenizer -data shapes -encoder tiny -ch 8 -ch_mult 1,2,2,2 -z_channels 5 "
+             "-ndf 4 -groups 4 -batch 6 -chunk 2 -vgg_channels 4,6,8 -adapter_hidden 10 -decoder %s -decoder_dim 24 "
+             "-decoder_depth 2 -decoder_heads 3 -decoder_grid 3 %s", made_decoder, flags);
+    for (char* word; n < 64 && (word = strtok_r(rest, " ", &rest)) != NULL;) argv[n++] = word;
+    options_parse(&options, &cli, n, argv);
     *json = cli_to_json(&cli);
     tokenizer_config_t config = options_tokenizer(&options, 1);
     cli_free(&cli);
     return config;
 }
+static tokenizer_config_t make_config(const char* stage, const char* ema, const char* fold, char** json) {
+    char flags[100];
+    snprintf(flags, sizeof flags, "-stage %s -ema %s -fold %s", stage, ema, fold);
+    return parse_config(flags, json);
+}
 
 // Saves a random tokenizer, whose averages are random too, as "checkpoint".
-static void make_checkpoint(tokenizer_t* t, const char* stage, const char* ema, const char* fold,
-                            char path[TEMPORARY_PATH]) {
-    char error[1024], *json;
-    bed_make(t, make_config(stage, ema, fold, &json));
+static void save_random(tokenizer_t* t, tokenizer_config_t config, char* json, char path[TEMPORARY_PATH]) {
+    char error[1024];
+    bed_make(t, config);
     bed_randomise(t);
     params_start_averages(&t->params);
     for (int i = 0; i < 2; i++) {
@@ -58,6 +61,12 @@ static void make_checkpoint(tokenizer_t* t, const char* stage, const char* ema, 
                                 sizeof error, 0);
     check(saved, "the checkpoint is written");
     free(json);
+}
+static void make_checkpoint(tokenizer_t* t, const char* stage, const char* ema, const char* fold,
+                            char path[TEMPORARY_PATH]) {
+    char* json;
+    tokenizer_config_t config = make_config(stage, ema, fold, &json);
+    save_random(t, config, json, path);
 }
 
 // A tokenizer of stage 1 with the weights of a checkpoint: encoder frozen, and so folded where the flag says so.
@@ -108,6 +117,40 @@ static void test_use(const char* stage, const char* ema, const char* fold, int a
     autoencoder_close(&a);
     tokenizer_free(&t);
     tokenizer_free(&reference);
+    temporary_end();
+}
+
+// A baseline ships its raw weights; its latent is the mean, or a draw by seed, draw and number of the image.
+static void check_baseline(const char* path, tokenizer_t* t) {
+    static autoencoder_t a;
+    size_t latents = 6 * tokenizer_latents(t) * t->z, values = bed_image_values(t);
+    uint64_t numbers[6];
+    for (uint64_t i = 0; i < 6; i++) numbers[i] = i;
+    autoencoder_open(&a, path, AUTOENCODER_AVERAGED, 6, 1, 1);
+    check(a.ema < 0 && !a.ldm && a.statistics && a.mean[4] == 5, "what the file tells");
+    image_from_bytes(t->x, t->bytes, values, 0);
+    latent_encoder_forward(&t->encoder, &t->params, t->x, 0, 0);
+    poison(&a);
+    check(same_bits(autoencoder_encode(&a, t->bytes, 6, 0), latent_encoder_output(&t->encoder), latents), "the mean");
+    tokenizer_draw_noise(t, 9, 2, 0);
+    tokenizer_reconstruct(t, 0);
+    poison(&a);
+    const floatX* z = autoencoder_sample(&a, t->bytes, 6, 9, 2, numbers, 0);
+    check(same_bits(z, latent_encoder_output(&t->encoder), latents), "a draw");
+    check(same_bits(autoencoder_decode(&a, z, 6, 0), t->decoder.out, values), "its reconstruction");
+    autoencoder_close(&a);
+}
+
+static void test_baseline(const char* flags) {
+    static tokenizer_t t;
+    char path[TEMPORARY_PATH], exported[TEMPORARY_PATH], *json;
+    temporary_begin();
+    tokenizer_config_t config = parse_config(flags, &json);
+    save_random(&t, config, json, path);
+    check_baseline(path, &t);
+    autoencoder_export(path, temporary_path(exported, "exported"), ST_F32);
+    check_baseline(exported, &t);
+    tokenizer_free(&t);
     temporary_end();
 }
 
@@ -360,6 +403,8 @@ int main(int argc, char** argv) {
     if (test_case("exported F32, stage 2")) { test_export("2", ST_F32); test_end_case(); }
     if (test_case("exported F32, stage 3")) { test_export("3", ST_F32); test_end_case(); }
     if (test_case("exported F16, stage 2")) { test_export("2", ST_F16); test_end_case(); }
+    if (test_case("VA-VAE")) { test_baseline("-preset mini_vavae -encoder cnn -teacher tiny"); test_end_case(); }
+    if (test_case("VA-VAE with a ViT")) { test_baseline("-preset mini_vavae_vit -teacher tiny"); test_end_case(); }
     if (test_case("fingerprint")) { test_fingerprint(); test_end_case(); }
     if (test_case("refusals")) { test_refusals(); test_end_case(); }
     return test_finish();

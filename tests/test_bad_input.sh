@@ -73,7 +73,7 @@ tr -s ' \n' ' ' <out >words
 check "  value and name" grep -q 'default 32; by preset imagenet_d64: 64)' words
 expect "-h shows what a preset's own preset sets" 0 '' "$tokenizer" -preset vavae_vit -h
 tr -s ' \n' ' ' <out >words
-check "  and what it changes" grep -q 'default 64; by preset vavae_vit: 64).*(one of aligntok, vae, vavae; default aligntok; by preset' words
+check "  and what it changes" grep -q '(one of aligntok, vae, vavae; default aligntok; by preset vavae_vit: vavae).*default 64; by preset vavae_vit: 64)' words
 check "  and the columns of a status line" grep -Eq '^\|rec\|W, \|gan\|W +gradient norms' out
 for program in train_tokenizer train_dit sample eval pretrain; do
     expect "$program -h" 0 '' "$build/$program" -h

@@ -39,13 +39,13 @@ static inline const char* tokenizer_status_help(void) {
         "Columns of a status line (a dash: this stage has no such term)\n"
         "L1, LPIPS        mean |x - xhat| a value, in units of [-1, 1]; perceptual distance\n"
         "semantic         distance of the latent from that of the frozen encoder of stage 1 (stage 2)\n"
-        "KL, VF           baselines: divergence of an image's latent from N(0, 1); the loss that aligns it with the\n"
-        "                 teacher\n"
+        "KL, VF           baselines: divergence of an image's latent from N(0, 1); its distance from the\n"
+        "                 teacher's tokens\n"
         "real, fake       mean logits of the discriminator; hinge: its loss\n"
         "|rec|W, |gan|W   gradient norms of reconstruction and GAN at the decoder's last layer; omega_g: the\n"
         "                 adaptive weight that they give\n"
-        "|rec|z, |sem|z   the same at the encoder's last layer for the semantic loss; omega_s: its weight; |vf|z,\n"
-        "                 omega_vf: for VF\n"
+        "|rec|z, |sem|z   the same at the encoder's last layer for the semantic loss; omega_s: its weight\n"
+        "|vf|z, omega_vf  the same for VF\n"
         "clip             chunks in which an adaptive weight was clipped\n" STATUS_COLUMNS_HELP;
 }
 static inline const char* dit_status_help(void) {

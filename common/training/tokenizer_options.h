@@ -249,7 +249,7 @@ static inline void options_check_recipe(const options_t* o, const cli_t* cli) {
               "another -encoder, or -preset vae");
     }
     if (baseline && o->stage != 1) fatal("-stage %d: recipe %s has one stage, number 1", o->stage, names[o->recipe]);
-    if (cnn && o->encoder_weights[0]) {
+    if (cnn && o->encoder_weights[0] && cli_source(cli, "encoder_weights") == CLI_FROM_COMMAND_LINE) {
         fatal("-encoder_weights %s: there are no such weights for -encoder cnn; leave it out, or give an autoencoder "
               "to start from with -from", o->encoder_weights);
     }
@@ -278,6 +278,7 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
               o->batch, o->chunk);
     }
     options_check_recipe(o, cli);
+    if (!strcmp(o->encoder, "cnn")) o->encoder_weights = ""; // a preset's
     if (o->recipe == RECIPE_ALIGNTOK && o->stage == 1 && o->from[0]) {
         fatal("-from %s: stage 1 starts from -encoder_weights, not from a checkpoint; leave -from out, or give -stage "
               "2 or 3",
