@@ -164,6 +164,27 @@ static void test_recompute(tokenizer_config_t config) {
     tokenizer_free(&again);
 }
 
+// The folded teacher is the teacher, in every step.
+static void test_folded_teacher(void) {
+    static tokenizer_t plain, folded;
+    tokenizer_config_t config = bed_vavae_config();
+    bed_make(&plain, config);
+    bed_randomise(&plain);
+    config.fold = 1;
+    bed_make(&folded, config);
+    bed_copy(&folded, &plain);
+    tokenizer_freeze(&folded);
+    check(folded.vf.teacher.fold, "it is folded");
+    for (int step = 0; step < 2; step++) {
+        tokenizer_gradients(&plain, 0, 0);
+        tokenizer_gradients(&folded, 0, 0);
+        check_error("VF", bed_error(folded.measures.semantic, plain.measures.semantic, 2), ROUNDING);
+        bed_check_gradients(&folded.params, plain.params.grads, ORIGINAL);
+    }
+    tokenizer_free(&plain);
+    tokenizer_free(&folded);
+}
+
 // With one chunk there is no other than the first.
 static void test_first_chunk(void) {
     static tokenizer_t exact, first;
@@ -532,6 +553,7 @@ int main(int argc, char** argv) {
         test_end_case();
     }
     if (test_case("first chunk of one is exact")) { test_first_chunk(); test_end_case(); }
+    if (test_case("the folded teacher is the teacher")) { test_folded_teacher(); test_end_case(); }
     if (test_case("stage 1 freezes the encoder")) { test_frozen(bed_config(1)); test_end_case(); }
     if (test_case("stage 2 freezes the copy alone")) { test_frozen(bed_config(2)); test_end_case(); }
     if (test_case("stage 3 freezes encoder and adapter")) { test_frozen(bed_config(3)); test_end_case(); }

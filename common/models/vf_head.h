@@ -5,7 +5,7 @@
 //
 // The projection goes from the latent to the tokens ("reverse"), is linear without bias, learns with the encoder, and
 // is thrown away afterwards. The teacher sees the image in [-1, 1], resized but not normalised, as in the reference.
-// All of it happens while nothing else runs: its memory is working memory.
+// Most of its memory is working memory: nothing else runs at the same time.
 //
 // Backward:  dz = dz' P;  dP = dz'^T z, where the loss counts omega_k in chunk k: dP = sum_k dz'_k^T (omega_k z_k).
 //
@@ -34,11 +34,12 @@ void vf_head_register(vf_head_t* h, param_table_t* trained, param_table_t* froze
     vit_register(&h->teacher, frozen, VF_TEACHER_PREFIX);
 }
 
-void vf_head_plan_work(vf_head_t* h, plan_t* work, int B, int H, int W, int factor) {
+// The teacher's folded weights outlive a step, and its features lie beside them.
+void vf_head_plan(vf_head_t* h, plan_t* keep, plan_t* work, int B, int H, int W, int factor) {
     h->B = B;
     h->T = (H / factor) * (W / factor);
     size_t n = (size_t)B * h->T * h->teacher.config.dim;
-    vit_plan(&h->teacher, work, B, H, W, factor, 0);
+    vit_plan(&h->teacher, keep, B, H, W, factor, 0);
     vit_plan_work(&h->teacher, work);
     plan_floatX(work, &h->projected, n, "projected latent");
     plan_floatX(work, &h->dprojected, n, "d projected latent");

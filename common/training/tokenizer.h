@@ -287,7 +287,7 @@ void tokenizer_plan(tokenizer_t* t) {
     decoder_plan_work(&t->decoder, work, t->extra);
     plan_rewind(work, mark);
     latent_encoder_plan_work(&t->encoder, work);
-    if (tokenizer_has_vf_loss(c)) vf_head_plan_work(&t->vf, work, B, c->H, c->W, factor);
+    if (tokenizer_has_vf_loss(c)) vf_head_plan(&t->vf, plan, work, B, c->H, c->W, factor);
     plan_rewind(work, mark);
     if (c->stage == 2) { // the frozen copy runs alone and leaves z0
         latent_encoder_plan_forward(&t->target, work, work, B, c->H, c->W, factor);
