@@ -305,7 +305,7 @@ static inline void bed_check_stage2_fc2(double bound) {
 
 static inline tokenizer_config_t bed_vavae_config(void) {
     tokenizer_config_t c = bed_baseline(RECIPE_VAVAE, 1);
-    vit_config_t teacher = {"fixture", 16, 24, 2, 3, 96, 1, 0, 1, 3, 0, ACT_GELU, NORMALISE_IMAGENET};
+    vit_config_t teacher = {"fixture", 16, 24, 2, 3, 96, 1, 0, 1, 3, 0, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6};
     decoder_config_t decoder = {32, 5, {1, 1, 1, 1, 2, 0, 0, 0}, 1, 1u << 4, 4, 32, 1};
     lpips_config_t lpips = {5, {2, 2, 3, 3, 3}, {4, 8, 16, 32, 32}};
     c.teacher = teacher;

@@ -133,6 +133,7 @@ typedef struct {
     patchgan_acts_t fake, real;
     lpips_t lpips;
     // memory
+    uint64_t* rows;            // (B) places of this process's images in the whole batch, for what is drawn
     plan_t plan, work;         // what lives through a step; what lives while one model runs, shared by all of them
     uint8_t* bytes;            // (B, H, W, 3) as loaded
     floatX* x;                 // (B, H, W, 3) in [-1, 1]
@@ -299,6 +300,19 @@ void tokenizer_plan(tokenizer_t* t) {
     plan_rewind(work, mark);
 }
 
+// Where a latent is drawn, its noise depends on the image's place in the batch of all processes.
+static inline void tokenizer_number_rows(tokenizer_t* t) {
+    size_t bytes = t->config.batch * sizeof(uint64_t);
+    if (!t->encoder.gaussian) return;
+    uint64_t* host = (uint64_t*)malloc_check(bytes, "places in the batch");
+    for (int b = 0; b < t->config.batch; b++) {
+        host[b] = (uint64_t)(t->comm ? t->comm->rank : 0) * t->config.batch + (uint64_t)b;
+    }
+    t->rows = (uint64_t*)device_malloc(bytes, "places in the batch");
+    copy_to_device(t->rows, host, bytes, 0);
+    free(host);
+}
+
 // Allocates parameters and step memory. Parameters are zero until initialised or loaded.
 void tokenizer_allocate(tokenizer_t* t) {
     if (t->comm && t->config.zero) {
@@ -316,6 +330,7 @@ void tokenizer_allocate(tokenizer_t* t) {
     patchgan_allocate_buffers(&t->disc);
     plan_allocate(&t->plan, "activations");
     plan_allocate(&t->work, "working memory");
+    tokenizer_number_rows(t);
     tokenizer_plan_measures(t);
     device_zero(t->measure_block, tokenizer_measure_count(t) * sizeof(floatS), 0);
 }
@@ -340,6 +355,7 @@ void tokenizer_free(tokenizer_t* t) {
     params_free(&t->lpips_params);
     params_free(&t->target_params);
     patchgan_free_buffers(&t->disc);
+    device_free(t->rows);
     plan_free(&t->plan);
     plan_free(&t->work);
 }
@@ -350,9 +366,8 @@ void tokenizer_free(tokenizer_t* t) {
 // The noise of a baseline's latents: of step `step`, the same for any number of processes.
 void tokenizer_draw_noise(tokenizer_t* t, uint64_t seed, int64_t step, stream_t s) {
     if (!t->encoder.gaussian) return;
-    uint64_t first_row = t->comm ? (uint64_t)t->comm->rank * t->config.batch : 0;
-    normal_rows(t->encoder.noise, t->config.batch, tokenizer_latents(t) * t->z, seed, RANDOM_POSTERIOR, (uint64_t)step,
-                first_row, s);
+    normal_rows(t->encoder.noise, t->rows, t->config.batch, tokenizer_latents(t) * t->z, seed, RANDOM_POSTERIOR,
+                (uint64_t)step, s);
 }
 
 // t->x -> latent: returns (B, GH, GW, z), of a baseline a draw.
