@@ -49,6 +49,7 @@ expect "a second stage of a baseline" 1 '-stage 2: recipe vavae has one stage' "
 expect "weights of a ViT for a CNN" 1 '-encoder_weights x: there are no such weights for -encoder cnn' "$tokenizer" -preset mini_vae \
     -encoder_weights x
 expect "mlp.fc2 of a CNN" 1 '-sem_tensor fc2: -encoder cnn has no mlp.fc2' "$tokenizer" -preset mini_vae -sem_tensor fc2
+expect "a CNN before the larger decoder" 1 '-decoder large: -encoder cnn is the mirror image' "$tokenizer" -preset mini_vae -decoder large
 expect "unknown teacher" 1 "no encoder named 'cnn'; choose one of: dinov2-s, " "$tokenizer" -preset mini_vavae -teacher cnn
 expect "unknown preset" 1 '-preset imagnet is none of: .*did you mean imagenet\?' "$tokenizer" -preset imagnet
 expect "unknown encoder" 1 "no encoder named 'dinov3'; choose one of: dinov2-s, " "$tokenizer" -encoder dinov3

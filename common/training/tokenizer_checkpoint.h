@@ -1,8 +1,8 @@
 // tokenizer_checkpoint.h: the state of a tokenizer run as one safetensors file.
 //
 // What stands in it, all F32 under public names, convolutions as (OC, C, K, K):
-//     encoder.*, adapter.*, decoder.*        the weights as trained ("raw"); s2ddecoder.* of the larger decoder; of a CNN
-//                                            also quant_conv.*, post_quant_conv.*; of VA-VAE linear_proj.weight
+//     encoder.*, adapter.*, decoder.*        the weights as trained ("raw"); s2ddecoder.* of the larger decoder; of a
+//                                            CNN quant_conv.*, post_quant_conv.*; of VA-VAE linear_proj.weight
 //     ema.0.NAME, ema.1.NAME                 their two moving averages, for what this stage trains
 //     adam.m.NAME, adam.v.NAME               optimiser moments, of the discriminator too
 //     loss.discriminator.*                   discriminator with its BatchNorm buffers
