@@ -253,7 +253,7 @@ static inline void options_check_recipe(const options_t* o, const cli_t* cli) {
         fatal("-encoder_weights %s: there are no such weights for -encoder cnn; leave it out, or give an autoencoder "
               "to start from with -from", o->encoder_weights);
     }
-    if (cnn && o->decoder) {
+    if (cnn && o->decoder == DECODER_LARGE) {
         fatal("-decoder large: -encoder cnn is the mirror image of the decoder ldm; leave -decoder out");
     }
     if (cnn && o->sem_tensor == SEMANTIC_AT_FC2) {
