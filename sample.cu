@@ -205,7 +205,8 @@ static int take_trained_run(sample_t* r, const char* preset, int* rows) {
     sample_options_t* o = &r->options;
     char error[1024];
     const cli_preset_t* p = cli_preset(&r->cli, preset);
-    const char *dit = cli_preset_value(p, "dit"), *tokenizer = cli_preset_value(p, "tokenizer");
+    const char* dit = cli_preset_value(&r->cli, p, "dit");
+    const char* tokenizer = cli_preset_value(&r->cli, p, "tokenizer");
     if (access(dit, R_OK) || access(tokenizer, R_OK)) return 0;
     class_names_t names = read_names(dit, o->raw);
     int n = read_classes(o->classes, &names, rows, error, sizeof error);

@@ -1,10 +1,11 @@
-// train_tokenizer.cu: trains the AlignTok tokenizer, one stage a run.
+// train_tokenizer.cu: trains the AlignTok tokenizer, one stage a run, and its baselines.
 //
 //     ./train_tokenizer -stage 1            the miniature world: see `make demo`, which prepares it
 //     ./train_tokenizer -stage 2            goes on from stage 1's checkpoint, which it finds by itself
 //     ./train_tokenizer -stage 3
 //     ./train_tokenizer -preset imagenet -data IMAGENET -encoder_weights FILE -lpips_weights FILE
 //     ./train_tokenizer -h                  every flag; at its end the paper's ablations, each as a flag
+//     ./train_tokenizer -preset vavae -data IMAGENET -teacher_weights FILE -lpips_weights FILE      a baseline, VA-VAE
 //
 // A run writes into one folder (-out): stageN.safetensors (the whole state, see
 // common/training/tokenizer_checkpoint.h), stageN.jsonl (every status line), stageN_STEP.png (held-out images above
@@ -43,7 +44,7 @@
 #include "common/training/shared_sizes.h"
 // defines: tokenizer_t, tokenizer_plan, tokenizer_resize, tokenizer_gradients, tokenizer_update
 #include "common/training/tokenizer.h"
-// defines: checkpoint_save, checkpoint_resume, checkpoint_start_from, checkpoint_file_bytes
+// defines: checkpoint_save, checkpoint_resume, checkpoint_start_from, checkpoint_start_baseline, checkpoint_file_bytes
 #include "common/training/tokenizer_checkpoint.h"
 // defines: needs_t, needs_add, needs_file, needs_check
 #include "common/training/needs.h"
@@ -55,6 +56,8 @@
 #include "common/drawing/autoencoder.h"
 // defines: weights_load_vit, weights_load_lpips
 #include "common/models/weights.h"
+// defines: ldm_file_t, ldm_file_read
+#include "common/models/ldm_file.h"
 // defines: options_t, options_parse, options_read, options_tokenizer
 #include "common/training/tokenizer_options.h"
 // defines: tokenizer_status_t, tokenizer_status_print, status_open, status_waits, tokenizer_status_help
@@ -108,37 +111,51 @@ static void plan_sizes(run_t* run) {
     }
 }
 
+// Parameters: of each model, and of what is trained and frozen in this stage.
+static void print_parameters(const tokenizer_t* t) {
+    const tokenizer_config_t* c = &t->config;
+    const param_table_t* table = &t->params.table;
+    size_t first = tokenizer_first_trained(t), all = table->total;
+    size_t pairs = param_count(table, t->lora_begin, t->adapter_begin);
+    size_t decoder = param_count(table, t->decoder_begin, all);
+    size_t encoder = param_count(table, 0, t->decoder_begin) - pairs;
+    size_t cnn = param_count(table, 0, c->cnn ? t->encoder.cnn.quant_conv.weight : 0);
+    size_t disc = param_count(&t->disc_params.table, 0, t->disc_params.table.total);
+    size_t lpips = param_count(&t->lpips_params.table, 0, t->lpips_params.table.total);
+    // the frozen copy A0 of stage 2 is not counted, as in the paper's Table 6
+    size_t target = param_count(&t->target_params.table, 0, c->stage == 2 ? t->lora_begin : SIZE_MAX);
+    if (c->cnn) printf("parameters     encoder %.2fM, 1x1 layers around the latent %.3fM", cnn * 1e-6,
+                       (encoder - cnn) * 1e-6);
+    else printf("parameters     encoder with adapter %.2fM", encoder * 1e-6);
+    printf(", decoder %.2fM, discriminator %.2fM\n", decoder * 1e-6, disc * 1e-6);
+    if (pairs) {
+        printf("low-rank pairs %zu parameters: rank %d, alpha %g, dropout %g, at qkv, proj, fc1, fc2 of %d blocks\n",
+               pairs, c->lora.rank, c->lora.alpha, c->lora.dropout, c->encoder.depth);
+    }
+    const char* also = tokenizer_has_vf_loss(c) ? ", teacher" : tokenizer_is_baseline(c) ? ""
+                       : c->stage != 2 ? ", encoder" : pairs ? ", encoder, that of stage 1" : ", encoder of stage 1";
+    if (tokenizer_is_baseline(c)) printf("baseline      ");
+    else printf("stage %d       ", c->stage);
+    printf(" trainable %.2fM, frozen %.2fM (LPIPS %.2fM%s)\n", (param_count(table, first, all) + disc) * 1e-6,
+           (param_count(table, 0, first) + lpips + target) * 1e-6, lpips * 1e-6, also);
+}
+
 // -dry_run and the start of every run: what is trained and what it costs.
 static void print_plan(const run_t* run) {
     const tokenizer_t* t = &run->tokenizer;
     const tokenizer_config_t* c = &t->config;
     const aspect_t* sizes = &run->train_sizes;
     const param_table_t* table = &t->params.table;
-    size_t first = tokenizer_first_trained(t), all = table->total;
-    size_t pairs = param_count(table, t->lora_begin, t->adapter_begin), decoder = param_count(table, t->decoder_begin, all);
-    size_t encoder = param_count(table, 0, t->decoder_begin) - pairs;
-    size_t disc = param_count(&t->disc_params.table, 0, t->disc_params.table.total);
-    size_t lpips = param_count(&t->lpips_params.table, 0, t->lpips_params.table.total);
-    // the frozen copy A0 of stage 2 is not counted, as in the paper's Table 6
-    size_t target = c->stage == 2 ? param_count(&t->target_params.table, 0, t->lora_begin) : 0;
+    size_t first = tokenizer_first_trained(t);
     if (sizes->count > 1) {
         printf("sizes          %d, from %d x %d to %d x %d and %d x %d; memory and cost are of the largest\n",
                sizes->count, sizes->side, sizes->side, sizes->longest, sizes->side, sizes->side, sizes->longest);
     }
-    printf("parameters     encoder with adapter %.2fM, decoder %.2fM, discriminator %.2fM\n", encoder * 1e-6,
-           decoder * 1e-6, disc * 1e-6);
-    if (pairs) {
-        printf("low-rank pairs %zu parameters: rank %d, alpha %g, dropout %g, at qkv, proj, fc1, fc2 of %d blocks\n", pairs,
-               c->lora.rank, c->lora.alpha, c->lora.dropout, c->encoder.depth);
-    }
-    printf("stage %d        trainable %.2fM, frozen %.2fM (LPIPS %.2fM%s)\n", c->stage,
-           (param_count(table, first, all) + disc) * 1e-6, (param_count(table, 0, first) + lpips + target) * 1e-6,
-           lpips * 1e-6, c->stage != 2 ? ", encoder" : pairs ? ", encoder, that of stage 1" : ", encoder of stage 1");
+    print_parameters(t);
     int shares = c->zero && t->comm ? t->comm->size : 1;
     size_t weights = params_bytes(table, first, 2, shares) + params_bytes(&t->disc_params.table, 0, 0, shares) +
                      params_bytes(&t->lpips_params.table, t->lpips_params.table.total, 0, 1) +
-                     (c->stage == 2 ? params_bytes(&t->target_params.table, t->target_params.table.total, 0, 1) : 0) +
-                     plan_bytes(&t->folded);
+                     params_bytes(&t->target_params.table, t->target_params.table.total, 0, 1) + plan_bytes(&t->folded);
     char size[4][32];
     printf("memory         %s: weights, gradients, moments, averages %s; activations %s; working memory %s\n",
            size_text(size[0], weights + plan_bytes(&t->plan) + plan_bytes(&t->work)), size_text(size[1], weights),
@@ -177,7 +194,7 @@ static void make_command(const run_t* run, int encoder, int stage_before, json_t
 // All that this run needs and that is not there, in one message.
 static void check_needs(run_t* run) {
     options_t* o = &run->options;
-    int mini = !strcmp(o->run.preset, "mini"), going_on = run_has_checkpoint(run->checkpoint_path, o->run.restart);
+    int mini = !strncmp(o->run.preset, "mini", 4), going_on = run_has_checkpoint(run->checkpoint_path, o->run.restart);
     char previous[1024] = "", encoder[1024];
     needs_t needs = {{NULL, 0, 0}, 0};
     if (!o->data[0]) {
@@ -193,7 +210,11 @@ static void check_needs(run_t* run) {
     if (!going_on && o->stage == 1 && encoder[0]) {
         needs_file(&needs, "encoder_weights", encoder, "the pretrained encoder");
     }
-    int pretrained = needs.count > before;
+    if (o->recipe == RECIPE_VAVAE && o->teacher_weights[0]) {
+        needs_file(&needs, "teacher_weights", o->teacher_weights, "the vision model that the latent is aligned with");
+    }
+    int pretrained = needs.count > before, baseline = o->recipe != RECIPE_ALIGNTOK;
+    if (!going_on && baseline && o->from[0]) needs_file(&needs, "from", o->from, "weights to start from");
     if (!going_on && o->stage > 1) {
         previous_path(o, previous, sizeof previous);
         if (access(previous, R_OK)) {
@@ -206,7 +227,11 @@ static void check_needs(run_t* run) {
             previous[0] = 0;
         }
     }
-    if (needs.count && !mini && o->stage == 1 && !going_on && !encoder[0]) {
+    if (needs.count && o->recipe == RECIPE_VAVAE && !o->teacher_weights[0]) {
+        needs_add(&needs, "-teacher_weights FILE: without, the teacher is random (DINOv2-L: model.safetensors of "
+                  "huggingface.co/timm/vit_large_patch14_dinov2.lvd142m)");
+    }
+    if (needs.count && !mini && !baseline && o->stage == 1 && !going_on && !encoder[0]) {
         needs_add(&needs, "-encoder_weights FILE: without, the encoder is random (DINOv2-L: model.safetensors of "
                   "huggingface.co/timm/vit_large_patch14_dinov2.lvd142m)");
     }
@@ -230,11 +255,18 @@ static void load_pretrained(run_t* run) {
     } else {
         warn("no -lpips_weights: LPIPS compares random features. Good for a test of speed, not for training");
     }
+    if (o->recipe == RECIPE_VAVAE && o->teacher_weights[0]) {
+        weights_load_vit(&t->target_params, &t->config.teacher, VF_TEACHER_PREFIX, o->teacher_weights);
+        printf("teacher        %s\n", o->teacher_weights);
+    } else if (o->recipe == RECIPE_VAVAE) {
+        warn("no -teacher_weights: the latent is aligned with a random network. Good for a test of speed, not for "
+             "training");
+    }
     if (o->stage != 1 || run->step) return;
     if (o->encoder_weights[0]) {
         weights_load_vit(&t->params, &t->config.encoder, "encoder.", o->encoder_weights);
         printf("encoder        %s\n", o->encoder_weights);
-    } else {
+    } else if (o->recipe == RECIPE_ALIGNTOK) {
         warn("no -encoder_weights: the encoder is random. Good for a test of speed, not for training");
     }
 }
@@ -243,6 +275,11 @@ static void load_pretrained(run_t* run) {
 static void check_same_model(const options_t* o, const checkpoint_info_t* info, const char* path) {
     static options_t saved;
     options_read(&saved, info->config, path);
+    if ((saved.recipe == RECIPE_ALIGNTOK) != (o->recipe == RECIPE_ALIGNTOK)) {
+        fatal("%s is %s, and this run is %s; give a file of the same kind, or the same -recipe", path,
+              saved.recipe == RECIPE_ALIGNTOK ? "a checkpoint of AlignTok's stages" : "a baseline's checkpoint",
+              o->recipe == RECIPE_ALIGNTOK ? "a stage of AlignTok" : "a baseline");
+    }
     if (strcmp(saved.encoder, o->encoder)) {
         fatal("%s has encoder %s, this run %s; give -encoder %s", path, saved.encoder, o->encoder, saved.encoder);
     }
@@ -286,6 +323,45 @@ static void hand_over(run_t* run) {
            which < 0 ? "raw" : "averaged");
     safetensors_close(&file);
     if (o->stage == 2) tokenizer_set_target(&run->tokenizer, run->stream);
+}
+
+// Others' files show in their shapes what they are.
+static void check_same_autoencoder(const run_t* run, const ldm_file_t* l, const char* path) {
+    const autoencoder_config_t *e = &l->encoder, *want = &run->tokenizer.config.decoder;
+    if (run->tokenizer.config.cnn && !memcmp(e, want, sizeof *e) && !memcmp(&l->decoder, want, sizeof *e)) return;
+    char ch_mult[100] = "";
+    for (int i = 0; i < e->levels; i++) {
+        size_t used = strlen(ch_mult);
+        snprintf(ch_mult + used, sizeof ch_mult - used, "%s%d", i ? "," : "", e->ch_mult[i]);
+    }
+    fatal("%s is an autoencoder of -encoder cnn -ch %d -ch_mult %s -res_blocks %d -groups %d -z_channels %d, and this "
+          "run trains another%s; give these flags, or another file", path, e->ch, ch_mult, e->res_blocks, e->groups,
+          e->z_channels, e->attn_levels != 1u << (e->levels - 1) || !e->quant_conv
+          ? " (which has attention at the lowest resolution alone, and 1x1 convolutions around the latent)" : "");
+}
+
+// A baseline starts from the raw weights of another, ours or as LDM and VA-VAE publish them; as in VA-VAE's own phases
+// the optimisers begin anew.
+static void start_baseline(run_t* run) {
+    const char* path = run->options.from;
+    safetensors_t file;
+    ldm_file_t l;
+    memset(&l, 0, sizeof l);
+    tensor_file_open_or_die(&file, path);
+    if (checkpoint_is_ours(&file)) {
+        checkpoint_info_t info = checkpoint_read_info(&file, path);
+        check_same_model(&run->options, &info, path);
+    } else if (ldm_file_read(&l, &file)) {
+        check_same_autoencoder(run, &l, path);
+    } else {
+        fatal("%s: no checkpoint of a baseline, and no autoencoder in LDM's layout either (VA-VAE); give one of these",
+              path);
+    }
+    int has = checkpoint_start_baseline(&file, l.prefix, path, &run->tokenizer);
+    int vf = tokenizer_has_vf_loss(&run->tokenizer.config);
+    printf("start          %s; discriminator %s%s%s\n", path, has & START_DISCRIMINATOR ? "too" : "random",
+           !vf ? "" : ", projection ", !vf ? "" : has & START_PROJECTION ? "too" : "random");
+    safetensors_close(&file);
 }
 
 // Continues a run that was stopped. Returns 0 when there is none in the folder.
@@ -376,9 +452,11 @@ static void set_up(run_t* run) {
     params_init(&t->params, o->run.seed);
     params_init(&t->disc_params, o->run.seed);
     params_init(&t->lpips_params, o->run.seed);
+    if (o->recipe == RECIPE_VAVAE) params_init(&t->target_params, o->run.seed);
     int resumed = resume(run);
     load_pretrained(run);
     if (!resumed && o->stage > 1) hand_over(run);
+    if (!resumed && o->recipe != RECIPE_ALIGNTOK && o->from[0]) start_baseline(run);
     if (!resumed) params_start_averages(&t->params);
     run_check_same_start(&run->comm, run->step, o->run.out);
     tokenizer_freeze(t);
@@ -400,6 +478,7 @@ static double reconstruct_held_out(run_t* run) {
         tokenizer_resize(t, h->H, h->W);
         size_t image = tokenizer_pixels(t) * 3, n = batch * image;
         copy_to_device(t->bytes, h->images, n, run->stream);
+        tokenizer_draw_noise(t, HELD_OUT_SEED, i, run->stream);
         image_from_bytes(t->x, t->bytes, n, run->stream);
         floatS* host = (floatS*)malloc_check(n * sizeof(floatS), "reconstructions");
         copy_floats_to_host(host, tokenizer_reconstruct(t, run->stream), n);
@@ -418,9 +497,11 @@ static double reconstruct_held_out(run_t* run) {
     return sum / run->options.batch / run->held_out_batches;
 }
 
-// The averaged weights take the place of the raw ones; a second call puts those back.
+// The averaged weights take the place of the raw ones; a second call puts those back. Of a run that ships raw weights
+// the first average is shown.
 static void exchange_ema(run_t* run) {
-    replicas_exchange_ema(&run->tokenizer.params, run->options.ema, &run->comm, run->stream);
+    int which = run->options.ema < 0 ? 0 : run->options.ema;
+    replicas_exchange_ema(&run->tokenizer.params, which, &run->comm, run->stream);
 }
 
 __attribute__((noreturn)) static void stop_not_finite(run_t* run, int64_t step, const char* consequence);
@@ -484,8 +565,8 @@ static void write_grid(run_t* run) {
     row_picture_close(&rows);
 }
 
-// Mean and standard deviation of each latent channel over training images, by lot, centre crops, by the averaged
-// weights: what a diffusion model trained on the latents normalises by. All processes share the images, the same for
+// Mean and standard deviation of each latent channel over training images, by lot, centre crops, by the weights that
+// ship: what a diffusion model trained on the latents normalises by. All processes share the images, the same for
 // any number of them. Where they cannot be read, a trained state is not lost for that: 0 and 1 are kept.
 static void measure_latents(run_t* run, int images) {
     const options_t* o = &run->options;
@@ -496,7 +577,7 @@ static void measure_latents(run_t* run, int images) {
     dataloader_t loader;
     open_loader(run, &loader, SPLIT_TRAIN, 0, o->run.seed, 0);
     int batches = (images + o->batch - 1) / o->batch;
-    exchange_ema(run);
+    if (o->ema >= 0) exchange_ema(run);
     char error[IMAGE_ERROR_SIZE] = "";
     for (int i = 0; i < batches; i++) {
         const batch_t* batch = dataloader_try_next(&loader, error);
@@ -505,6 +586,7 @@ static void measure_latents(run_t* run, int images) {
         size_t bytes = (size_t)t->config.batch * tokenizer_pixels(t) * 3;
         size_t tokens = t->config.batch * tokenizer_latents(t), n = tokens * t->z;
         copy_to_device(t->bytes, batch->pixels, bytes, run->stream);
+        tokenizer_draw_noise(t, o->run.seed, i, run->stream);
         image_from_bytes(t->x, t->bytes, bytes, run->stream);
         copy_floats_to_host(host, tokenizer_encode(t, run->stream), n);
         for (size_t j = 0; j < n; j++) {
@@ -513,7 +595,7 @@ static void measure_latents(run_t* run, int images) {
         }
         sums[2 * t->z] += (double)tokens;
     }
-    exchange_ema(run);
+    if (o->ema >= 0) exchange_ema(run);
     dataloader_close(&loader);
     if (error[0]) warn("the mean and deviation of the latents, over too few images: %s", error);
     comm_sum_host(&run->comm, sums, 2 * t->z + 1);
@@ -552,7 +634,8 @@ static void stop_on_nan(run_t* run, const tokenizer_report_t* r, size_t count) {
 static void stop_when_dead(run_t* run, const tokenizer_report_t* r, int gan) {
     static const char* const names[4] = {"encoder", "adapter", "decoder", "discriminator"};
     const tokenizer_config_t* c = &run->tokenizer.config;
-    const int trained[4] = {tokenizer_trains_encoder(c), tokenizer_trains_adapter(c), 1, gan};
+    int has_adapter = run->tokenizer.adapter_begin < run->tokenizer.decoder_begin;
+    const int trained[4] = {tokenizer_trains_encoder(c), has_adapter && tokenizer_trains_adapter(c), 1, gan};
     char way[1400];
     for (int i = 0; i < 4; i++) {
         run->dead_steps[i] = trained[i] && r->norm[i] == 0 ? run->dead_steps[i] + 1 : 0;
@@ -621,8 +704,9 @@ static void watch_loader(run_t* run, dataloader_t* loader, int64_t first) {
     if (!comm_is_first(&run->comm) || !status_waits(&run->status.line)) return;
     char who[48] = "its own thread gives";
     if (threads) snprintf(who, sizeof who, "%d thread%s", threads, threads == 1 ? " gives" : "s give");
-    warn("training waits for images %.0f%% of the time: %s %.0f a second. Give more -workers (this process has %d core%s), "
-         "or put smaller images on a faster disk", 100 * run->status.line.wait, who, speed, cores, cores == 1 ? "" : "s");
+    warn("training waits for images %.0f%% of the time: %s %.0f a second. Give more -workers (this process has %d "
+         "core%s), or put smaller images on a faster disk", 100 * run->status.line.wait, who, speed, cores,
+         cores == 1 ? "" : "s");
 }
 
 // What is due after a step. When the run is to stop it saves at once; behind the last step the rest is made up for.
@@ -634,7 +718,7 @@ static void after_step(run_t* run, int stop, int gan, double waited) {
     if (goes_on && is_due(run->step, o->run.grid_every, run->steps)) write_grid(run);
     if (comm_is_first(&run->comm) && is_due(run->step, o->run.log_every, run->steps)) {
         tokenizer_status_print(&run->status, run->step, run->steps, run->step * o->batch, o->batch, waited, gan,
-                               tokenizer_has_semantic_loss(&run->tokenizer.config));
+                               &run->tokenizer.config);
     }
     if (goes_on && is_due(run->step, o->run.save_every, run->steps)) save(run, 0);
 }

@@ -448,13 +448,13 @@ void semantic_cosine_backward(floatX* dz,       // (groups, rows, C)
 void posterior_forward(floatX* z,             // (B, T, C)
                        floatS* kl,            // (B)
                        const floatX* moments, // (B, T, 2C)
-                       const floatX* noise,   // (B, T, C), or NULL for z = mu
+                       const floatS* noise,   // (B, T, C), or NULL for z = mu
                        int B, int T, int C, stream_t s);
 // dmoments from dz and from kl_scale * sum_b kl_b; the clamp passes no gradient outside. noise NULL as in the forward.
 void posterior_backward(floatX* dmoments,      // (B, T, 2C)
                         const floatX* dz,      // (B, T, C)
                         const floatX* moments, // (B, T, 2C)
-                        const floatX* noise,   // (B, T, C)
+                        const floatS* noise,   // (B, T, C)
                         double kl_scale, int B, int T, int C, stream_t s);
 
 // VA-VAE's alignment loss (LightningDiT contperceptual.py), per image with N tokens, hats are unit rows:

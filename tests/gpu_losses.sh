@@ -1,5 +1,5 @@
 #!/bin/sh
-# Ten training steps of each stage of the tokenizer and of LightningDiT on a GPU beside the CPU build, from the same seed and
+# Ten training steps of each stage of the tokenizer, of its baselines and of LightningDiT on a GPU beside the CPU build, from the same seed and
 # checkpoints: fp32 within 1e-4, bf16 within 2e-2; and the same bits every time, resumed or not. Part of `make gpu-check`.
 # Usage: sh tests/gpu_losses.sh BUILD_FOLDER; the GPU's programs stand beside it, in gpu/ and gpu_fp32/.
 . tests/programs.sh "$1"
@@ -11,6 +11,8 @@ flags="-disc_start 0 -lr 2e-5 -disc_lr 2e-5"
 same_losses "$kinds/gpu_fp32" 10 1e-4 $flags
 # shellcheck disable=SC2086
 same_losses "$kinds/gpu" 10 2e-2 $flags
+# shellcheck disable=SC2086
+same_baseline_losses "$kinds/gpu_fp32" 10 1e-4 $flags
 
 same_dit_losses 10 4 "mini" gpu_fp32 gpu
 same_dit_losses 10 4 "mini -qk_norm 1 -recompute 1" gpu_fp32 gpu

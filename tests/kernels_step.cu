@@ -2,8 +2,8 @@
 // device; and the same step with the threads in another order gives the same bits.
 //
 // The tokenizer is as small as its structure allows: 24 pixels, two chunks of one image, stage 2, which has everything
-// that the other stages have, as the paper has it and with its variations. Its losses are compared with the CPU build's in tests/test_emulated.sh. Look next at
-// common/training/tokenizer.h.
+// that the other stages have, as the paper has it and with its variations, and VA-VAE. Its losses are compared with the
+// CPU build's in tests/test_emulated.sh. Look next at common/training/tokenizer.h.
 
 // defines: options_t, options_parse, options_tokenizer; tokenizer_t and its functions
 #include "common/training/tokenizer_options.h"
@@ -12,14 +12,12 @@
 // defines: test_begin, test_case, check, test_uniform
 #include "tests/test.h"
 
-static void make_tokenizer(tokenizer_t* t, const char* variation, stream_t s) {
+static void make_tokenizer(tokenizer_t* t, const char* flags, stream_t s) {
     static options_t options;
     static cli_t cli;
-    const char* flags = "kernels_step -preset mini -data shapes -stage 2 -encoder tiny -image_size 24 -batch 2 "
-                        "-chunk 1 -vgg_channels 8,8 -ch 8 -ch_mult 1,1,2,2 -groups 4 -ndf 4 -z_channels 8 "
-                        "-adapter_hidden 16 -disc_start 0 -lr 1e-3 ";
-    char text[512];
-    snprintf(text, sizeof text, "%s%s", flags, variation);
+    char text[600];
+    snprintf(text, sizeof text, "kernels_step %s -data shapes -image_size 24 -batch 2 -chunk 1 -vgg_channels 8,8 -ch 8 "
+             "-ch_mult 1,1,2,2 -groups 4 -ndf 4 -z_channels 8 -adapter_hidden 16 -disc_start 0 -lr 1e-3", flags);
     char* arguments[64];
     int n = 0;
     for (char* at = strtok(text, " "); at; at = strtok(NULL, " ")) arguments[n++] = at;
@@ -32,7 +30,9 @@ static void make_tokenizer(tokenizer_t* t, const char* variation, stream_t s) {
     params_init(&t->disc_params, 2);
     params_init(&t->lpips_params, 3);
     params_start_averages(&t->params);
-    tokenizer_set_target(t, s);
+    if (t->config.stage == 2) tokenizer_set_target(t, s);
+    else params_init(&t->target_params, 4);
+    tokenizer_freeze(t);
     size_t bytes = t->config.batch * 3 * tokenizer_pixels(t);
     uint8_t* images = (uint8_t*)malloc_check(bytes, "images");
     for (size_t i = 0; i < bytes; i++) images[i] = (uint8_t)(127.5 * (test_uniform() + 1));
@@ -48,14 +48,14 @@ static void step(tokenizer_t* t, int64_t number, stream_t s) {
 }
 
 // The weights after two steps, on the host; free() them.
-static floatS* train_two_steps(stream_t s, const char* variation, int seed, size_t* n, tokenizer_report_t* report) {
+static floatS* train_two_steps(const char* flags, stream_t s, int seed, size_t* n, tokenizer_report_t* report) {
     static tokenizer_t t;
 #ifdef EMU
     emu_set_order(seed);
 #else
     (void)seed;
 #endif
-    make_tokenizer(&t, variation, s);
+    make_tokenizer(&t, flags, s);
     step(&t, 0, s); // the first use of a shape measures algorithms
 #ifdef EMU
     size_t allocations = emu_allocations(), synchronisations = emu_synchronisations();
@@ -75,14 +75,14 @@ static floatS* train_two_steps(stream_t s, const char* variation, int seed, size
     return weights;
 }
 
-static void test_step(stream_t s, const char* name, const char* variation) {
+static void test_step(stream_t s, const char* name, const char* flags) {
     if (!test_case(name)) return;
     size_t n, m;
     tokenizer_report_t first, second;
     s->multiprocessors = 3;
-    floatS* one = train_two_steps(s, variation, 0, &n, &first);
+    floatS* one = train_two_steps(flags, s, 0, &n, &first);
     test_case(name); // the same images
-    floatS* other = train_two_steps(s, variation, 77, &m, &second);
+    floatS* other = train_two_steps(flags, s, 77, &m, &second);
     check(n == m && !memcmp(one, other, n * sizeof(floatS)), "the same weights, bit for bit");
     check(!memcmp(&first, &second, sizeof first), "the same report, bit for bit");
     check(first_not_finite(one, n) == n && isfinite(first.nll) && first.norm[0] > 0, "ordinary numbers");
@@ -94,8 +94,11 @@ static void test_step(stream_t s, const char* name, const char* variation) {
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     stream_t s = device_open(0);
-    test_step(s, "a step neither allocates nor waits, and does not depend on the order of threads", "");
-    test_step(s, "the same of low-rank pairs, and of a semantic loss at the tokens", "-lora 3 -sem_at tokens");
+    test_step(s, "a step neither allocates nor waits, and does not depend on the order of threads",
+              "-preset mini -stage 2 -encoder tiny");
+    test_step(s, "the same of low-rank pairs, and of a semantic loss at the tokens",
+              "-preset mini -stage 2 -encoder tiny -lora 3 -sem_at tokens");
+    test_step(s, "the same of VA-VAE", "-preset mini_vavae -teacher tiny");
     device_close(s);
     return test_finish();
 }

@@ -82,6 +82,11 @@ train() {
     "$build/train_tokenizer" -data shapes $nano "$@"
 }
 
+# train_vavae FLAGS...: the same of the nano VA-VAE
+train_vavae() {
+    train -recipe vavae -encoder cnn -encoder_weights "" -teacher tiny -teacher_weights world/encoder.safetensors -ema -1 -disc_start 3 "$@"
+}
+
 # start FLAGS...: the same in the background; its number is in $process
 start() {
     # shellcheck disable=SC2086

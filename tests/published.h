@@ -52,7 +52,7 @@ static inline published_vavae_t published_vavae(autoencoder_t* a, const char* pa
     floatX* std = (floatX*)malloc_check(n * sizeof(floatX), "deviations");
     for (size_t i = 0; i < n; i++) {
         size_t row = i / a->z, c = i % a->z;
-        std[i] = (floatX)exp(0.5 * fmin(fmax((double)a->cnn.moments[(2 * row + 1) * a->z + c], -30), 20));
+        std[i] = (floatX)exp(0.5 * fmin(fmax((double)a->encoder.cnn.moments[(2 * row + 1) * a->z + c], -30), 20));
     }
     e.std = published_error(answers, "output.vavae.std", std, n);
     e.image = published_error(answers, "output.vavae.image", autoencoder_decode(a, z, B, 0),

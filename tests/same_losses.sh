@@ -28,6 +28,7 @@ compare_losses() {
             off("l1", 0); off("lpips", 0); off("nll", 0); off("hinge", 0)
             off("generator", 1); off("real", 1); off("fake", 1)
             off("semantic", 1e-3)
+            off("kl", 1e-3); off("vf", 1e-3)
             off("mse", 0); off("cosine", 0)
             # the gradient: sharp in fp32; of later steps it shows how Adam enlarges rounding, not what a step computes
             if (!n && tolerance < 1e-3) { off("norm_decoder", 0); off("norm", 0) }
@@ -65,6 +66,31 @@ same_losses() {
             ok "stage $stage: losses of $label and of the CPU build within $tolerance: $(cat difference)"
         else
             fail "stage $stage: losses of $label and of the CPU build within $tolerance" "$(cat difference)"
+        fi
+    done
+}
+
+# The same of the baselines: same_baseline_losses FOLDER STEPS TOLERANCE [FLAGS...]
+same_baseline_losses() {
+    other=$(cd "$1" && pwd)
+    steps=$2
+    tolerance=$3
+    label=$(basename "$1")
+    shift 3
+    for baseline in "vae cnn" "vavae cnn" "vavae tiny"; do
+        recipe=${baseline% *}
+        name="$baseline"
+        set -- "$@" -data shapes -recipe "$recipe" -encoder "${baseline#* }" -encoder_weights "" -steps "$steps" -log_every 1
+        [ "$recipe" = vae ] || set -- "$@" -teacher tiny -teacher_weights world/encoder.safetensors
+        out=$recipe-${baseline#* }
+        # shellcheck disable=SC2086
+        expect "$name in the CPU build" 0 '' "$build/train_tokenizer" $nano "$@" -out "cpu_$label-$out"
+        # shellcheck disable=SC2086
+        expect "$name in $label" 0 '' "$other/train_tokenizer" $nano "$@" -out "out_$label-$out"
+        if compare_losses "cpu_$label-$out/stage1.jsonl" "out_$label-$out/stage1.jsonl" "$tolerance" >difference 2>&1; then
+            ok "$name: losses of $label and of the CPU build within $tolerance: $(cat difference)"
+        else
+            fail "$name: losses of $label and of the CPU build within $tolerance" "$(cat difference)"
         fi
     done
 }

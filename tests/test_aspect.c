@@ -64,7 +64,8 @@ static void test_buckets(void) {
     check(seen == a.images, "each in one bucket");
     aspect_close(&a);
     aspect_open(&a, 32, 8, 1.2);
-    check(a.count == 1 && a.longest == 32 && a.buckets[0].H == 32 && a.buckets[0].W == 32, "too little for another size");
+    check(a.count == 1 && a.longest == 32 && a.buckets[0].H == 32 && a.buckets[0].W == 32,
+          "too little for another size");
     aspect_close(&a);
 }
 
@@ -232,7 +233,8 @@ static void test_index(void) {
     image_sizes_save(sizes, &set);
     temporary_release_stderr(saved);
     char* said = temporary_read("stderr", NULL);
-    check(strstr(said, "headers will be read again") && !image_sizes_load(again, &set), "what cannot be written is said");
+    check(strstr(said, "headers will be read again") && !image_sizes_load(again, &set),
+          "what cannot be written is said");
     free(said);
     free(sizes);
     free(again);
@@ -240,7 +242,8 @@ static void test_index(void) {
     dataset_open(&set, "shapes", SPLIT_VAL);
     sizes = image_sizes_create(&set);
     read_all(sizes, &set, 2);
-    check(!image_sizes_load(sizes, &set) && sizes[0] == 32 && sizes[2 * set.count - 1] == 32, "drawn images have a size");
+    check(!image_sizes_load(sizes, &set) && sizes[0] == 32 && sizes[2 * set.count - 1] == 32,
+          "drawn images have a size");
     free(sizes);
     dataset_close(&set);
 }
@@ -287,7 +290,8 @@ typedef struct {
     int64_t ids[STEPS][6];
 } stream_record_t;
 
-static void record(stream_record_t* out, const dataset_t* set, dataloader_options_t options, uint64_t first, int steps) {
+static void record(stream_record_t* out, const dataset_t* set, dataloader_options_t options, uint64_t first,
+                   int steps) {
     dataloader_t loader;
     dataloader_open(&loader, set, &options, first);
     memset(out, 0, sizeof *out);
@@ -326,7 +330,8 @@ static void check_stream(const char* folder) {
         for (int s = 0; s < STEPS; s++) {
             size_t share = (size_t)2 * want.H[s] * want.W[s] * 3;
             check(got.H[s] == want.H[s] && got.W[s] == want.W[s], "all ranks have images of one size");
-            check(!memcmp(got.pixels[s], want.pixels[s] + options.rank * share, share), "their parts unite to the batch");
+            check(!memcmp(got.pixels[s], want.pixels[s] + options.rank * share, share),
+                  "their parts unite to the batch");
             check(!memcmp(got.ids[s], want.ids[s] + 2 * options.rank, 2 * sizeof(int64_t)), "sample numbers too");
         }
     }

@@ -3,6 +3,7 @@
 //   use           encode and decode give what tokenizer_encode and _reconstruct give: raw and averaged weights, every
 //                 stage, folded or not; fewer images than the memory is planned for; either half alone
 //   export        the same in F32; within rounding in F16; the file holds nothing of the training
+//   baselines     a latent that is drawn; raw weights that ship
 //   fingerprint   the same for the same weights, another after one bit of one of them
 //   refusals      foreign and exported files, missing tensors
 // defines: bed_make, bed_randomise, bed_random_images, bed_image_values, bed_error, test_normal, ...
@@ -22,31 +23,33 @@ static const char* made_decoder = "ldm";
 
 // The tokenizer that flags describe, and its configuration as JSON for the checkpoint. A stand-in of every part: a
 // folded encoder with LayerScale, attention, two widths of ResBlocks.
-static tokenizer_config_t make_config(const char* stage, const char* rank, const char* ema, const char* fold,
-                                      char** json) {
+static tokenizer_config_t parse_config(const char* flags, char** json) {
     static options_t options;
     static cli_t cli;
-    const char* words[] = {
-        "train_tokenizer", "-data",  "shapes", "-encoder", "tiny",    "-ch",           "8",  "-ch_mult", "1,2,2,2",
-        "-z_channels",     "5",      "-ndf",   "4",        "-groups", "4",             "-batch", "6",    "-chunk",
-        "2",               "-vgg_channels", "4,6,8", "-adapter_hidden", "10", "-stage", stage, "-ema",   ema,
-        "-fold",           fold,   "-decoder", made_decoder, "-decoder_dim", "24", "-decoder_depth", "2",
-        "-decoder_heads",  "3",    "-decoder_grid", "3", "-lora", rank};
-    enum { WORDS = sizeof words / sizeof words[0] };
-    char* argv[WORDS];
-    for (int i = 0; i < WORDS; i++) argv[i] = (char*)words[i];
-    options_parse(&options, &cli, WORDS, argv);
+    static char text[600]; // as long-lived as the options, whose strings it holds
+    char *argv[64], *rest = text;
+    int n = 0;
+    snprintf(text, sizeof text, "train_tokenizer -data shapes -encoder tiny -ch 8 -ch_mult 1,2,2,2 -z_channels 5 "
+             "-ndf 4 -groups 4 -batch 6 -chunk 2 -vgg_channels 4,6,8 -adapter_hidden 10 -decoder %s -decoder_dim 24 "
+             "-decoder_depth 2 -decoder_heads 3 -decoder_grid 3 %s", made_decoder, flags);
+    for (char* word; n < 64 && (word = strtok_r(rest, " ", &rest)) != NULL;) argv[n++] = word;
+    options_parse(&options, &cli, n, argv);
     *json = cli_to_json(&cli);
     tokenizer_config_t config = options_tokenizer(&options, 1);
     cli_free(&cli);
     return config;
 }
+static tokenizer_config_t make_config(const char* stage, const char* rank, const char* ema, const char* fold,
+                                      char** json) {
+    char flags[100];
+    snprintf(flags, sizeof flags, "-stage %s -lora %s -ema %s -fold %s", stage, rank, ema, fold);
+    return parse_config(flags, json);
+}
 
 // Saves a random tokenizer, whose averages are random too, as "checkpoint".
-static void make_checkpoint_lora(tokenizer_t* t, const char* stage, const char* rank, const char* ema, const char* fold,
-                                 char path[TEMPORARY_PATH]) {
-    char error[1024], *json;
-    bed_make(t, make_config(stage, rank, ema, fold, &json));
+static void save_random(tokenizer_t* t, tokenizer_config_t config, char* json, char path[TEMPORARY_PATH]) {
+    char error[1024];
+    bed_make(t, config);
     bed_randomise(t);
     params_start_averages(&t->params);
     for (int i = 0; i < 2; i++) {
@@ -59,6 +62,12 @@ static void make_checkpoint_lora(tokenizer_t* t, const char* stage, const char* 
                                 sizeof error, 0);
     check(saved, "the checkpoint is written");
     free(json);
+}
+static void make_checkpoint_lora(tokenizer_t* t, const char* stage, const char* rank, const char* ema, const char* fold,
+                                 char path[TEMPORARY_PATH]) {
+    char* json;
+    tokenizer_config_t config = make_config(stage, rank, ema, fold, &json);
+    save_random(t, config, json, path);
 }
 
 static void make_checkpoint(tokenizer_t* t, const char* stage, const char* ema, const char* fold,
@@ -93,10 +102,10 @@ static void check_use(autoencoder_t* a, const tokenizer_t* t) {
     size_t latents = 6 * autoencoder_latent_values(a), values = 6 * autoencoder_image_values(a);
     poison(a);
     const floatX* z = autoencoder_encode(a, t->bytes, 6, 0);
-    check(z == a->latent && same_bits(z, t->adapter.z, latents), "the latent");
+    check(z == a->latent && same_bits(z, latent_encoder_output(&t->encoder), latents), "the latent");
     poison(a);
     check(same_bits(autoencoder_decode(a, z, 6, 0), t->decoder.out, values), "the reconstruction");
-    check(same_bits(z, t->adapter.z, latents), "decoding leaves the latent as it is");
+    check(same_bits(z, latent_encoder_output(&t->encoder), latents), "decoding leaves the latent as it is");
 }
 
 // `average`: 0 raw, 1 the average that -ema names.
@@ -108,7 +117,7 @@ static void test_use(const char* stage, const char* ema, const char* fold, int a
     make_checkpoint(&t, stage, ema, fold, path);
     open_reference(&reference, path, average ? atoi(ema) : -1, fold);
     autoencoder_open(&a, path, average ? AUTOENCODER_AVERAGED : AUTOENCODER_RAW, 6, 1, 1);
-    check(a.encoder.fold == atoi(fold), "folded as the flag says");
+    check(a.encoder.vit.fold == atoi(fold), "folded as the flag says");
     check(a.info.stage == atoi(stage) && a.info.step == 7 && a.info.images == 42, "what the file tells");
     check(a.H == 32 && a.W == 32 && a.GH == 4 && a.GW == 4 && a.z == 5 && !strcmp(a.data, "shapes"), "sizes");
     check(a.mean[0] == 1 && a.mean[4] == 5 && a.std[0] == 6 && a.std[4] == 10, "latent statistics");
@@ -143,6 +152,38 @@ static void test_sizes(const char* fold) {
         tokenizer_free(&reference);
     }
     autoencoder_close(&a);
+}
+
+// A baseline ships its raw weights; its latent is the mean, or a draw by seed, draw and number of the image.
+static void check_baseline(const char* path, tokenizer_t* t) {
+    static autoencoder_t a;
+    size_t latents = 6 * tokenizer_latents(t) * t->z, values = bed_image_values(t);
+    uint64_t numbers[6];
+    for (uint64_t i = 0; i < 6; i++) numbers[i] = i;
+    autoencoder_open(&a, path, AUTOENCODER_AVERAGED, 6, 1, 1);
+    check(!strcmp(a.weights, "raw") && !a.ldm && a.statistics && a.mean[4] == 5, "what the file tells");
+    image_from_bytes(t->x, t->bytes, values, 0);
+    latent_encoder_forward(&t->encoder, &t->params, t->x, 0, 0);
+    poison(&a);
+    check(same_bits(autoencoder_encode(&a, t->bytes, 6, 0), latent_encoder_output(&t->encoder), latents), "the mean");
+    tokenizer_draw_noise(t, 9, 2, 0);
+    tokenizer_reconstruct(t, 0);
+    poison(&a);
+    const floatX* z = autoencoder_sample(&a, t->bytes, 6, 9, 2, numbers, 0);
+    check(same_bits(z, latent_encoder_output(&t->encoder), latents), "a draw");
+    check(same_bits(autoencoder_decode(&a, z, 6, 0), t->decoder.out, values), "its reconstruction");
+    autoencoder_close(&a);
+}
+
+static void test_baseline(const char* flags) {
+    static tokenizer_t t;
+    char path[TEMPORARY_PATH], exported[TEMPORARY_PATH], *json;
+    temporary_begin();
+    tokenizer_config_t config = parse_config(flags, &json);
+    save_random(&t, config, json, path);
+    check_baseline(path, &t);
+    autoencoder_export(path, temporary_path(exported, "exported"), ST_F32);
+    check_baseline(exported, &t);
     tokenizer_free(&t);
     temporary_end();
 }
@@ -160,14 +201,16 @@ static void test_part(void) {
         size_t values = n * autoencoder_image_values(&a);
         poison(&a);
         const floatX* z = autoencoder_encode(&a, reference.bytes, n, 0);
-        check_error("latent", bed_error(z, reference.adapter.z, n * autoencoder_latent_values(&a)), OTHER_BATCH);
+        const floatX* want = latent_encoder_output(&reference.encoder);
+        check_error("latent", bed_error(z, want, n * autoencoder_latent_values(&a)), OTHER_BATCH);
         poison(&a);
         check_error("image", bed_error(autoencoder_decode(&a, z, n, 0), reference.decoder.out, values), OTHER_BATCH);
     }
     check_use(&a, &reference);
     memcpy(a.bytes, reference.bytes, bed_image_values(&reference));
     const floatX* z = autoencoder_encode(&a, NULL, 6, 0);
-    check(same_bits(z, reference.adapter.z, 6 * autoencoder_latent_values(&a)), "images that are there already");
+    size_t latents = 6 * autoencoder_latent_values(&a);
+    check(same_bits(z, latent_encoder_output(&reference.encoder), latents), "images that are there already");
     autoencoder_close(&a);
     tokenizer_free(&t);
     tokenizer_free(&reference);
@@ -190,7 +233,7 @@ static void test_halves(void) {
     check(!strcmp(encoder.fingerprint, a.fingerprint) && !strcmp(decoder.fingerprint, a.fingerprint), "fingerprints");
     size_t latents = 6 * autoencoder_latent_values(&a), values = 6 * autoencoder_image_values(&a);
     const floatX* z = autoencoder_encode(&encoder, reference.bytes, 6, 0);
-    check(same_bits(z, reference.adapter.z, latents), "the latent");
+    check(same_bits(z, latent_encoder_output(&reference.encoder), latents), "the latent");
     memcpy(decoder.latent, z, latents * sizeof(floatX));
     const floatX* image = autoencoder_decode(&decoder, decoder.latent, 6, 0);
     check(same_bits(image, reference.decoder.out, values), "the reconstruction");
@@ -287,8 +330,8 @@ static void test_export(const char* stage, st_dtype_t dtype) {
     } else {
         const floatX* z = autoencoder_encode(&a, reference.bytes, 6, 0);
         size_t latents = 6 * autoencoder_latent_values(&a), values = 6 * autoencoder_image_values(&a);
-        check_error("latent", bed_error(z, reference.adapter.z, latents), ROUNDING_F16);
-        check(!same_bits(z, reference.adapter.z, latents), "the weights are rounded");
+        check_error("latent", bed_error(z, latent_encoder_output(&reference.encoder), latents), ROUNDING_F16);
+        check(!same_bits(z, latent_encoder_output(&reference.encoder), latents), "the weights are rounded");
         const floatX* image = autoencoder_decode(&a, z, 6, 0);
         check_error("image", bed_error(image, reference.decoder.out, values), ROUNDING_F16);
     }
@@ -434,6 +477,11 @@ int main(int argc, char** argv) {
     if (test_case("exported F32, stage 3")) { test_export("3", ST_F32); test_end_case(); }
     if (test_case("exported F16, stage 2")) { test_export("2", ST_F16); test_end_case(); }
     if (test_case("low-rank pairs are merged")) { test_lora(); test_end_case(); }
+    if (test_case("VA-VAE")) { test_baseline("-preset mini_vavae -encoder cnn -teacher tiny"); test_end_case(); }
+    if (test_case("VA-VAE with a ViT")) { // which the training does not fold
+        test_baseline("-preset mini_vavae_vit -teacher tiny -fold 0");
+        test_end_case();
+    }
     if (test_case("fingerprint")) { test_fingerprint(); test_end_case(); }
     if (test_case("refusals")) { test_refusals(); test_end_case(); }
     return test_finish();

@@ -66,6 +66,18 @@ check "  and all that is trained" grep -q '^stage 2 .*trainable 50.54M, ' out
 expect "-h ends in the paper's ablations" 0 '' "$tokenizer" -h
 check "  as flags" grep -q '^  LoRA fine-tuning .*-lora 16' out
 expect "eval: raw weights of no DiT" 1 '-tokenizer_weights raw' "$eval" -recon -raw 1
+expect "a teacher without VA-VAE" 1 '-teacher_weights belongs to recipe vavae, and this is recipe vae' "$tokenizer" -preset mini_vae \
+    -teacher_weights x
+expect "a weight of VA-VAE without it" 1 '-w_vf belongs to recipe vavae, and this is recipe aligntok' "$tokenizer" -w_vf 1
+expect "no weight for VA-VAE" 1 '-w_vf 0 is out of range' "$tokenizer" -preset mini_vavae -w_vf 0
+expect "KL without a distribution" 1 '-w_kl belongs to the baselines' "$tokenizer" -w_kl 1
+expect "a CNN for AlignTok" 1 '-encoder cnn belongs to the baselines' "$tokenizer" -encoder cnn
+expect "a second stage of a baseline" 1 '-stage 2: recipe vavae has one stage' "$tokenizer" -preset mini_vavae -stage 2
+expect "weights of a ViT for a CNN" 1 '-encoder_weights x: there are no such weights for -encoder cnn' "$tokenizer" -preset mini_vae \
+    -encoder_weights x
+expect "mlp.fc2 of a CNN" 1 '-sem_tensor fc2: -encoder cnn has no mlp.fc2' "$tokenizer" -preset mini_vae -sem_tensor fc2
+expect "a CNN before the larger decoder" 1 '-decoder large: -encoder cnn is the mirror image' "$tokenizer" -preset mini_vae -decoder large
+expect "unknown teacher" 1 "no encoder named 'cnn'; choose one of: dinov2-s, " "$tokenizer" -preset mini_vavae -teacher cnn
 expect "unknown preset" 1 '-preset imagnet is none of: .*did you mean imagenet\?' "$tokenizer" -preset imagnet
 expect "unknown encoder" 1 "no encoder named 'dinov3'; choose one of: dinov2-s, " "$tokenizer" -encoder dinov3
 expect "preset without data" 1 'preset imagenet needs images: -data FOLDER' "$tokenizer" -preset imagenet
@@ -87,6 +99,9 @@ expect "sample: no model" 1 '-dit nowhere: there is no such file' "$build/sample
 expect "-h shows what a preset sets" 0 '' "$tokenizer" -preset imagenet_d64 -h
 tr -s ' \n' ' ' <out >words
 check "  value and name" grep -q 'default 32; by preset imagenet_d64: 64)' words
+expect "-h shows what a preset's own preset sets" 0 '' "$tokenizer" -preset vavae_vit -h
+tr -s ' \n' ' ' <out >words
+check "  and what it changes" grep -q '(one of aligntok, vae, vavae; default aligntok; by preset vavae_vit: vavae).*default 64; by preset vavae_vit: 64)' words
 check "  and the columns of a status line" grep -Eq '^\|rec\|W, \|gan\|W +gradient norms' out
 for program in train_tokenizer train_dit sample eval pretrain; do
     expect "$program -h" 0 '' "$build/$program" -h
@@ -107,6 +122,16 @@ for stage in 1 2 3; do
     check "  the paper's sizes" grep -Eq 'encoder with adapter 304.44M, decoder 41.42M, discriminator 2.77M$' table
     check "  trainable $(echo "$trainable" | cut -d ' ' -f $stage)" \
         grep -q "^stage $stage .*trainable $(echo "$trainable" | cut -d ' ' -f $stage)," table
+done
+
+for baseline in "vae 28.41M, 1x1 .* decoder 41.42M 72.60M, frozen 14.72M" "vavae 28.41M, 1x1 .* decoder 41.42M 72.63M, frozen 319.08M" \
+    "vavae_vit with adapter 304.47M, decoder 41.42M 348.65M, frozen 319.08M"; do
+    preset=${baseline%% *}
+    sizes=${baseline#* }
+    expect "-dry_run of $preset" 0 '' dry_run -preset "$preset"
+    check "  the paper's sizes" grep -Eq "encoder ${sizes% * frozen*}, discriminator 2.77M$" out
+    check "  and trainable ${sizes#*41.42M }" grep -Eq "^baseline +trainable ${sizes#*41.42M } " out
+    expect "-dry_run of mini_$preset" 0 '' dry_run -preset "mini_$preset"
 done
 
 expect "-dry_run of LightningDiT-XL/1" 0 '' "$build/train_dit" -preset imagenet -dry_run 1
@@ -196,6 +221,46 @@ expect "-from weights" 1 'encoder.safetensors: not a tokenizer checkpoint: its m
 expect "-from another configuration" 1 "$good: the tensors do not fit .*adapter.fc2.weight.*use the flags that" \
     train -out run2 -stage 2 -from "$good" -z_channels 16
 check "  none of them wrote a file" test -z "$(ls run2)"
+
+# ---- baselines
+baseline=baseline/stage1.safetensors
+expect "VA-VAE on drawn images" 0 '' train_vavae -out baseline -steps 6
+expect "resumed with another weight" 1 'made with other settings' train_vavae -out baseline -w_vf 0.2
+check "  which is named" grep -q -e '^-w_vf: saved 0.1, given 0.2$' said
+expect "a baseline resumed as AlignTok" 1 'made with other settings' train -out baseline
+check "  the recipe is named" grep -q -e '^-recipe: saved vavae, given aligntok$' said
+expect "  also where flags may change" 1 'the tensors do not fit .*missing .encoder.cls_token' train -out baseline -change 1
+expect "AlignTok resumed as a baseline" 1 'made with other settings' train_vavae -out good
+check "  the recipe is named" grep -q -e '^-recipe: saved aligntok, given vavae$' said
+expect "  also where flags may change" 1 'the tensors do not fit .*missing .encoder.conv_in.weight' train_vavae -out good -change 1
+expect "stage 2 from a baseline" 1 "$baseline is a baseline's checkpoint, and this run is a stage of AlignTok" \
+    train -out run2 -stage 2 -from "$baseline"
+expect "a baseline from a stage" 1 "$good is a checkpoint of AlignTok's stages, and this run is a baseline" \
+    train_vavae -out run2 -from "$good"
+expect "a baseline from weights" 1 'encoder.safetensors: no checkpoint of a baseline, and no autoencoder in LDM.s layout' \
+    train_vavae -out run2 -from world/encoder.safetensors
+expect "a baseline from nothing" 1 '-from nowhere: there is no such file \(weights to start from\)' train_vavae -out run2 -from nowhere
+expect "a teacher that is not there" 1 '-teacher_weights nowhere: there is no such file' train_vavae -out run2 -teacher_weights nowhere
+expect "a teacher of another size" 1 'does not fit the model mini: ' train_vavae -out run2 -teacher mini
+published=$here/tests/fixtures/published_vavae.pt
+narrow="-image_size 48 -ch 4 -ch_mult 1,1,2,2,4 -res_blocks 2 -z_channels 2 -ndf 2"
+# shellcheck disable=SC2086
+expect "a published VA-VAE of other sizes" 1 'is an autoencoder of -encoder cnn -ch 4 -ch_mult 1,1,2,2,4 -res_blocks 2 -groups 4 -z_chan' \
+    train_vavae -out run2 -from "$published" $narrow -groups 2
+# shellcheck disable=SC2086
+expect "a published VA-VAE of another teacher" 1 'of another shape or type \(state_dict.linear_proj.weight\)' \
+    train_vavae -out run2 -from "$published" $narrow
+check "  none of them wrote a file" test -z "$(ls run2)"
+# shellcheck disable=SC2086
+expect "a published VA-VAE as a start" 0 '' train -recipe vae -encoder cnn -encoder_weights "" -out published -from "$published" $narrow -steps 2
+check "  with its discriminator" grep -Eq '^start +/.*published_vavae.pt; discriminator too$' out
+expect "a next phase" 0 '' train_vavae -out phase -from "$baseline" -w_vf 0.5 -distmat_margin 0 -cos_margin 0 -disc_start 0 -steps 2
+check "  with discriminator and projection" grep -Eq '^start +baseline/stage1.safetensors; discriminator too, projection too$' out
+check "  eval measures a baseline" "$eval" -recon -latent -tokenizer "$baseline" -features "" -lpips_weights "" -data kinds -out "" \
+    -latent_images 8 -encoder tiny -encoder_weights world/encoder.safetensors
+expect "  -export" 0 '' train_vavae -out baseline -export vavae.safetensors
+check "  and the exported one" "$eval" -recon -tokenizer vavae.safetensors -raw 1 -features "" -lpips_weights "" -data kinds -out ""
+expect "  latents of it" 0 '' "$build/train_dit" -extract 1 -images 8 -data shapes -tokenizer vavae.safetensors -latents baseline_latents
 
 # ---- a tokenizer exported for use
 expect "-export" 0 '' train -out good -export use.safetensors -export_type f16

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The GPU's whole code path without a GPU: train_tokenizer and train_dit on the CUDA kernels, in the emulator, do what the CPU
-# build does, the tokenizer in all three stages, in fp32 and in bf16; and resume with the same bits.
+# build does, the tokenizer in all three stages and the baselines, in fp32 and in bf16; and resume with the same bits.
 # Usage: sh tests/test_emulated.sh BUILD_FOLDER; the emulated programs stand beside it, in emu/ and emu_fp32/.
 . tests/programs.sh "$1"
 . "$here/tests/same_losses.sh"
@@ -16,6 +16,10 @@ flags="-disc_start 0 -lr 2e-5 -disc_lr 2e-5 -batch 2 -chunk 1 -image_size 24"
 same_losses "$kinds/emu_fp32" 2 1e-4 $flags
 # shellcheck disable=SC2086
 same_losses "$kinds/emu" 2 2e-2 $flags
+# shellcheck disable=SC2086
+same_baseline_losses "$kinds/emu_fp32" 2 1e-4 $flags
+# shellcheck disable=SC2086
+same_baseline_losses "$kinds/emu" 2 2e-2 $flags
 
 # variations of stage 2, from low-rank pairs that have learnt something
 varied() {

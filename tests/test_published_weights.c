@@ -39,7 +39,7 @@ static void test_vavae(void) {
     check_error("deviation", e.std, BOUND_CNN);
     check_error("reconstruction", e.image, BOUND_CNN);
     check(a.ldm && a.z == 2 && a.GH == 3 && a.GW == 3 && a.H == 48 && a.W == 48, "sizes");
-    const cnn_encoder_config_t* c = &a.cnn.config;
+    const cnn_encoder_config_t* c = &a.encoder.cnn.config;
     check(c->ch == 4 && c->levels == 5 && c->ch_mult[4] == 4 && c->res_blocks == 2 && c->groups == 4, "channels");
     check(c->attn_levels == 1u << 4 && c->quant_conv, "attention and quant_conv of the encoder");
     check(a.decoder.config.attn_levels == 1u << 4 && a.decoder.config.quant_conv, "those of the decoder");
@@ -67,9 +67,10 @@ static void test_draws(void) {
         // the encoder is run once: the noise is what differs
         const floatX* z = k ? a.latent : autoencoder_sample(&a, pixels, B, 3, 0, numbers, 0);
         for (size_t i = 0; k && i < n; i++) {
-            a.noise[i] = random_normal(3, RANDOM_POSTERIOR, (uint64_t)k, 10 * n / B + i);
+            a.encoder.noise[i] = random_normal(3, RANDOM_POSTERIOR, (uint64_t)k, 10 * n / B + i);
         }
-        if (k) posterior_forward(a.latent, a.kl, a.cnn.moments, a.noise, B, a.GH * a.GW, a.z, 0);
+        const latent_encoder_t* e = &a.encoder;
+        if (k) posterior_forward(a.latent, e->kl, e->cnn.moments, e->noise, B, a.GH * a.GW, a.z, 0);
         for (size_t i = 0; i < n; i++) {
             double e = (z[i] - mean[i]) / std[i];
             sum += e;
@@ -202,7 +203,7 @@ static void draw_without_statistics(const char* unused) {
     (void)unused;
     static pipeline_t g;
     dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0}, 1, 7, PREDICTS_UNKNOWN, DDPM_ANCESTRAL, 0};
-    pipeline_open(&g, LIGHTNINGDIT, VAVAE, 0, options);
+    pipeline_open(&g, LIGHTNINGDIT, 0, VAVAE, AUTOENCODER_AVERAGED, options);
     pipeline_load(&g);
 }
 
@@ -264,7 +265,7 @@ static void test_generator(void) {
     uint8_t pixels[48 * 48 * 3], again[48 * 48 * 3];
     uint64_t number = 3;
     int label = 2;
-    pipeline_open(&g, LIGHTNINGDIT, VAVAE, 0, options);
+    pipeline_open(&g, LIGHTNINGDIT, 0, VAVAE, AUTOENCODER_AVERAGED, options);
     check(!g.statistics && g.tokenizer.H == 48, "images of the DiT's size");
     pipeline_use_statistics(&g, STATISTICS);
     pipeline_load(&g);

@@ -48,6 +48,19 @@ expect "low-rank pairs, one process" 0 '' "$double" -data shapes $nano $flags $p
 expect "low-rank pairs, 2 ranks" 0 '' ranks 2 "$double" $pairs -out lora2 -steps $steps -zero 1
 if compare_losses lora1/stage2.jsonl lora2/stage2.jsonl 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
 else fail "low-rank pairs, 2 ranks: the losses of one" "$(cat difference)"; fi
+# a baseline, whose latents are drawn
+vavae() { # vavae PROGRAM... -- its processes, and then flags
+    "$@" -recipe vavae -encoder cnn -encoder_weights "" -teacher tiny -teacher_weights world/encoder.safetensors -steps $steps
+}
+# shellcheck disable=SC2086
+expect "VA-VAE, one process" 0 '' vavae "$double" -data shapes $nano $flags -out vavae1
+for kind in "2 0" "4 1"; do
+    n=${kind% *}
+    zero=${kind#* }
+    expect "VA-VAE, $n ranks, -zero $zero" 0 '' vavae ranks "$n" "$double" -out "vavae$n" -zero "$zero"
+    if compare_losses vavae1/stage1.jsonl "vavae$n/stage1.jsonl" 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
+    else fail "VA-VAE, $n ranks, -zero $zero: the losses of one" "$(cat difference)"; fi
+done
 
 # resuming: bit for bit with the same ranks; with others as exactly as they agree at all
 program=$build/train_tokenizer

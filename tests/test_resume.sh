@@ -118,6 +118,14 @@ for weights in ema raw ema0 ema1; do
 done
 check "  the protocol says which" test "$(tr '\n' ';' <used)" = \
     "weights averaged, EMA 0.05;weights raw;weights averaged, EMA 0.05;weights averaged, EMA 0.1;"
+expect "VA-VAE in one go" 0 '' train_vavae -out vavae -steps $steps
+expect "half of it" 0 '' train_vavae -out vavae_halves -steps $((steps / 2))
+OMP_NUM_THREADS=2
+expect "and the rest, with other threads" 0 '' train_vavae -out vavae_halves -steps $steps -workers 0
+OMP_NUM_THREADS=1
+check "the same bytes" cmp vavae/stage1.safetensors vavae_halves/stage1.safetensors
+check "every line is JSON" every_line_is_json vavae/stage1.jsonl
+check "with KL and VF" grep -q '"kl": .*"vf": .*"omega_vf": ' vavae/stage1.jsonl
 
 expect "half a stage that is named starts the next one, with a warning" 0 'half.safetensors has only [0-9]+ of 24 steps of stage 2' \
     train -stage 3 -from half.safetensors -out named -steps 2

@@ -52,15 +52,19 @@ static void test_cells(void) {
 static void test_waiting(void) {
     status_t s;
     memset(&s, 0, sizeof s);
-    s.interval = 10;
-    s.wait = 0.5;
-    s.lines = 1;
+    s.time = s.since = 7; // the first line, in which all was waiting
+    s.waited = s.waited_since = 5;
     check(!status_waits(&s), "the first line has the start in it");
-    s.lines = 2;
-    check(status_waits(&s) && !status_waits(&s), "said once");
+    s.time = 8.5;
+    s.waited = 6;
+    check(!status_waits(&s), "not yet two seconds");
+    s.time = 10; // of 3 seconds 1.5
+    s.waited = 6.5;
+    check(status_waits(&s) && s.wait == 0.5 && !status_waits(&s), "said once");
     s.warned = 0;
-    s.wait = 0.1;
-    check(!status_waits(&s), "a little is no reason");
+    s.time = 20; // of the 10 seconds since then 1
+    s.waited = 7.5;
+    check(!status_waits(&s) && s.wait == 0.1, "a little is no reason");
 }
 
 static void test_workers(void) {

@@ -1,6 +1,7 @@
 // test_tokenizer.c: a training step of the tokenizer, its three stages and its checkpoints, in float.
 //
-//   fixture        a whole step of stage 2 against PyTorch: losses, weights, every gradient, running statistics
+//   fixture        whole steps of stage 2 and of VA-VAE against PyTorch: losses, weights, every gradient, running
+//                  statistics
 //   counts         parameters of the paper's recipe, trained and frozen, from the tables alone (AlignTok, Table 6), and
 //                  the GFLOPS of its networks (Tables 7 and 8)
 //   stage 2        its first step, where the latent is the target; recomputation; the cheap measure of omega_s
@@ -47,11 +48,11 @@ static void check_count(const char* what, size_t got, size_t want) {
     check(got == want, what);
 }
 
-// The preset "imagenet" at one stage, with a kind of decoder, and low-rank pairs of this rank.
-static tokenizer_config_t imagenet_config(const char* stage, const char* decoder, const char* rank) {
+// A preset at one stage, with a kind of decoder, and low-rank pairs of this rank.
+static tokenizer_config_t preset_config(const char* preset, const char* stage, const char* decoder, const char* rank) {
     options_t options;
     cli_t cli;
-    const char* words[11] = {"train_tokenizer", "-preset", "imagenet", "-stage", stage, "-dry_run",
+    const char* words[11] = {"train_tokenizer", "-preset", preset, "-stage", stage, "-dry_run",
                              "1", "-decoder", decoder, "-lora", rank};
     char* argv[11];
     for (int i = 0; i < 11; i++) argv[i] = (char*)words[i];
@@ -63,18 +64,19 @@ static tokenizer_config_t imagenet_config(const char* stage, const char* decoder
 }
 
 // Table 6 does not count the frozen adapter of stage 2.
-static void test_counts(const char* stage, const char* kind, const char* rank, size_t decoder, size_t trained, size_t frozen) {
+static void test_counts(const char* preset, const char* stage, const char* kind, const char* rank, size_t encoder,
+                        size_t decoder, size_t trained, size_t frozen) {
     static tokenizer_t t;
-    tokenizer_register(&t, imagenet_config(stage, kind, rank));
+    tokenizer_register(&t, preset_config(preset, stage, kind, rank));
     const param_table_t *table = &t.params.table, *disc = &t.disc_params.table, *lpips = &t.lpips_params.table;
     size_t first = tokenizer_first_trained(&t), all = table->total;
     size_t pairs = param_count(table, t.lora_begin, t.adapter_begin);
     check_count("low-rank pairs", pairs, atoi(rank) ? 6291456 : 0);
-    check_count("encoder with adapter", param_count(table, 0, t.decoder_begin) - pairs, 304435296);
+    check_count("encoder, and what follows it", param_count(table, 0, t.decoder_begin) - pairs, encoder);
     check_count("decoder", param_count(table, t.decoder_begin, all), decoder);
     check_count("discriminator", param_count(disc, 0, disc->total), 2765633);
     check_count("trained", param_count(table, first, all) + param_count(disc, 0, disc->total), trained);
-    size_t target = param_count(&t.target_params.table, 0, t.lora_begin);
+    size_t target = param_count(&t.target_params.table, 0, t.config.stage == 2 ? t.lora_begin : SIZE_MAX);
     check_count("frozen", param_count(table, 0, first) + param_count(lpips, 0, lpips->total) + target, frozen);
     tokenizer_free(&t);
 }
@@ -96,7 +98,7 @@ static void test_complexity(void) {
         {NETWORK_DECODER, "decoder", "41.42", {"126.5", "509.3", "2089"}},
     };
     static network_t n;
-    tokenizer_config_t config = imagenet_config("1", "ldm", "0");
+    tokenizer_config_t config = preset_config("imagenet", "1", "ldm", "0");
     for (int r = 0; r < 3; r++) {
         network_register(&n, rows[r].kind, &config);
         size_t parameters = param_count(&n.params.table, 0, n.params.table.total);
@@ -130,7 +132,7 @@ static void test_first_step(tokenizer_config_t config) {
     tokenizer_gradients(&without, 0, 0);
     size_t image_latent = tokenizer_latents(&t) * t.z, latent = t.config.batch * image_latent;
     size_t held = t.config.batch * tokenizer_latents(&t) * tokenizer_semantic_channels(&t);
-    const floatX* now = config.semantic_place == SEMANTIC_OF_TOKENS ? t.encoder.features : t.adapter.z;
+    const floatX* now = config.semantic_place == SEMANTIC_OF_TOKENS ? t.encoder.vit.features : t.encoder.adapter.z;
     check(same_bits(t.z0, now, held), "z0 = z");
     for (size_t i = 0; i < held; i++) check(t.dz_sem[i] == 0, "gradient of the semantic loss");
     for (int k = 0; k < t.chunks; k++) {
@@ -174,6 +176,27 @@ static void test_recompute(tokenizer_config_t config) {
     tokenizer_free(&again);
 }
 
+// The folded teacher is the teacher, in every step.
+static void test_folded_teacher(void) {
+    static tokenizer_t plain, folded;
+    tokenizer_config_t config = bed_vavae_config();
+    bed_make(&plain, config);
+    bed_randomise(&plain);
+    config.fold = 1;
+    bed_make(&folded, config);
+    bed_copy(&folded, &plain);
+    tokenizer_freeze(&folded);
+    check(folded.vf.teacher.fold, "it is folded");
+    for (int step = 0; step < 2; step++) {
+        tokenizer_gradients(&plain, 0, 0);
+        tokenizer_gradients(&folded, 0, 0);
+        check_error("VF", bed_error(folded.measures.semantic, plain.measures.semantic, 2), ROUNDING);
+        bed_check_gradients(&folded.params, plain.params.grads, ORIGINAL);
+    }
+    tokenizer_free(&plain);
+    tokenizer_free(&folded);
+}
+
 // With one chunk there is no other than the first.
 static void test_first_chunk(void) {
     static tokenizer_t exact, first;
@@ -208,7 +231,7 @@ static void check_moved(const params_t* p, const floatX* before, size_t first) {
 // Three updates: what a stage freezes keeps its bits, and each trained tensor moves.
 static void test_frozen(tokenizer_config_t config) {
     static tokenizer_t t;
-    int stage = config.stage;
+    int stage = tokenizer_is_baseline(&config) ? 2 : config.stage; // a baseline trains all, as stage 2 does
     bed_make(&t, config);
     bed_randomise(&t);
     const params_t* tables[4] = {&t.params, &t.disc_params, &t.lpips_params, &t.target_params};
@@ -338,6 +361,9 @@ static void test_resume(tokenizer_config_t config) {
     make_checkpoint(&t, config, path);
     bed_make(&fresh, config);
     bed_randomise(&fresh);
+    if (tokenizer_is_baseline(&config)) { // the teacher is loaded, as LPIPS is
+        memcpy(fresh.target_params.values, t.target_params.values, t.target_params.table.total * sizeof(floatX));
+    }
     memcpy(fresh.lpips_params.values, t.lpips_params.values, t.lpips_params.table.total * sizeof(floatX));
     safetensors_t f;
     checkpoint_info_t info = checkpoint_open(&f, path);
@@ -432,7 +458,7 @@ static void test_lora_hand_over(void) {
             memcpy(want, q->offset < encoder ? second.params.values + q->offset : trained + (q->offset - encoder),
                    p->count * sizeof(floatS));
             for (int k = 0; k < 8; k++) {
-                const vit_block_t* b = &second.encoder.blocks[k / 4];
+                const vit_block_t* b = &second.encoder.vit.blocks[k / 4];
                 const lora_pair_t* pairs[4] = {&b->qkv_lora, &b->proj_lora, &b->fc1_lora, &b->fc2_lora};
                 const size_t weights[4] = {b->qkv_weight, b->proj_weight, b->fc1_weight, b->fc2_weight};
                 const lora_pair_t* pair = pairs[k % 4];
@@ -449,6 +475,35 @@ static void test_lora_hand_over(void) {
     free(pairs);
     tokenizer_free(&t);
     tokenizer_free(&second);
+}
+
+// A baseline that starts from another: its raw weights, and what the file lacks stays.
+static void test_start_baseline(recipe_t recipe, recipe_t next_recipe) {
+    static tokenizer_t t, next;
+    char path[TEMPORARY_PATH];
+    temporary_begin();
+    make_checkpoint(&t, bed_baseline(recipe, 1), path);
+    bed_make(&next, bed_baseline(next_recipe, 1));
+    bed_randomise(&next);
+    floatX* before = copy_buffer(next.params.values, next.params.table.total);
+    safetensors_t f;
+    safetensors_open_or_die(&f, path);
+    int has = checkpoint_start_baseline(&f, "", path, &next);
+    safetensors_close(&f);
+    int both = recipe == RECIPE_VAVAE && next_recipe == RECIPE_VAVAE;
+    check(has == (START_DISCRIMINATOR | (both ? START_PROJECTION : 0)), "what the file had");
+    for (int i = 0; i < next.params.table.n; i++) {
+        const param_t *p = &next.params.table.items[i], *from = param_find(&t.params.table, p->name);
+        int projection = !strcmp(p->name, "linear_proj.weight");
+        const floatX* want = projection && !both ? before + p->offset : t.params.values + from->offset;
+        check(same_bits(next.params.values + p->offset, want, p->count), p->name);
+    }
+    check(same_bits(next.disc_params.values, t.disc_params.values, t.disc_params.table.total), "the discriminator");
+    check(same_bits(next.disc.running, t.disc.running, t.disc.running_table.total), "running statistics");
+    check(next.params.t == 0 && next.disc_params.t == 0, "optimisers begin again");
+    free(before);
+    tokenizer_free(&t);
+    tokenizer_free(&next);
     temporary_end();
 }
 
@@ -462,6 +517,8 @@ static void resume_wrong(const char* what) {
     if (!strcmp(what, "depth")) config.encoder.depth++;
     if (!strcmp(what, "discriminator")) config.disc.ndf++;
     if (!strcmp(what, "stage")) config.stage = 2;
+    if (!strcmp(what, "VA-VAE")) config = bed_baseline(RECIPE_VAVAE, 1);
+    if (!strcmp(what, "VA-VAE with a ViT")) config = bed_baseline(RECIPE_VAVAE, 0);
     bed_make(&t, config);
     safetensors_t f;
     temporary_path(path, !strcmp(what, "foreign") ? "foreign" : "checkpoint");
@@ -490,6 +547,8 @@ static void test_refusals(void) {
         {"depth", "missing", "encoder.blocks.2.norm1.weight"},
         {"discriminator", "of another shape", "loss.discriminator.main.0.weight"},
         {"stage", "missing", "ema.0.encoder.cls_token"},
+        {"VA-VAE", "missing", "encoder.conv_in.weight"},
+        {"VA-VAE with a ViT", "do not fit this configuration", "adapter.fc2.weight"},
         {"foreign", "not a tokenizer checkpoint", "give a file that train_tokenizer wrote"}};
     static tokenizer_t t;
     char path[TEMPORARY_PATH];
@@ -533,7 +592,8 @@ static void test_sizes(tokenizer_config_t config) {
         tokenizer_gradients(&alone, 0, 0);
         check(bed_norm(alone.params.grads, params_trained(&alone.params)) > 0, "there are gradients");
         check(same_bits(t.params.grads, alone.params.grads, params_trained(&t.params)), "gradients");
-        check(same_bits(t.disc_params.grads, alone.disc_params.grads, params_trained(&t.disc_params)), "and the other's");
+        size_t n = params_trained(&t.disc_params);
+        check(same_bits(t.disc_params.grads, alone.disc_params.grads, n), "and the other's");
         check(same_bits(t.measure_block, alone.measure_block, tokenizer_measure_count(&t)), "measures");
         check(same_bits(t.decoder.out, alone.decoder.out, bed_image_values(&t)), "reconstructions");
         tokenizer_update(&t, 0, 0);
@@ -547,6 +607,7 @@ int main(int argc, char** argv) {
     test_begin(argc, argv);
     tokenizer_config_t cheap = bed_config(2), fc2 = bed_config(2), tokens = bed_config(2), lora = bed_config(2);
     const size_t of_ldm = 41417603, large = 351285859;
+    tokenizer_config_t vavae = bed_baseline(RECIPE_VAVAE, 1), vavae_vit = bed_baseline(RECIPE_VAVAE, 0);
     cheap.recompute = 1;
     cheap.semantic_measure = SEMANTIC_FIRST_CHUNK;
     fc2.semantic_tensor = tokens.semantic_tensor = SEMANTIC_AT_FC2;
@@ -555,24 +616,38 @@ int main(int argc, char** argv) {
     if (test_case("fixture stage2_step")) { bed_check_stage2_step(ORIGINAL); test_end_case(); }
     if (test_case("fixture stage2_step, omega_s at mlp.fc2")) { bed_check_stage2_fc2(ORIGINAL); test_end_case(); }
     if (test_case("fixture stage2_tokens")) { bed_check_stage2_tokens(ORIGINAL); test_end_case(); }
+    if (test_case("fixture vavae_step")) { bed_check_vavae_step(ORIGINAL); test_end_case(); }
     if (test_case("counts of imagenet, stage 1")) {
-        test_counts("1", "ldm", "0", of_ldm, 44250916, 319083776);
+        test_counts("imagenet", "1", "ldm", "0", 304435296, of_ldm, 44250916, 319083776);
         test_end_case();
     }
     if (test_case("counts of imagenet, stage 2")) {
-        test_counts("2", "ldm", "0", of_ldm, 348618532, 319083776);
+        test_counts("imagenet", "2", "ldm", "0", 304435296, of_ldm, 348618532, 319083776);
         test_end_case();
     }
     if (test_case("counts of imagenet, stage 3")) {
-        test_counts("3", "ldm", "0", of_ldm, 44183236, 319151456);
+        test_counts("imagenet", "3", "ldm", "0", 304435296, of_ldm, 44183236, 319151456);
         test_end_case();
     }
     if (test_case("counts of imagenet, larger decoder")) {
-        test_counts("1", "large", "0", large, 44250916 - of_ldm + large, 319083776);
+        test_counts("imagenet", "1", "large", "0", 304435296, large, 44250916 - of_ldm + large, 319083776);
+        test_end_case();
+    }
+    // a CNN comes with quant_conv, 4,160, and post_quant_conv, 1,056; VA-VAE's projection has 32,768
+    if (test_case("counts of vae")) {
+        test_counts("vae", "1", "ldm", "0", 28417408, 41418659, 72601700, 14716160);
+        test_end_case();
+    }
+    if (test_case("counts of vavae")) {
+        test_counts("vavae", "1", "ldm", "0", 28450176, 41418659, 72634468, 319083776);
+        test_end_case();
+    }
+    if (test_case("counts of vavae_vit")) {
+        test_counts("vavae_vit", "1", "ldm", "0", 304470144, 41417603, 348653380, 319083776);
         test_end_case();
     }
     if (test_case("counts of imagenet, stage 2 with low-rank pairs")) {
-        test_counts("2", "ldm", "16", of_ldm, 44250916 + 6291456, 319083776 + 304367616);
+        test_counts("imagenet", "2", "ldm", "16", 304435296, of_ldm, 44250916 + 6291456, 319083776 + 304367616);
         test_end_case();
     }
     if (test_case("complexity (error in units of the last published digit)")) { test_complexity(); test_end_case(); }
@@ -605,11 +680,14 @@ int main(int argc, char** argv) {
     if (test_case("sizes in turn, stage 2, larger decoder")) { test_sizes(bed_large_config(2)); test_end_case(); }
     if (test_case("sizes in turn, stage 2, low-rank pairs")) { test_sizes(pairs); test_end_case(); }
     if (test_case("sizes in turn, stage 3, folded")) { test_sizes(last); test_end_case(); }
+    if (test_case("the folded teacher is the teacher")) { test_folded_teacher(); test_end_case(); }
     if (test_case("stage 1 freezes the encoder")) { test_frozen(bed_config(1)); test_end_case(); }
     if (test_case("stage 2 freezes the copy alone")) { test_frozen(bed_config(2)); test_end_case(); }
     if (test_case("stage 2 with low-rank pairs freezes the encoder")) { test_frozen(lora); test_end_case(); }
     if (test_case("stage 3 freezes encoder and adapter")) { test_frozen(bed_config(3)); test_end_case(); }
     if (test_case("stage 3 trains all of the larger decoder")) { test_frozen(bed_large_config(3)); test_end_case(); }
+    if (test_case("VA-VAE freezes the teacher alone")) { test_frozen(vavae); test_end_case(); }
+    if (test_case("VA-VAE with a ViT freezes the teacher alone")) { test_frozen(vavae_vit); test_end_case(); }
     if (test_case("the discriminator's start")) { test_disc_start(); test_end_case(); }
     if (test_case("averages")) { test_averages(); test_end_case(); }
     if (test_case("resume, stage 1")) { test_resume(bed_config(1)); test_end_case(); }
@@ -618,10 +696,15 @@ int main(int argc, char** argv) {
     if (test_case("low-rank pairs between stages")) { test_lora_hand_over(); test_end_case(); }
     if (test_case("resume, stage 3")) { test_resume(bed_config(3)); test_end_case(); }
     if (test_case("resume, stage 2, larger decoder")) { test_resume(bed_large_config(2)); test_end_case(); }
+    if (test_case("resume, VA-VAE")) { test_resume(vavae); test_end_case(); }
+    if (test_case("resume, VA-VAE with a ViT")) { test_resume(vavae_vit); test_end_case(); }
     if (test_case("stage 2 from raw weights")) { test_start_from(1, -1); test_end_case(); }
     if (test_case("stage 2 from an average")) { test_start_from(1, 1); test_end_case(); }
     if (test_case("stage 3 from raw weights")) { test_start_from(2, -1); test_end_case(); }
     if (test_case("stage 3 from an average")) { test_start_from(2, 0); test_end_case(); }
+    if (test_case("VA-VAE from VA-VAE")) { test_start_baseline(RECIPE_VAVAE, RECIPE_VAVAE); test_end_case(); }
+    if (test_case("VA-VAE from a VAE")) { test_start_baseline(RECIPE_VAE, RECIPE_VAVAE); test_end_case(); }
+    if (test_case("a VAE from VA-VAE")) { test_start_baseline(RECIPE_VAVAE, RECIPE_VAE); test_end_case(); }
     if (test_case("refusals")) { test_refusals(); test_end_case(); }
     return test_finish();
 }

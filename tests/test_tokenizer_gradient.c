@@ -1,11 +1,12 @@
 // test_tokenizer_gradient.c: the derivative of the tokenizer's composed loss, in double.
 //
-//   fixture        a whole step of stage 2 as PyTorch computes it, to the rounding of the fixture's numbers
+//   fixture        whole steps of stage 2 and of VA-VAE as PyTorch computes them, to the rounding of their numbers
 //   brute force    the one backward against a sum of separate ones, loss by loss and chunk by chunk, through the
 //                  models' own backward functions: all stages and variants of the two adaptive weights
 //   chunks         chunks in one pass are the average of steps with one chunk each
 //   rescaling      the size of the GAN loss does not matter; a discriminator without a gradient adds nothing
-//   differences    reconstruction loss through decoder, adapter and encoder against finite differences
+//   differences    reconstruction loss through decoder, adapter and encoder against finite differences; of the
+//                  baselines the whole loss, with both adaptive weights as they were measured
 // defines: check_gradient_h, dot, test_case, ...
 #include "tests/gradient.h"
 // defines: bed_config, bed_make, bed_randomise, bed_copy, bed_check_gradients, bed_check_stage2_step, ...
@@ -33,10 +34,11 @@ typedef struct {
 static void brute_backward(tokenizer_t* one, double* gradients, const double* dimage, semantic_place_t from) {
     params_zero_grads(&one->params, 0);
     if (dimage) decoder_backward(&one->decoder, &one->params, one->dz, dimage, 0, 0, 0);
+    latent_encoder_t* e = &one->encoder;
     if (dimage || from == SEMANTIC_OF_LATENT) {
-        adapter_backward(&one->adapter, &one->params, one->de, one->dz, one->encoder.features, 0);
+        adapter_backward(&e->adapter, &one->params, e->dfeatures, one->dz, e->vit.features, 0);
     }
-    vit_backward(&one->encoder, &one->params, one->de, 0);
+    vit_backward(&e->vit, &one->params, e->dfeatures, 0);
     memset(gradients, 0, one->params.table.total * sizeof(double));
     memcpy(gradients + one->params.first, one->params.grads, params_trained(&one->params) * sizeof(double));
 }
@@ -44,8 +46,8 @@ static void brute_backward(tokenizer_t* one, double* gradients, const double* di
 static void brute_semantic(tokenizer_t* one, semantic_kind_t kind) {
     int tokens = one->config.semantic_place == SEMANTIC_OF_TOKENS, channels = tokens ? one->config.encoder.dim : one->z;
     size_t rows = one->config.batch * tokenizer_latents(one), n = rows * channels;
-    const double* held = tokens ? one->encoder.features : one->adapter.z;
-    double* gradient = tokens ? one->de : one->dz;
+    const double* held = tokens ? one->encoder.vit.features : one->encoder.adapter.z;
+    double* gradient = tokens ? one->encoder.dfeatures : one->dz;
     if (kind == SEMANTIC_COSINE) {
         semantic_cosine_backward(gradient, held, one->z0, 1, 1, rows, channels, 0);
         return;
@@ -57,15 +59,16 @@ static void brute_semantic(tokenizer_t* one, semantic_kind_t kind) {
 static void brute_chunk(tokenizer_t* one, const tokenizer_config_t* c, chunk_gradients_t g) {
     size_t pixels = tokenizer_pixels(one), logits = one->config.batch * one->fake.logits_count;
     double losses[8];
-    vit_forward(&one->target_encoder, &one->target_params, one->x, 0);
-    adapter_forward(&one->target_adapter, &one->target_params, one->target_encoder.features, 0);
+    latent_encoder_t *e = &one->encoder, *previous = &one->target;
+    vit_forward(&previous->vit, &one->target_params, one->x, 0);
+    adapter_forward(&previous->adapter, &one->target_params, previous->vit.features, 0);
     size_t tokens = one->config.batch * tokenizer_latents(one);
     int of_tokens = c->semantic_place == SEMANTIC_OF_TOKENS, channels = of_tokens ? c->encoder.dim : one->z;
-    const double* target = of_tokens ? one->target_encoder.features : one->target_adapter.z;
+    const double* target = of_tokens ? previous->vit.features : previous->adapter.z;
     memcpy(one->z0, target, tokens * channels * sizeof(double));
-    vit_forward(&one->encoder, &one->params, one->x, 0);
-    adapter_forward(&one->adapter, &one->params, one->encoder.features, 0);
-    decoder_forward(&one->decoder, &one->params, one->adapter.z, 0);
+    vit_forward(&e->vit, &one->params, one->x, 0);
+    adapter_forward(&e->adapter, &one->params, e->vit.features, 0);
+    decoder_forward(&one->decoder, &one->params, e->adapter.z, 0);
     const double* xhat = one->decoder.out;
 
     lpips_forward(&one->lpips, &one->lpips_params, losses, xhat, one->x, 0);
@@ -109,13 +112,13 @@ static void brute_step(const tokenizer_t* t, tokenizer_t* one, double* want, dou
     const tokenizer_config_t* c = &t->config;
     size_t n = t->params.table.total, image = 3 * tokenizer_pixels(t);
     chunk_gradients_t g = {double_buffer(n), double_buffer(n), double_buffer(n)};
-    const vit_block_t* last_block = &t->encoder.blocks[c->encoder.depth - 1];
+    const vit_block_t* last_block = &t->encoder.vit.blocks[c->encoder.depth - 1];
     size_t conv_out = t->decoder.conv_out.weight;
-    size_t last = c->semantic_tensor == SEMANTIC_AT_FC2 ? last_block->fc2_weight : t->adapter.fc2_weight;
+    size_t last = c->semantic_tensor == SEMANTIC_AT_FC2 ? last_block->fc2_weight : t->encoder.adapter.fc2_weight;
     double omega_s = 0;
     for (int k = 0; k < t->chunks; k++) {
         memcpy(one->x, t->x + k * c->chunk * image, c->chunk * image * sizeof(double));
-        lora_draw(&one->encoder.lora, c->seed, BRUTE_STEP, (uint64_t)k * c->chunk); // each image has masks of its own
+        lora_draw(&one->encoder.vit.lora, c->seed, BRUTE_STEP, (uint64_t)k * c->chunk); // each image has its masks
         brute_chunk(one, c, g);
         double omega_g = c->w_gan != 0 ? brute_weight(&one->params, conv_out, g.nll, g.gan, c->w_gan, 1e4) : 0;
         int measured = k == 0 || c->semantic_measure == SEMANTIC_EXACT;
@@ -234,9 +237,8 @@ static void test_brute_forces(void) {
 // Identities
 
 // Two chunks in one pass against two steps with one chunk: averaged gradients, and each chunk's measures.
-static void test_chunks(int stage) {
+static void test_chunks(tokenizer_config_t config) {
     static tokenizer_t both, one;
-    tokenizer_config_t config = bed_config(stage);
     config.batch = 2 * config.chunk;
     bed_make(&both, config);
     bed_randomise(&both);
@@ -248,13 +250,18 @@ static void test_chunks(int stage) {
     double *want = double_buffer(n), *want_disc = double_buffer(n_disc);
     for (int k = 0; k < 2; k++) {
         memcpy(one.x, both.x + k * config.chunk * image, config.chunk * image * sizeof(double));
+        size_t latent = config.chunk * tokenizer_latents(&one) * one.z;
+        if (one.encoder.gaussian) {
+            memcpy(one.encoder.noise, both.encoder.noise + k * latent, latent * sizeof(double));
+        }
         tokenizer_gradients_of_x(&one, 0, 0);
         for (size_t i = one.params.first; i < n; i++) want[i] += one.params.grads[i - one.params.first] / 2;
         for (size_t i = 0; i < n_disc; i++) want_disc[i] += one.disc_params.grads[i] / 2;
         check_error("l1", bed_error(both.measures.l1 + k * config.chunk, one.measures.l1, config.chunk), EXACT);
         check_error("omega_g", fabs(both.measures.omega_g[k] / one.measures.omega_g[0] - 1), EXACT);
         check_error("hinge", fabs(both.measures.hinge[k] / one.measures.hinge[0] - 1), EXACT);
-        if (stage == 2) check_error("omega_s", fabs(both.measures.omega_s[k] / one.measures.omega_s[0] - 1), EXACT);
+        double omega_s = both.measures.omega_s[k];
+        if (tokenizer_is_aligned(&config)) check_error("omega_s", fabs(omega_s / one.measures.omega_s[0] - 1), EXACT);
         if (k) continue; // the running statistics are those of the first chunk
         check_error("running", bed_error(both.disc.running, one.disc.running, one.disc.running_table.total), EXACT);
     }
@@ -370,6 +377,103 @@ static void test_differences(void) {
     tokenizer_free(&t);
 }
 
+// The loss of a baseline's single chunk, with adaptive weights that stay what they were.
+typedef struct { tokenizer_t* t; double omega_g, omega_s; } baseline_objective_t;
+
+static double baseline_loss(void* context) {
+    const baseline_objective_t* o = (const baseline_objective_t*)context;
+    tokenizer_t* t = o->t;
+    const tokenizer_config_t* c = &t->config;
+    double sum = reconstruction_objective(t), generator[1], vf[1];
+    for (int b = 0; b < c->batch; b++) sum += c->w_kl * t->encoder.kl[b] / c->batch;
+    patchgan_forward(&t->disc, &t->disc_params, &t->fake, t->decoder.out, 1, 0);
+    group_mean_forward(generator, t->fake.logits, 1, c->batch * t->fake.logits_count, 0);
+    sum -= o->omega_g * generator[0];
+    if (!tokenizer_has_vf_loss(c)) return sum;
+    vf_head_loss(&t->vf, &t->params, &t->target_params, vf, t->dz_sem, t->x, latent_encoder_output(&t->encoder), 1,
+                 c->chunk, 0);
+    return sum + o->omega_s * vf[0];
+}
+
+static void test_baseline_differences(tokenizer_config_t config) {
+    static tokenizer_t t;
+    config.batch = config.chunk;
+    bed_make(&t, config);
+    bed_randomise(&t);
+    tokenizer_gradients_of_x(&t, 0, 0);
+    baseline_objective_t o = {&t, t.measures.omega_g[0], t.measures.omega_s[0]};
+    check(o.omega_g > 0 && (o.omega_s > 0) == tokenizer_has_vf_loss(&config), "adaptive weights");
+    if (o.omega_s > 0) { // so that it does not drown in the reconstruction's gradient
+        double ratio = sqrt(t.measures.squares_rec_latent[0]) / (sqrt(t.measures.squares_sem[0]) + 1e-4);
+        check_error("omega_vf", fabs(o.omega_s / (config.w_vf * ratio) - 1), EXACT);
+    }
+    size_t total = t.params.table.total;
+    double* gradient = double_buffer(total);
+    memcpy(gradient, t.params.grads, total * sizeof(double));
+    const struct { const char* name; size_t begin, end; } parts[4] = {
+        {"encoder", 0, t.adapter_begin}, {"adapter, projection", t.adapter_begin, t.decoder_begin},
+        {"decoder", t.decoder_begin, total}, {"all", 0, total}};
+    for (int i = 0; i < 4; i++) {
+        if (parts[i].begin == parts[i].end) continue;
+        check_gradient_h(parts[i].name, baseline_loss, &o, t.params.values + parts[i].begin, gradient + parts[i].begin,
+                         parts[i].end - parts[i].begin, STEP_KINKS, BOUND);
+    }
+    if (o.omega_s > 0) {
+        const param_t* p = param_find(&t.params.table, "linear_proj.weight");
+        check_gradient_h("projection", baseline_loss, &o, t.params.values + p->offset, gradient + p->offset, p->count,
+                         STEP_KINKS, BOUND);
+    }
+    free(gradient);
+    tokenizer_free(&t);
+}
+
+// The latent's noise is that of the seed and the step, and a place in the batch of all processes.
+static void test_noise(void) {
+    static tokenizer_t t;
+    tokenizer_config_t config = bed_baseline(RECIPE_VAE, 1);
+    bed_make(&t, config);
+    bed_randomise(&t);
+    size_t image = tokenizer_latents(&t) * t.z, n = config.batch * image;
+    double* kept = double_buffer(n);
+    tokenizer_gradients(&t, 3, 0);
+    memcpy(kept, t.encoder.noise, n * sizeof(double));
+    for (size_t i = 0; i < n; i++) check(kept[i] == random_normal(5, RANDOM_POSTERIOR, 3, i), "noise of a step");
+    for (int b = 0; b < config.batch; b++) t.rows[b] += (uint64_t)config.batch;
+    tokenizer_draw_noise(&t, 5, 3, 0);
+    check(t.encoder.noise[0] == random_normal(5, RANDOM_POSTERIOR, 3, n), "of the second process");
+    for (int b = 0; b < config.batch; b++) t.rows[b] -= (uint64_t)config.batch;
+    tokenizer_draw_noise(&t, 5, 4, 0);
+    check(memcmp(kept, t.encoder.noise, n * sizeof(double)) != 0, "of the next step");
+    free(kept);
+    tokenizer_free(&t);
+}
+
+static void test_baselines(void) {
+    tokenizer_config_t c = bed_baseline(RECIPE_VAVAE, 0);
+    if (test_case("fixture vavae_step")) { bed_check_vavae_step(FIXTURE_ROUNDING); test_end_case(); }
+    if (test_case("two chunks are two steps, VA-VAE")) { test_chunks(bed_baseline(RECIPE_VAVAE, 1)); test_end_case(); }
+    if (test_case("two chunks are two steps, VA-VAE whose encoder is a ViT")) { test_chunks(c); test_end_case(); }
+    if (test_case("finite differences of a whole step, VAE")) {
+        test_baseline_differences(bed_baseline(RECIPE_VAE, 1));
+        test_end_case();
+    }
+    if (test_case("finite differences of a whole step, VA-VAE")) {
+        test_baseline_differences(bed_baseline(RECIPE_VAVAE, 1));
+        test_end_case();
+    }
+    if (test_case("finite differences of a whole step, VA-VAE with a ViT")) {
+        test_baseline_differences(c);
+        test_end_case();
+    }
+    c.semantic_tensor = SEMANTIC_AT_FC2;
+    c.recompute = 1;
+    if (test_case("finite differences of a whole step, VA-VAE with a ViT, at mlp.fc2, recompute")) {
+        test_baseline_differences(c);
+        test_end_case();
+    }
+    if (test_case("noise of the latent")) { test_noise(); test_end_case(); }
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     if (test_case("fixture stage2_step")) { bed_check_stage2_step(FIXTURE_ROUNDING); test_end_case(); }
@@ -379,11 +483,12 @@ int main(int argc, char** argv) {
     }
     if (test_case("fixture stage2_tokens")) { bed_check_stage2_tokens(FIXTURE_ROUNDING); test_end_case(); }
     test_brute_forces();
-    if (test_case("two chunks are two steps, stage 1")) { test_chunks(1); test_end_case(); }
-    if (test_case("two chunks are two steps, stage 2")) { test_chunks(2); test_end_case(); }
-    if (test_case("two chunks are two steps, stage 3")) { test_chunks(3); test_end_case(); }
+    if (test_case("two chunks are two steps, stage 1")) { test_chunks(bed_config(1)); test_end_case(); }
+    if (test_case("two chunks are two steps, stage 2")) { test_chunks(bed_config(2)); test_end_case(); }
+    if (test_case("two chunks are two steps, stage 3")) { test_chunks(bed_config(3)); test_end_case(); }
     if (test_case("the size of the GAN loss does not matter")) { test_gan_size(); test_end_case(); }
     if (test_case("a blind discriminator adds nothing")) { test_gan_zero(); test_end_case(); }
     if (test_case("finite differences of the reconstruction loss")) { test_differences(); test_end_case(); }
+    test_baselines();
     return test_finish();
 }

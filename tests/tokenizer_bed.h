@@ -1,5 +1,5 @@
 // tokenizer_bed.h: what both tests of the tokenizer need: one that is as small as its structure allows, with random
-// weights, and the comparison with a whole training step that PyTorch computed.
+// weights, and the comparison with whole training steps that PyTorch computed, of stage 2 and of VA-VAE.
 //
 // The small tokenizer has everything of the large one: a ViT with a resized position table, LayerScale and a resized
 // image, a decoder with attention and two upsamplings, non-square images, three chunks of two.
@@ -48,6 +48,20 @@ static inline tokenizer_config_t bed_large_config(int stage) {
 // Low-rank pairs with dropout, for stage 2.
 static const lora_config_t bed_lora = {3, 5, 0.25};
 
+// A baseline: `cnn` or the ViT encodes. The teacher's tokens are as wide as the encoder's.
+static inline tokenizer_config_t bed_baseline(recipe_t recipe, int cnn) {
+    tokenizer_config_t c = bed_config(1);
+    c.recipe = recipe;
+    c.cnn = c.decoder.quant_conv = cnn;
+    c.teacher = *vit_config_find("tiny");
+    c.w_kl = 0.3;
+    c.w_vf = 0.4;
+    c.margin_distance = 0.1;
+    c.margin_cosine = 0.2;
+    c.seed = 5;
+    return c;
+}
+
 static inline void bed_poison(tokenizer_t* t) {
     memset(t->plan.memory, 0xFF, plan_bytes(&t->plan)); // NaN
     memset(t->work.memory, 0xFF, plan_bytes(&t->work));
@@ -89,6 +103,12 @@ static inline size_t bed_image_values(const tokenizer_t* t) {
     return (size_t)t->config.batch * tokenizer_pixels(t) * 3;
 }
 
+// Noise for a baseline's latents.
+static inline void bed_random_noise(tokenizer_t* t) {
+    size_t n = t->encoder.gaussian ? t->config.batch * tokenizer_latents(t) * t->z : 0;
+    for (size_t i = 0; i < n; i++) t->encoder.noise[i] = (floatS)test_normal();
+}
+
 static inline void bed_random_images(tokenizer_t* t) {
     for (size_t i = 0; i < bed_image_values(t); i++) {
         t->x[i] = (floatX)test_uniform();
@@ -102,8 +122,9 @@ static inline void bed_randomise(tokenizer_t* t) {
     bed_fill(&t->params, 0.1);
     bed_fill(&t->disc_params, 0.4);
     bed_fill(&t->lpips_params, 0.1);
-    if (t->config.stage == 2) bed_fill(&t->target_params, 0.1);
+    if (t->target_params.values) bed_fill(&t->target_params, 0.1);
     bed_random_images(t);
+    bed_random_noise(t);
 }
 
 // The weights of one tokenizer into another; images only where the batch is the same.
@@ -180,7 +201,7 @@ static inline void bed_rename(param_table_t* table, const char* from, const char
         char rest[sizeof table->items[i].name];
         if (strncmp(table->items[i].name, from, strlen(from))) continue;
         snprintf(rest, sizeof rest, "%s", table->items[i].name + strlen(from));
-        snprintf(table->items[i].name, sizeof rest, "%.20s%.90s", to, rest);
+        snprintf(table->items[i].name, sizeof rest, "%.30s%.80s", to, rest);
     }
 }
 
@@ -269,7 +290,7 @@ static inline void bed_check_stage2_step(double bound) {
     bed_make_fixture(&t, &f, SEMANTIC_OF_LATENT, SEMANTIC_AT_ADAPTER);
     tokenizer_gradients_of_x(&t, 0, 0);
     size_t latent = 4 * tokenizer_latents(&t) * (size_t)t.z, logits = 4 * t.fake.logits_count;
-    fixture_check(&f, "output.z", t.adapter.z, latent, bound);
+    fixture_check(&f, "output.z", latent_encoder_output(&t.encoder), latent, bound);
     fixture_check(&f, "output.z0", t.z0, latent, bound);
     fixture_check(&f, "output.image", t.decoder.out, bed_image_values(&t), bound);
     fixture_check(&f, "output.logits_fake", t.fake.logits, logits, bound);
@@ -301,7 +322,7 @@ static inline void bed_check_stage2_tokens(double bound) {
     tokenizer_gradients_of_x(&t, 0, 0);
     size_t tokens = 4 * tokenizer_latents(&t) * (size_t)t.config.encoder.dim;
     fixture_check(&f, "output.tokens0", t.z0, tokens, bound);
-    fixture_check(&f, "output.z", t.adapter.z, 4 * tokenizer_latents(&t) * (size_t)t.z, bound);
+    fixture_check(&f, "output.z", latent_encoder_output(&t.encoder), 4 * tokenizer_latents(&t) * (size_t)t.z, bound);
     fixture_check(&f, "output.image", t.decoder.out, bed_image_values(&t), bound);
     bed_check_measures(&f, &t, bound);
     fixture_check_gradients(&f, &t.params, bound);
@@ -317,6 +338,105 @@ static inline void bed_check_stage2_fc2(double bound) {
     bed_make_fixture(&t, &f, SEMANTIC_OF_LATENT, SEMANTIC_AT_FC2);
     tokenizer_gradients_of_x(&t, 0, 0);
     fixture_check(&f, "output.omega_s_vit", t.measures.omega_s, 2, bound);
+    tokenizer_free(&t);
+    safetensors_close(&f);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The fixture vavae_step
+
+static inline tokenizer_config_t bed_vavae_config(void) {
+    tokenizer_config_t c = bed_baseline(RECIPE_VAVAE, 1);
+    vit_config_t teacher = {"fixture", 16, 24, 2, 3, 96, 1, 0, 1, 3, 0, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6};
+    decoder_config_t decoder = {32, 5, {1, 1, 1, 1, 2, 0, 0, 0}, 1, 1u << 4, 4, 32, 1};
+    lpips_config_t lpips = {5, {2, 2, 3, 3, 3}, {4, 8, 16, 32, 32}};
+    c.teacher = teacher;
+    c.decoder = decoder;
+    c.lpips = lpips;
+    c.disc.ndf = 8;
+    c.disc.layers = 3;
+    c.batch = 4;
+    c.H = 32;
+    c.W = 48;
+    c.w_kl = 1;
+    c.w_vf = 0.1;
+    c.margin_distance = 0.25;
+    c.margin_cosine = 0.5;
+    return c;
+}
+
+// Every parameter of the original is one of ours, under its name.
+static inline void bed_check_names(const safetensors_t* f, params_t* const* tables, int n) {
+    for (int i = 0; i < f->n; i++) {
+        const char* name = f->tensors[i].name;
+        if (strncmp(name, "generate.", 9)) continue;
+        const param_t* found = NULL;
+        for (int k = 0; k < n && !found; k++) found = param_find(&tables[k]->table, name + 9);
+        check(found != NULL, name);
+    }
+}
+
+static inline void bed_check_vavae_measures(const safetensors_t* f, const tokenizer_t* t, double bound) {
+    const tokenizer_measures_t* m = &t->measures;
+    double values = 3.0 * tokenizer_pixels(t);
+    floatX nll[2], kl[2], loss_g[2], total[2];
+    for (int k = 0; k < 2; k++) {
+        nll[k] = (floatX)((m->l1[2 * k] + m->l1[2 * k + 1] + values * (m->lpips[2 * k] + m->lpips[2 * k + 1])) / 2);
+        kl[k] = (m->kl[2 * k] + m->kl[2 * k + 1]) / 2;
+        loss_g[k] = -m->fake_mean[k];
+        total[k] = (floatX)(nll[k] + t->config.w_kl * kl[k] + m->omega_g[k] * loss_g[k] +
+                            m->omega_s[k] * m->semantic[k]);
+    }
+    fixture_check(f, "output.nll", nll, 2, bound);
+    fixture_check(f, "output.kl", kl, 2, bound);
+    fixture_check(f, "output.vf", m->semantic, 2, bound);
+    fixture_check(f, "output.loss_g", loss_g, 2, bound);
+    fixture_check(f, "output.loss_d", m->hinge, 2, bound);
+    fixture_check(f, "output.logits_real", m->real_mean, 2, bound);
+    fixture_check(f, "output.logits_fake", m->fake_mean, 2, bound);
+    fixture_check(f, "output.omega_g", m->omega_g, 2, bound);
+    fixture_check(f, "output.omega_vf", m->omega_s, 2, bound);
+    fixture_check(f, "output.total", total, 2, bound);
+    floatS* host = (floatS*)malloc_check(tokenizer_measure_count(t) * sizeof(floatS), "measures");
+    tokenizer_report_t r = tokenizer_read(t, host, 0);
+    check_error("kl in the report", fabs(r.kl / bed_fixture_mean(f, "output.kl") - 1), bound);
+    check_error("vf in the report", fabs(r.semantic / bed_fixture_mean(f, "output.vf") - 1), bound);
+    free(host);
+}
+
+// The whole step against the fixture.
+static inline void bed_check_vavae_step(double bound) {
+    static tokenizer_t t;
+    safetensors_t f;
+    fixture_open(&f, "vavae_step");
+    bed_make(&t, bed_vavae_config());
+    bed_rename(&t.lpips_params.table, "", "loss.perceptual_loss.");
+    params_t running;
+    memset(&running, 0, sizeof running);
+    running.table = t.disc.running_table;
+    running.values = t.disc.running;
+    params_t* tables[5] = {&t.params, &t.disc_params, &t.lpips_params, &t.target_params, &running};
+    for (int i = 0; i < 5; i++) fixture_parameters(&f, tables[i]);
+    bed_check_names(&f, tables, 5);
+    size_t latent = 4 * tokenizer_latents(&t) * (size_t)t.z;
+    floatS *image = fixture_tensor(&f, "input.image"), *noise = fixture_tensor(&f, "input.noise");
+    memcpy(t.x, image, bed_image_values(&t) * sizeof(floatX));
+    memcpy(t.encoder.noise, noise, latent * sizeof(floatS));
+    tokenizer_gradients_of_x(&t, 0, 0);
+    fixture_check(&f, "output.moments", latent_encoder_moments(&t.encoder), 2 * latent, bound);
+    fixture_check(&f, "output.z", latent_encoder_output(&t.encoder), latent, bound);
+    fixture_check(&f, "output.image", t.decoder.out, bed_image_values(&t), bound);
+    bed_check_vavae_measures(&f, &t, bound);
+    fixture_check_gradients(&f, &t.params, bound);
+    fixture_check_gradients(&f, &t.disc_params, bound);
+    for (int i = 0; i < t.disc.running_table.n; i++) {
+        const param_t* p = &t.disc.running_table.items[i];
+        char name[200];
+        snprintf(name, sizeof name, "after.%.120s", p->name);
+        fixture_check(&f, name, t.disc.running + p->offset, p->count, bound);
+    }
+    free(image);
+    free(noise);
     tokenizer_free(&t);
     safetensors_close(&f);
 }

@@ -24,7 +24,7 @@ __device__ static inline float posterior_clamp(float logvar) {
 __global__ static void posterior_kernel(floatX* z,             // (B, T, C)
                                         float* partial,        // (B, pieces) of the KL divergence
                                         const floatX* moments, // (B, T, 2C)
-                                        const floatX* noise,   // (B, T, C) or NULL
+                                        const floatS* noise,   // (B, T, C) or NULL
                                         size_t n, int C, unsigned pieces) { // n = T C
     shared<float> work = shared_array<float>(0, WARP);
     size_t image = blockIdx.x / pieces;
@@ -35,7 +35,7 @@ __global__ static void posterior_kernel(floatX* z,             // (B, T, C)
         if (i >= n) continue;
         const floatX* mean = moments + at + at / C * C; // token at / C, channel at % C of 2C
         float mu = (float)mean[0], lambda = posterior_clamp((float)mean[C]);
-        z[at] = noise ? (floatX)(mu + expf(lambda / 2) * (float)noise[at]) : mean[0];
+        z[at] = noise ? (floatX)(mu + expf(lambda / 2) * noise[at]) : mean[0];
         kl += 0.5f * (mu * mu + (expm1f(lambda) - lambda));
     }
     kl = block_sum(kl, work);
@@ -45,7 +45,7 @@ __global__ static void posterior_kernel(floatX* z,             // (B, T, C)
 void posterior_forward(floatX* z,             // (B, T, C)
                        floatS* kl,            // (B)
                        const floatX* moments, // (B, T, 2C)
-                       const floatX* noise,   // (B, T, C), or NULL for z = mu
+                       const floatS* noise,   // (B, T, C), or NULL for z = mu
                        int B, int T, int C, stream_t s) {
     size_t n = (size_t)T * C;
     unsigned pieces = blocks_for(n, POSTERIOR_THREADS * POSTERIOR_ROUNDS);
@@ -59,13 +59,13 @@ void posterior_forward(floatX* z,             // (B, T, C)
 __global__ static void posterior_backward_kernel(floatX* dmoments,      // (N, 2C)
                                                  const floatX* dz,      // (N, C)
                                                  const floatX* moments, // (N, 2C)
-                                                 const floatX* noise,   // (N, C) or NULL
+                                                 const floatS* noise,   // (N, C) or NULL
                                                  float kl_scale, size_t n, int C) { // n = N C
     size_t i = (size_t)blockIdx.x * POSTERIOR_THREADS + threadIdx.x;
     if (i >= n) return;
     size_t mean = i + i / C * C, logvar = mean + C; // token i / C, channel i % C of 2C
     float mu = (float)moments[mean], lambda = (float)moments[logvar], d = (float)dz[i];
-    float through_z = noise ? d * (float)noise[i] * expf(posterior_clamp(lambda) / 2) : 0;
+    float through_z = noise ? d * noise[i] * expf(posterior_clamp(lambda) / 2) : 0;
     float dlambda = 0.5f * (through_z + kl_scale * expm1f(posterior_clamp(lambda)));
     bool inside = lambda >= LOGVAR_MIN && lambda <= LOGVAR_MAX;
     dmoments[mean] = (floatX)(d + kl_scale * mu);
@@ -75,7 +75,7 @@ __global__ static void posterior_backward_kernel(floatX* dmoments,      // (N, 2
 void posterior_backward(floatX* dmoments,      // (B, T, 2C)
                         const floatX* dz,      // (B, T, C)
                         const floatX* moments, // (B, T, 2C)
-                        const floatX* noise,   // (B, T, C), or NULL for z = mu
+                        const floatS* noise,   // (B, T, C), or NULL for z = mu
                         double kl_scale, int B, int T, int C, stream_t s) {
     size_t n = (size_t)B * T * C;
     launch<posterior_backward_kernel>(blocks_for(n, POSTERIOR_THREADS), POSTERIOR_THREADS, 0, s, dmoments, dz, moments,

@@ -8,15 +8,17 @@
 //
 // Images of another size than the training's, square or not: autoencoder_resize.
 //
-// It opens a checkpoint of train_tokenizer, of which it takes the averaged weights where the stage averaged a tensor, or
-// the raw ones, or those of the other average; or an exported file. Low-rank pairs (common/models/lora.h) are merged
-// into the weights while they are read. The latent is what the adapter gives; a model of latents normalises it by
-// (z - mean) / std.
+// It opens a checkpoint of train_tokenizer, of which it takes the weights that ship (-ema: an average where the stage
+// averaged a tensor, or those as trained), or the raw ones, or those of the other average; or an exported file.
+// Low-rank pairs (common/models/lora.h) are merged into the weights while they are read. A model of latents normalises
+// by (z - mean) / std.
 //
 // And it opens the autoencoders of others as downloaded, VA-VAE and those of LDM (common/models/ldm_file.h). Their
-// encoder is a CNN that gives mean mu and log-variance of a Gaussian; the latent is mu, or with autoencoder_sample a
-// draw mu + sigma eps, whose eps depends on (seed, draw, number of the image) alone. Their files keep no latent
-// statistics.
+// files keep no latent statistics.
+//
+// What encodes gives the latent itself, or mean mu and log-variance of a Gaussian (common/models/latent_encoder.h).
+// Then the latent is mu, or with autoencoder_sample a draw mu + sigma eps, whose eps depends on (seed, draw, number of
+// the image) alone.
 //
 // Fingerprint. Latents on a disk, and a model trained on them, belong to the weights that made them. All weights with
 // their names, in the order of the table and as fp32, give a 64-bit number (FNV-1a over 32-bit words):
@@ -24,11 +26,11 @@
 // Each step is a bijection of h, so a change of one value always changes the result. The whole tokenizer is hashed,
 // also where only one half of it is used, so encode and decode tell the same name.
 //
-// Exported file (-export of train_tokenizer): the weights of encoder, adapter and decoder, averaged only; latent.mean,
-// .std; metadata format, stage, step, images, config as in a checkpoint, "weights": "averaged", "fingerprint". Weights
-// in F16 are others and would have another name; yet their latents are the same up to rounding, and a model of latents
-// must find its decoder. So the file names the fingerprint before rounding, together with that of what it holds
-// ("fingerprint_stored"): the first counts as long as the second is true.
+// Exported file (-export of train_tokenizer): of encoder, adapter and decoder only the weights that ship; latent.mean,
+// .std; metadata format, stage, step, images, config as in a checkpoint, "weights": "averaged" or "raw", "fingerprint".
+// Weights in F16 are others and would have another name; yet their latents are the same up to rounding, and a model of
+// latents must find its decoder. So the file names the fingerprint before rounding, together with that of what it
+// holds ("fingerprint_stored"): the first counts as long as the second is true.
 //
 // Look next at common/training/tokenizer_checkpoint.h, whose files it reads, and at eval.cu, a user.
 #pragma once
@@ -36,14 +38,10 @@
 #include "common/models/plan.h"
 // defines: params_t, params_allocate, params_keep_frozen, params_set, params_free
 #include "common/models/params.h"
-// defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_fold, vit_forward
-#include "common/models/vit.h"
-// defines: adapter_t, adapter_register, adapter_plan, adapter_forward
-#include "common/models/adapter.h"
+// defines: latent_encoder_t, latent_encoder_register, latent_encoder_plan_forward, latent_encoder_take, ..._forward
+#include "common/models/latent_encoder.h"
 // defines: decoder_t, decoder_register, decoder_plan_forward, decoder_forward
 #include "common/models/decoder.h"
-// defines: cnn_encoder_t, cnn_encoder_register, cnn_encoder_plan_forward, cnn_encoder_forward
-#include "common/models/cnn_encoder.h"
 // defines: ldm_file_t, ldm_file_read, ldm_rules
 #include "common/models/ldm_file.h"
 // defines: autoencoder_weights_t, checkpoint_info_t, checkpoint_is_ours, checkpoint_read_info, _read_shipped, ...
@@ -59,7 +57,7 @@ typedef struct {
     checkpoint_info_t info; // stage, step, images of the training; config is NULL
     char* data;             // -data of the training; "" where nobody knows
     int exported;           // the file is an exported one
-    int ldm;                // the file is of LDM's kind: `cnn` encodes; else encoder and adapter do
+    int ldm;                // the file is another's, in LDM's layout
     int others;             // ldm: tensors in the file that are not the autoencoder's
     char weights[40];       // which weights these are, for protocols
     char fingerprint[17];   // 16 hexadecimal digits
@@ -69,17 +67,13 @@ typedef struct {
     int GH, GW, z;          // size of the latent, channels
     int encode, decode;     // which halves are there
     params_t params;        // of those halves
-    vit_t encoder;
-    adapter_t adapter;
-    cnn_encoder_t cnn;
+    latent_encoder_t encoder;
     decoder_t decoder;
     plan_t plan, work;      // what outlives a call; what encode and decode share
     plan_t folded;          // the encoder's folded weights, the same for all sizes of images
     uint8_t* bytes;         // (batch, H, W, 3) images on the device
     floatX* x;              // (batch, H, W, 3) in [-1, 1]
     floatX* latent;         // (batch, GH, GW, z) what encode leaves; where there is no encode, room for the caller's
-    floatX* noise;          // (batch, GH, GW, z) ldm: eps of a draw
-    floatS* kl;             // (batch) ldm: what posterior_forward also computes
 } autoencoder_t;
 
 static inline size_t autoencoder_image_values(const autoencoder_t* a) { return (size_t)a->H * a->W * 3; }
@@ -122,9 +116,7 @@ static inline int autoencoder_read(const safetensors_t* f, const char* prefix, i
 
 // Registers the tensors of one half or both, in the order of the tokenizer's table. Offsets are those of the last call.
 static inline void autoencoder_register(autoencoder_t* a, param_table_t* table, int encode, int decode) {
-    if (encode && a->ldm) cnn_encoder_register(&a->cnn, table, "");
-    if (encode && !a->ldm) vit_register(&a->encoder, table, "encoder.");
-    if (encode && !a->ldm) adapter_register(&a->adapter, table, "");
+    if (encode) latent_encoder_register(&a->encoder, table, "");
     if (decode) decoder_register(&a->decoder, table, "");
 }
 
@@ -153,16 +145,13 @@ static inline int autoencoder_configure(autoencoder_t* a, const checkpoint_info_
     a->decoder.config = c.decoder;
     a->decoder.tokens.vit.config = c.decoder_vit;
     autoencoder_set_size(a, c.H, tokenizer_factor(&c), batch);
-    a->encoder.config = c.encoder;
-    a->encoder.fold = c.fold;
-    a->adapter.in = c.encoder.dim;
-    a->adapter.hidden = c.adapter_hidden;
-    a->adapter.out = a->z;
+    tokenizer_configure_encoder(&a->encoder, &c);
+    a->encoder.vit.fold = c.fold && !c.cnn;
     int ema = o.ema;
     if (weights == AUTOENCODER_RAW) ema = -1;
     if (weights == AUTOENCODER_EMA0 || weights == AUTOENCODER_EMA1) ema = weights == AUTOENCODER_EMA1;
     if (a->exported && ema != o.ema) {
-        fatal("%s was written by -export and holds averaged weights only, those of -ema %d; for others give the "
+        fatal("%s was written by -export and holds one set of weights, those of -ema %d; for others give the "
               "checkpoint that it was made from", path, o.ema);
     }
     if (ema < 0) snprintf(a->weights, sizeof a->weights, "raw");
@@ -177,7 +166,7 @@ static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t*
     snprintf(a->weights, sizeof a->weights, "as published");
     a->data = strdup("");
     if (!a->data) fatal("no memory for the name of a data set");
-    a->cnn.config = l->encoder;
+    latent_encoder_configure_cnn(&a->encoder, &l->encoder);
     a->decoder.config = l->decoder;
     int factor = 1 << (l->encoder.levels - 1);
     if (!size) size = LDM_IMAGE_SIZE;
@@ -192,15 +181,6 @@ static inline void autoencoder_configure_ldm(autoencoder_t* a, const ldm_file_t*
 // ---------------------------------------------------------------------------------------------------------------------
 // Opening
 
-// Memory of the CNN that encodes. The draw's noise is small and has its own place.
-static inline void autoencoder_plan_cnn(autoencoder_t* a) {
-    size_t mark = plan_mark(&a->work);
-    cnn_encoder_plan_forward(&a->cnn, &a->plan, &a->work, a->batch, a->H, a->W);
-    plan_rewind(&a->work, mark);
-    plan_floatX(&a->plan, &a->noise, a->batch * autoencoder_latent_values(a), "noise of the latents");
-    plan_floatS(&a->plan, &a->kl, a->batch, "KL divergence");
-}
-
 static inline void autoencoder_plan(autoencoder_t* a) {
     plan_t *plan = &a->plan, *work = &a->work;
     size_t image = autoencoder_image_values(a);
@@ -208,18 +188,12 @@ static inline void autoencoder_plan(autoencoder_t* a) {
     if (a->encode) {
         plan_uint8(plan, &a->bytes, a->batch * image, "images (bytes)");
         plan_floatX(plan, &a->x, a->batch * image, "images");
-    }
-    if (a->encode && a->ldm) autoencoder_plan_cnn(a);
-    if (a->encode && !a->ldm) {
-        vit_plan(&a->encoder, plan, a->batch, a->H, a->W, a->H / a->GH, 0);
-        vit_plan_folded(&a->encoder, &a->folded);
-        adapter_plan(&a->adapter, plan, (size_t)a->batch * a->GH * a->GW);
         size_t mark = plan_mark(work);
-        vit_plan_work(&a->encoder, work);
+        latent_encoder_plan_forward(&a->encoder, plan, work, a->batch, a->H, a->W, a->H / a->GH);
+        vit_plan_folded(&a->encoder.vit, &a->folded);
         plan_rewind(work, mark);
     }
-    int own = !a->encode || a->ldm; // else the adapter's output
-    plan_floatX(plan, &a->latent, own ? a->batch * autoencoder_latent_values(a) : 0, "latents");
+    plan_floatX(plan, &a->latent, a->encode ? 0 : a->batch * autoencoder_latent_values(a), "latents");
     if (a->decode) {
         decoder_plan_forward(&a->decoder, plan, work, a->batch, a->GH, a->GW);
     }
@@ -258,7 +232,7 @@ static inline void autoencoder_place(autoencoder_t* a) {
     plan_allocate(&a->plan, "activations");
     plan_allocate(&a->work, "working memory");
     plan_allocate(&a->folded, "the encoder's folded weights");
-    if (a->encode && !a->ldm) a->latent = a->adapter.z;
+    if (a->encode) a->latent = latent_encoder_output(&a->encoder);
 }
 
 // Allocates what the configured models need. `all` receives the tensors of both halves.
@@ -271,7 +245,7 @@ static inline void autoencoder_allocate(autoencoder_t* a, param_table_t* all, in
     params_allocate(&a->params, a->params.table.total, 0, "the tokenizer's parameters");
     autoencoder_place(a);
     // the fold reads full-precision weights: where the operations read others, both are kept until then
-    if (encode && !a->ldm && a->encoder.fold) params_keep_frozen(&a->params, "the tokenizer in full precision");
+    if (encode && a->encoder.vit.fold) params_keep_frozen(&a->params, "the tokenizer in full precision");
     a->mean = (floatS*)malloc_check(2 * a->z * sizeof(floatS), "latent statistics");
     a->std = a->mean + a->z;
     for (int c = 0; c < a->z; c++) a->mean[c] = 0;
@@ -287,7 +261,7 @@ static inline void autoencoder_open_ours(autoencoder_t* a, const safetensors_t* 
     param_table_t all = {NULL, 0, 0, 0};
     autoencoder_allocate(a, &all, encode, decode);
     autoencoder_name(a, f, autoencoder_load(a, f, path, "", ema, &all));
-    if (encode) vit_fold(&a->encoder, &a->params);
+    if (encode) vit_fold(&a->encoder.vit, &a->params);
     device_free(a->params.frozen);
     a->params.frozen = NULL;
     a->statistics = 1;
@@ -374,15 +348,7 @@ static inline void autoencoder_take(autoencoder_t* a,
     size_t values = n * autoencoder_image_values(a);
     if (pixels) copy_to_device(a->bytes, pixels, values, s);
     image_from_bytes(a->x, a->bytes, values, s);
-}
-
-// ldm: a->latent = mu + sigma noise of the n images in a->x.
-static inline void autoencoder_encode_cnn(autoencoder_t* a,
-                                          const floatX* noise, // (n, GH, GW, z) or NULL: mu
-                                          int n, stream_t s) {
-    a->cnn.B = a->cnn.stack.B = n;
-    cnn_encoder_forward(&a->cnn, &a->params, a->x, s);
-    posterior_forward(a->latent, a->kl, a->cnn.moments, noise, n, a->GH * a->GW, a->z, s);
+    latent_encoder_take(&a->encoder, n);
 }
 
 // Images on the host -> latents: returns a->latent (n, GH, GW, z), which the next call overwrites. Of a distribution
@@ -391,14 +357,7 @@ const floatX* autoencoder_encode(autoencoder_t* a,
                                  const uint8_t* pixels, // (n, H, W, 3), or NULL: a->bytes are set
                                  int n, stream_t s) {
     autoencoder_take(a, pixels, n, s);
-    if (a->ldm) {
-        autoencoder_encode_cnn(a, NULL, n, s);
-        return a->latent;
-    }
-    a->encoder.B = n;
-    a->adapter.N = (size_t)n * a->GH * a->GW;
-    vit_forward(&a->encoder, &a->params, a->x, s);
-    adapter_forward(&a->adapter, &a->params, a->encoder.features, s);
+    latent_encoder_forward(&a->encoder, &a->params, a->x, 0, s);
     return a->latent;
 }
 
@@ -409,7 +368,7 @@ const floatX* autoencoder_sample(autoencoder_t* a,
                                  int n, uint64_t seed, uint64_t draw,
                                  const uint64_t* images, // (n) their numbers
                                  stream_t s) {
-    if (!a->ldm) return autoencoder_encode(a, pixels, n, s);
+    if (!a->encoder.gaussian) return autoencoder_encode(a, pixels, n, s);
     autoencoder_take(a, pixels, n, s);
     size_t latent = autoencoder_latent_values(a), values = n * latent;
     floatS* noise = (floatS*)malloc_check(values * sizeof(floatS), "noise of the latents");
@@ -418,9 +377,9 @@ const floatX* autoencoder_sample(autoencoder_t* a,
         noise[i] = (floatS)random_normal(seed, RANDOM_POSTERIOR, draw, images[i / latent] * latent + i % latent);
     }
     stream_wait(s); // the last call's noise has been read
-    copy_floats_to_device(a->noise, noise, values);
+    copy_to_device(a->encoder.noise, noise, values * sizeof(floatS), 0);
     free(noise);
-    autoencoder_encode_cnn(a, a->noise, n, s);
+    latent_encoder_forward(&a->encoder, &a->params, a->x, 1, s);
     return a->latent;
 }
 
@@ -483,14 +442,14 @@ static inline void autoencoder_hash_export(const safetensors_t* f, const char* p
 }
 
 static inline void autoencoder_declare(st_writer_t* w, const checkpoint_info_t* info, const param_table_t* all,
-                                       st_dtype_t dtype, const uint64_t h[2], size_t z) {
+                                       st_dtype_t dtype, const uint64_t h[2], size_t z, int averaged) {
     char text[17];
     safetensors_writer_metadata(w, "format", CHECKPOINT_FORMAT);
     checkpoint_number(w, "stage", info->stage);
     checkpoint_number(w, "step", info->step);
     checkpoint_number(w, "images", info->images);
     safetensors_writer_metadata(w, "config", info->config);
-    safetensors_writer_metadata(w, "weights", "averaged");
+    safetensors_writer_metadata(w, "weights", averaged ? "averaged" : "raw");
     safetensors_writer_metadata(w, "fingerprint", fingerprint_text(text, h[0]));
     safetensors_writer_metadata(w, "fingerprint_stored", fingerprint_text(text, h[1]));
     for (int i = 0; i < all->n; i++) {
@@ -519,7 +478,7 @@ void autoencoder_export(const char* checkpoint, const char* path, st_dtype_t dty
     st_writer_t w;
     checkpoint_mismatch_t mismatch = {0, 0, "", ""}; // all of them fit: they have been hashed
     safetensors_writer_init(&w);
-    autoencoder_declare(&w, &info, &all, dtype, h, a.z);
+    autoencoder_declare(&w, &info, &all, dtype, h, a.z, ema >= 0);
     safetensors_writer_begin(&w, path);
     for (int i = 0; i < all.n; i++) {
         autoencoder_read(&file, "", ema, &all.items[i], host, &mismatch);

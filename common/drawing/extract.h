@@ -2,7 +2,8 @@
 //
 // Each image is cut to the tokenizer's square as ADM does it (image_centre_crop_adm) and encoded twice, as it is and
 // mirrored: no latent is ever mirrored, since the encoder is not symmetric. Latents are stored as they come; training
-// normalises them. The file format is LightningDiT's (common/data/latents.h).
+// normalises them. Of an encoder that gives a distribution (VA-VAE) they are draws, one for the image and another for
+// its twin, as in LightningDiT. The file format is LightningDiT's too (common/data/latents.h).
 //
 // Process r of W takes the images r, r + W, r + 2W, ... (a part of a folder by lot: extract_image); a shard is so many
 // of them. A shard that is there already, of the same tokenizer, image set and size, is kept: so an extraction that was
@@ -12,7 +13,7 @@
 #include <errno.h>
 #include <unistd.h>
 
-// defines: autoencoder_t, autoencoder_open, autoencoder_encode
+// defines: autoencoder_t, autoencoder_open, autoencoder_sample
 #include "common/drawing/autoencoder.h"
 // defines: clock_seconds, clock_duration
 #include "common/program/clock.h"
@@ -54,6 +55,7 @@ typedef struct {
     double start;
     uint8_t* pixels[2];  // (2 batch, H, W, 3) of the batch that is being encoded and of the next
     int* labels[2];      // (batch) -1: the image cannot be read
+    uint64_t* numbers;   // (2 batch) of the draws
     floatS* host;        // (2 batch, GH, GW, z)
 } extract_t;
 
@@ -106,7 +108,8 @@ static inline void extract_shard(extract_t* e, latent_shard_t* shard, size_t fir
     extract_read(e, which, first, (int)(count < batch ? count : batch));
     for (size_t at = 0; at < count; at += batch, which = !which) {
         int n = (int)(count - at < batch ? count - at : batch);
-        const floatX* z = autoencoder_encode(&e->tokenizer, e->pixels[which], 2 * n, e->stream);
+        for (int i = 0; i < 2 * n; i++) e->numbers[i] = 2 * extract_image(e, first + at + i % n) + (i >= n);
+        const floatX* z = autoencoder_sample(&e->tokenizer, e->pixels[which], 2 * n, 0, 0, e->numbers, e->stream);
         size_t next = at + batch;
         if (next < count) extract_read(e, !which, first + next, (int)(count - next < batch ? count - next : batch));
         stream_wait(e->stream);
@@ -200,6 +203,7 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
         e.pixels[i] = (uint8_t*)host_malloc(rows * image, "images");
         e.labels[i] = (int*)malloc_check(o->batch * sizeof(int), "labels");
     }
+    e.numbers = (uint64_t*)malloc_check(rows * sizeof(uint64_t), "numbers of images");
     e.host = (floatS*)malloc_check(rows * autoencoder_latent_values(&e.tokenizer) * sizeof(floatS), "latents");
     e.start = clock_seconds();
     extract_shards(&e);
@@ -210,6 +214,7 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
         host_free(e.pixels[i]);
         free(e.labels[i]);
     }
+    free(e.numbers);
     free(e.host);
     free(e.class_names);
     autoencoder_close(&e.tokenizer);

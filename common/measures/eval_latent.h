@@ -101,7 +101,7 @@ static inline void space_open(space_t* p, eval_t* e, autoencoder_t* a) {
     p->tokenizer = a;
     p->has_encoder = o->encoder_weights[0] != 0;
     if (p->has_encoder) space_encoder_open(&p->encoder, o, a);
-    p->D = p->has_encoder ? p->encoder.vit.config.dim : a->ldm ? 0 : a->encoder.config.dim;
+    p->D = p->has_encoder ? p->encoder.vit.config.dim : a->encoder.is_cnn ? 0 : a->encoder.vit.config.dim;
     image_source_dataset(&p->set, eval_data(o, a->data), SPLIT_VAL, (crop_t)o->crop, a->H);
     image_source_limit(&p->set, (size_t)o->latent_images);
     if (o->crop == CROP_ASPECT) image_source_keep_aspect(&p->set, &e->comm, autoencoder_factor(a), o->aspect);
@@ -137,7 +137,7 @@ static inline void space_encode(space_t* p, const image_batch_t* b) {
     stream_wait(s);
     copy_floats_to_host(p->latents, z, n);
     if (p->has_encoder) space_encoder_run(&p->encoder, p->tokens, b->pixels, b->count, s);
-    else if (p->D) copy_floats_to_host(p->tokens, a->encoder.features, (size_t)b->count * a->GH * a->GW * p->D);
+    else if (p->D) copy_floats_to_host(p->tokens, a->encoder.vit.features, (size_t)b->count * a->GH * a->GW * p->D);
 }
 
 // Ends the program where a latent or a token of a batch is not finite.

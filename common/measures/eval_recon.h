@@ -102,7 +102,7 @@ static inline void recon_close(recon_t* r) {
 // Latents of a batch. Where an encoder gives a distribution one is drawn for each image, by its number.
 static inline const floatX* recon_encode(recon_t* r, const image_batch_t* b) {
     autoencoder_t* a = r->tokenizer;
-    if (!a->ldm) return autoencoder_encode(a, b->pixels, b->count, r->e->stream);
+    if (!a->encoder.gaussian) return autoencoder_encode(a, b->pixels, b->count, r->e->stream);
     uint64_t numbers[EVAL_BATCH];
     for (int i = 0; i < b->count; i++) numbers[i] = b->numbers[i];
     return autoencoder_sample(a, b->pixels, b->count, r->e->options.seed, 0, numbers, r->e->stream);
@@ -270,7 +270,7 @@ static inline void recon_protocol(recon_t* r, result_t* result, size_t n) {
     report_protocol(result, "crop", "%s", crops[o->crop]);
     report_protocol(result, "tokenizer", "%s, stage %d, step %lld", a->fingerprint, a->info.stage,
                     (long long)a->info.step);
-    if (a->ldm) report_protocol(result, "latent", "drawn from the posterior, seed %zu", o->seed);
+    if (a->encoder.gaussian) report_protocol(result, "latent", "drawn from the posterior, seed %zu", o->seed);
     report_protocol(result, "weights", "%s", a->weights);
     if (!r->net) report_protocol(result, "precision", "%s", PRECISION_NAME);
     if (r->net) feature_net_protocol(result, r->net, o->input == EVAL_INPUT_TF ? INCEPTION_TF : INCEPTION_PT);

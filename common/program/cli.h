@@ -72,6 +72,7 @@ typedef struct {
     const char* value;
 } cli_setting_t;
 
+// A setting of the flag of type CLI_PRESET, which comes first, names another preset: what that one sets counts too.
 typedef struct {
     const char* name;
     const char* help;
@@ -395,6 +396,10 @@ void cli_apply_preset(cli_t* cli, const char* name) {
     if (!preset) fatal("there is no preset %s; -h lists them", name);
     for (const cli_setting_t* s = preset->settings; s->flag; s++) {
         int k = cli_find(cli, s->flag);
+        if (cli->flags[k].type == CLI_PRESET) {
+            cli_apply_preset(cli, s->value);
+            continue;
+        }
         if (cli->source[k] == CLI_FROM_COMMAND_LINE) continue;
         cli_value_t value = cli_own_value(cli, "preset", s->flag, s->value);
         cli_store(&cli->flags[k], &value);
@@ -530,12 +535,15 @@ static inline int cli_help_column(const cli_t* cli) {
     return longest + 2 < CLI_COLUMNS / 3 ? (int)longest + 2 : CLI_COLUMNS / 3;
 }
 
-// What a preset sets a flag to, or NULL.
-static inline const char* cli_preset_value(const cli_preset_t* preset, const char* flag) {
+// What a preset, or the one that it builds on, sets a flag to, or NULL.
+static inline const char* cli_preset_value(const cli_t* cli, const cli_preset_t* preset, const char* flag) {
+    const char* value = NULL;
     for (const cli_setting_t* s = preset ? preset->settings : NULL; s && s->flag; s++) {
         if (!strcmp(s->flag, flag)) return s->value;
+        if (cli->flags[cli_find(cli, s->flag)].type != CLI_PRESET) continue;
+        value = cli_preset_value(cli, cli_preset(cli, s->value), flag);
     }
-    return NULL;
+    return value;
 }
 
 // The preset that is in use: what the flag of type CLI_PRESET says, or NULL.
@@ -546,8 +554,9 @@ static inline const cli_preset_t* cli_preset_in_use(const cli_t* cli) {
     return NULL;
 }
 
-static inline void cli_print_flag_help(const cli_flag_t* flag, const cli_preset_t* preset, int column, FILE* out) {
-    const char* set = cli_preset_value(preset, flag->name);
+static inline void cli_print_flag_help(const cli_t* cli, const cli_flag_t* flag, int column, FILE* out) {
+    const cli_preset_t* preset = cli_preset_in_use(cli);
+    const char* set = cli_preset_value(cli, preset, flag->name);
     char usage[256];
     json_text_t text = {NULL, 0, 0};
     cli_usage(flag, usage, sizeof usage);
@@ -597,7 +606,7 @@ void cli_print_help(const cli_t* cli, FILE* out) {
     fprintf(out, "\nusage: %s [-flag value]...\n", cli->program);
     for (int i = 0; i < cli->n_flags; i++) {
         if (cli->flags[i].group) fprintf(out, "\n%s\n", cli->flags[i].group);
-        cli_print_flag_help(&cli->flags[i], cli_preset_in_use(cli), column, out);
+        cli_print_flag_help(cli, &cli->flags[i], column, out);
     }
     if (cli->notes) fprintf(out, "\n%s\n", cli->notes);
     if (cli->n_presets) fprintf(out, "\nPresets (a flag on the command line wins over them)\n");

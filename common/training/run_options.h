@@ -31,7 +31,8 @@ static inline int run_options_flags(run_options_t* o, cli_flag_t* out) {
         {NULL, "change", CLI_BOOL, &o->change, "0", NULL,
          "resume although flags differ from the checkpoint's, such as a lower -lr", CLI_NOT_SAVED},
         {NULL, "export", CLI_STRING, &o->export_path, "", NULL,
-         "write the averaged weights of the checkpoint in -out alone to this file, then stop", CLI_NOT_SAVED},
+         "write what ships of the checkpoint in -out, its averaged weights, alone to this file, then stop",
+         CLI_NOT_SAVED},
         {NULL, "export_type", CLI_CHOICE, &o->export_type, "f32", "f32|f16", "numbers of that file", CLI_NOT_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "1", NULL, "seed of everything random", CLI_SAVED},
         {NULL, "log_every", CLI_INT, &o->log_every, "100", "[0, inf)", "steps between status lines; 0: at the end only",
@@ -45,8 +46,8 @@ static inline int run_options_flags(run_options_t* o, cli_flag_t* out) {
          "threads that prepare images ahead (latents need one); 0: the training thread does it; -1: one for each core "
          "of this process but one, at most 8", CLI_NOT_SAVED},
         {NULL, "recompute", CLI_BOOL, &o->recompute, "0", NULL,
-         "less memory for activations (of the tokenizer's encoder in stage 2 and of its larger decoder, of all blocks "
-         "of a transformer), a third more work there", CLI_NOT_SAVED},
+         "less memory for activations (of a ViT that the tokenizer trains and of its larger decoder, of all blocks of "
+         "a transformer), a third more work there", CLI_NOT_SAVED},
         {NULL, "zero", CLI_BOOL, &o->zero, "0", NULL,
          "several processes: spread moments, averages and full-precision weights over them (ZeRO-1)", CLI_NOT_SAVED},
         {NULL, "reduce_bf16", CLI_BOOL, &o->reduce_bf16, "0", NULL,

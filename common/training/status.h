@@ -39,10 +39,13 @@ static inline const char* tokenizer_status_help(void) {
         "Columns of a status line (a dash: this stage has no such term)\n"
         "L1, LPIPS        mean |x - xhat| a value, in units of [-1, 1]; perceptual distance\n"
         "semantic         distance of the latent from that of the frozen encoder of stage 1 (stage 2)\n"
+        "KL, VF           baselines: divergence of an image's latent from N(0, 1); its distance from the\n"
+        "                 teacher's tokens\n"
         "real, fake       mean logits of the discriminator; hinge: its loss\n"
         "|rec|W, |gan|W   gradient norms of reconstruction and GAN at the decoder's last layer; omega_g: the\n"
         "                 adaptive weight that they give\n"
         "|rec|z, |sem|z   the same at the encoder's last layer for the semantic loss; omega_s: its weight\n"
+        "|vf|z, omega_vf  the same for VF\n"
         "clip             chunks in which an adaptive weight was clipped\n" STATUS_COLUMNS_HELP;
 }
 static inline const char* dit_status_help(void) {
@@ -183,15 +186,17 @@ void tokenizer_status_add(tokenizer_status_t* status, const tokenizer_report_t* 
 
 // Prints the means since the last line.
 void tokenizer_status_print(tokenizer_status_t* status, int64_t step, int64_t steps, int64_t images, int batch,
-                            double waited, int gan, int semantic) {
+                            double waited, int gan, const tokenizer_config_t* c) {
     tokenizer_report_t r = status->sum;
     double n = status->line.steps ? status->line.steps : 1;
-    int no_gan = !gan, no_sem = !semantic;
+    int no_gan = !gan, no_sem = !tokenizer_is_aligned(c), vf = tokenizer_has_vf_loss(c);
+    int kl = tokenizer_is_baseline(c);
     const status_column_t columns[] = {
         {"L1", 7, "%7.4f", "l1", r.l1 / n, 0},
         {"LPIPS", 7, "%7.4f", "lpips", r.lpips / n, 0},
         {NULL, 0, NULL, "nll", r.nll / n, 0},
-        {"semantic", 8, "%8.2e", "semantic", r.semantic / n, no_sem},
+        {kl ? "KL" : NULL, 8, "%8.2e", "kl", r.kl / n, !kl},
+        {vf ? "VF" : kl ? NULL : "semantic", 8, "%8.2e", vf ? "vf" : "semantic", r.semantic / n, no_sem},
         {NULL, 0, NULL, "generator", r.generator / n, 0},
         {"real", 7, "%7.2f", "real", r.real / n, no_gan},
         {"fake", 7, "%7.2f", "fake", r.fake / n, no_gan},
@@ -199,9 +204,9 @@ void tokenizer_status_print(tokenizer_status_t* status, int64_t step, int64_t st
         {"|rec|W", 8, "%8.2e", "norm_rec_out", r.norm_rec_out / n, 0},
         {"|gan|W", 8, "%8.2e", "norm_gan", r.norm_gan / n, no_gan},
         {"omega_g", 8, "%8.3g", "omega_g", r.omega_g / n, no_gan},
-        {"|rec|z", 8, "%8.2e", "norm_rec_latent", r.norm_rec_latent / n, no_sem},
-        {"|sem|z", 8, "%8.2e", "norm_semantic", r.norm_sem / n, no_sem},
-        {"omega_s", 8, "%8.2e", "omega_s", r.omega_s / n, no_sem},
+        {kl && !vf ? NULL : "|rec|z", 8, "%8.2e", "norm_rec_latent", r.norm_rec_latent / n, no_sem},
+        {vf ? "|vf|z" : kl ? NULL : "|sem|z", 8, "%8.2e", vf ? "norm_vf" : "norm_semantic", r.norm_sem / n, no_sem},
+        {vf ? "omega_vf" : kl ? NULL : "omega_s", 8, "%8.2e", vf ? "omega_vf" : "omega_s", r.omega_s / n, no_sem},
         {"clip", 4, "%4.0f", "clipped", r.clamped, 0},
         {NULL, 0, NULL, "norm_encoder", r.norm[0] / n, 0},
         {NULL, 0, NULL, "norm_adapter", r.norm[1] / n, 0},

@@ -1,7 +1,8 @@
 // tokenizer_checkpoint.h: the state of a tokenizer run as one safetensors file.
 //
 // What stands in it, all F32 under public names, convolutions as (OC, C, K, K):
-//     encoder.*, adapter.*, decoder.*        the weights as trained ("raw"); s2ddecoder.* of the larger decoder
+//     encoder.*, adapter.*, decoder.*        the weights as trained ("raw"); s2ddecoder.* of the larger decoder; of a
+//                                            CNN also quant_conv.*, post_quant_conv.*; of VA-VAE linear_proj.weight
 //     encoder.*.lora_A.weight, .lora_B.weight    stage 2 with -lora: the low-rank pairs beside a frozen encoder
 //     ema.0.NAME, ema.1.NAME                 their two moving averages, for what this stage trains
 //     adam.m.NAME, adam.v.NAME               optimiser moments, of the discriminator too
@@ -183,17 +184,18 @@ checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
 }
 
 // The discriminator's running statistics.
-static inline void checkpoint_read_running(const safetensors_t* f, const checkpoint_info_t* info, const char* path,
+static inline void checkpoint_read_running(const safetensors_t* f, const char* prefix, const char* path,
                                            tokenizer_t* t) {
     const param_table_t* running = &t->disc.running_table;
+    char name[400];
     floatS* host = (floatS*)malloc_check(params_longest(running) * sizeof(floatS), "running statistics");
     for (int i = 0; i < running->n; i++) {
         const param_t* p = &running->items[i];
-        checkpoint_read_vector(f, path, p->name, host, (int)p->count);
+        snprintf(name, sizeof name, "%s%s", prefix, p->name);
+        checkpoint_read_vector(f, path, name, host, (int)p->count);
         copy_to_device(t->disc.running + p->offset, host, p->count * sizeof(floatS), 0);
     }
     free(host);
-    t->disc.batches_tracked = info->disc_batches;
 }
 
 // Restores a run of the same stage and configuration in the middle.
@@ -206,7 +208,8 @@ void checkpoint_resume(const safetensors_t* f, const checkpoint_info_t* info, co
     for (int k = 0; k < n; k++) checkpoint_read_section(f, &sections[k], host, longest, &mismatch);
     free(host);
     checkpoint_report(path, &mismatch);
-    checkpoint_read_running(f, info, path, t);
+    checkpoint_read_running(f, "", path, t);
+    t->disc.batches_tracked = info->disc_batches;
     t->params.t = info->t;
     t->disc_params.t = info->disc_t;
 }
@@ -277,5 +280,35 @@ void checkpoint_start_from(const safetensors_t* f, const checkpoint_info_t* info
         free(host);
     }
     checkpoint_report(path, &mismatch);
-    checkpoint_read_running(f, info, path, t);
+    checkpoint_read_running(f, "", path, t);
+    t->disc.batches_tracked = info->disc_batches;
+}
+
+// The weights that a baseline starts from, in a file of public names behind `prefix`: a checkpoint of ours, or an
+// autoencoder of LDM's or VA-VAE's. Discriminator and projection keep theirs where the file has none; the return value
+// tells what it had.
+enum { START_DISCRIMINATOR = 1, START_PROJECTION = 2 };
+int checkpoint_start_baseline(const safetensors_t* f, const char* prefix, const char* path, tokenizer_t* t) {
+    checkpoint_mismatch_t mismatch = {0, 0, "", ""};
+    params_t* both[2] = {&t->params, &t->disc_params};
+    char name[400];
+    int has = 0;
+    snprintf(name, sizeof name, "%sloss.discriminator.main.0.weight", prefix);
+    if (safetensors_find(f, name)) has |= START_DISCRIMINATOR;
+    snprintf(name, sizeof name, "%slinear_proj.weight", prefix);
+    if (tokenizer_has_vf_loss(&t->config) && safetensors_find(f, name)) has |= START_PROJECTION;
+    size_t longest = checkpoint_longest(t);
+    floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a file's tensor");
+    for (int k = 0; k < (has & START_DISCRIMINATOR ? 2 : 1); k++) {
+        for (int i = 0; i < both[k]->table.n; i++) {
+            const param_t* p = &both[k]->table.items[i];
+            if (!strcmp(p->name, "linear_proj.weight") && !(has & START_PROJECTION)) continue;
+            snprintf(name, sizeof name, "%s%s", prefix, p->name);
+            checkpoint_read_tensor(f, name, both[k], PARAM_VALUE, p, host, longest, &mismatch);
+        }
+    }
+    free(host);
+    checkpoint_report(path, &mismatch);
+    if (has & START_DISCRIMINATOR) checkpoint_read_running(f, prefix, path, t);
+    return has;
 }

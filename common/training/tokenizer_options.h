@@ -2,9 +2,14 @@
 //
 // One table drives the parser, -h, the printed and the saved configuration. A value that differs from stage to stage is
 // written as three values with commas, "1e-4,1e-5,1e-4"; a single one serves all stages. The presets are the paper's
-// recipes (AlignTok, App. A and C.2) and the miniature world. Where the paper is silent they follow VA-VAE, on whose
-// training code it builds: w_gan 0.5, w_lpips 1, Adam (0.5, 0.9) at a constant rate, no flip. Look next at
-// common/training/tokenizer.h, which takes the configuration, and train_tokenizer.cu.
+// recipes (AlignTok, App. A and C.2), its baselines, and the miniature world. Where the paper is silent they follow
+// VA-VAE, on whose training code it builds: w_gan 0.5, w_lpips 1, Adam (0.5, 0.9) at a constant rate, no flip. Look
+// next at common/training/tokenizer.h, which takes the configuration, and train_tokenizer.cu.
+//
+// VA-VAE as it was released is preset vavae in three runs, each -from the one before:
+//     -steps 500000 -w_vf 0.5 -distmat_margin 0 -cos_margin 0
+//     -steps 75000 -w_vf 0.1 -distmat_margin 0 -cos_margin 0 -disc_start 0
+//     -steps 75000 -disc_start 0
 #pragma once
 // defines: cli_t, cli_flag_t, cli_preset_t
 #include "common/program/cli.h"
@@ -19,16 +24,17 @@
 
 typedef struct {
     // what to train, from what
-    const char *data, *from, *encoder_weights, *lpips_weights;
-    int stage;
+    const char *data, *from, *encoder_weights, *teacher_weights, *lpips_weights;
+    int recipe, stage;
     // the models
-    const char *encoder, *ch_mult, *vgg_channels;
+    const char *encoder, *teacher, *ch_mult, *vgg_channels;
     int image_size, normalise, z_channels, adapter_hidden, ch, res_blocks, groups, ndf;
     int decoder, decoder_dim, decoder_depth, decoder_heads, decoder_grid;
     // the recipe
     const char *steps, *lr, *disc_lr, *disc_start; // one value, or one a stage
     int batch, chunk, flip, sem_loss, sem_at, sem_tensor, sem_measure, lora, ema;
-    double aspect, w_lpips, w_gan, w_sem, lora_alpha, lora_dropout, beta1, beta2, eps, ema0, ema1;
+    double aspect, w_lpips, w_gan, w_sem, w_kl, w_vf, distmat_margin, cos_margin, lora_alpha, lora_dropout;
+    double beta1, beta2, eps, ema0, ema1;
     int fold, latent_images;
     run_options_t run; // what train_dit has too
     // of this stage, from the lists above
@@ -53,6 +59,17 @@ static const cli_setting_t preset_laion[] = {
     {"encoder", "dinov2-l-reg"}, {"aspect", "2"},       {"batch", "256"},       {"steps", "300000,100000,50000"},
     {"lr", "1e-4"},              {"disc_lr", "1e-4"},   {"w_sem", "3"},         {"grid_every", "2000"},
     {"latent_images", "10000"},  {"out", "runs/laion"}, {NULL, NULL}};
+// The baselines ship the weights as they are trained: their authors average none. disc_start: theirs is 5001, counted
+// in steps of two optimisers.
+static const cli_setting_t preset_vae[] = {
+    {"recipe", "vae"},       {"encoder", "cnn"},     {"batch", "256"},           {"steps", "250000"},
+    {"lr", "1e-4"},          {"disc_lr", "1e-4"},    {"disc_start", "2500"},     {"ema", "-1"},
+    {"grid_every", "2000"},  {"latent_images", "10000"}, {"out", "runs/vae"},    {NULL, NULL}};
+static const cli_setting_t preset_vavae[] = {
+    {"preset", "vae"}, {"recipe", "vavae"}, {"out", "runs/vavae"}, {NULL, NULL}};
+static const cli_setting_t preset_vavae_vit[] = {
+    {"preset", "vavae"},     {"encoder", "dinov2-l"}, {"batch", "64"},           {"steps", "440000"},
+    {"disc_start", "5000"},  {"out", "runs/vavae_vit"}, {NULL, NULL}};
 // Fashion-MNIST at 32 pixels. w_gan is below the paper's 0.5: a discriminator this small, fed for a minute, mostly adds
 // noise at that weight (stage 1 after 400 steps on held-out images: 18.2 dB with 0.5, 21.3 dB with 0).
 static const cli_setting_t preset_mini[] = {
@@ -66,6 +83,17 @@ static const cli_setting_t preset_mini[] = {
     {"log_every", "50"},     {"grid_every", "200"},      {"save_every", "200"},   {"latent_images", "512"},
     {NULL, NULL}};
 
+// As many steps as the three stages of mini have together.
+static const cli_setting_t preset_mini_vae[] = {
+    {"preset", "mini"},      {"recipe", "vae"},      {"encoder", "cnn"},         {"encoder_weights", ""},
+    {"steps", "1600"},       {"lr", "1e-3"},         {"disc_start", "100"},      {"ema", "-1"},
+    {"out", "runs/mini_vae"}, {NULL, NULL}};
+static const cli_setting_t preset_mini_vavae[] = {
+    {"preset", "mini_vae"},  {"recipe", "vavae"},    {"teacher", "mini"},
+    {"teacher_weights", "runs/mini/encoder.safetensors"}, {"out", "runs/mini_vavae"}, {NULL, NULL}};
+static const cli_setting_t preset_mini_vavae_vit[] = {
+    {"preset", "mini_vavae"}, {"encoder", "mini"},   {"out", "runs/mini_vavae_vit"}, {NULL, NULL}};
+
 static const cli_preset_t options_presets[] = {
     {"mini", "the miniature world: 32-pixel Fashion-MNIST, encoder and VGG trained by this project (dev/pretrain.cu)",
      preset_mini},
@@ -75,28 +103,46 @@ static const cli_preset_t options_presets[] = {
      preset_imagenet_d64_star},
     {"laion", "the paper's LAION tokenizer: images of every aspect ratio, DINOv2-L with registers, batches of 256",
      preset_laion},
+    {"vae", "baseline: a variational autoencoder with a CNN as encoder (LDM's), 50 epochs of ImageNet", preset_vae},
+    {"vavae", "baseline: VA-VAE, the same aligned with DINOv2-L; the paper's setting of 50 epochs", preset_vavae},
+    {"vavae_vit", "baseline: VA-VAE whose encoder is a ViT-L with an adapter, from random weights; 22 epochs",
+     preset_vavae_vit},
+    {"mini_vae", "preset vae in the miniature world", preset_mini_vae},
+    {"mini_vavae", "preset vavae in the miniature world", preset_mini_vavae},
+    {"mini_vavae_vit", "preset vavae_vit in the miniature world", preset_mini_vavae_vit},
 };
 enum { OPTIONS_PRESETS = sizeof options_presets / sizeof options_presets[0], OPTIONS_MAX = 96 };
 
 // Fills the table. The texts are static; the values go into *o.
 int options_flags(options_t* o, cli_flag_t* out) {
     const cli_flag_t flags[] = {
-        {"What to train", "stage", CLI_INT, &o->stage, "1", "[1, 3]",
+        {"What to train", "recipe", CLI_CHOICE, &o->recipe, "aligntok", "aligntok|vae|vavae",
+         "the three stages, or a baseline, which has one: variational autoencoder, or the same aligned with a frozen "
+         "vision model", CLI_SAVED},
+        {NULL, "stage", CLI_INT, &o->stage, "1", "[1, 3]",
          "1: adapter and decoder, encoder frozen; 2: all, with the semantic loss; 3: decoder alone", CLI_SAVED},
         {NULL, "data", CLI_STRING, &o->data, "", NULL,
          "folder of class folders with images, folder with IDX files, fashion-mnist, shapes (drawn), or auto: "
          "fashion-mnist where it is installed, else shapes",
          CLI_SAVED},
         {NULL, "from", CLI_STRING, &o->from, "", NULL,
-         "stages 2 and 3: checkpoint of the stage before; without it, the one in -out", CLI_NOT_SAVED},
+         "stages 2 and 3: checkpoint of the stage before; without it, the one in -out. Baselines: weights to start "
+         "from, a checkpoint of one or an autoencoder as LDM and VA-VAE publish them; without it, random",
+         CLI_NOT_SAVED},
         {NULL, "encoder_weights", CLI_STRING, &o->encoder_weights, "", NULL,
          "stage 1: pretrained encoder, safetensors (timm, facebook or Hugging Face names); without it, random",
+         CLI_NOT_SAVED},
+        {NULL, "teacher_weights", CLI_STRING, &o->teacher_weights, "", NULL,
+         "recipe vavae: the vision model that the latent is aligned with, such a file too; without it, random",
          CLI_NOT_SAVED},
         {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL,
          "VGG16 and LPIPS heads, one file or two (VGG16.pth,HEADS.pth); without it, random", CLI_NOT_SAVED},
 
         {"Models", "encoder", CLI_STRING, &o->encoder, "dinov2-l", NULL,
-         "dinov2-s|b|l[-reg], dinov3-s|b|l, mae-b|l, siglip2-b|l, mini", CLI_SAVED},
+         "dinov2-s|b|l[-reg], dinov3-s|b|l, mae-b|l, siglip2-b|l, mini; baselines also cnn, the decoder's mirror image",
+         CLI_SAVED},
+        {NULL, "teacher", CLI_STRING, &o->teacher, "dinov2-l", NULL, "recipe vavae: one of the same, but for cnn",
+         CLI_SAVED},
         {NULL, "normalise", CLI_CHOICE, &o->normalise, "own", "own|none",
          "encoder input: normalised as the encoder was trained, or left in [-1, 1] as VA-VAE does", CLI_SAVED},
         {NULL, "image_size", CLI_INT, &o->image_size, "256", "[8, 4096]",
@@ -106,7 +152,8 @@ int options_flags(options_t* o, cli_flag_t* out) {
         {NULL, "z_channels", CLI_INT, &o->z_channels, "32", "[1, 1024]", "channels of the latent", CLI_SAVED},
         {NULL, "adapter_hidden", CLI_INT, &o->adapter_hidden, "64", "[1, 8192]", "hidden width of the adapter",
          CLI_SAVED},
-        {NULL, "ch", CLI_INT, &o->ch, "128", "[1, 1024]", "decoder channels at full resolution", CLI_SAVED},
+        {NULL, "ch", CLI_INT, &o->ch, "128", "[1, 1024]", "channels of the decoder, and of a cnn, at full resolution",
+         CLI_SAVED},
         {NULL, "ch_mult", CLI_STRING, &o->ch_mult, "1,1,2,2,4", NULL, "multiples of -ch, full resolution first",
          CLI_SAVED},
         {NULL, "res_blocks", CLI_INT, &o->res_blocks, "2", "[1, 8]",
@@ -149,21 +196,31 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "needs and takes by itself",
          CLI_SAVED},
         {NULL, "sem_measure", CLI_CHOICE, &o->sem_measure, "exact", "exact|first_chunk",
-         "its adaptive weight: for each chunk, or from the first chunk for all (12% less work at batch 64)", CLI_SAVED},
+         "its adaptive weight, and that of recipe vavae: for each chunk, or from the first chunk for all (12% less "
+         "work at batch 64)", CLI_SAVED},
         {NULL, "lora", CLI_INT, &o->lora, "0", "[0, 1024]",
          "stage 2: rank of the low-rank pairs through which alone the encoder learns; 0: all of it learns", CLI_SAVED},
         {NULL, "lora_alpha", CLI_NUMBER, &o->lora_alpha, "32", "(0, inf)", "their product is scaled by alpha / rank",
          CLI_SAVED},
         {NULL, "lora_dropout", CLI_NUMBER, &o->lora_dropout, "0.1", "[0, 1)",
          "probability that an input of theirs is dropped while training", CLI_SAVED},
+        {NULL, "w_kl", CLI_NUMBER, &o->w_kl, "1e-6", "[0, inf)",
+         "baselines: weight of the latent's divergence from N(0, 1)", CLI_SAVED},
+        {NULL, "w_vf", CLI_NUMBER, &o->w_vf, "0.1", "(0, inf)",
+         "recipe vavae: weight of the alignment after rescaling", CLI_SAVED},
+        {NULL, "distmat_margin", CLI_NUMBER, &o->distmat_margin, "0.25", "[0, 2]",
+         "recipe vavae: by so much the likeness of two latent vectors may differ from that of the teacher's tokens",
+         CLI_SAVED},
+        {NULL, "cos_margin", CLI_NUMBER, &o->cos_margin, "0.5", "[0, 2]",
+         "recipe vavae: by so much the cosine of a latent vector with the teacher's token may be below 1", CLI_SAVED},
         {NULL, "beta1", CLI_NUMBER, &o->beta1, "0.5", "[0, 1)", "Adam: memory of the mean gradient", CLI_SAVED},
         {NULL, "beta2", CLI_NUMBER, &o->beta2, "0.9", "[0, 1)", "Adam: memory of its square", CLI_SAVED},
         {NULL, "eps", CLI_NUMBER, &o->eps, "1e-8", "(0, 1]", "Adam: added to the denominator", CLI_SAVED},
         {NULL, "ema0", CLI_NUMBER, &o->ema0, "0.05", "[0.01, 0.25]",
          "relative width of the weights' first moving average", CLI_SAVED},
         {NULL, "ema1", CLI_NUMBER, &o->ema1, "0.10", "[0.01, 0.25]", "relative width of the second", CLI_SAVED},
-        {NULL, "ema", CLI_INT, &o->ema, "0", "[0, 1]", "number of the average that ships, and that starts stage 3",
-         CLI_SAVED},
+        {NULL, "ema", CLI_INT, &o->ema, "0", "[-1, 1]",
+         "number of the average that ships, and that starts stage 3; -1: the weights as they are trained", CLI_SAVED},
         {NULL, "flip", CLI_BOOL, &o->flip, "0", NULL, "mirror half of the training images", CLI_SAVED},
 
         {NULL, "fold", CLI_BOOL, &o->fold, "1", NULL,
@@ -221,6 +278,41 @@ static inline void options_follow(options_t* o, cli_t* cli) {
     }
 }
 
+// What belongs to one recipe only.
+static inline void options_check_recipe(const options_t* o, const cli_t* cli) {
+    static const char* const names[] = {"aligntok", "vae", "vavae"};
+    static const char* const of_vavae[] = {"teacher", "teacher_weights", "w_vf", "distmat_margin", "cos_margin"};
+    int baseline = o->recipe != RECIPE_ALIGNTOK, cnn = !strcmp(o->encoder, "cnn");
+    for (int i = 0; i < 5; i++) {
+        if (o->recipe == RECIPE_VAVAE || cli_source(cli, of_vavae[i]) != CLI_FROM_COMMAND_LINE) continue;
+        fatal("-%s belongs to recipe vavae, and this is recipe %s, which aligns its latent with no teacher; leave it "
+              "out, or give -preset vavae", of_vavae[i], names[o->recipe]);
+    }
+    if (!baseline && cli_source(cli, "w_kl") == CLI_FROM_COMMAND_LINE) {
+        fatal("-w_kl belongs to the baselines: AlignTok's latent is no distribution; leave it out, or give "
+              "-preset vae");
+    }
+    if (!baseline && cnn) {
+        fatal("-encoder cnn belongs to the baselines: AlignTok starts from a pretrained vision transformer; give "
+              "another -encoder, or -preset vae");
+    }
+    if (baseline && o->sem_at == SEMANTIC_OF_TOKENS) {
+        fatal("-sem_at tokens belongs to AlignTok's stage 2; recipe %s has no semantic loss, leave -sem_at out",
+              names[o->recipe]);
+    }
+    if (baseline && o->stage != 1) fatal("-stage %d: recipe %s has one stage, number 1", o->stage, names[o->recipe]);
+    if (cnn && o->encoder_weights[0] && cli_source(cli, "encoder_weights") == CLI_FROM_COMMAND_LINE) {
+        fatal("-encoder_weights %s: there are no such weights for -encoder cnn; leave it out, or give an autoencoder "
+              "to start from with -from", o->encoder_weights);
+    }
+    if (cnn && o->decoder == DECODER_LARGE) {
+        fatal("-decoder large: -encoder cnn is the mirror image of the decoder ldm; leave -decoder out");
+    }
+    if (cnn && o->sem_tensor == SEMANTIC_AT_FC2) {
+        fatal("-sem_tensor fc2: -encoder cnn has no mlp.fc2; its gradients are compared at conv_out");
+    }
+}
+
 // Reads the command line. Ends with a message when flags contradict each other.
 void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
     static cli_flag_t flags[OPTIONS_MAX]; // as long-lived as *cli, which points to it
@@ -243,7 +335,9 @@ void options_parse(options_t* o, cli_t* cli, int argc, char** argv) {
               "a batch of whole chunks",
               o->batch, o->chunk);
     }
-    if (o->stage == 1 && o->from[0]) {
+    options_check_recipe(o, cli);
+    if (!strcmp(o->encoder, "cnn")) o->encoder_weights = ""; // a preset's
+    if (o->recipe == RECIPE_ALIGNTOK && o->stage == 1 && o->from[0]) {
         fatal("-from %s: stage 1 starts from -encoder_weights, not from a checkpoint; leave -from out, or give -stage "
               "2 or 3",
               o->from);
@@ -266,7 +360,10 @@ void options_read(options_t* o, const char* json, const char* path) {
 tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     tokenizer_config_t c;
     memset(&c, 0, sizeof c);
-    c.encoder = *vit_config_find(o->encoder);
+    c.recipe = (recipe_t)o->recipe;
+    c.cnn = !strcmp(o->encoder, "cnn");
+    if (!c.cnn) c.encoder = *vit_config_find(o->encoder);
+    if (c.recipe == RECIPE_VAVAE) c.teacher = *vit_config_find(o->teacher);
     if (o->normalise == NORMALISE_OFF) c.encoder.normalise = NORMALISE_NONE;
     decoder_config_t* d = &c.decoder;
     d->ch = o->ch;
@@ -275,6 +372,7 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     d->attn_levels = 1u << (d->levels - 1); // of LDM's
     d->z_channels = o->z_channels;
     d->groups = o->groups;
+    d->quant_conv = c.cnn;
     for (int l = 0; l < d->levels; l++) {
         if (d->ch * d->ch_mult[l] % d->groups) {
             fatal("level %d of the decoder has %d channels, no multiple of -groups %d; change -ch, -ch_mult or -groups",
@@ -311,6 +409,10 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     c.w_lpips = o->w_lpips;
     c.w_gan = o->w_gan;
     c.w_sem = o->w_sem;
+    c.w_kl = o->w_kl;
+    c.w_vf = o->w_vf;
+    c.margin_distance = o->distmat_margin;
+    c.margin_cosine = o->cos_margin;
     c.semantic_kind = (semantic_kind_t)o->sem_loss;
     c.semantic_place = (semantic_place_t)o->sem_at;
     c.semantic_tensor = (semantic_tensor_t)o->sem_tensor;
@@ -331,5 +433,6 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     c.eps = o->eps;
     c.ema_sigma[0] = o->ema0;
     c.ema_sigma[1] = o->ema1;
+    c.seed = o->run.seed;
     return c;
 }

@@ -26,7 +26,7 @@ static inline double posterior_clamp(double logvar) {
 void posterior_forward(floatX* z,             // (B, T, C)
                        floatS* kl,            // (B)
                        const floatX* moments, // (B, T, 2C)
-                       const floatX* noise,   // (B, T, C), or NULL for z = mu
+                       const floatS* noise,   // (B, T, C), or NULL for z = mu
                        int B, int T, int C, stream_t s) {
     (void)s;
     size_t N = (size_t)B * (size_t)T;
@@ -51,7 +51,7 @@ void posterior_forward(floatX* z,             // (B, T, C)
 void posterior_backward(floatX* dmoments,      // (B, T, 2C)
                         const floatX* dz,      // (B, T, C)
                         const floatX* moments, // (B, T, 2C)
-                        const floatX* noise,   // (B, T, C), or NULL for z = mu
+                        const floatS* noise,   // (B, T, C), or NULL for z = mu
                         double kl_scale, int B, int T, int C, stream_t s) {
     (void)s;
     #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C * 20))
