@@ -258,7 +258,7 @@ demo:
 	@sh dev/install.sh -demo $(KIND)
 	@$(MAKE) --no-print-directory -j $$(nproc) run_demo
 run_demo: which $(PROGRAMS) $(FOLDER)/pretrain
-	@sh dev/demo.sh $(FOLDER) $(DATA)
+	@sh dev/demo.sh $(FOLDER) $(DATA:%=garments:%)
 
 bench: which $(BENCHES)
 	@for b in $(BENCHES); do $$b || exit 1; done

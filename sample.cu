@@ -80,7 +80,7 @@ static const cli_setting_t sample_preset_sit[] = {{"dit", "SiT-XL-2-256x256.pt"}
     {"solver", "dopri5"}, {"cfg_channels", "3"}, {NULL, NULL}};
 
 static const cli_preset_t presets[] = {
-    {"mini", "the trained miniature that comes with this repository (Fashion-MNIST, 32 pixels)", sample_preset_mini},
+    {"mini", "the trained miniature that comes with this repository (garments, 32 pixels)", sample_preset_mini},
     {"imagenet", "LightningDiT-XL/1 on ImageNet, as train_dit -preset imagenet leaves it", sample_preset_imagenet},
     {"paper", "its 50,000 images for FID, as LightningDiT and the paper draw them", sample_preset_paper},
     {"dit", "DiT-XL/2 and Stable Diffusion's autoencoder, files as published, in this folder", sample_preset_dit},

@@ -1,15 +1,16 @@
 #!/bin/sh
 # `make demo`: the whole recipe in the miniature world, from nothing to pictures and a table.
 # Usage: sh dev/demo.sh FOLDER [DATA]: with pretrain in FOLDER (build/cpu, build/gpu); the other programs stand in the root. DATA is
-# what -data takes, such as a folder with the files of Fashion-MNIST.
+# what -data takes, such as garments:FOLDER with the files of Fashion-MNIST.
 # Prepares the encoder and the VGG (kept in runs/mini for the next time), trains the three stages; then trains a LightningDiT on
 # the latents of the result and draws with it, one class a row; and measures all of it. Its runs are shorter than the presets
-# (600, 600, 400 steps and 1,500), so that all of it takes about six minutes on two cores.
-# The images are Fashion-MNIST where it is installed (Debian: dataset-fashion-mnist), else drawn shapes.
+# (600, 800, 400 steps and 1,500), so that all of it takes about six minutes on two cores.
+# The images are garments: Fashion-MNIST's (Debian: dataset-fashion-mnist), in drawn colours on drawn grounds. Where it is not
+# installed they are drawn shapes.
 set -eu
 out=runs/mini
 data=${2:-auto}
-steps=400,400,250 # of the three stages
+steps=200,550,200 # of the three stages
 echo "== the miniature world: a ViT (for DINOv2) and a VGG (for LPIPS and Inception)"
 "${1:-build/cpu}/pretrain" -data "$data"
 echo

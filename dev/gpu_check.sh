@@ -169,7 +169,7 @@ if is_part demo; then
     part "the miniature world on the GPU"
     data=/usr/share/datasets/fashion-mnist
     [ -d $data ] || data=$PWD/build/carried/fashion-mnist
-    [ -d "$data" ] || data=shapes
+    if [ -d "$data" ]; then data=garments:$data; else data=shapes; fi
     world=build/gpu_check/demo # a root of its own: what runs/mini holds stays as it is
     rm -rf $world
     mkdir -p $world

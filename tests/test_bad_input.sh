@@ -88,6 +88,8 @@ expect "groups against channels" 1 'level 0 of the decoder has 16 channels, no m
 expect "bad multiples" 1 '-ch_mult 1,x: want 1 to 8 whole numbers' "$tokenizer" -ch_mult 1,x
 expect "eval: unknown flag" 1 'unknown flag -tokeniser; did you mean -tokenizer\?' "$eval" -tokeniser x
 expect "eval: nothing to measure" 1 'what shall be measured\? Give -recon, ' "$eval"
+expect "pretrain: an odd batch" 1 'the ViT sees each image twice' "$build/pretrain" -data shapes -batch 7
+expect "garments without their files" 1 'has no IDX files; -data garments:FOLDER' "$build/pretrain" -data "garments:$images"
 expect "pretrain: unknown flag" 1 'unknown flag -dat; did you mean -data\?' "$build/pretrain" -dat shapes
 expect "train_dit: unknown flag" 1 'unknown flag -latent; did you mean -latents\?' "$build/train_dit" -latent x
 expect "train_dit: unknown size" 1 "no diffusion transformer named 'XL/3'; choose one of: B/1, " "$build/train_dit" -model XL/3 -dry_run 1

@@ -331,6 +331,88 @@ static inline void test_shapes(void) {
     dataset_close(&val);
 }
 
+// IDX files of 28 x 28 and ten classes; the first garment is a white block in the middle, the others are noise.
+static inline void make_garments(const char* folder) {
+    enum { N = 40, SIDE = GARMENTS_SOURCE, AREA = SIDE * SIDE };
+    static uint8_t pixels[N * AREA], labels[N];
+    uint32_t sizes[3] = {N, SIDE, SIDE};
+    char name[64];
+    temporary_mkdir(folder);
+    for (int i = 0; i < N; i++) labels[i] = (uint8_t)((i + 3) % 10);
+    for (uint64_t k = 0; k < N * AREA; k++) pixels[k] = (uint8_t)random_below(7, RANDOM_INIT, 1, k, 256);
+    for (int k = 0; k < AREA; k++) pixels[k] = abs(k % SIDE - 14) < 6 && abs(k / SIDE - 14) < 6 ? 255 : 0;
+    for (int split = 0; split < 2; split++) {
+        snprintf(name, sizeof name, "%s/%s-images-idx3-ubyte", folder, split ? "t10k" : "train");
+        make_idx(name, 3, sizes, pixels, sizeof pixels);
+        snprintf(name, sizeof name, "%s/%s-labels-idx1-ubyte", folder, split ? "t10k" : "train");
+        make_idx(name, 1, sizes, labels, N);
+    }
+}
+
+static inline void open_garments(dataset_t* dataset, const char* folder, int split) {
+    char path[TEMPORARY_PATH], spec[TEMPORARY_PATH + 16];
+    snprintf(spec, sizeof spec, "garments:%s", temporary_path(path, folder));
+    dataset_open(dataset, spec, split);
+}
+
+static inline void child_open_garments(const char* folder) {
+    dataset_t dataset;
+    open_garments(&dataset, folder, SPLIT_TRAIN);
+}
+
+// The colours are as garment_style tells them, on the garment and beside it; hues are spread evenly and know nothing of
+// each other; brightness keeps garment and ground apart.
+static inline void test_garments(void) {
+    dataset_t sets[2];
+    char error[IMAGE_ERROR_SIZE];
+    enum { SIDE = GARMENTS_SIZE, MIDDLE = (SIDE / 2 * SIDE + SIDE / 2) * 3, N = 4000 };
+    make_garments("garments");
+    for (int split = 0; split < 2; split++) open_garments(&sets[split], "garments", split);
+    const dataset_t* d = &sets[0];
+    check(d->count == 40 && d->class_count == 10 && !strcmp(d->class_names[9], "ankle boot"), "sizes, names");
+    image_t first[2], again;
+    for (int split = 0; split < 2; split++) {
+        garment_style_t style = garment_style(split, 0);
+        int drawn = dataset_load(&sets[split], 0, &first[split], error);
+        check(drawn && first[split].height == SIDE && first[split].width == SIDE, "32 x 32");
+        const uint8_t* pixels = first[split].pixels;
+        for (int c = 0; c < 3; c++) {
+            check(fabsf(pixels[MIDDLE + c] - style.dye[c]) <= 0.51f, "the dye, where the garment is white");
+            float most = GARMENTS_WEAVE + GARMENTS_GRAIN + 0.51f, sum = 0;
+            for (int p = 0; p < 3 * SIDE; p++) { // three rows above the garment
+                check(fabsf(pixels[p * 3 + c] - style.ground[c]) <= most, "the ground, beside it");
+                sum += pixels[p * 3 + c] / (3.0f * SIDE);
+            }
+            check(fabsf(sum - style.ground[c]) < 4, "the ground's mean");
+        }
+        check(dataset_label(&sets[split], 0) == 3, "the label");
+    }
+    check(memcmp(first[0].pixels, first[1].pixels, SIDE * SIDE * 3), "splits have colours of their own");
+    int same = dataset_load(d, 0, &again, error) && !memcmp(first[0].pixels, again.pixels, SIDE * SIDE * 3);
+    check(same, "the same again");
+    double hue[4] = {0}, low = 255, high = 0, together = 0;
+    for (uint64_t i = 0; i < N; i++) {
+        garment_style_t style = garment_style(SPLIT_TRAIN, i);
+        double angle[2], brightness[2];
+        for (int k = 0; k < 2; k++) {
+            const float* rgb = k ? style.ground : style.dye;
+            brightness[k] = (rgb[0] + rgb[1] + rgb[2]) / 3;
+            angle[k] = atan2((rgb[1] - rgb[2]) / sqrt(3.0), rgb[0] - brightness[k]);
+            hue[2 * k] += cos(angle[k]) / N, hue[2 * k + 1] += sin(angle[k]) / N;
+            for (int c = 0; c < 3; c++) low = fmin(low, rgb[c]), high = fmax(high, rgb[c]);
+        }
+        together += cos(angle[0] - angle[1]) / N;
+        check(brightness[0] - brightness[1] > 59, "the garment is the brighter one");
+    }
+    check(low > 0 && high < 255, "no colour is cut off");
+    for (int k = 0; k < 4; k++) check(fabs(hue[k]) < 0.05, "all hues"); // 4.5 deviations
+    check(fabs(together) < 0.05, "hues that are independent");
+    image_free(&first[0]), image_free(&first[1]), image_free(&again);
+    dataset_close(&sets[0]), dataset_close(&sets[1]);
+    make_idx_folder("small");
+    check_message(child_open_garments, "small", "garments are Fashion-MNIST's, 28 x 28", "garments:FOLDER");
+}
+
 // The areas of the shapes tell that each is drawn where its formula says: share of the square [-1.5, 1.5]^2 inside.
 static inline void test_shape_areas(void) {
     const double pi = 3.14159265358979;
@@ -519,7 +601,8 @@ static inline void test_invariance(const char* name, int damage) {
     dataset_t dataset;
     if (damage >= 0) make_tree(name, damage);
     if (damage >= 0) open_here(&dataset, name, SPLIT_TRAIN);
-    if (damage < 0) dataset_open(&dataset, "shapes", SPLIT_TRAIN);
+    if (damage == -1) dataset_open(&dataset, "shapes", SPLIT_TRAIN);
+    if (damage == -2) open_garments(&dataset, name, SPLIT_TRAIN);
     int saved = temporary_catch_stderr();
     check_invariance(&dataset);
     temporary_release_stderr(saved);
@@ -825,10 +908,16 @@ int main(int argc, char** argv) {
     if (test_case("IDX files, plain and gzipped")) { test_idx(); test_end_case(); }
     if (test_case("IDX files that are refused")) { test_idx_errors(); test_end_case(); }
     if (test_case("shapes")) { test_shapes(); test_end_case(); }
+    if (test_case("garments")) { test_garments(); test_end_case(); }
     if (test_case("shapes areas")) { test_shape_areas(); test_end_case(); }
     if (test_case("stream: threads, resume, ranks, of a folder")) { test_invariance("plain", 0); test_end_case(); }
     if (test_case("stream: the same with damaged files")) { test_invariance("broken", 1); test_end_case(); }
     if (test_case("stream: the same of shapes")) { test_invariance("shapes", -1); test_end_case(); }
+    if (test_case("stream: the same of garments")) {
+        make_garments("dyed");
+        test_invariance("dyed", -2);
+        test_end_case();
+    }
     if (test_case("stream: epochs and order")) { test_epochs(); test_end_case(); }
     if (test_case("stream: a part of a set")) { test_part_of_a_set(); test_end_case(); }
     if (test_case("stream: centre crop")) { test_centre_crop(); test_end_case(); }

@@ -38,7 +38,7 @@ check "  scores of the miniature have its name" grep -q 'FD-mini.*PSNR.*SSIM.*LP
 check "  the protocol is printed" grep -q 'protocol: images 40 . originals shapes, val split' out
 check "  a sheet of images is written" test -s pictures/recon_tokenizer.png
 measure recon7 -recon -batch 7
-check "  the same in batches of 7" same recon recon7 1e-4 FD-mini PSNR SSIM LPIPS-mini L1
+check "  the same in batches of 7" same recon recon7 1e-4 FD-mini PSNR SSIM LPIPS-mini L1 colour sharpness
 check "  of the same originals" test "$(entry recon originals)" = "$(entry recon7 originals)"
 check "-crop tv is another crop of images that are not square" measure tv -recon -crop tv -data photos
 check "  and LPIPS of bytes" measure bytes -recon -lpips_u8
@@ -152,6 +152,9 @@ refuse() { # refuse NAME PATTERN FLAGS...
 }
 refuse "the val split as reference of samples" 'a gFID compares samples with the training set' -gen -reference val
 "$build/pretrain" -data shapes -out other -encoder tiny -vit_steps 1 -vgg_steps 2 >/dev/null 2>&1
+for recipe in classes pixels; do
+    check "pretrain -recipe $recipe" "$build/pretrain" -data shapes -out "$recipe" -encoder tiny -vit_steps 2 -vgg_steps 1 -recipe $recipe
+done
 refuse "statistics of another network" 'was made with another network.*Make it again with -save_reference' \
     -gen -samples samples.npz -reference reference.npz -features other/vgg.safetensors
 # shellcheck disable=SC2086
@@ -192,7 +195,7 @@ if command -v mpirun >/dev/null 2>&1 && ldd "$eval" | grep -q libmpi; then
         sed -n '/"measure": "latent"/p' "ranks$n.json" >"l$n.json"
         columns ranks/recon_tokenizer.png >sheet$n
         check "$n processes: the sheet shows the same images" cmp sheet sheet$n
-        check "$n processes: reconstruction" same recon "r$n" 1e-4 FD-mini PSNR SSIM LPIPS-mini
+        check "$n processes: reconstruction" same recon "r$n" 1e-4 FD-mini PSNR SSIM LPIPS-mini colour sharpness
         check "$n processes: samples" same gen "g$n" 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini IS-mini
         check "$n processes: probe" same probe "p$n" 1e-4 "probe whole latent %" "probe mean latent %"
         check "$n processes: latent space" same latent "l$n" 1e-3 CKNNA "spatial var" "total var"

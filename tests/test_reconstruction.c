@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-// defines: mse_bytes, psnr_bytes, psnr_from_mse, l1_bytes, score_mean, psnr_summary, ssim, perceptual_*
+// defines: mse_bytes, psnr_bytes, psnr_from_mse, l1_bytes, colour_error_bytes, step_bytes, ...
 #include "common/measures/reconstruction_measures.h"
 // defines: image_centre_crop_adm, image_centre_crop_tv, image_centre_crop_tv_floats
 #include "common/data/crop.h"
@@ -106,6 +106,32 @@ static void test_torchvision(void) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // PSNR and L1
+
+// A brightness that is wrong everywhere is no error of colour; a channel that is wrong by e is one of e sqrt(2/3);
+// errors that cancel inside a cell are none; each cell counts alike, also where 8 does not divide the sides.
+static void test_colour_and_sharpness(void) {
+    if (!test_case("colour and sharpness: brightness, one channel, one cell, stripes")) return;
+    enum { H = 19, W = 33, N = H * W * 3 };
+    static uint8_t a[N], b[N];
+    for (int i = 0; i < N; i++) a[i] = (uint8_t)(40 + i * 7 % 150), b[i] = (uint8_t)(a[i] + 30);
+    check_error("brightness alone", colour_error_bytes(a, b, H, W), 1e-12);
+    for (int i = 0; i < N; i++) b[i] = (uint8_t)(a[i] + (i % 3 == 1 ? 30 : 0));
+    check_error("one channel", fabs(colour_error_bytes(a, b, H, W) / (30 * sqrt(2.0 / 3)) - 1), 1e-12);
+    check_error("the other way round", fabs(colour_error_bytes(b, a, H, W) / (30 * sqrt(2.0 / 3)) - 1), 1e-12);
+    memcpy(b, a, N);
+    for (int y = 0; y < 2; y++) { // rows [0, 2) and columns [4, 8) are a cell: 19 / 8 is 2, 33 / 8 is 4
+        for (int x = 4; x < 8; x++) b[(y * W + x) * 3 + 2] += 60;
+    }
+    check_error("one cell of 64", fabs(colour_error_bytes(a, b, H, W) / (60 * sqrt(2.0 / 3) / 64) - 1), 1e-12);
+    memcpy(b, a, N);
+    b[4 * 3] += 20, b[5 * 3] -= 20;
+    check_error("what cancels inside a cell", colour_error_bytes(a, b, H, W), 1e-12);
+    for (int i = 0; i < N; i++) a[i] = i / 3 % W % 2 ? 10 : 4; // stripes: a step of 6 to the right, none down
+    check_error("steps", fabs(step_bytes(a, H, W) - 6.0 * (W - 1) / W), 1e-12);
+    check(step_bytes(a, 1, 1) == 0, "one pixel has no neighbours");
+    check(colour_error_bytes(a, b, 1, 1) > 0, "one pixel is one cell");
+    test_end_case();
+}
 
 static void test_psnr(void) {
     if (!test_case("PSNR and L1: a step of one; equal images; means of a set")) return;
@@ -470,6 +496,7 @@ int main(int argc, char** argv) {
     test_adm();
     test_torchvision();
     test_psnr();
+    test_colour_and_sharpness();
     test_bytes();
     test_pair();
     test_ssim();

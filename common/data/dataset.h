@@ -8,6 +8,8 @@
 //             them by its own name: read where the images lie, without unpacking (common/data/tar_index.h).
 //   IDX       the files of MNIST and its relatives: train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-... for
 //             the validation split, each gzipped (.gz) or not. Grey becomes RGB.
+//   garments  Fashion-MNIST's garments dyed and laid on coloured grounds, 32 x 32, drawn on demand
+//             (common/data/garments.h). The colours are drawn, the garments real.
 //   shapes    ten classes of coloured shapes on textured grounds, 32 x 32, drawn on demand (common/data/shapes.h), for
 //             machines that have no data at all.
 //
@@ -23,6 +25,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+// defines: garment_draw, GARMENTS_SIZE, GARMENTS_SOURCE
+#include "common/data/garments.h"
 // defines: idx_find, idx_load
 #include "common/data/idx.h"
 // defines: image_t, image_create, image_load
@@ -41,7 +45,7 @@
 #include "common/program/progress.h"
 
 enum { SPLIT_TRAIN = 0, SPLIT_VAL = 1 };
-enum { DATASET_FOLDER = 0, DATASET_IDX = 1, DATASET_SHAPES = 2 };
+enum { DATASET_FOLDER = 0, DATASET_IDX = 1, DATASET_SHAPES = 2, DATASET_GARMENTS = 3 };
 
 #define FASHION_MNIST_FOLDER "/usr/share/datasets/fashion-mnist" // Debian's package dataset-fashion-mnist
 
@@ -57,7 +61,7 @@ typedef struct {
     char** paths;       // [count] whole paths; folder only; in an archive, its path and the member's
     tar_index_t archive; // entry i is image i; folder only, and only where it is one
     uint8_t* named;     // [count] damaged files that a warning has named; folder only
-    uint8_t* pixels;    // (count, rows, columns) grey; IDX only
+    uint8_t* pixels;    // (count, rows, columns) grey; IDX and garments only
     int rows, columns;
 } dataset_t;
 
@@ -290,7 +294,7 @@ static inline int dataset_has_idx(const char* folder) {
     return found;
 }
 
-static inline void dataset_open_idx(dataset_t* dataset) {
+static inline void dataset_open_idx(dataset_t* dataset, int are_garments) {
     static const char* const fashion[10] = {"T-shirt", "trouser", "pullover", "dress",   "coat",
                                             "sandal",  "shirt",   "sneaker",  "bag",     "ankle boot"};
     size_t sizes[3], label_count;
@@ -310,13 +314,28 @@ static inline void dataset_open_idx(dataset_t* dataset) {
         if (labels[i] >= dataset->class_count) dataset->class_count = labels[i] + 1;
     }
     free(labels);
-    int is_fashion = dataset->class_count == 10 && strstr(path_name(dataset->folder), "fashion") != NULL;
+    int is_fashion = dataset->class_count == 10 && (strstr(path_name(dataset->folder), "fashion") || are_garments);
     dataset->class_names = (char**)malloc_check(dataset->class_count * sizeof(char*), "the class names");
     for (int i = 0; i < dataset->class_count; i++) {
         char number[16];
         snprintf(number, sizeof number, "%d", i);
         dataset->class_names[i] = string_copy(is_fashion ? fashion[i] : number);
     }
+}
+
+// Fashion-MNIST from these files, to be drawn in colour.
+static inline void dataset_open_garments(dataset_t* dataset) {
+    if (!dataset_has_idx(dataset->folder)) {
+        fatal("%s has no IDX files; -data garments:FOLDER wants Fashion-MNIST's there", dataset->folder);
+    }
+    dataset_open_idx(dataset, 1);
+    if (dataset->rows != GARMENTS_SOURCE || dataset->columns != GARMENTS_SOURCE || dataset->class_count != 10) {
+        fatal("%s: garments are Fashion-MNIST's, 28 x 28 of 10 classes, not %d x %d of %d; give -data garments:FOLDER "
+              "with its files", dataset->folder, dataset->rows, dataset->columns, dataset->class_count);
+    }
+    dataset->kind = DATASET_GARMENTS;
+    free(dataset->folder);
+    dataset->folder = string_copy("garments");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -391,12 +410,12 @@ static inline char* dataset_split_folder(const char* folder, int split, char** t
     struct stat status;
     *train = NULL;
     if (stat(folder, &status)) {
-        fatal("the data folder %s cannot be found: %s; -data takes a folder, fashion-mnist, shapes or auto", folder,
-              strerror(errno));
+        fatal("the data folder %s cannot be found: %s; -data takes a folder, garments, fashion-mnist, shapes or "
+              "auto", folder, strerror(errno));
     }
     if (S_ISREG(status.st_mode) && tar_index_is_tar(folder)) return string_copy(folder);
     if (!S_ISDIR(status.st_mode)) {
-        fatal("%s is not a folder; -data takes a folder, fashion-mnist, shapes or auto", folder);
+        fatal("%s is not a folder; -data takes a folder, garments, fashion-mnist, shapes or auto", folder);
     }
     if (dataset_has_idx(folder)) return string_copy(folder);
     char *first = dataset_split(folder, SPLIT_TRAIN), *val = dataset_split(folder, SPLIT_VAL);
@@ -420,8 +439,9 @@ static inline char* dataset_split_folder(const char* folder, int split, char** t
     return chosen;
 }
 
-// Opens the data that `spec` names: a folder (of images or IDX files), "fashion-mnist", "shapes", or "auto", which is
-// Fashion-MNIST where Debian's package is installed and shapes elsewhere. `split` is SPLIT_TRAIN or SPLIT_VAL.
+// Opens the data that `spec` names: a folder (of images or IDX files), "fashion-mnist", "garments" (in colour; or
+// "garments:FOLDER", with Fashion-MNIST's files there), "shapes", or "auto": garments where Debian's package is
+// installed, shapes elsewhere. `split` is SPLIT_TRAIN or SPLIT_VAL.
 static inline void dataset_open(dataset_t* dataset, const char* spec, int split) {
     memset(dataset, 0, sizeof *dataset);
     dataset->split = split;
@@ -430,15 +450,20 @@ static inline void dataset_open(dataset_t* dataset, const char* spec, int split)
         dataset_open_shapes(dataset);
         return;
     }
-    int wants_fashion = !strcmp(spec, "fashion-mnist") || !strcmp(spec, "auto");
+    int elsewhere = !strncmp(spec, "garments:", 9);
+    int wants_garments = elsewhere || !strcmp(spec, "garments") || !strcmp(spec, "auto");
+    int wants_fashion = (wants_garments && !elsewhere) || !strcmp(spec, "fashion-mnist");
     if (wants_fashion && !fashion_is_here) {
         fatal("Fashion-MNIST is not in %s; install it (apt-get install dataset-fashion-mnist) or take -data shapes",
               FASHION_MNIST_FOLDER);
     }
     char* train;
-    dataset->folder = dataset_split_folder(wants_fashion ? FASHION_MNIST_FOLDER : spec, split, &train);
-    if (dataset_has_idx(dataset->folder)) {
-        dataset_open_idx(dataset);
+    const char* folder = wants_fashion ? FASHION_MNIST_FOLDER : spec + (elsewhere ? 9 : 0);
+    dataset->folder = dataset_split_folder(folder, split, &train);
+    if (wants_garments) {
+        dataset_open_garments(dataset);
+    } else if (dataset_has_idx(dataset->folder)) {
+        dataset_open_idx(dataset, 0);
     } else if (tar_index_is_tar(dataset->folder)) {
         dataset_open_archive(dataset, train);
     } else {
@@ -504,6 +529,11 @@ static inline int dataset_load(const dataset_t* dataset, size_t i, image_t* imag
     }
     size_t area = (size_t)dataset->rows * dataset->columns;
     const uint8_t* grey = dataset->pixels + i * area;
+    if (dataset->kind == DATASET_GARMENTS) {
+        *image = image_create(GARMENTS_SIZE, GARMENTS_SIZE);
+        garment_draw(image->pixels, grey, dataset->split, i);
+        return 1;
+    }
     *image = image_create(dataset->rows, dataset->columns);
     for (size_t p = 0; p < area; p++) {
         for (int c = 0; c < 3; c++) image->pixels[p * 3 + c] = grey[p];

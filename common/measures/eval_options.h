@@ -70,7 +70,7 @@ static const cli_setting_t eval_preset_paper[] = {{"tokenizer", "runs/imagenet/s
     {"reference", "VIRTUAL_imagenet256_labeled.npz"}, {NULL, NULL}};
 
 static const cli_preset_t eval_presets[] = {
-    {"mini", "the trained miniature that comes with this repository (Fashion-MNIST, 32 pixels)", eval_preset_mini},
+    {"mini", "the trained miniature that comes with this repository (garments, 32 pixels)", eval_preset_mini},
     {"imagenet", "what train_tokenizer and train_dit -preset imagenet leave", eval_preset_imagenet},
     {"paper", "the same by the paper's protocol: 50,000 samples, 250 steps, ADM's reference", eval_preset_paper},
 };

@@ -4,6 +4,7 @@
 //     PSNR    mean over images, of bytes; "PSNR(mse)" is the PSNR of the mean error, another number
 //     SSIM    mean over images, torchmetrics' definition
 //     LPIPS   mean over images, of the decoder's output as it comes
+//     colour  error of low-pass colours without brightness; sharpness: beside the originals' (both of bytes)
 //
 // Originals are the images of the val split, cut to the tokenizer's square, or with -crop aspect in their own shape,
 // whose shorter side is that of the square; they are the rFID's own reference. Images are shared among the processes by
@@ -48,6 +49,7 @@ typedef struct {
     feature_net_t* net;  // NULL: no rFID
     perceptual_t* lpips; // NULL: no LPIPS
     double *read, *mse, *l1, *ssim, *distance; // (images) one after another: sums over ranks are one call
+    double *colour, *step, *original_step;     // (images) behind them; steps of a reconstruction, of its original
     moments_t original, reconstructed;
     uint64_t hash;       // of the originals
     int H, W;            // what every image fits into: a cell of the pictures
@@ -56,7 +58,7 @@ typedef struct {
     eval_sheet_t sheet;
 } recon_t;
 
-enum { RECON_VALUES = 5, RECON_COLUMNS = 4, RECON_FIRST = 8 }; // columns: worst, median and best of the sheet
+enum { RECON_VALUES = 8, RECON_COLUMNS = 4, RECON_FIRST = 8 }; // columns: worst, median and best of the sheet
 
 static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, feature_net_t* net,
                               perceptual_t* lpips, recon_shared_t* shared) {
@@ -81,6 +83,9 @@ static inline void recon_open(recon_t* r, eval_t* e, autoencoder_t* tokenizer, f
     r->l1 = r->mse + r->images;
     r->ssim = r->l1 + r->images;
     r->distance = r->ssim + r->images;
+    r->colour = r->distance + r->images;
+    r->step = r->colour + r->images;
+    r->original_step = r->step + r->images;
     size_t cell = (size_t)r->H * r->W * 3;
     r->first_originals = (uint8_t*)calloc_check(2 * RECON_FIRST + 2, cell, "a picture");
     r->first = r->first_originals + RECON_FIRST * cell;
@@ -154,6 +159,9 @@ static inline void recon_scores(recon_t* r, const image_batch_t* b, const floatS
         r->read[k] = 1;
         r->mse[k] = mse_bytes(to, from, image);
         r->l1[k] = l1_bytes(to, from, image);
+        r->colour[k] = colour_error_bytes(to, from, a->H, a->W);
+        r->step[k] = step_bytes(to, a->H, a->W);
+        r->original_step[k] = step_bytes(from, a->H, a->W);
         r->ssim[k] = ssim(floats + i * image, original + i * image, a->H, a->W);
         if (r->lpips) r->distance[k] = distance[i];
         row_picture_centre(r->cells, r->H, r->W, from, a->H, a->W);
@@ -332,6 +340,8 @@ static inline void eval_recon(eval_t* e, const char* path, autoencoder_t* tokeni
     report_score(result, "SSIM", "%.4f", score_mean(r.ssim, n));
     if (lpips) report_score(result, perceptual_name(lpips), "%.4f", score_mean(r.distance, n));
     report_detail(result, "L1", "%.4f", score_mean(r.l1, n));
+    report_detail(result, "colour", "%.2f", score_mean(r.colour, n));
+    report_detail(result, "sharpness", "%.3f", score_mean(r.step, n) / score_mean(r.original_step, n));
     report_detail(result, "PSNR(mse)", "%.2f", psnr.psnr_of_mean_mse);
     recon_protocol(&r, result, n);
     if (psnr.equal) report_protocol(result, "equal to the original", "%zu images, not in the PSNR", psnr.equal);

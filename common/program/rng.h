@@ -45,6 +45,8 @@ enum {
     RANDOM_POSITIONS = 12, // the position, and the flip, at which an image's latent is looked at
     RANDOM_SHEET = 13,     // the images that a picture of middling ones is chosen from
     RANDOM_REPLACEMENT = 14, // the images that take the place of damaged ones
+    RANDOM_GARMENTS = 15,  // the colours and grounds of the garments
+    RANDOM_VIEWS = 16,     // the crops and colours in which a pretrained encoder sees an image
     RANDOM_BUCKETS = 17    // which size of images a step has
 };
 
