@@ -242,6 +242,7 @@ static const char options_ablations[] =
     "  cosine loss                 -sem_loss cosine\n"
     "  applied pre-adapter         -sem_at tokens\n"
     "  LoRA fine-tuning            -lora 16 (-lora_alpha 32 -lora_dropout 0.1)\n"
+    "  larger decoder              in all stages -decoder large\n"
     "  without EMA                 of any checkpoint: -tokenizer_weights raw in eval, train_dit, sample\n"
     "  MAE, SigLIP 2               in both stages -encoder mae-l, -encoder siglip2-l, which takes\n"
     "                              -w_sem 3 by itself, and their -encoder_weights\n"
