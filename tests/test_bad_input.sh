@@ -261,7 +261,7 @@ check "  with discriminator and projection" grep -Eq '^start +baseline/stage1.sa
 check "  eval measures a baseline" "$eval" -recon -latent -tokenizer "$baseline" -features "" -lpips_weights "" -data kinds -out "" \
     -latent_images 8 -encoder tiny -encoder_weights world/encoder.safetensors
 expect "  -export" 0 '' train_vavae -out baseline -export vavae.safetensors
-check "  and the exported one" "$eval" -recon -tokenizer vavae.safetensors -raw 1 -features "" -lpips_weights "" -data kinds -out ""
+check "  and the exported one" "$eval" -recon -tokenizer vavae.safetensors -tokenizer_weights raw -features "" -lpips_weights "" -data kinds -out ""
 expect "  latents of it" 0 '' "$build/train_dit" -extract 1 -images 8 -data shapes -tokenizer vavae.safetensors -latents baseline_latents
 
 # ---- a tokenizer exported for use
@@ -276,9 +276,9 @@ expect "-from an exported file" 1 'use.safetensors was written by -export: .*giv
 mkdir used
 cp use.safetensors used/stage1.safetensors
 expect "resume an exported file" 1 'used/stage1.safetensors was written by -export: ' train -out used -steps 12
-expect "eval: raw weights of an exported file" 1 'was written by -export and holds averaged weights only' \
+expect "eval: raw weights of an exported file" 1 'was written by -export and holds one set of weights, those of -ema 0' \
     "$eval" -recon -tokenizer use.safetensors -tokenizer_weights raw
-expect "eval: the other average of one" 1 'holds averaged weights only, those of -ema 0; for others give the checkpoint' \
+expect "eval: the other average of one" 1 'holds one set of weights, those of -ema 0; for others give the checkpoint' \
     "$eval" -recon -tokenizer use.safetensors -tokenizer_weights ema1
 
 # ---- weights

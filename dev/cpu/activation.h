@@ -37,7 +37,7 @@ static inline void gelu_values(floatX* out, const floatX* pre, size_t n, activat
     }
 }
 
-enum { GELU_PIECE = 8192 }; // values that a thread takes at once
+static const size_t GELU_PIECE = 8192; // values that a thread takes at once
 
 void gelu_forward(floatX* out,       // (n)
                   const floatX* pre, // (n)
