@@ -80,8 +80,6 @@ FAST    := -O3 -march=native $(WIDE) -fno-math-errno
 CHECKED := -O1 -g1 -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(LAPACK_FLAGS) $(MPI_FLAGS)
 C_FLAGS += $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
-# tests are compiled more often than they run
-TEST_FLAGS := $(patsubst -O3,-O2,$(C_FLAGS))
 C_LIBS  := -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
 # A program uses a part of what it includes: told that nothing else links to a file, gcc leaves the rest out at once. It
@@ -171,7 +169,7 @@ build/double/%: %.cu $(HEADERS) | build/double
 # tests that check derivatives against finite differences say so by including gradient.h, and run in double
 $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(TEST_FLAGS) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1 -DWORK_TO_SHARE=0,) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_FLAGS) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1 -DWORK_TO_SHARE=0,) $< -o $@ $(C_LIBS)
 
 $(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"

@@ -52,8 +52,9 @@ static inline void network_register(network_t* n, network_kind_t kind, const tok
     n->adapter.hidden = c->adapter_hidden;
     n->adapter.out = c->decoder.z_channels;
     n->cnn.config = n->decoder.config = c->decoder;
+    if (kind == NETWORK_ALIGNED) adapter_register(&n->adapter, table, "");
     switch (kind) {
-    case NETWORK_ALIGNED: adapter_register(&n->adapter, table, ""); // fall through
+    case NETWORK_ALIGNED:
     case NETWORK_VIT: vit_register(&n->vit, table, ""); break;
     case NETWORK_CNN_ENCODER: cnn_encoder_register(&n->cnn, table, ""); break;
     case NETWORK_DECODER: decoder_register(&n->decoder, table, ""); break;
@@ -65,8 +66,9 @@ static inline void network_plan(network_t* n, int B, int side) {
     int latent = side / n->factor;
     size_t latents = (size_t)B * latent * latent;
     n->input_values = (size_t)B * side * side * 3;
+    if (n->kind == NETWORK_ALIGNED) adapter_plan(&n->adapter, &n->plan, latents);
     switch (n->kind) {
-    case NETWORK_ALIGNED: adapter_plan(&n->adapter, &n->plan, latents); // fall through
+    case NETWORK_ALIGNED:
     case NETWORK_VIT:
         vit_plan(&n->vit, &n->plan, B, side, side, n->factor, 0);
         vit_plan_work(&n->vit, &n->plan);
