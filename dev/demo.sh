@@ -4,7 +4,7 @@
 # what -data takes, such as garments:FOLDER with the files of Fashion-MNIST.
 # Prepares the encoder and the VGG (kept in runs/mini for the next time), trains the three stages; then trains a LightningDiT on
 # the latents of the result and draws with it, one class a row; and measures all of it. Its runs are shorter than the presets
-# (600, 800, 400 steps and 1,500), so that all of it takes about six minutes on two cores.
+# (600, 800, 400 steps and 1,500), so that all of it takes about eight minutes on two cores.
 # The images are garments: Fashion-MNIST's (Debian: dataset-fashion-mnist), in drawn colours on drawn grounds. Where it is not
 # installed they are drawn shapes.
 set -eu
