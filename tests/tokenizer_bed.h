@@ -176,20 +176,25 @@ static inline void bed_check_gradients(const params_t* p, const floatS* want, do
 // ---------------------------------------------------------------------------------------------------------------------
 // The fixture stage2_step
 
+// What both fixtures of a step have alike.
+static inline void bed_fixture_sizes(tokenizer_config_t* c) {
+    lpips_config_t lpips = {5, {2, 2, 3, 3, 3}, {4, 8, 16, 32, 32}};
+    c->lpips = lpips;
+    c->disc.ndf = 8;
+    c->disc.layers = 3;
+    c->batch = 4;
+    c->H = 32;
+    c->W = 48;
+}
+
 static inline tokenizer_config_t bed_fixture_config(semantic_place_t place, semantic_tensor_t semantic_tensor) {
     tokenizer_config_t c = bed_config(2);
     vit_config_t encoder = {"fixture", 7, 24, 2, 3, 96, 1, 0, 1, 4, 1, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6};
     decoder_config_t decoder = {32, 4, {1, 1, 1, 1, 0, 0, 0, 0}, 1, 1u << 3, 8, 32, 0};
-    lpips_config_t lpips = {5, {2, 2, 3, 3, 3}, {4, 8, 16, 32, 32}};
+    bed_fixture_sizes(&c);
     c.encoder = encoder;
     c.decoder = decoder;
-    c.lpips = lpips;
-    c.disc.ndf = 8;
-    c.disc.layers = 3;
     c.adapter_hidden = 16;
-    c.batch = 4;
-    c.H = 32;
-    c.W = 48;
     c.semantic_place = place;
     c.semantic_tensor = semantic_tensor;
     return c;
@@ -349,15 +354,9 @@ static inline tokenizer_config_t bed_vavae_config(void) {
     tokenizer_config_t c = bed_baseline(RECIPE_VAVAE, 1);
     vit_config_t teacher = {"fixture", 16, 24, 2, 3, 96, 1, 0, 1, 3, 0, ACT_GELU, NORMALISE_IMAGENET, 1, 1e-6};
     decoder_config_t decoder = {32, 5, {1, 1, 1, 1, 2, 0, 0, 0}, 1, 1u << 4, 4, 32, 1};
-    lpips_config_t lpips = {5, {2, 2, 3, 3, 3}, {4, 8, 16, 32, 32}};
+    bed_fixture_sizes(&c);
     c.teacher = teacher;
     c.decoder = decoder;
-    c.lpips = lpips;
-    c.disc.ndf = 8;
-    c.disc.layers = 3;
-    c.batch = 4;
-    c.H = 32;
-    c.W = 48;
     c.w_kl = 1;
     c.w_vf = 0.1;
     c.margin_distance = 0.25;

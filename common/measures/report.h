@@ -89,7 +89,7 @@ __attribute__((format(printf, 3, 4))) static inline void report_protocol(result_
 
 // Which weights were measured: raw, or an average whose width is known or not (0).
 static inline void report_weights(result_t* r, const char* whose, int raw, double ema) {
-    if (raw || ema < 0) report_protocol(r, whose, "raw");
+    if (raw) report_protocol(r, whose, "raw");
     else if (ema > 0) report_protocol(r, whose, "averaged, EMA %g", ema);
     else report_protocol(r, whose, "averaged (as published)");
 }

@@ -14,7 +14,7 @@
 //
 // Look next at common/models/vit.h, adapter.h and cnn_encoder.h.
 #pragma once
-// defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_forward, vit_backward, vit_last_fc2_gradient
+// defines: vit_t, vit_register, vit_register_lora, vit_plan, vit_plan_work, vit_forward, vit_last_fc2_gradient
 #include "common/models/vit.h"
 // defines: adapter_t, adapter_register, adapter_plan, adapter_forward, adapter_backward, adapter_backward_data
 #include "common/models/adapter.h"

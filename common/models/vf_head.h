@@ -5,14 +5,14 @@
 //
 // The projection goes from the latent to the tokens ("reverse"), is linear without bias, learns with the encoder, and
 // is thrown away afterwards. The teacher sees the image in [-1, 1], resized but not normalised, as in the reference.
-// Most of its memory is working memory: nothing else runs at the same time.
+// All its memory but the folded weights is working memory.
 //
 // Backward:  dz = dz' P;  dP = dz'^T z, where the loss counts omega_k in chunk k: dP = sum_k dz'_k^T (omega_k z_k).
 //
 // (Yao et al. 2025; LightningDiT, vavae/ldm/models/foundation_models.py and autoencoder.py.) Names are those of
 // VA-VAE's files: linear_proj.weight (D, z, 1, 1), foundation_model.model.*. Look next at common/training/tokenizer.h.
 #pragma once
-// defines: vit_t, vit_register, vit_plan, vit_plan_work, vit_forward, vit_fold, vit_macs
+// defines: vit_t, vit_register, vit_plan, vit_plan_folded, vit_plan_work, vit_forward, vit_macs
 #include "common/models/vit.h"
 
 #define VF_TEACHER_PREFIX "foundation_model.model."
@@ -34,12 +34,13 @@ void vf_head_register(vf_head_t* h, param_table_t* trained, param_table_t* froze
     vit_register(&h->teacher, frozen, VF_TEACHER_PREFIX);
 }
 
-// The teacher's folded weights outlive a step, and its features lie beside them.
-void vf_head_plan(vf_head_t* h, plan_t* keep, plan_t* work, int B, int H, int W, int factor) {
+// Plans what lives only while it runs. The teacher's folded weights outlive a step and have a plan of their own.
+void vf_head_plan(vf_head_t* h, plan_t* work, plan_t* folded, int B, int H, int W, int factor) {
     h->B = B;
     h->T = (H / factor) * (W / factor);
     size_t n = (size_t)B * h->T * h->teacher.config.dim;
-    vit_plan(&h->teacher, keep, B, H, W, factor, 0);
+    vit_plan(&h->teacher, work, B, H, W, factor, 0);
+    vit_plan_folded(&h->teacher, folded);
     vit_plan_work(&h->teacher, work);
     plan_floatX(work, &h->projected, n, "projected latent");
     plan_floatX(work, &h->dprojected, n, "d projected latent");

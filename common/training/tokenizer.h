@@ -50,6 +50,10 @@
 #include "common/training/replicas.h"
 // defines: ema_gamma, ema_power_beta
 #include "common/training/ema.h"
+// defines: vit_plan_folded, vit_fold, vit_backward, vit_last_fc2_gradient, vit_trunk_macs
+#include "common/models/vit.h"
+// defines: lora_config_t, lora_draw, lora_rest
+#include "common/models/lora.h"
 // defines: latent_encoder_t, latent_encoder_forward, latent_encoder_backward, latent_encoder_last_gradients
 #include "common/models/latent_encoder.h"
 // defines: decoder_t, decoder_forward, decoder_backward, decoder_conv_out_gradient
@@ -144,7 +148,7 @@ typedef struct {
     // memory
     uint64_t* rows;            // (B) places of this process's images in the whole batch, for what is drawn
     plan_t plan, work;         // what lives through a step; what lives while one model runs, shared by all of them
-    plan_t folded;             // the frozen encoder's folded weights, the same for all sizes of images
+    plan_t folded;             // folded weights of a frozen encoder or teacher, the same for all sizes of images
     uint8_t* bytes;            // (B, H, W, 3) as loaded
     floatX* x;                 // (B, H, W, 3) in [-1, 1]
     floatX* z0;                // (B, GH, GW, z) of the frozen copy, or (B, GH, GW, D) its tokens: what is held to
@@ -294,10 +298,10 @@ void tokenizer_plan(tokenizer_t* t) {
 
     t->encoder.vit.recompute = t->decoder.tokens.vit.recompute = c->recompute;
     // not so the frozen copy of stage 2: at the first step z and z0 shall be the same bits
-    t->encoder.vit.fold = c->fold;
+    t->encoder.vit.fold = c->fold && !c->cnn;
     t->vf.teacher.fold = tokenizer_has_vf_loss(c) && c->fold;
     latent_encoder_plan(&t->encoder, plan, B, c->H, c->W, factor, trains_encoder);
-    if (!c->cnn) vit_plan_folded(&t->encoder.vit, &t->folded);
+    vit_plan_folded(&t->encoder.vit, &t->folded);
     patchgan_plan(&t->disc, &t->fake, plan, B, c->H, c->W, c->chunk);
     patchgan_plan(&t->disc, &t->real, plan, B, c->H, c->W, c->chunk);
     size_t logits = (size_t)B * t->fake.logits_count;
@@ -309,10 +313,7 @@ void tokenizer_plan(tokenizer_t* t) {
     decoder_plan_work(&t->decoder, work, t->extra);
     plan_rewind(work, mark);
     latent_encoder_plan_work(&t->encoder, work);
-    if (tokenizer_has_vf_loss(c)) {
-        vf_head_plan(&t->vf, plan, work, B, c->H, c->W, factor);
-        vit_plan_folded(&t->vf.teacher, &t->folded);
-    }
+    if (tokenizer_has_vf_loss(c)) vf_head_plan(&t->vf, work, &t->folded, B, c->H, c->W, factor);
     plan_rewind(work, mark);
     if (c->stage == 2) { // the frozen copy runs alone and leaves z0
         latent_encoder_plan_forward(&t->target, work, work, B, c->H, c->W, factor);
@@ -354,7 +355,7 @@ void tokenizer_allocate(tokenizer_t* t) {
     patchgan_allocate_buffers(&t->disc);
     plan_allocate(&t->plan, "activations");
     plan_allocate(&t->work, "working memory");
-    plan_allocate(&t->folded, "the frozen encoder's folded weights");
+    plan_allocate(&t->folded, "folded weights");
     tokenizer_number_rows(t);
     tokenizer_plan_measures(t);
     device_zero(t->measure_block, tokenizer_measure_count(t) * sizeof(floatS), 0);
@@ -381,7 +382,7 @@ void tokenizer_set_target(tokenizer_t* t, stream_t s) {
 
 // To be called when the weights are in place: derives what a frozen encoder, or teacher, works with.
 void tokenizer_freeze(tokenizer_t* t) {
-    if (!t->config.cnn) vit_fold(&t->encoder.vit, &t->params);
+    vit_fold(&t->encoder.vit, &t->params);
     if (!t->vf.teacher.fold) return;
     vit_fold(&t->vf.teacher, &t->target_params);
     device_free(t->target_params.frozen);
