@@ -10,9 +10,9 @@
 set -eu
 out=runs/mini
 data=${2:-auto}
-steps=200,550,200 # of the three stages
+steps=150,400,150 # of the three stages
 echo "== the miniature world: a ViT (for DINOv2) and a VGG (for LPIPS and Inception)"
-"${1:-build/cpu}/pretrain" -data "$data"
+"${1:-build/cpu}/pretrain" -data "$data" -vit_steps 1400 -vgg_steps 250
 echo
 echo "== stage 1, latent alignment: the encoder is frozen, adapter and decoder learn"
 ./train_tokenizer -stage 1 -steps $steps -data "$data"
@@ -27,7 +27,7 @@ echo "== the latents of 10,000 training images"
 ./train_dit -extract 1 -data "$data"
 echo
 echo "== LightningDiT learns to draw them"
-./train_dit -steps 650
+./train_dit -steps 550
 echo
 echo "== and draws: one class a row (miniature world)"
 ./sample -dit $out/dit.safetensors -tokenizer $out/stage3.safetensors -steps 30 -out $out/samples.png

@@ -96,11 +96,9 @@ int main(int argc, char** argv) {
     stream_t s = device_open(0);
     test_step(s, "a step neither allocates nor waits, and does not depend on the order of threads",
               "-preset mini -stage 2 -encoder tiny");
-#ifndef FP32 // the order of threads is no matter of precision, and each of these takes half a minute
     test_step(s, "the same of low-rank pairs, and of a semantic loss at the tokens",
               "-preset mini -stage 2 -encoder tiny -lora 3 -sem_at tokens");
     test_step(s, "the same of VA-VAE", "-preset mini_vavae -teacher tiny");
-#endif
     device_close(s);
     return test_finish();
 }

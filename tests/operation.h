@@ -13,7 +13,7 @@
 typedef void (*run_t)(void* context);
 
 static inline double* copy_of(const double* x, size_t n) {
-    double* copy = (double*)malloc((n ? n : 1) * sizeof(double));
+    double* copy = (double*)calloc(n ? n : 1, sizeof(double));
     memcpy(copy, x, n * sizeof(double));
     return copy;
 }

@@ -1,6 +1,8 @@
 #!/bin/sh
 # The GPU's whole code path without a GPU: train_tokenizer and train_dit on the CUDA kernels, in the emulator, do what the CPU
-# build does, the tokenizer in all three stages and the baselines, in fp32 and in bf16; and resume with the same bits.
+# build does: in fp32 the tokenizer in all three stages, its variations, the baselines and LightningDiT; in bf16 the plain ones
+# and low-rank pairs (fp32 proves what is computed; bf16 changes how numbers are stored, which each kernel's own test holds).
+# And a run resumes with the same bits.
 # Usage: sh tests/test_emulated.sh BUILD_FOLDER; the emulated programs stand beside it, in emu/ and emu_fp32/.
 . tests/programs.sh "$1"
 . "$here/tests/same_losses.sh"
@@ -18,8 +20,6 @@ same_losses "$kinds/emu_fp32" 2 1e-4 $flags
 same_losses "$kinds/emu" 2 2e-2 $flags
 # shellcheck disable=SC2086
 same_baseline_losses "$kinds/emu_fp32" 2 1e-4 $flags
-# shellcheck disable=SC2086
-same_baseline_losses "$kinds/emu" 2 2e-2 $flags
 
 # variations of stage 2, from low-rank pairs that have learnt something
 varied() {
@@ -63,11 +63,9 @@ cd larger || exit 1
 flags="$flags -decoder large -decoder_dim 24 -decoder_depth 2 -decoder_heads 3 -decoder_grid 4"
 # shellcheck disable=SC2086
 same_losses "$kinds/emu_fp32" 2 1e-4 $flags
-# shellcheck disable=SC2086
-same_losses "$kinds/emu" 2 2e-2 $flags
 cd "$work" || exit 1
 
 # LightningDiT with every option, on the latents of that tokenizer
 same_dit_losses 2 3 "tiny/1 -qk_norm 1" emu_fp32 emu
-same_dit_losses 2 3 "tiny/1 -mlp gelu -shift 0 -recompute 1" emu_fp32 emu
+same_dit_losses 2 3 "tiny/1 -mlp gelu -shift 0 -recompute 1" emu_fp32
 finish

@@ -148,12 +148,11 @@ static void test_adam_variants(void) {
     if (!test_case("adam: master, no averages, zero gradient, first step, threads")) return;
     enum { n = 6007 };
     adam_t adam = {0.01, 0.5, 0.9, 1e-8, 0, 1, {0.9, 0.99}, 1};
-    double *start = random_buffer(n), *grad = random_buffer(n), *w[2];
+    double *start = random_buffer(n), *grad = random_buffer(n), *w[2] = {poisoned_buffer(n), poisoned_buffer(n)};
     double *master = poisoned_buffer(n), *ema = random_buffer(n);
     int threads = omp_get_max_threads();
     for (int k = 0; k < 2; k++) {
         omp_set_num_threads(k ? 3 : 1);
-        w[k] = poisoned_buffer(n);
         memcpy(k ? w[k] : master, start, n * sizeof(double));
         double *m = (double*)calloc(n, sizeof(double)), *v = (double*)calloc(n, sizeof(double));
         adam_update(w[k], k ? w[k] : master, m, v, k ? NULL : ema, NULL, grad, n, adam, 0);
