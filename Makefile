@@ -134,7 +134,7 @@ all: which check $(PROGRAMS)
 
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
-	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (8 minutes on two cores)"
+	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (6 minutes on two cores)"
 	@echo "make test            prove every derivative, kernel, model, file format and resume (about 15 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
@@ -258,7 +258,7 @@ run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain) $(EMU_TEST
 sanitize: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) SANITIZE=1 run_tests
 
-DEMO_TIME := about 8 minutes on two idle cores: builds the programs, trains encoder, tokenizer and LightningDiT, draws, measures
+DEMO_TIME := about 6 minutes on two idle cores: builds the programs, trains encoder, tokenizer and LightningDiT, draws, measures
 demo:
 	@echo "demo: $(DEMO_TIME)"
 	@sh dev/install.sh -demo $(KIND)
