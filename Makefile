@@ -128,8 +128,8 @@ GPU_CHECK := $(addprefix build/gpu/,bench_models train_tokenizer train_dit eval 
              $(addprefix build/cpu/,train_tokenizer train_dit pretrain)
 BENCHES  := $(patsubst dev/bench/%.cu,$(FOLDER)/%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help which check test run_tests test-gpu-build demo run_demo sanitize bench gpu-check gpu_check_programs deps clean \
-        FORCE
+.PHONY: all help which check test run_tests test-gpu-build gpu_build test_nvcc demo run_demo sanitize bench gpu-check \
+        gpu_check_programs deps clean FORCE
 all: which check $(PROGRAMS)
 
 help:
@@ -138,7 +138,8 @@ help:
 	@echo "make test            prove every derivative, kernel, model, file format and resume (about 15 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
-	@echo "make test-gpu-build  compile and link all that gpu-check runs; needs nvcc and no GPU"
+	@echo "make test-gpu-build  compile and link all that gpu-check runs, and look at the kernels' registers and machine code; needs nvcc"
+	@echo "                     and no GPU"
 	@echo "make gpu-check       on a machine with a GPU, at most 12 minutes: kernels' tests, ten steps beside the CPU's, a demo, speed, races;"
 	@echo "                     no network needed; PARTS=\"kernels speed\" for some of it, see dev/gpu_check.sh"
 	@echo "make deps            install what is missing (Debian, Ubuntu; as root), or print the line that does"
@@ -269,9 +270,13 @@ run_demo: which $(PROGRAMS) $(FOLDER)/pretrain
 bench: which $(BENCHES)
 	@for b in $(BENCHES); do $$b || exit 1; done
 
-# what gpu-check builds, for one architecture: on a machine that has nvcc and no GPU, this is how it can break
+# what gpu-check builds, for one architecture; and what the compiler says of a program with all kernels, for two: on a machine
+# that has nvcc and no GPU, this is how it can break
 test-gpu-build: deps
-	$(if $(HAVE_NVCC),@$(MAKE) --no-print-directory -j $$(nproc) GPU_ARCH=90 gpu_check_programs,@echo "skipped: no nvcc here")
+	$(if $(HAVE_NVCC),@$(MAKE) --no-print-directory -j $$(nproc) GPU_ARCH=90 gpu_build,@echo "skipped: no nvcc here")
+gpu_build: test_nvcc $(filter-out build/gpu/train_tokenizer,$(GPU_CHECK))
+test_nvcc: | $(BUILD) build/gpu
+	@sh tests/test_nvcc.sh $(BUILD)
 gpu_check_programs: $(GPU_CHECK)
 
 gpu-check:
