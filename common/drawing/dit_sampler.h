@@ -148,11 +148,8 @@ void dit_sampler_close(dit_sampler_t* d) {
     memset(d, 0, sizeof *d);
 }
 
-// Draws at most options.batch images: numbers images[b], of classes labels[b]. Returns how many, from the first on, are
-// finite.
-static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, const uint64_t* images, const int* labels,
-                                         int B, stream_t s) {
-    int HW = d->net->config.side * d->net->config.side, C = d->net->config.C;
+// d->x = the normalised latents of at most options.batch images: numbers images[b], of classes labels[b].
+static inline void dit_sampler_latents(dit_sampler_t* d, const uint64_t* images, const int* labels, int B, stream_t s) {
     d->network.labels = labels;
     flow_noise(d->x, images, B, d->n, d->options.seed, s);
     if (dit_sampler_in_process(&d->options)) {
@@ -160,6 +157,13 @@ static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, cons
     } else {
         flow_sample(&d->sampler, d->x, B, flow_guided_velocity, &d->network, s);
     }
+}
+
+// Draws at most options.batch images. Returns how many, from the first on, are finite.
+static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, const uint64_t* images, const int* labels,
+                                         int B, stream_t s) {
+    int HW = d->net->config.side * d->net->config.side, C = d->net->config.C;
+    dit_sampler_latents(d, images, labels, B, s);
     latent_denormalise(d->z, d->x, d->mean, d->std, (size_t)B * HW, C, s);
     size_t values = (size_t)B * d->tokenizer->H * d->tokenizer->W * 3;
     floatS* host = (floatS*)malloc_check(values * sizeof(floatS), "drawn images");
