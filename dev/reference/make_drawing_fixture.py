@@ -1,4 +1,4 @@
-"""Writes tests/fixtures/drawing.safetensors: whole drawings by the samplers of DiT and SiT themselves.
+"""Writes tests/fixtures/drawing.safetensors: whole drawings by the samplers of DiT and SiT themselves; and published_dit.pt.
 
     git clone https://github.com/facebookresearch/DiT; git clone https://github.com/willisma/SiT
     python dev/reference/make_drawing_fixture.py DiT SiT
@@ -115,6 +115,17 @@ def drawing(dit_folder, sit_folder):
     return fixture
 
 
+def write_published(dit_folder, path):
+    """published_dit.pt: DiT's weights as DiT publishes them, a plain state_dict, for the latents of published_vavae.pt."""
+    config = MODEL | dict(channels=2)
+    twin = make_model(**config)
+    randomise(twin)
+    model = import_models(dit_folder).DiT(input_size=4, patch_size=2, in_channels=2, hidden_size=config["dim"],
+                                          depth=config["depth"], num_heads=config["heads"], num_classes=config["classes"])
+    model.load_state_dict(twin.state_dict())
+    torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("dit", type=pathlib.Path, help="folder of facebookresearch/DiT")
@@ -123,6 +134,7 @@ def main():
     torch.set_num_threads(1)
     torch.set_default_dtype(DTYPE)
     fixture = drawing(folders.dit, folders.sit)
+    write_published(folders.dit, REPOSITORY / "tests" / "fixtures" / "published_dit.pt")
     path = REPOSITORY / "tests" / "fixtures" / "drawing.safetensors"
     fixture.write(path, VERSIONS)
     write_page(PAGE, None, {"drawing": describe("drawing", drawing, fixture, path.stat().st_size)})

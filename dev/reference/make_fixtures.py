@@ -639,7 +639,7 @@ and this page were made by
     python dev/reference/make_dit_fixtures.py     # dit_*, sampler
     python dev/reference/make_gigatok_fixture.py GIGATOK     # decoder_large, from a checkout of GigaTok (182920c)
     python dev/reference/make_variation_fixtures.py          # vit_lora, stage2_tokens
-    python dev/reference/make_drawing_fixture.py DIT SIT     # drawing, from checkouts of DiT (ed81ce2) and SiT (947f95b)
+    python dev/reference/make_drawing_fixture.py DIT SIT     # drawing, published_dit.pt, from checkouts of DiT (ed81ce2) and SiT (947f95b)
 
 ({versions};
 vit_dinov3*, dit_*, sampler, drawing and decoder_large: torch 2.15.0, torchdiffeq 0.2.5; vit_lora and stage2_tokens: torch
