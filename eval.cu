@@ -141,18 +141,16 @@ static const char* open_samples(eval_t* e, image_source_t* samples, pipeline_t* 
         image_source_limit(samples, (size_t)o->n);
         return o->samples;
     }
-    need_file(e, "dit", o->dit, "a LightningDiT, or -samples");
+    need_file(e, "dit", o->drawing.dit, "a LightningDiT, or -samples");
     need_file(e, "tokenizer", tokenizer, "the tokenizer that the DiT draws with");
-    dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
-                                     {o->sweep ? 2 : o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed,
-                                     PREDICTS_UNKNOWN, DDPM_ANCESTRAL, 0};
-    pipeline_open(g, o->dit, o->raw, tokenizer, (autoencoder_weights_t)o->tokenizer_weights, options);
-    if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
+    dit_sampler_options_t sampler = drawing_sampler(&o->drawing, o->batch, o->seed);
+    if (o->sweep) sampler.guidance.w = 2; // there is room for guidance
+    drawing_open(g, &o->drawing, tokenizer, (autoencoder_weights_t)o->tokenizer_weights, sampler);
     pipeline_load(g);
-    options.guidance.w = o->cfg;
-    pipeline_use(g, options);
+    sampler.guidance.w = o->drawing.cfg;
+    pipeline_use(g, sampler);
     image_source_pipeline(samples, g, (size_t)o->n, o->balanced, e->stream);
-    return o->dit;
+    return o->drawing.dit;
 }
 
 static void measure_samples(eval_t* e, const char* tokenizer) {
@@ -179,7 +177,7 @@ static void parse(eval_t* e, int argc, char** argv) {
     if (!o->recon && !o->gen && !o->probe && !o->latent && !o->sweep && !o->inspect[0]) {
         fatal("what shall be measured? Give -recon, -probe, -latent, -gen, -sweep or -inspect FILE (-h explains them)");
     }
-    if (o->raw && !o->gen && !o->sweep) {
+    if (o->drawing.raw && !o->gen && !o->sweep) {
         fatal("-raw is about the weights of a DiT, and none is measured; a tokenizer's: -tokenizer_weights raw");
     }
     int others = o->gen || o->probe || o->latent || o->sweep;

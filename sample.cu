@@ -28,7 +28,9 @@
 #include "common/training/comm.h"
 // defines: make_folder
 #include "common/files/folder.h"
-// defines: pipeline_t, pipeline_open, pipeline_use_statistics, pipeline_hash, pipeline_load, pipeline_label, ...
+// defines: drawing_options_t, drawing_flags, drawing_sampler, drawing_open, drawing_preset_*
+#include "common/drawing/drawing_options.h"
+// defines: pipeline_t, pipeline_hash, pipeline_load, pipeline_draw, pipeline_label
 #include "common/drawing/pipeline.h"
 // defines: image_grid, image_read_text, image_write_png
 #include "common/data/image.h"
@@ -38,9 +40,9 @@
 #include "common/files/npz_writer.h"
 
 typedef struct {
-    const char *preset, *dit, *tokenizer, *latent_stats, *classes, *out, *images, *npz;
-    int n, solver, predicts, process, steps, cfg_channels, batch, tokenizer_weights, raw, block, time_limit;
-    double cfg, cfg_start, shift, eta, latent_scale;
+    drawing_options_t drawing; // the DiT, and how it is used
+    const char *preset, *tokenizer, *classes, *out, *images, *npz;
+    int n, batch, tokenizer_weights, block, time_limit;
     size_t seed;
 } sample_options_t;
 
@@ -72,23 +74,16 @@ static const cli_setting_t sample_preset_paper[] = {{"dit", "runs/dit_imagenet/d
     {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"steps", "250"}, {"cfg", "10"}, {"cfg_channels", "3"},
     {"cfg_start", "0.11"}, {"class", "random"}, {"n", "50000"}, {"npz", "samples.npz"}, {NULL, NULL}};
 
-static const cli_setting_t sample_preset_dit[] = {{"dit", "DiT-XL-2-256x256.pt"},
-    {"tokenizer", "vae-ft-mse-840000-ema-pruned.ckpt"}, {"latent_scale", "0.18215"}, {"predicts", "noise"},
-    {"steps", "250"}, {"cfg_channels", "3"}, {NULL, NULL}};
-static const cli_setting_t sample_preset_sit[] = {{"dit", "SiT-XL-2-256x256.pt"},
-    {"tokenizer", "vae-ft-mse-840000-ema-pruned.ckpt"}, {"latent_scale", "0.18215"}, {"predicts", "velocity"},
-    {"solver", "dopri5"}, {"cfg_channels", "3"}, {NULL, NULL}};
-
 static const cli_preset_t presets[] = {
     {"mini", "the trained miniature that comes with this repository (garments, 32 pixels)", sample_preset_mini},
     {"imagenet", "LightningDiT-XL/1 on ImageNet, as train_dit -preset imagenet leaves it", sample_preset_imagenet},
     {"paper", "its 50,000 images for FID, as LightningDiT and the paper draw them", sample_preset_paper},
-    {"dit", "DiT-XL/2 and Stable Diffusion's autoencoder, files as published, in this folder", sample_preset_dit},
-    {"sit", "SiT-XL/2, likewise", sample_preset_sit},
+    {"dit", "DiT-XL/2 and Stable Diffusion's autoencoder, files as published, in this folder", drawing_preset_dit},
+    {"sit", "SiT-XL/2, likewise", drawing_preset_sit},
 };
 
 static int make_flags(sample_options_t* o, cli_flag_t* out) {
-    const cli_flag_t flags[] = {
+    const cli_flag_t what[] = {
         {"What to draw", "preset", CLI_PRESET, &o->preset, "mini", NULL,
          "sets the flags listed at the end, unless they are given", CLI_NOT_SAVED},
         {NULL, "class", CLI_STRING, &o->classes, "all", NULL,
@@ -96,36 +91,13 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
          CLI_SAVED},
         {NULL, "n", CLI_INT, &o->n, "8", "[1, 100000000]", "images of each class, or in all", CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "seed of the noise", CLI_SAVED},
-        {"Models", "dit", CLI_STRING, &o->dit, "", NULL,
-         "weights: a checkpoint of train_dit, an exported one, or LightningDiT's as published (.pt, .safetensors)",
-         CLI_SAVED},
         {NULL, "tokenizer", CLI_STRING, &o->tokenizer, "", NULL,
-         "checkpoint of train_tokenizer, an exported one, or VA-VAE's file as published", CLI_SAVED},
-        {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
-         "mean and deviation of the latents where the DiT's file has none: LightningDiT's latents_stats.pt", CLI_SAVED},
-        {NULL, "latent_scale", CLI_NUMBER, &o->latent_scale, "0", "[0, 1e6]",
-         "in place of statistics: latents are so many times the autoencoder's; 0.18215 with Stable Diffusion's",
-         CLI_SAVED},
-        {NULL, "predicts", CLI_CHOICE, &o->predicts, "unknown", "unknown|velocity|noise",
-         "what a network with 2 outputs for a channel says, DiT's noise or SiT's velocity: their files do not tell",
-         CLI_SAVED},
+         "checkpoint of train_tokenizer, an exported one, VA-VAE's file as published, or Stable Diffusion's in LDM's "
+         "layout", CLI_SAVED},
         {NULL, "tokenizer_weights", CLI_CHOICE, &o->tokenizer_weights, "ema", AUTOENCODER_WEIGHTS,
          AUTOENCODER_WEIGHTS_HELP, CLI_NOT_SAVED}, // its fingerprint is
-        {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "the DiT's raw weights instead of their average", CLI_SAVED},
-        {"How", "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
-         "points of the time grid: one step less, as LightningDiT counts; with -process: steps", CLI_SAVED},
-        {NULL, "solver", CLI_CHOICE, &o->solver, "euler", "euler|midpoint|heun|heun3|rk4|dopri5",
-         "dopri5 chooses its own steps", CLI_SAVED},
-        {NULL, "process", CLI_CHOICE, &o->process, "ddpm", "ddpm|ddim|sde",
-         "in place of a solver: ddpm or ddim where noise is predicted, sde where a velocity is", CLI_SAVED},
-        {NULL, "eta", CLI_NUMBER, &o->eta, "0", "[0, 1]", "ddim: share of the noise that ddpm adds", CLI_SAVED},
-        {NULL, "shift", CLI_NUMBER, &o->shift, "0.3", "[0, inf)",
-         "time shift: below 1, more steps near the noise; 0: none", CLI_SAVED},
-        {NULL, "cfg", CLI_NUMBER, &o->cfg, "4", "[0, inf)", "guidance scale; 1 or less: none", CLI_SAVED},
-        {NULL, "cfg_channels", CLI_INT, &o->cfg_channels, "0", "[0, 1024]",
-         "guided channels, the first so many; 0: all; 3: LightningDiT's and the paper's form", CLI_SAVED},
-        {NULL, "cfg_start", CLI_NUMBER, &o->cfg_start, "0", "[0, 1]", "time from which guidance acts (1 is data)",
-         CLI_SAVED},
+    };
+    const cli_flag_t where[] = {
         {"Output", "out", CLI_STRING, &o->out, "samples.png", NULL, "the picture, one class a row", CLI_NOT_SAVED},
         {NULL, "images", CLI_STRING, &o->images, "", NULL,
          "a folder for single PNGs instead; the same command again goes on", CLI_NOT_SAVED},
@@ -138,8 +110,11 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
         {NULL, "time_limit", CLI_INT, &o->time_limit, "86400", "[1, inf)",
          "several processes: seconds to wait for one another before giving up", CLI_NOT_SAVED},
     };
-    memcpy(out, flags, sizeof flags);
-    return (int)(sizeof flags / sizeof flags[0]);
+    int n = sizeof what / sizeof what[0];
+    memcpy(out, what, sizeof what);
+    n += drawing_flags(&o->drawing, "4", out + n);
+    memcpy(out + n, where, sizeof where);
+    return n + (int)(sizeof where / sizeof where[0]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -208,7 +183,7 @@ static int take_trained_run(sample_t* r, const char* preset, int* rows) {
     const char* dit = cli_preset_value(&r->cli, p, "dit");
     const char* tokenizer = cli_preset_value(&r->cli, p, "tokenizer");
     if (access(dit, R_OK) || access(tokenizer, R_OK)) return 0;
-    class_names_t names = read_names(dit, o->raw);
+    class_names_t names = read_names(dit, o->drawing.raw);
     int n = read_classes(o->classes, &names, rows, error, sizeof error);
     if (!n) {
         class_names_free(&names);
@@ -242,7 +217,7 @@ static const char* imagenet_hint(const char* text, const class_names_t* lacking,
 static void choose_classes(sample_t* r) {
     const sample_options_t* o = &r->options;
     char error[1024];
-    r->names = read_names(o->dit, o->raw);
+    r->names = read_names(o->drawing.dit, o->drawing.raw);
     r->total = (size_t)o->n;
     if (each_its_own(o)) return;
     size_t most = strlen(o->classes) + 1 > 1000000 ? strlen(o->classes) + 1 : 1000000;
@@ -254,7 +229,7 @@ static void choose_classes(sample_t* r) {
     if (!r->row_count && free_to_choose) r->row_count = take_trained_run(r, "imagenet", r->rows);
     if (!r->row_count) {
         char hint[400];
-        fatal("%s (%s)%s", error, o->dit, imagenet_hint(o->classes, &r->names, hint, sizeof hint));
+        fatal("%s (%s)%s", error, o->drawing.dit, imagenet_hint(o->classes, &r->names, hint, sizeof hint));
     }
     r->total *= (size_t)r->row_count;
 }
@@ -277,20 +252,15 @@ static void print_classes(const sample_t* r) {
 }
 
 static void print_method(const sample_t* r) {
-    const sample_options_t* o = &r->options;
-    const flow_guidance_t* g = &r->model.sampler.network.guidance;
-    static const char* const processes[] = {"ddpm", "ddim", "sde"};
-    int process = dit_sampler_in_process(&r->model.sampler.options);
-    int evaluations = process ? 0 : flow_evaluations(&r->model.sampler.sampler, g);
-    printf("sampler        %s", process ? processes[o->process] : flow_methods[o->solver].name);
-    if (process && o->process == DDPM_DDIM) printf(", eta %g", o->eta);
-    if (process) {
-        printf(", %d steps: %d evaluations of the network an image\n", o->steps, (g->w > 1 ? 2 : 1) * o->steps);
-    }
-    if (!process && !evaluations) printf(", each image with its own steps\n");
-    if (evaluations) {
-        printf(", %d times, shift %g: %d evaluations of the network an image\n", o->steps, o->shift, evaluations);
-    }
+    const dit_sampler_t* d = &r->model.sampler;
+    const flow_guidance_t* g = &d->network.guidance;
+    char text[80];
+    int evaluations = (g->w > 1 ? 2 : 1) * d->options.points;
+    if (!dit_sampler_in_process(&d->options)) evaluations = flow_evaluations(&d->sampler, g);
+    dit_sampler_text(text, sizeof text, &d->options);
+    printf("sampler        %s", text);
+    if (evaluations) printf(": %d evaluations of the network an image", evaluations);
+    printf("\n");
     if (g->w > 1) {
         printf("guidance       %g on the first %d of %d channels, from t = %g on\n", g->w, g->channels,
                r->model.net.config.C, g->start);
@@ -525,16 +495,12 @@ static char* all_settings(const sample_t* r, uint64_t dit) {
 
 static void open_models(sample_t* r) {
     const sample_options_t* o = &r->options;
-    need_file(r, "dit", o->dit);
+    need_file(r, "dit", o->drawing.dit);
     choose_classes(r);
     need_file(r, "tokenizer", o->tokenizer);
     pipeline_t* g = &r->model;
-    dit_sampler_options_t options = {(flow_solver_t)o->solver, o->steps, o->shift,
-                                     {o->cfg, o->cfg_start, o->cfg_channels}, o->batch, o->seed,
-                                     (dit_prediction_t)o->predicts, (ddpm_kind_t)o->process, o->eta};
-    pipeline_open(g, o->dit, o->raw, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights, options);
-    if (o->latent_scale > 0) pipeline_use_scale(g, o->latent_scale);
-    if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
+    drawing_open(g, &o->drawing, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights,
+                 drawing_sampler(&o->drawing, o->batch, o->seed));
     r->settings = all_settings(r, pipeline_hash(g));
     pipeline_load(g);
     g->sampler.sampler.progress = progress;
@@ -558,7 +524,7 @@ int main(int argc, char** argv) {
     r.stream = device_open(r.comm.local_rank);
     comm_attach(&r.comm, r.stream);
     open_models(&r);
-    printf("model          %s (%s), tokenizer %s (%s, %s)\n", o->dit, r.model.net.config.id, o->tokenizer,
+    printf("model          %s (%s), tokenizer %s (%s, %s)\n", o->drawing.dit, r.model.net.config.id, o->tokenizer,
            r.model.tokenizer.fingerprint, r.model.tokenizer.weights);
     print_classes(&r);
     print_method(&r);

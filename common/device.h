@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/resource.h>
 
 // defines: fatal, malloc_check, calloc_check
 #include "common/program/log.h"
@@ -62,6 +63,18 @@ static inline void* device_malloc(size_t bytes, const char* what) {
     return p;
 }
 static inline void device_free(void* p) { free(p); }
+
+// Bytes that may still be allocated: those that the system has, or that ulimit -v allows where it is less.
+static inline size_t device_memory_left(void) {
+    struct rlimit limit;
+    char line[200];
+    unsigned long long kilobytes = SIZE_MAX / 1024;
+    FILE* f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu kB", &kilobytes) != 1) {}
+    if (f) fclose(f);
+    size_t left = (size_t)kilobytes * 1024;
+    return !getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur < left ? (size_t)limit.rlim_cur : left;
+}
 
 // Host memory that copies to and from the device run at full speed from (page-locked, where that matters).
 static inline void* host_malloc(size_t bytes, const char* what) { return malloc_check(bytes, what); }

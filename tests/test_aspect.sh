@@ -152,6 +152,12 @@ if command -v mpirun >/dev/null 2>&1 && ldd "$build/eval" | grep -q libmpi; then
     check "  the same PSNR" near "$(value aspect.json PSNR)" "$(value two_recon.json PSNR)"
     check "  the same CKNNA" near "$(value latent.json CKNNA)" "$(value two.json CKNNA)"
 fi
+# limited KILOBYTES COMMAND...: with so many addresses
+limited() (
+    ulimit -v "$1"
+    shift
+    "$@"
+)
 measure image -recon -image photos/a/27.ppm -out beside.png
 check "  of its own size" grep -q 'size 81 x 60 . padded 88 x 64 by its mirror image' out
 check "  the picture" test -s beside.png
@@ -172,6 +178,13 @@ check "  one pixel has a PSNR and no SSIM" test -n "$(value pixel.json PSNR)" -a
 expect "an image that is not there" 1 '-image nowhere.jpg: there is no such file' "$build/eval" $mini -recon -image nowhere.jpg
 # shellcheck disable=SC2086
 expect "an image that is none" 1 '-image: broken/a/text.png: cannot be read as an image' "$build/eval" $mini -recon -image broken/a/text.png
+grep -q __asan_init "$build/eval" || { # whose addresses have no limit
+    { printf 'P6 3000 2000 255\n'; head -c 18000000 /dev/zero; } >large.ppm
+    # shellcheck disable=SC2086
+    expect "an image beyond the memory" 1 'large.ppm: 3000 x 2000 pixels take [0-9.]+ GiB, and 1.0 are left; .*-side [0-9]+$' \
+        limited 1000000 "$build/eval" $mini -recon -image large.ppm -out large.png
+    check "  no picture" test ! -e large.png
+}
 expect "an image and something else" 1 '-image x is for -recon alone' "$build/eval" -latent -image x
 expect "-crop aspect of a probe" 1 '-crop aspect is for -recon and -latent' "$build/eval" -probe -crop aspect
 # shellcheck disable=SC2086

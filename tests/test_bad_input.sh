@@ -70,6 +70,8 @@ expect "a teacher without VA-VAE" 1 '-teacher_weights belongs to recipe vavae, a
     -teacher_weights x
 expect "a weight of VA-VAE without it" 1 '-w_vf belongs to recipe vavae, and this is recipe aligntok' "$tokenizer" -w_vf 1
 expect "no weight for VA-VAE" 1 '-w_vf 0 is out of range' "$tokenizer" -preset mini_vavae -w_vf 0
+expect "a semantic loss of a baseline" 1 '-w_sem belongs to AlignTok.s stage 2; recipe vavae has no semantic loss, leave it out' \
+    "$tokenizer" -preset mini_vavae -w_sem 2
 expect "KL without a distribution" 1 '-w_kl belongs to the baselines' "$tokenizer" -w_kl 1
 expect "a CNN for AlignTok" 1 '-encoder cnn belongs to the baselines' "$tokenizer" -encoder cnn
 expect "a second stage of a baseline" 1 '-stage 2: recipe vavae has one stage' "$tokenizer" -preset mini_vavae -stage 2
@@ -98,6 +100,30 @@ expect "train_dit: no latents" 1 '-latents nowhere: there are no shards of laten
 check "  and the command that makes them" grep -q '^ *./train_dit -latents nowhere -out run -extract 1 && ./train_dit' said
 expect "sample: unknown solver" 1 '-solver eule is none of: euler, ' "$build/sample" -solver eule
 expect "sample: no model" 1 '-dit nowhere: there is no such file' "$build/sample" -dit nowhere
+mini_dit="-dit $here/miniature/dit.safetensors"
+mini_tokenizer="-tokenizer $here/miniature/tokenizer.safetensors"
+classic="-dit $here/tests/fixtures/published_dit.pt -tokenizer $here/tests/fixtures/published_vavae.pt -cfg_channels 1 -class 1"
+# draws NAME PATTERN FLAGS...: sample refuses
+draws() {
+    name=$1
+    pattern=$2
+    shift 2
+    expect "sample: $name" 1 "$pattern" "$build/sample" -out drawn.png "$@"
+}
+# shellcheck disable=SC2086
+{
+draws "DiT's file with an autoencoder of other latents" 'latents of 4 x 4 with 16 channels, the DiT was trained on 4 x 4 with 2; give' \
+    -preset dit $classic $mini_tokenizer
+draws "another autoencoder than that of the latents" 'its decoder would draw nonsense; give the tokenizer that made the latents' $mini_dit \
+    -tokenizer "$here/tests/fixtures/published_vavae.pt"
+draws "DiT's file that may be SiT's" 'their files do not tell which it is; give -preset dit or -preset sit' $classic
+draws "a velocity taken for noise" '-predicts noise is for DiT.s, which has twice as many' -preset dit $mini_dit $mini_tokenizer
+draws "noise taken for a velocity's equation" '-process sde: it follows a velocity, .*choose ddpm or ddim' -preset dit $classic -process sde
+draws "more steps than times" '-steps 1001: the diffusion process has 1000 times, so 1 to 1000' -preset dit $classic -steps 1001
+draws "noise guided from a time on" '-cfg_start 0.1: a network that predicts noise is guided at all times' -preset dit $classic -cfg_start 0.1
+draws "latents of no scale" 'tells mean and deviation of the latents; give .*-latent_stats, or -latent_scale' -preset dit $classic -latent_scale 0
+}
+check "  nothing is drawn" test ! -e drawn.png
 expect "-h shows what a preset sets" 0 '' "$tokenizer" -preset imagenet_d64 -h
 tr -s ' \n' ' ' <out >words
 check "  value and name" grep -q 'default 32; by preset imagenet_d64: 64)' words

@@ -123,6 +123,28 @@ measure folder -gen -samples samples -n 100
 check "  and those of its folder of PNGs" same gen folder 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini
 check "  by their hash too" test "$(entry gen samples)" = "$(entry folder samples)"
 
+# ---- DiT and SiT, a small network in their files' layout: what is measured is what sample draws
+classic="-dit $here/tests/fixtures/published_dit.pt -tokenizer $here/tests/fixtures/published_vavae.pt -cfg_channels 1"
+for how in "dit" "dit -process ddim -eta 0.5" "sit" "sit -process sde" "sit -solver euler"; do
+    rm -f classic.npz classic.json read.json
+    # shellcheck disable=SC2086
+    check "-gen -preset $how" measure classic -gen -preset $how $classic
+    # shellcheck disable=SC2086
+    "$build/sample" -preset $how $classic -class random -n 24 -steps 4 -cfg 1.5 -npz classic.npz >/dev/null 2>&1
+    measure read -gen -samples classic.npz
+    check "  the images of sample -preset $how" test -n "$(entry read samples)" -a "$(entry read samples)" = "$(entry classic samples)"
+    entry classic samples >>hashes
+done
+check "  each way has its own" test "$(sort -u hashes | wc -l)" -eq 5
+check "  the protocol names the last one's times" test "$(entry classic sampler)" = "euler, 4 times, shift 0, seed 0"
+# shellcheck disable=SC2086
+expect "a network that may be DiT's or SiT's" 1 'their files do not tell which it is; give -preset dit or -preset sit' \
+    "$eval" $mini $classic -gen -n 8 -reference_images 20 -out ""
+classic_sweep() { measure sweep -sweep -sweep_steps 3 -sweep_cfg "" -n 8 -out classic -preset dit $classic "$@"; }
+check "-sweep of a DiT" classic_sweep
+check "  another process is another curve" classic_sweep -process ddim
+check "  of its own" test "$(cut -d ' ' -f 1 classic/sweep.txt | sort -u | wc -l)" -eq 2
+
 # ---- the GPU's kernels, emulated, in bf16
 emulated="$build/../emu/eval"
 if [ -x "$emulated" ]; then

@@ -134,6 +134,13 @@ static void brute_step(const tokenizer_t* t, tokenizer_t* one, double* want, dou
     free(g.nll), free(g.gan), free(g.semantic);
 }
 
+// From here on every parameter has a gradient: W_e has none of its own where it lies frozen beside a low-rank pair.
+static void train_all(params_t* p) {
+    device_free(p->grads);
+    p->grads = (floatS*)params_buffer(p->table.total * sizeof(floatS), "gradients");
+    p->first = 0;
+}
+
 static const int other_sizes[2][2] = {{20, 16}, {12, 12}}; // (H, W) of steps before
 
 // A step of `config` against brute force. `one` holds a single chunk and trains everything. `turned`: after a step of
@@ -146,6 +153,7 @@ static void test_brute_force(tokenizer_config_t config, int turned) {
     single.w_sem = 0; // no second stream
     single.recompute = 0;
     bed_make(&one, single);
+    train_all(&one.params);
     bed_randomise(&one);
     bed_make_sizes(&t, config, other_sizes, turned ? 2 : 0);
     bed_copy(&t, &one);
@@ -213,6 +221,20 @@ static void test_brute_forces(void) {
     if (test_case("brute force, stage 2, low-rank pairs")) { test_brute_force(c, 0); test_end_case(); }
     c.recompute = 1;
     if (test_case("brute force, stage 2, low-rank pairs, recompute")) { test_brute_force(c, 0); test_end_case(); }
+    c.semantic_tensor = SEMANTIC_AT_FC2;
+    if (test_case("brute force, stage 2, low-rank pairs, at mlp.fc2, recompute")) {
+        test_brute_force(c, 0);
+        test_end_case();
+    }
+    c.semantic_place = SEMANTIC_OF_TOKENS;
+    c.recompute = 0;
+    if (test_case("brute force, stage 2, low-rank pairs, tokens")) { test_brute_force(c, 0); test_end_case(); }
+    c.semantic_kind = SEMANTIC_COSINE;
+    c.semantic_measure = SEMANTIC_FIRST_CHUNK;
+    if (test_case("brute force, stage 2, low-rank pairs, tokens, cosine, first chunk")) {
+        test_brute_force(c, 0);
+        test_end_case();
+    }
     c = bed_config(2);
     c.encoder = *vit_config_find("tiny-reg");
     if (test_case("brute force, stage 2, registers, after a step of another size")) {

@@ -131,6 +131,12 @@ static inline void* device_malloc(size_t bytes, const char* what) {
 }
 static inline void device_free(void* p) { CUDA_CHECK(cudaFree(p)); }
 
+static inline size_t device_memory_left(void) {
+    size_t available = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&available, &total));
+    return available;
+}
+
 static inline void* host_malloc(size_t bytes, const char* what) {
     void* p = NULL;
     if (cudaMallocHost(&p, bytes ? bytes : 64) != cudaSuccess) {

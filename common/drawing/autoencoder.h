@@ -314,16 +314,23 @@ void autoencoder_open(autoencoder_t* a, const char* path, autoencoder_weights_t 
 // Pixels of a latent position, each way: what height and width are multiples of.
 static inline int autoencoder_factor(const autoencoder_t* a) { return 1 << (a->decoder.config.levels - 1); }
 
-// Turns to images of H x W, any multiples of that.
-void autoencoder_resize(autoencoder_t* a, int H, int W) {
+// The first half of a turn to images of H x W, any multiples of that; the second is autoencoder_place. Returns the bytes
+// that such images take.
+size_t autoencoder_plan_size(autoencoder_t* a, int H, int W) {
     int factor = autoencoder_factor(a);
-    if (a->H == H && a->W == W) return;
     autoencoder_check_size(&a->decoder.config, H, W);
     a->H = H;
     a->W = W;
     a->GH = H / factor;
     a->GW = W / factor;
     autoencoder_plan(a);
+    return plan_bytes(&a->plan) + plan_bytes(&a->work) + plan_bytes(&a->folded);
+}
+
+// Turns to images of H x W.
+void autoencoder_resize(autoencoder_t* a, int H, int W) {
+    if (a->H == H && a->W == W) return;
+    autoencoder_plan_size(a, H, W);
     autoencoder_place(a);
 }
 

@@ -81,7 +81,7 @@ static inline void dit_sampler_evaluate(void* sampler, floatX* v, const floatX* 
 static inline int dit_sampler_of_noise(const lightningdit_config_t* c, const dit_sampler_options_t* o) {
     if (c->sigma && o->predicts == PREDICTS_UNKNOWN) {
         fatal("the network has %d channels of output for %d of the latent: DiT's (noise) and SiT's (a velocity) look "
-              "so, and their files do not tell which it is; draw with ./sample -preset dit or ./sample -preset sit",
+              "so, and their files do not tell which it is; give -preset dit or -preset sit",
               2 * c->C, c->C);
     }
     if (!c->sigma && o->predicts == PREDICTS_NOISE) {
@@ -101,6 +101,20 @@ static inline int dit_sampler_of_noise(const lightningdit_config_t* c, const dit
 // Does drawing follow a stochastic process, or else a solver?
 static inline int dit_sampler_in_process(const dit_sampler_options_t* o) {
     return o->predicts == PREDICTS_NOISE || o->process == DDPM_SDE;
+}
+
+// How is drawn: "euler, 50 times, shift 0.3", "ddim, eta 0.5, 50 steps".
+static inline void dit_sampler_text(char* text, size_t size, const dit_sampler_options_t* o) {
+    static const char* const processes[] = {"ddpm", "ddim", "sde"};
+    if (dit_sampler_in_process(o)) {
+        int used = snprintf(text, size, "%s", processes[o->process]);
+        if (o->process == DDPM_DDIM) used += snprintf(text + used, size - (size_t)used, ", eta %g", o->eta);
+        snprintf(text + used, size - (size_t)used, ", %d steps", o->points);
+    } else if (o->solver == FLOW_DOPRI5) {
+        snprintf(text, size, "dopri5, each image with its own steps");
+    } else {
+        snprintf(text, size, "%s, %d times, shift %g", flow_methods[o->solver].name, o->points, o->shift);
+    }
 }
 
 // `d` must stay where it is. The tokenizer is opened for dit_sampler_batch() images, with the decoder.
@@ -148,11 +162,8 @@ void dit_sampler_close(dit_sampler_t* d) {
     memset(d, 0, sizeof *d);
 }
 
-// Draws at most options.batch images: numbers images[b], of classes labels[b]. Returns how many, from the first on, are
-// finite.
-static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, const uint64_t* images, const int* labels,
-                                         int B, stream_t s) {
-    int HW = d->net->config.side * d->net->config.side, C = d->net->config.C;
+// d->x = the normalised latents of at most options.batch images: numbers images[b], of classes labels[b].
+static inline void dit_sampler_latents(dit_sampler_t* d, const uint64_t* images, const int* labels, int B, stream_t s) {
     d->network.labels = labels;
     flow_noise(d->x, images, B, d->n, d->options.seed, s);
     if (dit_sampler_in_process(&d->options)) {
@@ -160,6 +171,13 @@ static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, cons
     } else {
         flow_sample(&d->sampler, d->x, B, flow_guided_velocity, &d->network, s);
     }
+}
+
+// Draws at most options.batch images. Returns how many, from the first on, are finite.
+static inline int dit_sampler_draw_batch(dit_sampler_t* d, uint8_t* pixels, const uint64_t* images, const int* labels,
+                                         int B, stream_t s) {
+    int HW = d->net->config.side * d->net->config.side, C = d->net->config.C;
+    dit_sampler_latents(d, images, labels, B, s);
     latent_denormalise(d->z, d->x, d->mean, d->std, (size_t)B * HW, C, s);
     size_t values = (size_t)B * d->tokenizer->H * d->tokenizer->W * 3;
     floatS* host = (floatS*)malloc_check(values * sizeof(floatS), "drawn images");

@@ -11,7 +11,7 @@
 #include "common/data/crop.h"
 // defines: image_t, image_load, image_create, image_grid, image_write_png, cover_size
 #include "common/data/image.h"
-// defines: autoencoder_t, autoencoder_open, autoencoder_resize, autoencoder_sample, autoencoder_decode
+// defines: autoencoder_t, autoencoder_open, autoencoder_plan_size, autoencoder_place, autoencoder_sample, autoencoder_decode
 #include "common/drawing/autoencoder.h"
 // defines: eval_t
 #include "common/measures/eval_options.h"
@@ -51,6 +51,16 @@ static inline image_t eval_image_pad(const image_t* in, int H, int W) {
     return out;
 }
 
+// Ends the program where an image takes more memory than is left, before anything is computed.
+static inline void eval_image_check_memory(const eval_options_t* o, const image_t* image, size_t bytes) {
+    size_t left = device_memory_left();
+    int side = image->height < image->width ? image->height : image->width;
+    if (bytes <= left) return;
+    fatal("-image %s: %d x %d pixels take %.1f GiB, and %.1f are left; resize it first, for example with -side %d",
+          o->image, image->width, image->height, bytes / 1073741824.0, left / 1073741824.0,
+          (int)(0.8 * side * sqrt((double)left / bytes)));
+}
+
 // The reconstruction's values (height, width, 3) in about [-1, 1], on the host; free() it.
 static inline floatS* eval_image_values(eval_t* e, autoencoder_t* a, const image_t* image) {
     int factor = autoencoder_factor(a), H = (image->height + factor - 1) / factor * factor;
@@ -58,7 +68,8 @@ static inline floatS* eval_image_values(eval_t* e, autoencoder_t* a, const image
     size_t n = (size_t)H * W * 3, row = (size_t)image->width * 3;
     uint64_t number = 0;
     image_t padded = eval_image_pad(image, H, W);
-    autoencoder_resize(a, H, W);
+    eval_image_check_memory(&e->options, image, autoencoder_plan_size(a, H, W));
+    autoencoder_place(a);
     const floatX* z = autoencoder_sample(a, padded.pixels, 1, e->options.seed, 0, &number, e->stream);
     const floatX* made = autoencoder_decode(a, z, 1, e->stream);
     floatS* values = (floatS*)malloc_check(n * sizeof(floatS), "a reconstruction");

@@ -8,8 +8,8 @@
 #include "common/training/comm.h"
 // defines: AUTOENCODER_WEIGHTS, AUTOENCODER_WEIGHTS_HELP
 #include "common/training/tokenizer_checkpoint.h"
-// defines: flow_solver_t
-#include "common/drawing/flow_sampler.h"
+// defines: drawing_options_t, drawing_flags, drawing_preset_*
+#include "common/drawing/drawing_options.h"
 // defines: make_folder
 #include "common/files/folder.h"
 // defines: report_t
@@ -19,16 +19,17 @@ enum { EVAL_FLAGS = 72, EVAL_BATCH = 4096 }; // at most
 enum { EVAL_INPUT_AUTO, EVAL_INPUT_PT, EVAL_INPUT_TF }; // -input
 
 typedef struct {
-    const char *preset, *inspect, *tokenizer, *dit, *latent_stats, *features, *lpips_weights, *encoder;
+    drawing_options_t drawing; // -gen, -sweep: the DiT, and how it is used
+    const char *preset, *inspect, *tokenizer, *features, *lpips_weights, *encoder;
     const char *encoder_weights, *data, *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca;
     const char *out, *json;
     const char* image;
     int side;
-    int recon, gen, probe, latent, sweep, tokenizer_weights, raw;
-    int images, reference_images, crop, force, input, n, balanced, steps, solver;
-    int cfg_channels, probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k;
-    int cknna_clip, draws, pca_joint, lpips_u8, pr_images, pr_fp16, batch, time_limit;
-    double aspect, shift, cfg, cfg_start, probe_lr;
+    int recon, gen, probe, latent, sweep, tokenizer_weights;
+    int images, reference_images, crop, force, input, n, balanced;
+    int probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k, cknna_clip;
+    int draws, pca_joint, lpips_u8, pr_images, pr_fp16, batch, time_limit;
+    double aspect, probe_lr;
     size_t seed;
 } eval_options_t;
 
@@ -73,11 +74,13 @@ static const cli_preset_t eval_presets[] = {
     {"mini", "the trained miniature that comes with this repository (garments, 32 pixels)", eval_preset_mini},
     {"imagenet", "what train_tokenizer and train_dit -preset imagenet leave", eval_preset_imagenet},
     {"paper", "the same by the paper's protocol: 50,000 samples, 250 steps, ADM's reference", eval_preset_paper},
+    {"dit", "DiT-XL/2 and Stable Diffusion's autoencoder, files as published, in this folder", drawing_preset_dit},
+    {"sit", "SiT-XL/2, likewise", drawing_preset_sit},
 };
 enum { EVAL_PRESETS = sizeof eval_presets / sizeof eval_presets[0] };
 
 static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
-    const cli_flag_t flags[] = {
+    const cli_flag_t what[] = {
         {"What to measure", "recon", CLI_BOOL, &o->recon, "0", NULL,
          "a tokenizer's reconstructions: rFID, PSNR, SSIM, LPIPS, and a sheet of the worst, median and best",
          CLI_NOT_SAVED},
@@ -95,13 +98,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
         {"Models", "tokenizer", CLI_STRING, &o->tokenizer, "", NULL,
          "checkpoints of train_tokenizer, exported files, or VA-VAE's, with commas between them; a DiT uses the last",
          CLI_SAVED},
-        {NULL, "dit", CLI_STRING, &o->dit, "", NULL, "a LightningDiT to draw with: what sample.cu takes", CLI_SAVED},
-        {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
-         "mean and deviation of the latents, where -dit does not hold them: LightningDiT's latents_stats.pt",
-         CLI_SAVED},
         {NULL, "tokenizer_weights", CLI_CHOICE, &o->tokenizer_weights, "ema", AUTOENCODER_WEIGHTS,
          AUTOENCODER_WEIGHTS_HELP, CLI_SAVED},
-        {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "the DiT's raw weights instead of their average", CLI_SAVED},
         {NULL, "features", CLI_STRING, &o->features, "", NULL,
          "pytorch-fid's Inception weights (pt_inception-2015-12-05-6726825d.pth), or a miniature classifier, whose "
          "scores have other names", CLI_SAVED},
@@ -137,18 +135,9 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
         {"Drawing", "n", CLI_INT, &o->n, "50000", "[2, inf)", "samples", CLI_SAVED},
         {NULL, "class", CLI_CHOICE, &o->balanced, "random", "random|balanced", "their classes: drawn, or in turn",
          CLI_SAVED},
-        {NULL, "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
-         "points of the time grid: one step less, as LightningDiT counts", CLI_SAVED},
-        {NULL, "solver", CLI_CHOICE, &o->solver, "euler", "euler|midpoint|heun|heun3|rk4|dopri5",
-         "dopri5 chooses its own steps", CLI_SAVED},
-        {NULL, "shift", CLI_NUMBER, &o->shift, "0.3", "[0, inf)",
-         "time shift: below 1, more steps near the noise; 0: none", CLI_SAVED},
-        {NULL, "cfg", CLI_NUMBER, &o->cfg, "1", "[0, inf)", "guidance scale; 1 or less: none", CLI_SAVED},
-        {NULL, "cfg_channels", CLI_INT, &o->cfg_channels, "0", "[0, 1024]",
-         "guided channels, the first so many; 0: all; 3: LightningDiT's and the paper's form", CLI_SAVED},
-        {NULL, "cfg_start", CLI_NUMBER, &o->cfg_start, "0", "[0, 1]", "time from which guidance acts (1 is data)",
-         CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "of the noise, the labels, and the probe", CLI_SAVED},
+    };
+    const cli_flag_t how[] = {
         {"Sweep", "sweep_steps", CLI_STRING, &o->sweep_steps, "30,50,80,120,250", NULL,
          "sampling steps, with commas; empty: none", CLI_SAVED},
         {NULL, "sweep_cfg", CLI_STRING, &o->sweep_cfg, "1,1.5,2,3,4", NULL,
@@ -190,6 +179,9 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
         {NULL, "time_limit", CLI_INT, &o->time_limit, "86400", "[1, inf)",
          "several processes: seconds to wait for one another before giving up", CLI_NOT_SAVED},
     };
-    memcpy(out, flags, sizeof flags);
-    return (int)(sizeof flags / sizeof flags[0]);
+    int n = sizeof what / sizeof what[0];
+    memcpy(out, what, sizeof what);
+    n += drawing_flags(&o->drawing, "1", out + n);
+    memcpy(out + n, how, sizeof how);
+    return n + (int)(sizeof how / sizeof how[0]);
 }

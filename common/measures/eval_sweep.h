@@ -47,14 +47,16 @@ static inline void sweep_add(sweep_t* w, int steps, double cfg) {
 static inline void sweep_key(sweep_t* w, const pipeline_t* g, const feature_net_t* net,
                              const reference_statistics_t* reference) {
     const eval_options_t* o = &w->e->options;
+    const drawing_options_t* d = &o->drawing;
     struct stat info;
     char text[2000];
     memset(&info, 0, sizeof info);
     stat(g->path, &info);
-    int n = snprintf(text, sizeof text, "%s %lld %lld %s %s %d %016llx %d %zu %d %d %g %g %d %d", g->path,
-                     (long long)info.st_size, (long long)info.st_mtime, g->tokenizer.fingerprint, net->hash, o->input,
-                     (unsigned long long)reference->hash, o->n, o->seed, o->solver, o->cfg_channels, o->cfg_start,
-                     o->shift, o->balanced, o->raw);
+    int n = snprintf(text, sizeof text, "%s %lld %lld %s %s %d %016llx %d %zu %d %d %g %g %d %d %d %d %g %016llx",
+                     g->path, (long long)info.st_size, (long long)info.st_mtime, g->tokenizer.fingerprint, net->hash,
+                     o->input, (unsigned long long)reference->hash, o->n, o->seed, d->solver, d->cfg_channels, d->cfg_start,
+                     d->shift, o->balanced, d->raw, d->predicts, d->process, d->eta,
+                     (unsigned long long)pipeline_statistics_hash(g));
     fingerprint_text(w->key, image_hash(0, (const uint8_t*)text, (size_t)n));
 }
 
@@ -104,8 +106,8 @@ static inline void sweep_picture(const sweep_t* w) {
         x[i] = i < w->steps_count ? w->points[i].steps : w->points[i].cfg;
         y[i] = w->points[i].done ? w->points[i].value : NAN;
     }
-    snprintf(titles[0], sizeof titles[0], "guidance %g", o->cfg > 1 ? o->cfg : 1);
-    snprintf(titles[1], sizeof titles[1], "%d steps", o->steps);
+    snprintf(titles[0], sizeof titles[0], "guidance %g", o->drawing.cfg > 1 ? o->drawing.cfg : 1);
+    snprintf(titles[1], sizeof titles[1], "%d steps", o->drawing.steps);
     for (int k = 0; k < 2; k++) {
         if (begin[k] == begin[k + 1]) continue;
         chart_t* c = &charts[panels];
@@ -141,7 +143,7 @@ static inline void sweep_points(sweep_t* w) {
             if (!axis && (values[i] < 2 || values[i] != floor(values[i]))) {
                 fatal("-sweep_steps %s: %g is no number of steps from 2 on", list, values[i]);
             }
-            sweep_add(w, axis ? o->steps : (int)values[i], axis ? values[i] : o->cfg);
+            sweep_add(w, axis ? o->drawing.steps : (int)values[i], axis ? values[i] : o->drawing.cfg);
         }
         if (!axis) w->steps_count = w->count;
     }

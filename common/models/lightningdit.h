@@ -85,6 +85,7 @@ static const lightningdit_config_t lightningdit_configs[] = {
     // As small as a test can use. SwiGLU is 106 wide: no multiple of 8.
     {"tiny/1",    2,   40,  2, 1, 0, 0, 0, 0, 0, 0, 0, 0},
     {"tiny/2",    2,   40,  2, 2, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"SiT-tiny/2", 2,  40,  2, 2, 1, 0, 0, 1, 1, 0, 0, 0},
 };
 enum { LIGHTNINGDIT_CONFIGS = sizeof lightningdit_configs / sizeof lightningdit_configs[0] };
 

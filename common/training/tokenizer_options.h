@@ -283,6 +283,7 @@ static inline void options_follow(options_t* o, cli_t* cli) {
 static inline void options_check_recipe(const options_t* o, const cli_t* cli) {
     static const char* const names[] = {"aligntok", "vae", "vavae"};
     static const char* const of_vavae[] = {"teacher", "teacher_weights", "w_vf", "distmat_margin", "cos_margin"};
+    static const char* const of_aligntok[] = {"w_sem", "sem_loss", "sem_at"};
     int baseline = o->recipe != RECIPE_ALIGNTOK, cnn = !strcmp(o->encoder, "cnn");
     for (int i = 0; i < 5; i++) {
         if (o->recipe == RECIPE_VAVAE || cli_source(cli, of_vavae[i]) != CLI_FROM_COMMAND_LINE) continue;
@@ -297,8 +298,9 @@ static inline void options_check_recipe(const options_t* o, const cli_t* cli) {
         fatal("-encoder cnn belongs to the baselines: AlignTok starts from a pretrained vision transformer; give "
               "another -encoder, or -preset vae");
     }
-    if (baseline && o->sem_at == SEMANTIC_OF_TOKENS) {
-        fatal("-sem_at tokens belongs to AlignTok's stage 2; recipe %s has no semantic loss, leave -sem_at out",
+    for (int i = 0; i < 3; i++) {
+        if (!baseline || cli_source(cli, of_aligntok[i]) != CLI_FROM_COMMAND_LINE) continue;
+        fatal("-%s belongs to AlignTok's stage 2; recipe %s has no semantic loss, leave it out", of_aligntok[i],
               names[o->recipe]);
     }
     if (baseline && o->stage != 1) fatal("-stage %d: recipe %s has one stage, number 1", o->stage, names[o->recipe]);

@@ -42,6 +42,32 @@ def fill(name, shape, base=0.0, amplitude=1.0):
     return torch.from_numpy(values.astype(np.float32)).to(DTYPE).reshape(shape)
 
 
+def philox(seed, stream, step, count):
+    """The first 4 `count` random words of a stream: Philox4x32-10 (Salmon et al. 2011), counter and key as rng.h packs
+    them."""
+    low = np.uint64(0xFFFFFFFF)
+    index = np.arange(count, dtype=np.uint64)
+    counter = [index & low, index >> np.uint64(32), np.full_like(index, step & 0xFFFFFFFF),
+               np.full_like(index, step >> 32 | stream << 24)]
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        first, second = np.uint64(0xD2511F53) * counter[0], np.uint64(0xCD9E8D57) * counter[2]
+        counter = [second >> np.uint64(32) ^ counter[1] ^ np.uint64(key[0]), second & low,
+                   first >> np.uint64(32) ^ counter[3] ^ np.uint64(key[1]), first & low]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return np.stack(counter, axis=1).reshape(-1)
+
+
+def philox_normal(seed, stream, step, begin, count):
+    """Standard normal numbers `begin` to `begin + count` of a stream (Box and Muller), to 1e-6 those of rng.h, which
+    computes in float32. What it takes the logarithm of is rounded as there."""
+    words = philox(seed, stream, step, -(-(begin + count) // 4)).reshape(-1, 2)
+    u = (words[:, 0].astype(np.float32).astype(np.float64) * 2.0**-32 + 2.0**-33).astype(np.float32)
+    radius = np.sqrt(-2 * np.log(u.astype(np.float64)))
+    angle = 2 * np.pi * (words[:, 1] / 2.0**32 - 1 / 8)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[begin:begin + count]
+
+
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 def nhwc(t):

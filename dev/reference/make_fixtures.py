@@ -639,15 +639,16 @@ and this page were made by
     python dev/reference/make_dit_fixtures.py     # dit_*, sampler
     python dev/reference/make_gigatok_fixture.py GIGATOK     # decoder_large, from a checkout of GigaTok (182920c)
     python dev/reference/make_variation_fixtures.py          # vit_lora, stage2_tokens
+    python dev/reference/make_drawing_fixture.py DIT SIT     # drawing, published_dit.pt, from checkouts of DiT (ed81ce2) and SiT (947f95b)
 
 ({versions};
-vit_dinov3*, dit_*, sampler and decoder_large: torch 2.15.0, torchdiffeq 0.2.5; vit_lora and stage2_tokens: torch
+vit_dinov3*, dit_*, sampler, drawing and decoder_large: torch 2.15.0, torchdiffeq 0.2.5; vit_lora and stage2_tokens: torch
 2.15.0, peft 0.21.2). The scripts compute in float64; run twice on one machine they give the same bytes.
 
 ## Layout of a file
 safetensors, F32. Metadata: `config`, a JSON object (`model`, sizes, options), and `versions`. Parameters have the
 public checkpoints' names, shapes and order (convolutions OIHW); images and maps are NHWC, token sequences (B, T, C).
-Only the latents of dit_* and sampler are NCHW, as they are in LightningDiT's files.
+Only the latents of dit_*, sampler and drawing are NCHW, as they are in LightningDiT's files.
 
 | tensor | what it is |
 |---|---|

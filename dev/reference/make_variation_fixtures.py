@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fixture_file import DTYPE, Fixture, backward_from, fill, parameter_gradients, run
+from fixture_file import DTYPE, Fixture, backward_from, fill, parameter_gradients, philox, run
 from make_fixtures import (STAGE2_DECODER, STAGE2_VIT, Adapter, NLayerDiscriminator, adaptive_weight, away_from_kinks,
                            discriminator_loss, encode, encoder_input, make_decoder, make_lpips, make_vit, nhwc,
                            randomise, stage2_forward)
@@ -29,22 +29,6 @@ VERSIONS = {name: importlib.metadata.version(name).split("+")[0]
 # ---- Low-rank pairs --------------------------------------------------------------------------------------------------
 
 DROPOUT_STREAM = 4  # RANDOM_DROPOUT of common/program/rng.h
-
-
-def philox(seed, stream, step, count):
-    """The first 4 `count` random words of a stream: Philox4x32-10 (Salmon et al. 2011), counter and key as rng.h packs
-    them."""
-    low = np.uint64(0xFFFFFFFF)
-    index = np.arange(count, dtype=np.uint64)
-    counter = [index & low, index >> np.uint64(32), np.full_like(index, step & 0xFFFFFFFF),
-               np.full_like(index, step >> 32 | stream << 24)]
-    key = [seed & 0xFFFFFFFF, seed >> 32]
-    for _ in range(10):
-        first, second = np.uint64(0xD2511F53) * counter[0], np.uint64(0xCD9E8D57) * counter[2]
-        counter = [second >> np.uint64(32) ^ counter[1] ^ np.uint64(key[0]), second & low,
-                   first >> np.uint64(32) ^ counter[3] ^ np.uint64(key[1]), first & low]
-        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return np.stack(counter, axis=1).reshape(-1)
 
 
 class Dropout(nn.Module):

@@ -1,0 +1,75 @@
+// drawing_options.h: the flags that say with which transformer is drawn, and how: those of sample.cu and of eval.cu, in
+// one table, with the presets that both have.
+//
+// The tokenizer, the seed and the batch are the program's own. Look next at common/drawing/pipeline.h, which these
+// flags open, and at sample.cu.
+#pragma once
+// defines: cli_flag_t, cli_setting_t
+#include "common/program/cli.h"
+// defines: pipeline_t, pipeline_open, pipeline_use_scale, pipeline_use_statistics
+#include "common/drawing/pipeline.h"
+
+enum { DRAWING_FLAGS = 13 };
+
+typedef struct {
+    const char *dit, *latent_stats;
+    int raw, predicts, steps, solver, process, cfg_channels;
+    double latent_scale, eta, shift, cfg, cfg_start;
+} drawing_options_t;
+
+// DiT and SiT as published, with an autoencoder of Stable Diffusion in LDM's layout.
+static const cli_setting_t drawing_preset_dit[] = {{"dit", "DiT-XL-2-256x256.pt"},
+    {"tokenizer", "vae-ft-mse-840000-ema-pruned.ckpt"}, {"latent_scale", "0.18215"}, {"predicts", "noise"},
+    {"steps", "250"}, {"cfg_channels", "3"}, {NULL, NULL}};
+static const cli_setting_t drawing_preset_sit[] = {{"dit", "SiT-XL-2-256x256.pt"},
+    {"tokenizer", "vae-ft-mse-840000-ema-pruned.ckpt"}, {"latent_scale", "0.18215"}, {"predicts", "velocity"},
+    {"steps", "250"}, {"solver", "dopri5"}, {"shift", "0"}, {"cfg_channels", "3"}, {NULL, NULL}};
+
+// cfg: the default guidance.
+static inline int drawing_flags(drawing_options_t* o, const char* cfg, cli_flag_t out[DRAWING_FLAGS]) {
+    const cli_flag_t flags[DRAWING_FLAGS] = {
+        {"Diffusion transformer", "dit", CLI_STRING, &o->dit, "", NULL,
+         "weights: a checkpoint of train_dit, an exported one, or LightningDiT's, DiT's, SiT's as published (.pt, "
+         ".safetensors)", CLI_SAVED},
+        {NULL, "raw", CLI_BOOL, &o->raw, "0", NULL, "its raw weights instead of their average", CLI_SAVED},
+        {NULL, "latent_stats", CLI_STRING, &o->latent_stats, "", NULL,
+         "mean and deviation of the latents where its file has none: LightningDiT's latents_stats.pt", CLI_SAVED},
+        {NULL, "latent_scale", CLI_NUMBER, &o->latent_scale, "0", "[0, 1e6]",
+         "in place of statistics: latents are so many times the autoencoder's; 0.18215 with Stable Diffusion's",
+         CLI_SAVED},
+        {NULL, "predicts", CLI_CHOICE, &o->predicts, "unknown", "unknown|velocity|noise",
+         "what a network with 2 outputs for a channel says, DiT's noise or SiT's velocity: their files do not tell",
+         CLI_SAVED},
+        {"Sampler", "steps", CLI_INT, &o->steps, "50", "[2, 100000]",
+         "points of the time grid: one step less, as LightningDiT counts; with -process: steps", CLI_SAVED},
+        {NULL, "solver", CLI_CHOICE, &o->solver, "euler", "euler|midpoint|heun|heun3|rk4|dopri5",
+         "dopri5 chooses its own steps", CLI_SAVED},
+        {NULL, "process", CLI_CHOICE, &o->process, "ddpm", "ddpm|ddim|sde",
+         "in place of a solver: ddpm or ddim where noise is predicted, sde where a velocity is", CLI_SAVED},
+        {NULL, "eta", CLI_NUMBER, &o->eta, "0", "[0, 1]", "ddim: share of the noise that ddpm adds", CLI_SAVED},
+        {NULL, "shift", CLI_NUMBER, &o->shift, "0.3", "[0, inf)",
+         "time shift: below 1, more steps near the noise; 0: none", CLI_SAVED},
+        {NULL, "cfg", CLI_NUMBER, &o->cfg, cfg, "[0, inf)", "guidance scale; 1 or less: none", CLI_SAVED},
+        {NULL, "cfg_channels", CLI_INT, &o->cfg_channels, "0", "[0, 1024]",
+         "guided channels, the first so many; 0: all; 3: LightningDiT's and the paper's form", CLI_SAVED},
+        {NULL, "cfg_start", CLI_NUMBER, &o->cfg_start, "0", "[0, 1]", "time from which guidance acts (1 is data)",
+         CLI_SAVED},
+    };
+    memcpy(out, flags, sizeof flags);
+    return DRAWING_FLAGS;
+}
+
+// What the flags say of the sampler.
+static inline dit_sampler_options_t drawing_sampler(const drawing_options_t* o, int batch, size_t seed) {
+    dit_sampler_options_t s = {(flow_solver_t)o->solver, o->steps, o->shift, {o->cfg, o->cfg_start, o->cfg_channels},
+                               batch, seed, (dit_prediction_t)o->predicts, (ddpm_kind_t)o->process, o->eta};
+    return s;
+}
+
+// pipeline_open, with the statistics that are given.
+static inline void drawing_open(pipeline_t* g, const drawing_options_t* o, const char* tokenizer,
+                                autoencoder_weights_t weights, dit_sampler_options_t sampler) {
+    pipeline_open(g, o->dit, o->raw, tokenizer, weights, sampler);
+    if (o->latent_scale > 0) pipeline_use_scale(g, o->latent_scale);
+    if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
+}
