@@ -51,6 +51,15 @@ void matmul_add_forward(floatX* out,          // (N, OC) +=
                         const floatX* weight, // (OC, C)
                         size_t N, int C, int OC, stream_t s);
 
+// The backward of a layer that reads what another one reads too: dx += dout weight, the rest as matmul_backward.
+void matmul_add_backward(floatX* dx,           // (N, C) +=
+                         floatS* dweight,      // (OC, C) or NULL
+                         floatS* dbias,        // (OC) or NULL
+                         const floatX* dout,   // (N, OC)
+                         const floatX* x,      // (N, C), needed for dweight
+                         const floatX* weight, // (OC, C)
+                         size_t N, int C, int OC, stream_t s);
+
 // pre = x weight^T + bias;  out = gelu(pre). `act` is ACT_GELU: 0.5 u (1 + erf(u / sqrt 2)), or ACT_GELU_TANH:
 // 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))).
 void matmul_gelu_forward(floatX* out,          // (N, OC)

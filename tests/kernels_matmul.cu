@@ -109,7 +109,7 @@ static void test_residual(stream_t s, const char* name, size_t N, int C, int OC)
     test_end_case();
 }
 
-// What is there counts; a sum of few terms, as behind a low-rank matrix; and GELU by itself.
+// What is there counts, forward and backward; a sum of few terms, as behind a low-rank matrix; and GELU by itself.
 static void run_add(stream_t s, void* context) {
     const linear_t* l = (const linear_t*)context;
     size_t N = l->N;
@@ -122,6 +122,13 @@ static void run_add(stream_t s, void* context) {
     gelu_forward(activated.dev, pre.dev, N * OC, l->act, s);
     cpu::gelu_forward(activated.ref, pre.ref, N * OC, l->act, 0);
     check_tensor("gelu", activated, TOLERANCE_X);
+    tensor<floatX> dout = random_input(N * OC), dx = random_input(N * C);
+    tensor<float> dweight = random_gradient((size_t)OC * C), dbias = random_gradient(OC);
+    matmul_add_backward(dx.dev, dweight.dev, dbias.dev, dout.dev, x.dev, weight.dev, N, C, OC, s);
+    cpu::matmul_add_backward(dx.ref, dweight.ref, dbias.ref, dout.ref, x.ref, weight.ref, N, C, OC, 0);
+    check_tensor("dx", dx, TOLERANCE_X);
+    check_tensor("dweight", dweight, TOLERANCE_S);
+    check_tensor("dbias", dbias, TOLERANCE_S);
     free_tensors();
 }
 

@@ -1,5 +1,5 @@
-// Linear layers and GELU: matmul_forward, matmul_backward, matmul_add_forward, matmul_gelu_forward, gelu_*.
-// defines: matmul_forward, matmul_backward, matmul_add_forward, matmul_gelu_forward, gelu_forward, gelu_backward
+// Linear layers and GELU: matmul_forward, matmul_backward, matmul_add_*, matmul_gelu_forward, gelu_*.
+// defines: matmul_forward, matmul_backward, matmul_add_*, matmul_gelu_forward, gelu_forward, gelu_backward
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -146,8 +146,8 @@ static void test_null_gradients(void) {
     test_end_case();
 }
 
-// What matmul_add_forward adds is what matmul_forward writes, at sizes with one piece and with several; and GELU by
-// itself is the GELU behind the product.
+// What matmul_add_forward adds is what matmul_forward writes, at sizes with one piece and with several, and so in the
+// backward; and GELU by itself is the GELU behind the product.
 static void test_add(size_t N, int C, int OC) {
     linear_t l = linear_new(N, C, OC, 0, ACT_GELU);
     double *start = random_buffer(N * OC), *sum = copy_of(start, N * OC), *gelu = poisoned_buffer(N * OC);
@@ -157,7 +157,13 @@ static void test_add(size_t N, int C, int OC) {
     for (size_t i = 0; i < N * OC; i++) start[i] += l.pre[i];
     check_error("sum", relative_error_double(sum, start, N * OC), 1e-13);
     check_error("GELU by itself", relative_error_double(gelu, l.out, N * OC), 1e-14);
-    free(start), free(sum), free(gelu);
+    double *dx = random_buffer(N * C), *dx_start = copy_of(dx, N * C), *dweight = copy_of(l.dweight, (size_t)OC * C);
+    matmul_add_backward(dx, dweight, NULL, l.dout, l.x, l.weight, N, C, OC, 0);
+    matmul_backward(l.dx, l.dweight, NULL, l.dout, l.x, l.weight, N, C, OC, 0);
+    for (size_t i = 0; i < N * C; i++) dx_start[i] += l.dx[i];
+    check_error("dx", relative_error_double(dx, dx_start, N * C), 1e-13);
+    check(!memcmp(dweight, l.dweight, (size_t)OC * C * sizeof(double)), "dweight as of matmul_backward");
+    free(start), free(sum), free(gelu), free(dx), free(dx_start), free(dweight);
     linear_free(&l);
 }
 

@@ -249,3 +249,16 @@ void matmul_backward(floatX* dx,           // (N, C) or NULL
     }
     if (dbias) add_column_sums(dbias, dout, N, OC, s);
 }
+
+void matmul_add_backward(floatX* dx,           // (N, C) +=
+                         floatS* dweight,      // (OC, C) or NULL
+                         floatS* dbias,        // (OC) or NULL
+                         const floatX* dout,   // (N, OC)
+                         const floatX* x,      // (N, C)
+                         const floatX* weight, // (OC, C)
+                         size_t N, int C, int OC, stream_t s) {
+    matmul_shape_t shape = matmul_shape(matmul_rows(N), C, OC, 0, 0);
+    shape.beta = 1;
+    matmul_batched(dx, dout, weight, shape, s);
+    matmul_backward(nullptr, dweight, dbias, dout, x, weight, N, C, OC, s);
+}

@@ -163,8 +163,8 @@ void matmul_add_forward(floatX* out,          // (N, OC) +=
     }
 }
 
-// dx = dout weight
-static inline void matmul_backward_data(floatX* dx, const floatX* dout, const floatX* weight,
+// dx = keep dx + dout weight, keep being 0 or 1
+static inline void matmul_backward_data(floatX* dx, const floatX* dout, const floatX* weight, floatX keep,
                                         size_t N, int C, int OC) {
     matmul_grid_t grid = matmul_grid(N, C, OC);
     #pragma omp parallel for schedule(dynamic) if (grid.shared)
@@ -172,7 +172,7 @@ static inline void matmul_backward_data(floatX* dx, const floatX* dout, const fl
         matmul_piece_t p = matmul_piece(grid, index);
         if (p.rows == 0 || p.cols == 0) continue;
         gemm(PLAIN, PLAIN, p.rows, p.cols, OC, 1, dout + p.row * OC, OC, weight + p.col, C,
-             0, dx + p.row * C + p.col, C);
+             keep, dx + p.row * C + p.col, C);
     }
 }
 
@@ -219,8 +219,19 @@ void matmul_backward(floatX* dx,           // (N, C) or NULL
                      const floatX* weight, // (OC, C)
                      size_t N, int C, int OC, stream_t s) {
     (void)s;
-    if (dx) matmul_backward_data(dx, dout, weight, N, C, OC);
+    if (dx) matmul_backward_data(dx, dout, weight, 0, N, C, OC);
     if (dweight && matmul_stretches(N, C, OC) > 1) matmul_backward_small_weight(dweight, dout, x, N, C, OC);
     else if (dweight) matmul_backward_weight(dweight, dout, x, N, C, OC);
     if (dbias) add_column_sums(dbias, dout, N, OC);
+}
+
+void matmul_add_backward(floatX* dx,           // (N, C) +=
+                         floatS* dweight,      // (OC, C) or NULL
+                         floatS* dbias,        // (OC) or NULL
+                         const floatX* dout,   // (N, OC)
+                         const floatX* x,      // (N, C)
+                         const floatX* weight, // (OC, C)
+                         size_t N, int C, int OC, stream_t s) {
+    matmul_backward_data(dx, dout, weight, 1, N, C, OC);
+    matmul_backward(NULL, dweight, dbias, dout, x, weight, N, C, OC, s);
 }
