@@ -237,6 +237,22 @@ void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
                         const floatS* lse,  // (B, NH, T)
                         int B, int T, int NH, int HS, stream_t s);
 
+// The same where the first keys of an image are padding: the sum over j begins at first_key of the image, so that out
+// does not depend on keys and values before it, and their gradients are zero. Every token asks; what padding gets is of
+// no use and finite if its query is. first_key NULL, or 0 for all images: the bits of the operations above.
+void attention_from_forward(floatX* out,          // (B, T, NH, HS)
+                            floatS* lse,          // (B, NH, T)
+                            const floatX* qkv,    // (B, T, 3, NH, HS)
+                            const int* first_key, // (B) device memory, each in [0, T); or NULL for 0
+                            int B, int T, int NH, int HS, stream_t s);
+void attention_from_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
+                             const floatX* dout,   // (B, T, NH, HS)
+                             const floatX* qkv,    // (B, T, 3, NH, HS)
+                             const floatX* out,    // (B, T, NH, HS)
+                             const floatS* lse,    // (B, NH, T)
+                             const int* first_key, // (B) device memory, or NULL for 0
+                             int B, int T, int NH, int HS, stream_t s);
+
 // ---------------------------------------------------------------------------------------------------------------------
 // From an image to tokens                                                                              dev/cpu/embed.h
 

@@ -10,7 +10,7 @@
 #define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, for_each_shape
 #include "tests/kernel.h"
-// defines: attention_forward, attention_backward, attention_products_*, attention_tiles_*
+// defines: attention_forward, attention_backward, attention_from_*, attention_products_*, attention_tiles_*
 #include "common/cuda/attention.cuh"
 
 #ifdef FP32
@@ -28,6 +28,7 @@ typedef struct {
     size_t offset = 0;          // of every tensor from a multiple of 16 bytes, in values
     way_t way = BY_SIZE;
     size_t scratch = 0;         // bytes of scratch memory, BY_PRODUCTS
+    int padding = 0;            // 1: the first keys are padding, of each image another number
     floatX* first = nullptr;    // dqkv and out of the first run, to compare bits
 } attention_case_t;
 
@@ -67,6 +68,19 @@ static void check_part(const char* what, tensor<floatX> t, const attention_case_
     check_error(what, isfinite(error) ? error : INFINITY, bound);
 }
 
+// Where keys and values are padding their gradient is exactly zero.
+static void check_padding_gradient(tensor<floatX> dqkv, const int* padding, const attention_case_t* c) {
+    size_t C = (size_t)c->NH * c->HS, token = 3 * C;
+    floatX* host = (floatX*)malloc_check(dqkv.n * sizeof(floatX), "a test's tensor");
+    copy_to_host(host, dqkv.dev, dqkv.n * sizeof(floatX), 0);
+    int zero = 1;
+    for (int b = 0; b < c->B; b++) for (int t = 0; t < padding[b]; t++) for (size_t i = C; i < token; i++) {
+        zero &= (float)host[((size_t)b * c->T + t) * token + i] == 0;
+    }
+    check(zero, "padding has no gradient");
+    free(host);
+}
+
 static void attention_run(stream_t s, void* context) {
     attention_case_t* c = (attention_case_t*)context;
     int B = c->B, T = c->T, NH = c->NH, HS = c->HS;
@@ -80,17 +94,36 @@ static void attention_run(stream_t s, void* context) {
     tensor<float> lse = output_s(rows);
     qkv = behind(qkv, o);
 
-    cpu::attention_forward(out.ref, lse.ref, qkv.ref, B, T, NH, HS, 0);
-    if (c->way == BY_SIZE) attention_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, s);
-    else attention_products_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, c->scratch, s);
+    int numbers[3] = {T / 2, T - 1, T > 67 ? 67 : 0}, *first_key = NULL;
+    if (c->padding) {
+        first_key = (int*)device_malloc(B * sizeof(int), "a test's padding");
+        copy_to_device(first_key, numbers, B * sizeof(int), 0);
+    }
+    const int* ref_key = c->padding ? numbers : NULL;
+
+    cpu::attention_from_forward(out.ref, lse.ref, qkv.ref, ref_key, B, T, NH, HS, 0);
+    if (c->way == BY_PRODUCTS) {
+        attention_products_forward(out.dev, lse.dev, qkv.dev, first_key, B, T, NH, HS, c->scratch, s);
+    } else if (c->padding) {
+        attention_from_forward(out.dev, lse.dev, qkv.dev, first_key, B, T, NH, HS, s);
+    } else {
+        attention_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, s);
+    }
     check_tensor("out", out, TOLERANCE_P + score_error(c));
     check_tensor("lse", lse, TOLERANCE_S);
 
     take_from_device(out);
     take_from_device(lse);
-    cpu::attention_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, B, T, NH, HS, 0);
-    if (c->way == BY_SIZE) attention_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, s);
-    else attention_products_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, c->scratch, s);
+    cpu::attention_from_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, ref_key, B, T, NH, HS, 0);
+    if (c->way == BY_PRODUCTS) {
+        attention_products_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, first_key, B, T, NH, HS, c->scratch,
+                                    s);
+    } else if (c->padding) {
+        attention_from_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, first_key, B, T, NH, HS, s);
+    } else {
+        attention_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, s);
+    }
+    if (c->padding) check_padding_gradient(dqkv, numbers, c);
     // Blocks of queries add dk and dv up in floatX: a third rounding. A row of dS sums to zero, so the mean of the keys
     // adds nothing to dq, but its rounding errors do not sum to zero; likewise the mean of the queries in dk.
     double bound = (c->way == BY_SIZE ? TOLERANCE_P : 1.25 * TOLERANCE_P) + score_error(c);
@@ -108,6 +141,7 @@ static void attention_run(stream_t s, void* context) {
     } else {
         c->first = bits;
     }
+    device_free(first_key);
     free_tensors();
 }
 
@@ -140,17 +174,21 @@ static void attention_case(const char* name, stream_t s, attention_case_t c) {
 // Images in groups, because the sums of all do not fit the scratch memory.
 static void check_image_groups(stream_t s) {
     if (!test_case("attention: images in groups")) return;
-    const int B = 3, T = 280, NH = 1, HS = 32;
+    const int B = 3, T = 300, NH = 1, HS = 32;
+    const int padding[3] = {0, 290, 3};
+    int* first_key = (int*)device_malloc(sizeof padding, "a test's padding");
+    copy_to_device(first_key, padding, sizeof padding, 0);
     size_t n = (size_t)B * T * NH * HS;
     tensor<floatX> qkv = random_input(3 * n), dout = random_input(n), out = output(n), dqkv = output(3 * n);
     tensor<float> lse = output_s((size_t)B * NH * T);
-    attention_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, s);
+    attention_from_forward(out.dev, lse.dev, qkv.dev, first_key, B, T, NH, HS, s);
     take_from_device(out);
     take_from_device(lse);
-    cpu::attention_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, B, T, NH, HS, 0);
+    cpu::attention_from_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, padding, B, T, NH, HS, 0);
     size_t two_images = 2 * n / B * sizeof(float);
-    attention_tiles_backward<32>(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, two_images, s);
+    attention_tiles_backward<32>(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, first_key, B, T, NH, HS, two_images, s);
     check_tensor("dqkv", dqkv, TOLERANCE_P);
+    device_free(first_key);
     free_tensors();
     test_end_case();
 }
@@ -201,6 +239,14 @@ int main(int argc, char** argv) {
     attention_case("attention", s, {.B = 2, .T = 37, .NH = 2, .HS = 80});
     attention_case("attention", s, {.B = 2, .T = 37, .NH = 3, .HS = 8});
     attention_case("attention", s, {.B = 2, .T = 37, .NH = 3, .HS = 1});
+    const int padded[] = {32, 64, 72, 128, 5};
+    for (int HS : padded) {
+        attention_case("padding", s, {.B = 2, .T = 70, .NH = 2, .HS = HS, .padding = 1});
+        attention_case("padding", s, {.B = 3, .T = 140, .NH = 1, .HS = HS, .padding = 1});
+    }
+    attention_case("padding, parked keys", s, {.B = 1, .T = 261, .NH = 1, .HS = 32, .padding = 1});
+    attention_case("padding, two rounds become one", s, {.B = 2, .T = 300, .NH = 1, .HS = 64, .padding = 1});
+    attention_case("padding, three rounds become two", s, {.B = 1, .T = 330, .NH = 1, .HS = 128, .padding = 1});
     attention_case("unaligned", s, {.B = 2, .T = 37, .NH = 2, .HS = 64, .offset = 3});
 
     // scores of up to a few hundred; and all of them near -500, where a key of zeros would outweigh every real one
@@ -221,6 +267,12 @@ int main(int argc, char** argv) {
                    {.B = 2, .T = 33, .NH = 1, .HS = 40, .way = BY_PRODUCTS, .scratch = 15 * 33 * bytes});
     attention_case("products, part of the queries", s,
                    {.B = 2, .T = 33, .NH = 2, .HS = 24, .way = BY_PRODUCTS, .scratch = 15 * 33 * bytes});
+    attention_case("products, part of the images, padding", s,
+                   {.B = 3, .T = 33, .NH = 1, .HS = 40, .way = BY_PRODUCTS, .scratch = two, .padding = 1});
+    attention_case("products, part of the heads, padding", s,
+                   {.B = 2, .T = 33, .NH = 3, .HS = 24, .way = BY_PRODUCTS, .scratch = two, .padding = 1});
+    attention_case("products, part of the queries, padding", s,
+                   {.B = 2, .T = 33, .NH = 1, .HS = 40, .way = BY_PRODUCTS, .scratch = 15 * 33 * bytes, .padding = 1});
 #ifndef FP32
     check_image_groups(s);
     check_blocks();

@@ -1,7 +1,7 @@
 // Attention over packed queries, keys and values: the naive loops against finite differences, and where the answer is
-// known; the fast forms against the naive loops, and against differences once more.
+// known; the fast forms against the naive loops, and against differences once more; all also where keys are padding.
 
-// defines: attention_forward, attention_backward, attention_forward_naive, attention_backward_naive
+// defines: attention_forward, attention_backward, attention_from_*, attention_forward_naive, attention_backward_naive
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -13,12 +13,13 @@
 typedef struct {
     int B, T, NH, HS;
     size_t n;    // B T NH HS
+    int* first_key; // (B) or NULL
     double *qkv, *out, *lse, *dout, *dqkv;
 } attention_t;
 
 static attention_t attention_new(int B, int T, int NH, int HS) {
     attention_t a;
-    a.B = B, a.T = T, a.NH = NH, a.HS = HS;
+    a.B = B, a.T = T, a.NH = NH, a.HS = HS, a.first_key = NULL;
     a.n = (size_t)B * T * NH * HS;
     a.qkv = random_buffer(3 * a.n), a.dout = random_buffer(a.n);
     a.out = poisoned_buffer(a.n), a.lse = poisoned_buffer((size_t)B * NH * T), a.dqkv = poisoned_buffer(3 * a.n);
@@ -29,14 +30,14 @@ static void attention_free(attention_t* a) { free(a->qkv), free(a->out), free(a-
 
 static double attention_objective(void* context) {
     attention_t* a = (attention_t*)context;
-    attention_forward(a->out, a->lse, a->qkv, a->B, a->T, a->NH, a->HS, 0);
+    attention_from_forward(a->out, a->lse, a->qkv, a->first_key, a->B, a->T, a->NH, a->HS, 0);
     return dot(a->out, a->dout, a->n);
 }
 
 static void attention_both(void* context) {
     attention_t* a = (attention_t*)context;
     attention_objective(context);
-    attention_backward(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->B, a->T, a->NH, a->HS, 0);
+    attention_from_backward(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->first_key, a->B, a->T, a->NH, a->HS, 0);
 }
 
 // Row `part` (0 q, 1 k, 2 v) of token t in qkv.
@@ -46,13 +47,13 @@ static double* row_of(const attention_t* a, double* qkv, int b, int t, int part,
 
 static double naive_objective(void* context) {
     attention_t* a = (attention_t*)context;
-    attention_forward_naive(a->out, a->lse, a->qkv, a->B, a->T, a->NH, a->HS);
+    attention_forward_naive(a->out, a->lse, a->qkv, a->first_key, a->B, a->T, a->NH, a->HS);
     return dot(a->out, a->dout, a->n);
 }
 
 static void naive_both(attention_t* a) {
     naive_objective(a);
-    attention_backward_naive(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->B, a->T, a->NH, a->HS);
+    attention_backward_naive(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->first_key, a->B, a->T, a->NH, a->HS);
 }
 
 static void test_naive(const char* name, int B, int T, int NH, int HS) {
@@ -133,6 +134,38 @@ static void test_shift(void) {
     test_end_case();
 }
 
+// Padding in front, of another length in each image: against the naive loops and differences; what stands there changes
+// nothing and has no gradient; and where nothing is padding, the usual bits.
+static void test_first_key(const char* name, int B, int T, int NH, int HS, int differences) {
+    if (!test_case(name)) return;
+    attention_t a = attention_new(B, T, NH, HS), none = a;
+    int first_key[8] = {T / 2, 0, T - 1, 1}, zeros[8] = {0};
+    a.first_key = first_key;
+    attention_both(&a);
+    check_values(&a);
+    if (differences) check_gradient("dqkv", attention_objective, &a, a.qkv, a.dqkv, 3 * a.n);
+    if (differences) naive_both(&a), check_gradient("dqkv naive", naive_objective, &a, a.qkv, a.dqkv, 3 * a.n);
+    attention_both(&a);
+    double* before = copy_of(a.out, a.n);
+    for (int b = 0; b < B; b++) for (int t = 0; t < first_key[b]; t++) for (int i = 0; i < 2 * NH * HS; i++) {
+        check(row_of(&a, a.dqkv, b, t, 1, 0)[i] == 0, "padding's keys and values have no gradient");
+        row_of(&a, a.qkv, b, t, 1, 0)[i] = 1e3;
+    }
+    attention_objective(&a);
+    check(!memcmp(before, a.out, a.n * sizeof(double)), "padding's keys and values change nothing");
+    a.first_key = zeros;
+    none.out = poisoned_buffer(a.n), none.lse = poisoned_buffer((size_t)B * NH * T);
+    none.dqkv = poisoned_buffer(3 * a.n);
+    attention_both(&a);
+    attention_forward(none.out, none.lse, a.qkv, B, T, NH, HS, 0);
+    attention_backward(none.dqkv, a.dout, a.qkv, none.out, none.lse, B, T, NH, HS, 0);
+    check(!memcmp(none.out, a.out, a.n * sizeof(double)), "out: the bits of attention without padding");
+    check(!memcmp(none.dqkv, a.dqkv, 3 * a.n * sizeof(double)), "dqkv: the bits of attention without padding");
+    free(before), free(none.out), free(none.lse), free(none.dqkv);
+    attention_free(&a);
+    test_end_case();
+}
+
 static void test_threads(const char* name, int B, int T, int NH, int HS) {
     if (!test_case(name)) return;
     attention_t a = attention_new(B, T, NH, HS);
@@ -160,6 +193,10 @@ int main(int argc, char** argv) {
     test_values("attention one head, in tiles and groups", 1, 509, 1, 16);
     test_values("attention in tiles", 4, 389, 2, 5);
     test_shift();
+    test_first_key("attention with padding", 3, 11, 2, 5, 1);
+    test_first_key("attention with padding, one token", 1, 1, 1, 3, 1);
+    test_first_key("attention with padding, in tiles", 4, 389, 2, 5, 0);
+    test_first_key("attention with padding, one head, in tiles and groups", 2, 509, 1, 16, 0);
     test_threads("attention, any number of threads", 3, 61, 3, 8);
     test_threads("attention one head, any number of threads", 1, 509, 1, 16);
     return test_finish();

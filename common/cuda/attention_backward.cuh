@@ -212,6 +212,8 @@ typedef struct {
     const bf16* qkv;  // (B, T, 3, NH, HS)
     const bf16* out;  // (B, T, NH, HS)
     const float* lse; // (B, NH, T)
+    const int* first_key; // (B) or NULL for 0
+    int padding, K;   // of a head: tokens that are padding as keys, and the keys behind them
     int T, NH, HS;
     int keys; // of a block
     float scale_log2, scale;
@@ -224,6 +226,8 @@ __device__ static inline attention_backward_t attention_head(attention_backward_
     size_t in_out = attention_head_at(head, 1, of.T, of.NH, of.HS);
     of.dqkv += in_qkv, of.qkv += in_qkv, of.dout += in_out, of.out += in_out;
     of.lse += (size_t)head * of.T;
+    of.padding = attention_padding(of.first_key, head, of.NH);
+    of.K = of.T - of.padding;
     if (of.sums) of.sums += (size_t)head * of.T * of.HS;
     return of;
 }
@@ -248,7 +252,7 @@ __device__ static inline void attention_backward_queries(attention_backward_t he
                                                          int first_key, int stage, int first) {
     constexpr int COLS = attention_columns(D), W = QT == 64 ? COLS / 2 : 16, patches = COLS / W;
     shared<bf16> ds = attention_tile<QT>(at.ds(), at.own), k = attention_tile<COLS>(at.k(), at.own);
-    int keys = min(head.T - first_key, at.own), stride = 3 * head.NH * head.HS;
+    int keys = min(head.K - first_key, at.own), stride = 3 * head.NH * head.HS;
     for (int patch = threadIdx.x / WARP; patch < QT / 16 * patches; patch += blockDim.x / WARP) {
         int row = patch / patches * 16, channel = patch % patches * W, rows = head.T - first - row;
         if (rows <= 0) continue;
@@ -264,7 +268,7 @@ __device__ static inline void attention_backward_queries(attention_backward_t he
             tile_load_b_transposed<W, COLS>(b, k, channel, key);
             tile_multiply<16, W>(d, a, b);
         }
-        if (first_key + at.own >= head.T) { // nobody reads q of this tile any more: there dq is gathered
+        if (first_key + at.own >= head.K) { // nobody reads q of this tile any more: there dq is gathered
             attention_store<COLS, 16, W>(head.dqkv + (size_t)(first + row) * stride, stride, at.q(stage), row, channel,
                                          d, scales, rows, head.HS);
         } else {
@@ -283,8 +287,8 @@ __device__ static inline void attention_store_keys(attention_backward_t head, at
     constexpr int COLS = attention_columns(D);
     float scales[M / 8], ones[M / 8];
     for (int i = 0; i < M / 8; i++) scales[i] = head.scale, ones[i] = 1;
-    int C = head.NH * head.HS, rows = head.T - first_key - own_row;
-    bf16* to = head.dqkv + (size_t)(first_key + own_row) * 3 * C + C;
+    int C = head.NH * head.HS, rows = head.K - first_key - own_row;
+    bf16* to = head.dqkv + (size_t)(head.padding + first_key + own_row) * 3 * C + C;
     attention_store<COLS, M, D>(to, 3 * C, at.k(), own_row, 0, dk, scales, rows, head.HS);
     attention_store<COLS, M, D>(to + C, 3 * C, at.v(), own_row, 0, dv, ones, rows, head.HS);
 }
@@ -309,8 +313,21 @@ template <int D, int QT>
 __device__ static inline void attention_copy_keys(attention_backward_t head, attention_places<D, QT> at, int first) {
     constexpr int COLS = attention_columns(D);
     int C = head.NH * head.HS;
-    attention_copy<COLS>(attention_tile<COLS>(at.k(), at.own), head.qkv + C, 3 * C, first, at.own, head.T, head.HS);
-    attention_copy<COLS>(attention_tile<COLS>(at.v(), at.own), head.qkv + 2 * C, 3 * C, first, at.own, head.T, head.HS);
+    const bf16* k = head.qkv + (size_t)head.padding * 3 * C + C;
+    attention_copy<COLS>(attention_tile<COLS>(at.k(), at.own), k, 3 * C, first, at.own, head.K, head.HS);
+    attention_copy<COLS>(attention_tile<COLS>(at.v(), at.own), k + C, 3 * C, first, at.own, head.K, head.HS);
+}
+
+// dk and dv of padding are zero.
+__device__ static inline void attention_clear_padding(attention_backward_t head) {
+    int C = head.NH * head.HS, pieces = head.HS / 8;
+    pack<bf16> zero;
+    for (int c = 0; c < 8; c++) zero[c] = (bf16)0.0f;
+    for (int i = opaque_thread(); i < head.padding * pieces; i += blockDim.x) {
+        bf16* dk = head.dqkv + (size_t)(i / pieces) * 3 * C + C + i % pieces * 8;
+        store16(dk, zero);
+        store16(dk + C, zero);
+    }
 }
 
 template <int D, int QT>
@@ -320,7 +337,8 @@ void attention_backward_kernel(attention_backward_t of) {
     const int own_row = threadIdx.x / WARP * M, parked_row = blockDim.x / WARP * M, T = of.T;
     const attention_places<D, QT> at = {of.keys};
     const bool has_parked = D <= 64 && parked_row < of.keys && own_row + M == parked_row;
-    for (int first_key = 0; first_key < T; first_key += of.keys) {
+    attention_clear_padding(attention_head(of));
+    for (int first_key = 0; first_key < attention_head(of).K; first_key += of.keys) {
         attention_backward_t head = attention_head(of);
         attention_copy_keys<D, QT>(head, at, first_key);
         attention_copy_queries<D, QT>(head, at, 0, 0);
@@ -339,7 +357,7 @@ void attention_backward_kernel(attention_backward_t of) {
                 attention_copy_queries<D, QT>(attention_head(of), at, !stage, next);
                 cp_async_commit();
             }
-            attention_backward_tile<D, QT>(dk, dv, at, T - first_key, stage, queries, of.scale_log2);
+            attention_backward_tile<D, QT>(dk, dv, at, attention_head(of).K - first_key, stage, queries, of.scale_log2);
             if (has_parked) attention_backward_parked<D, QT>(at, parked_row, stage, queries, of.scale_log2);
             __syncthreads(); // dS is there, and every warp is done with q and dout
             head = attention_head(of);
@@ -365,13 +383,14 @@ void attention_backward_kernel(attention_backward_t of) {
 // Images go together whose sums fit the scratch memory.
 template <int D>
 static void attention_tiles_backward(bf16* dqkv, const bf16* dout, const bf16* qkv, const bf16* out, const float* lse,
-                                     int B, int T, int NH, int HS, size_t scratch_bytes, stream_t s) {
+                                     const int* first_key, int B, int T, int NH, int HS, size_t scratch_bytes,
+                                     stream_t s) {
     attention_block_t block = attention_backward_block(D, T, s->shared_bytes);
     size_t image = (size_t)T * NH * HS, most = block.rounds > 1 ? scratch_bytes / (image * sizeof(float)) : B;
     int images = most < 1 ? 1 : most < (size_t)B ? (int)most : B;
     double scale = 1 / sqrt(HS);
-    attention_backward_t of = {dqkv, NULL, dout, qkv, out, lse, T, NH, HS, block.keys, (float)(scale * ATTENTION_LOG2E),
-                               (float)scale};
+    attention_backward_t of = {dqkv, NULL, dout, qkv, out, lse, first_key, 0, T, T, NH, HS, block.keys,
+                               (float)(scale * ATTENTION_LOG2E), (float)scale};
     if (block.rounds > 1) of.sums = (float*)device_scratch(s, images * image * sizeof(float));
     for (int b = 0; b < B; b += images) {
         size_t heads = (size_t)(B - b < images ? B - b : images) * NH;
@@ -380,5 +399,6 @@ static void attention_tiles_backward(bf16* dqkv, const bf16* dout, const bf16* q
         else launch<attention_backward_kernel<D, 16>>(heads, threads, block.bytes, s, of);
         of.dqkv += 3 * images * image, of.qkv += 3 * images * image;
         of.dout += images * image, of.out += images * image, of.lse += (size_t)images * NH * T;
+        if (first_key) of.first_key += images;
     }
 }

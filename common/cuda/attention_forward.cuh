@@ -72,7 +72,8 @@ __device__ static inline void attention_attend(float out[2][D / 8][4], float mos
     }
 }
 
-// A tile of keys and values of a head, whose q is given, to a stage: behind the block's own queries.
+// A tile of keys and values of a head to a stage, behind the block's own queries. q is that of the head's first key, of
+// T keys.
 template <int COLS> __device__ static inline int attention_keys_at(int own, int stage) {
     return (own + stage * 2 * ATTENTION_KEYS) * COLS;
 }
@@ -105,28 +106,32 @@ __device__ static inline attention_task_t attention_task(int blocks, int T) {
 // The task is found anew where it is used (opaque): the registers are out's and P's.
 template <int D>
 __global__ __launch_bounds__(ATTENTION_FORWARD_WARPS * WARP, D <= 64 ? 3 : 2)
-void attention_forward_kernel(bf16* out,       // (B, T, NH, HS)
-                              float* lse,      // (B, NH, T)
-                              const bf16* qkv, // (B, T, 3, NH, HS)
+void attention_forward_kernel(bf16* out,            // (B, T, NH, HS)
+                              float* lse,           // (B, NH, T)
+                              const bf16* qkv,      // (B, T, 3, NH, HS)
+                              const int* first_key, // (B) or NULL for 0
                               int T, int NH, int HS, int blocks, float scale_log2) {
     constexpr int COLS = attention_columns(D), N = D % 64 == 0 ? 32 : 64; // as registers allow
     const int own = blockDim.x / WARP * ATTENTION_QUERIES, C = NH * HS;
     const shared<bf16> q = attention_tile<COLS>(0, own);
     attention_task_t task = attention_task(blocks, T);
     attention_copy<COLS>(q, qkv + attention_head_at(task.head, 3, T, NH, HS), 3 * C, task.first, own, T, HS);
-    attention_copy_keys<COLS>(own, 0, qkv + attention_head_at(task.head, 3, T, NH, HS), 0, T, C, HS);
+    const int padding = attention_padding(first_key, task.head, NH), K = T - padding; // keys
+    attention_copy_keys<COLS>(own, 0, qkv + attention_head_at(task.head, 3, T, NH, HS) + (size_t)padding * 3 * C, 0, K,
+                              C, HS);
 
     float sums[2][D / 8][4] = {}, sum[4] = {};
     float most[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-    for (int first = 0; first < T; first += ATTENTION_KEYS) {
-        int stage = first / ATTENTION_KEYS % 2, next = first + ATTENTION_KEYS, keys = T - first;
+    for (int first = 0; first < K; first += ATTENTION_KEYS) {
+        int stage = first / ATTENTION_KEYS % 2, next = first + ATTENTION_KEYS, keys = K - first;
         shared<bf16> k = attention_tile<COLS>(attention_keys_at<COLS>(own, stage), 2 * ATTENTION_KEYS);
         shared<bf16> v = k + ATTENTION_KEYS * COLS;
         cp_async_wait<0>();
         __syncthreads(); // this tile is there, and every warp is done with the one before it
         task = attention_task(blocks, T);
-        if (next < T) {
-            attention_copy_keys<COLS>(own, !stage, qkv + attention_head_at(task.head, 3, T, NH, HS), next, T, C, HS);
+        if (next < K) {
+            const bf16* head = qkv + attention_head_at(task.head, 3, T, NH, HS);
+            attention_copy_keys<COLS>(own, !stage, head + (size_t)(T - K) * 3 * C, next, K, C, HS);
         }
         if (task.rows <= 0) continue;
         if (keys >= ATTENTION_KEYS) {
@@ -157,13 +162,14 @@ void attention_forward_kernel(bf16* out,       // (B, T, NH, HS)
 }
 
 template <int D>
-static void attention_tiles_forward(bf16* out, float* lse, const bf16* qkv, int B, int T, int NH, int HS, stream_t s) {
+static void attention_tiles_forward(bf16* out, float* lse, const bf16* qkv, const int* first_key, int B, int T, int NH,
+                                    int HS, stream_t s) {
     size_t heads = (size_t)B * NH;
     int needed = (T + ATTENTION_QUERIES - 1) / ATTENTION_QUERIES, warps = ATTENTION_FORWARD_WARPS;
     while (warps > 1 && heads * ((needed + warps - 1) / warps) < 2 * (size_t)s->multiprocessors) warps--;
     int blocks = (needed + warps - 1) / warps;
     warps = (needed + blocks - 1) / blocks;
     size_t bytes = (size_t)(warps * ATTENTION_QUERIES + 4 * ATTENTION_KEYS) * attention_columns(D) * sizeof(bf16);
-    launch<attention_forward_kernel<D>>(heads * blocks, warps * WARP, bytes, s, out, lse, qkv, T, NH, HS, blocks,
-                                        (float)(ATTENTION_LOG2E / sqrt(HS)));
+    launch<attention_forward_kernel<D>>(heads * blocks, warps * WARP, bytes, s, out, lse, qkv, first_key, T, NH, HS,
+                                        blocks, (float)(ATTENTION_LOG2E / sqrt(HS)));
 }

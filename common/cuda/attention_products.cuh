@@ -24,20 +24,25 @@
 // (heads, T, T), or a few rows of one head.
 enum { ATTENTION_ROWS = 8 }; // of a block
 
+// Where an image's first keys are padding, their scores are computed like others and not looked at: P and dS are 0.
+
 // One row of scores a warp: lse = log sum_j exp(S_j), P_j = exp(S_j - lse). S is read three times, once from memory.
-__global__ static void attention_softmax_kernel(floatX* p,           // (heads, rows, T)
-                                                float* lse,          // (heads, T), from the first of the rows on
-                                                const float* scores, // (heads, rows, T)
+__global__ static void attention_softmax_kernel(floatX* p,            // (heads, rows, T)
+                                                float* lse,           // (heads, T), from the first of the rows on
+                                                const float* scores,  // (heads, rows, T)
+                                                const int* first_key, // of the first image, or NULL for 0
+                                                size_t image,         // rows of an image
                                                 size_t total, int T) {
     size_t i = (size_t)blockIdx.x * ATTENTION_ROWS + threadIdx.x / WARP;
     if (i >= total) return;
     const float* row = scores + i * T;
     float most = -INFINITY, sum = 0;
-    for (int j = threadIdx.x % WARP; j < T; j += WARP) most = fmaxf(most, row[j]);
+    int padding = first_key ? first_key[i / image] : 0, first = threadIdx.x % WARP;
+    for (int j = first; j < T; j += WARP) most = j < padding ? most : fmaxf(most, row[j]);
     most = warp_max(most);
-    for (int j = threadIdx.x % WARP; j < T; j += WARP) sum += expf(row[j] - most);
+    for (int j = first; j < T; j += WARP) sum += j < padding ? 0 : expf(row[j] - most);
     sum = warp_sum(sum);
-    for (int j = threadIdx.x % WARP; j < T; j += WARP) p[i * T + j] = (floatX)(expf(row[j] - most) / sum);
+    for (int j = first; j < T; j += WARP) p[i * T + j] = (floatX)(j < padding ? 0 : expf(row[j] - most) / sum);
     if (threadIdx.x % WARP == 0) lse[i] = most + logf(sum);
 }
 
@@ -47,6 +52,7 @@ __global__ static void attention_weights_kernel(floatX* p, floatX* ds,          
                                                 const float* lse,                      // (heads, T), from the first row
                                                 const floatX* dout, const floatX* out, // likewise (heads, T, HS), with
                                                 size_t head_stride, size_t row_stride, // these strides
+                                                const int* first_key, size_t image,    // as above
                                                 size_t total, int rows, int T, int HS) {
     size_t i = (size_t)blockIdx.x * ATTENTION_ROWS + threadIdx.x / WARP;
     if (i >= total) return;
@@ -54,8 +60,9 @@ __global__ static void attention_weights_kernel(floatX* p, floatX* ds,          
     float delta = 0, lse_row = lse[i];
     for (int c = threadIdx.x % WARP; c < HS; c += WARP) delta += (float)dout[at + c] * (float)out[at + c];
     delta = warp_sum(delta);
+    int padding = first_key ? first_key[i / image] : 0;
     for (int j = threadIdx.x % WARP; j < T; j += WARP) {
-        float weight = expf(scores[i * T + j] - lse_row);
+        float weight = j < padding ? 0 : expf(scores[i * T + j] - lse_row);
         p[i * T + j] = (floatX)weight;
         ds[i * T + j] = (floatX)(weight * (dp[i * T + j] - delta));
     }
@@ -65,6 +72,7 @@ __global__ static void attention_weights_kernel(floatX* p, floatX* ds,          
 typedef struct {
     int T, HS;
     size_t C;                   // NH HS
+    int one_head;               // NH is 1
     int batches, batch_heads;   // B, NH; or 1, B where NH is 1
     size_t head_qkv, head_out;  // values from a head to the next, in qkv and in out
     int heads, rows;
@@ -76,6 +84,7 @@ static inline attention_cut_t attention_cut(int B, int T, int NH, int HS, size_t
     if (most < (size_t)T) fatal("attention over %d tokens does not fit the scratch memory; use smaller images", T);
     attention_cut_t cut = {};
     cut.T = T, cut.HS = HS, cut.C = (size_t)NH * HS;
+    cut.one_head = NH == 1;
     cut.batches = NH == 1 ? 1 : B, cut.batch_heads = NH == 1 ? B : NH;
     cut.head_qkv = NH == 1 ? T * 3 * cut.C : HS;
     cut.head_out = NH == 1 ? T * cut.C : HS;
@@ -108,6 +117,14 @@ static inline int attention_next(attention_step_t* step, attention_cut_t cut) {
     return 1;
 }
 
+// For the kernels: the first_key of the step's first image, and how many of the step's rows an image has.
+static inline const int* attention_step_keys(const int* first_key, attention_cut_t cut, attention_step_t step) {
+    return first_key ? first_key + (cut.one_head ? step.head : step.batch) : NULL;
+}
+static inline size_t attention_step_image(attention_cut_t cut, attention_step_t step) {
+    return (size_t)(cut.one_head ? 1 : step.heads) * step.rows;
+}
+
 // Where the rows and the heads' matrices of an operand lie.
 typedef struct { size_t row, head; } attention_place_t; // values from one to the next
 static inline attention_place_t attention_in_qkv(attention_cut_t cut) { return {3 * cut.C, cut.head_qkv}; }
@@ -125,9 +142,10 @@ static inline matmul_shape_t attention_shape(matmul_shape_t m, attention_place_t
     return m;
 }
 
-static void attention_products_forward(floatX* out,       // (B, T, NH, HS)
-                                       floatS* lse,       // (B, NH, T)
-                                       const floatX* qkv, // (B, T, 3, NH, HS)
+static void attention_products_forward(floatX* out,          // (B, T, NH, HS)
+                                       floatS* lse,          // (B, NH, T)
+                                       const floatX* qkv,    // (B, T, 3, NH, HS)
+                                       const int* first_key, // (B) or NULL for 0
                                        int B, int T, int NH, int HS, size_t scratch_bytes, stream_t s) {
     const size_t bytes = sizeof(float) + sizeof(floatX); // of a score: S, P
     attention_cut_t cut = attention_cut(B, T, NH, HS, bytes, scratch_bytes);
@@ -145,16 +163,19 @@ static void attention_products_forward(floatX* out,       // (B, T, NH, HS)
         matmul_batched_float(scores, qkv + step.query, k, qk, s);
         size_t total = (size_t)step.heads * step.rows;
         launch<attention_softmax_kernel>(blocks_for(total, ATTENTION_ROWS), ATTENTION_ROWS * (int)WARP, 0, s, p,
-                                         lse + step.lse, (const float*)scores, total, T);
+                                         lse + step.lse, (const float*)scores,
+                                         attention_step_keys(first_key, cut, step), attention_step_image(cut, step),
+                                         total, T);
         matmul_batched(out + step.out, p, v, pv, s);
     }
 }
 
-static void attention_products_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
-                                        const floatX* dout, // (B, T, NH, HS)
-                                        const floatX* qkv,  // (B, T, 3, NH, HS)
-                                        const floatX* out,  // (B, T, NH, HS)
-                                        const floatS* lse,  // (B, NH, T)
+static void attention_products_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
+                                        const floatX* dout,   // (B, T, NH, HS)
+                                        const floatX* qkv,    // (B, T, 3, NH, HS)
+                                        const floatX* out,    // (B, T, NH, HS)
+                                        const floatS* lse,    // (B, NH, T)
+                                        const int* first_key, // (B) or NULL for 0
                                         int B, int T, int NH, int HS, size_t scratch_bytes, stream_t s) {
     const size_t bytes = 2 * (sizeof(float) + sizeof(floatX)); // of a score: S, dP, P, dS
     const double scale = 1 / sqrt(HS);
@@ -186,7 +207,8 @@ static void attention_products_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
         size_t total = (size_t)step.heads * step.rows;
         launch<attention_weights_kernel>(blocks_for(total, ATTENTION_ROWS), ATTENTION_ROWS * (int)WARP, 0, s, p, ds,
                                          (const float*)scores, (const float*)dp, lse + step.lse, dout + step.out,
-                                         out + step.out, cut.head_out, cut.C, total, step.rows, T, HS);
+                                         out + step.out, cut.head_out, cut.C, attention_step_keys(first_key, cut, step),
+                                         attention_step_image(cut, step), total, step.rows, T, HS);
         matmul_batched(dqkv + step.query, ds, k, dsk, s);
         matmul_batched(dk, ds, q, dsq, s);
         matmul_batched(dv, p, dout + step.out, pdo, s);

@@ -16,6 +16,8 @@
 //   Edges. Rows beyond T and channels beyond HS are zero in shared memory, so they add nothing to a sum over them.
 //   Columns of S beyond T do get a value; the forward makes it -infinity. Groups of 16 rows of a tile that lie wholly
 //   beyond T are left out.
+//   Padding. Where an image's first keys are padding, its keys and values are those behind them, fewer than T: pointers
+//   move, and no score is masked.
 //   Head sizes. D is HS rounded up to 32, 64, 72, 80 or 128. Tensor cores sum over 16 channels at a time, but give
 //   results for 8: so for 72 (SigLIP, LightningDiT) tiles have 80 columns, and out, dk and dv have 72.
 //   Determinism. No two blocks add to one value, and what a sum adds, and in which order, depends on T and HS alone:
@@ -43,6 +45,11 @@ __host__ __device__ constexpr int attention_columns(int D) { return (D + 15) / 1
 // Where a head begins, its number counted over all images: in qkv (B, T, 3, NH, HS) with parts = 3, in out with 1.
 __device__ static inline size_t attention_head_at(int head, int parts, int T, int NH, int HS) {
     return ((size_t)(head / NH) * T * parts * NH + head % NH) * HS;
+}
+
+// How many of the first tokens of a head's image are padding as keys; its number is counted over all images.
+__device__ static inline int attention_padding(const int* first_key, int head, int NH) { // (B) or NULL for 0
+    return first_key ? first_key[head / NH] : 0;
 }
 
 // The tile (rows, COLS) that begins `at` elements behind the beginning of the block's shared memory; and the same as

@@ -599,6 +599,7 @@ static const case_t cases[] = {
     MATMULS("XL/1 modulation", PER_IMAGE, {1, 1, 1, 1152, 195840, 0, 0}),
     ATTENTIONS("XL/1", PER_IMAGE, {1, 256, 16, 72, 0, 0, 0}),
     ATTENTIONS("B/1", PER_IMAGE, {1, 256, 12, 64, 0, 0, 0}),
+    ATTENTIONS("2B, 256 px, 77 text rows", PER_IMAGE, {1, 333, 16, 128, 0, 0, 0}),
     RMSNORMS("XL/1", PER_IMAGE, {1, 256, 1, 1152, 0, 0, 0}),
     ROPES("XL/1", PER_IMAGE, {1, 256, 16, 72, 0, 0, 0}),
     ROPES("XL/1, QK-norm", PER_IMAGE, {1, 256, 16, 72, 0, 1, 0}),

@@ -11,6 +11,9 @@
 // (delta_i: sum_k P_ik (dout_i v_k) is dout_i times sum_k P_ik v_k.) P comes again from S and lse, so that nothing
 // of size T^2 is kept. Five products of T^2 HS against the forward's two.      Vaswani et al. 2017; Dao 2023
 //
+// Where the first keys of an image are padding, all sums over j begin at its first_key. That is the same attention with
+// fewer keys than queries.
+//
 // attention_forward_naive and attention_backward_naive are these formulas, row by row: the truth, which the tests hold
 // the fast forms against. Those treat a tile of query rows at a time, with its whole rows of S in the calling thread's
 // scratch, by matrix products. Look next at dev/cpu/embed.h.
@@ -37,24 +40,26 @@ static inline floatS attention_dot(const floatX* a, const floatX* b, int HS) {
     return sum;
 }
 
-static inline void attention_forward_naive(floatX* out,       // (B, T, NH, HS)
-                                           floatS* lse,       // (B, NH, T)
-                                           const floatX* qkv, // (B, T, 3, NH, HS)
+static inline void attention_forward_naive(floatX* out,          // (B, T, NH, HS)
+                                           floatS* lse,          // (B, NH, T)
+                                           const floatX* qkv,    // (B, T, 3, NH, HS)
+                                           const int* first_key, // (B) or NULL for 0
                                            int B, int T, int NH, int HS) {
     for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
+        const int from = first_key ? first_key[b] : 0;
         const floatX* q = qkv + attention_row(b, i, 0, h, T, NH, HS);
         const floatX* k = qkv + attention_row(b, 0, 1, h, T, NH, HS);
         const floatX* v = qkv + attention_row(b, 0, 2, h, T, NH, HS);
         const size_t next = (size_t)3 * NH * HS; // from a key to the next
         floatX* o = out + (((size_t)b * T + i) * NH + h) * HS;
         floatS most = -INFINITY, sum = 0; // of all S; exp(S - most) cannot overflow
-        for (int j = 0; j < T; j++) {
+        for (int j = from; j < T; j++) {
             floatS S = attention_dot(q, k + j * next, HS) / xsqrt(HS);
             most = S > most ? S : most;
         }
-        for (int j = 0; j < T; j++) sum += xexp(attention_dot(q, k + j * next, HS) / xsqrt(HS) - most);
+        for (int j = from; j < T; j++) sum += xexp(attention_dot(q, k + j * next, HS) / xsqrt(HS) - most);
         for (int c = 0; c < HS; c++) o[c] = 0;
-        for (int j = 0; j < T; j++) {
+        for (int j = from; j < T; j++) {
             floatS P = xexp(attention_dot(q, k + j * next, HS) / xsqrt(HS) - most) / sum;
             for (int c = 0; c < HS; c++) o[c] += P * v[j * next + c];
         }
@@ -62,17 +67,18 @@ static inline void attention_forward_naive(floatX* out,       // (B, T, NH, HS)
     }
 }
 
-static inline void attention_backward_naive(floatX* dqkv,       // (B, T, 3, NH, HS)
-                                            const floatX* dout, // (B, T, NH, HS)
-                                            const floatX* qkv,  // (B, T, 3, NH, HS)
-                                            const floatX* out,  // (B, T, NH, HS)
-                                            const floatS* lse,  // (B, NH, T)
+static inline void attention_backward_naive(floatX* dqkv,         // (B, T, 3, NH, HS)
+                                            const floatX* dout,   // (B, T, NH, HS)
+                                            const floatX* qkv,    // (B, T, 3, NH, HS)
+                                            const floatX* out,    // (B, T, NH, HS)
+                                            const floatS* lse,    // (B, NH, T)
+                                            const int* first_key, // (B) or NULL for 0
                                             int B, int T, int NH, int HS) {
     memset(dqkv, 0, (size_t)B * T * 3 * NH * HS * sizeof(floatX));
     for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
         size_t at = (((size_t)b * T + i) * NH + h) * HS, q = attention_row(b, i, 0, h, T, NH, HS);
         floatS delta = attention_dot(dout + at, out + at, HS);
-        for (int j = 0; j < T; j++) {
+        for (int j = first_key ? first_key[b] : 0; j < T; j++) {
             size_t k = attention_row(b, j, 1, h, T, NH, HS), v = attention_row(b, j, 2, h, T, NH, HS);
             floatS S = attention_dot(qkv + q, qkv + k, HS) / xsqrt(HS);
             floatS P = xexp(S - lse[((size_t)b * NH + h) * T + i]);
@@ -146,10 +152,11 @@ static inline void softmax_rows(floatX* S, floatS* lse, int rows, int T) {
     }
 }
 
-void attention_forward(floatX* out,       // (B, T, NH, HS)
-                       floatS* lse,       // (B, NH, T)
-                       const floatX* qkv, // (B, T, 3, NH, HS)
-                       int B, int T, int NH, int HS, stream_t s) {
+void attention_from_forward(floatX* out,          // (B, T, NH, HS)
+                            floatS* lse,          // (B, NH, T)
+                            const floatX* qkv,    // (B, T, 3, NH, HS)
+                            const int* first_key, // (B) or NULL for 0
+                            int B, int T, int NH, int HS, stream_t s) {
     (void)s;
     size_t heads = (size_t)B * NH;
     attention_tiles_t tile = attention_tiles(NH, T);
@@ -159,14 +166,22 @@ void attention_forward(floatX* out,       // (B, T, NH, HS)
     for (size_t task = 0; task < heads * tile.tiles; task++) {
         size_t head = task / tile.tiles, b = head / NH, h = head % NH;
         int first = (int)(task % tile.tiles) * tile.rows, rows = T - first < tile.rows ? T - first : tile.rows;
+        int from = first_key ? first_key[b] : 0, keys = T - from;
         const floatX* q = qkv + b * T * 3 * C + h * HS;
-        const floatX* k = q + C;
+        const floatX* k = q + C + (size_t)from * 3 * C;
         const floatX* v = k + C;
-        floatX* S = (floatX*)cpu_scratch(0, (size_t)rows * T * sizeof(floatX));
-        gemm(PLAIN, TRANSPOSED, rows, T, HS, scale, q + (size_t)first * 3 * C, 3 * C, k, 3 * C, 0, S, T);
-        softmax_rows(S, lse + head * T + first, rows, T);
-        gemm(PLAIN, PLAIN, rows, HS, T, 1, S, T, v, 3 * C, 0, out + (b * T + first) * C + h * HS, C);
+        floatX* S = (floatX*)cpu_scratch(0, (size_t)rows * keys * sizeof(floatX));
+        gemm(PLAIN, TRANSPOSED, rows, keys, HS, scale, q + (size_t)first * 3 * C, 3 * C, k, 3 * C, 0, S, keys);
+        softmax_rows(S, lse + head * T + first, rows, keys);
+        gemm(PLAIN, PLAIN, rows, HS, keys, 1, S, keys, v, 3 * C, 0, out + (b * T + first) * C + h * HS, C);
     }
+}
+
+void attention_forward(floatX* out,       // (B, T, NH, HS)
+                       floatS* lse,       // (B, NH, T)
+                       const floatX* qkv, // (B, T, 3, NH, HS)
+                       int B, int T, int NH, int HS, stream_t s) {
+    attention_from_forward(out, lse, qkv, NULL, B, T, NH, HS, s);
 }
 
 // One row: P <- exp(S - lse), dS <- P (dP - delta), where S and dP are overwritten.
@@ -186,37 +201,39 @@ static inline floatS attention_delta(const floatX* dout, const floatX* out, int 
 }
 
 // The backward of query rows first .. first + rows - 1 of one head: dq =; dk and dv = when `fresh`, else +=.
-// All pointers are at the head's first channel in the image's first token. Takes scratch slot 1.
+// Pointers are at the head's first channel, of k, dk and dv in the first of `keys` keys, of the others in the image's
+// first token. v is C behind k. Takes scratch slot 1.
 static inline void attention_tile_backward(floatX* dq, floatX* dk, floatX* dv, int ld, // row stride of dk and dv
-                                           const floatX* dout, const floatX* q, const floatX* out, const floatS* lse,
-                                           int first, int rows, int fresh, int T, int C, int HS) {
-    const floatX* k = q + C;
+                                           const floatX* dout, const floatX* q, const floatX* k, const floatX* out,
+                                           const floatS* lse, int first, int rows, int fresh, int keys, int C,
+                                           int HS) {
     const floatX* v = k + C;
     const floatX* q_tile = q + (size_t)first * 3 * C;
     const floatX* dout_tile = dout + (size_t)first * C;
     floatX scale = 1 / xsqrt(HS), keep = fresh ? 0 : 1;
-    floatX* P = (floatX*)cpu_scratch(1, 2 * (size_t)rows * T * sizeof(floatX));
-    floatX* dS = P + (size_t)rows * T;
-    gemm(PLAIN, TRANSPOSED, rows, T, HS, scale, q_tile, 3 * C, k, 3 * C, 0, P, T);
-    gemm(PLAIN, TRANSPOSED, rows, T, HS, 1, dout_tile, C, v, 3 * C, 0, dS, T);
+    floatX* P = (floatX*)cpu_scratch(1, 2 * (size_t)rows * keys * sizeof(floatX));
+    floatX* dS = P + (size_t)rows * keys;
+    gemm(PLAIN, TRANSPOSED, rows, keys, HS, scale, q_tile, 3 * C, k, 3 * C, 0, P, keys);
+    gemm(PLAIN, TRANSPOSED, rows, keys, HS, 1, dout_tile, C, v, 3 * C, 0, dS, keys);
     for (int i = 0; i < rows; i++) {
         floatS delta = attention_delta(dout_tile + (size_t)i * C, out + (size_t)(first + i) * C, HS);
-        softmax_row_backward(P + (size_t)i * T, dS + (size_t)i * T, lse[first + i], delta, T);
+        softmax_row_backward(P + (size_t)i * keys, dS + (size_t)i * keys, lse[first + i], delta, keys);
     }
-    gemm(PLAIN, PLAIN, rows, HS, T, scale, dS, T, k, 3 * C, 0, dq + (size_t)first * 3 * C, 3 * C);
-    gemm(TRANSPOSED, PLAIN, T, HS, rows, scale, dS, T, q_tile, 3 * C, keep, dk, ld);
-    gemm(TRANSPOSED, PLAIN, T, HS, rows, 1, P, T, dout_tile, C, keep, dv, ld);
+    gemm(PLAIN, PLAIN, rows, HS, keys, scale, dS, keys, k, 3 * C, 0, dq + (size_t)first * 3 * C, 3 * C);
+    gemm(TRANSPOSED, PLAIN, keys, HS, rows, scale, dS, keys, q_tile, 3 * C, keep, dk, ld);
+    gemm(TRANSPOSED, PLAIN, keys, HS, rows, 1, P, keys, dout_tile, C, keep, dv, ld);
 }
 
 // dk and dv of a head are sums over all query tiles, so one thread goes through the tiles of a head. Where there are
 // few heads, the tiles form `groups`: the first group of a head sums in dqkv, each other one in scratch (T, 2 HS), and
 // these are added in order.
-void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
-                        const floatX* dout, // (B, T, NH, HS)
-                        const floatX* qkv,  // (B, T, 3, NH, HS)
-                        const floatX* out,  // (B, T, NH, HS)
-                        const floatS* lse,  // (B, NH, T)
-                        int B, int T, int NH, int HS, stream_t s) {
+void attention_from_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
+                             const floatX* dout,   // (B, T, NH, HS)
+                             const floatX* qkv,    // (B, T, 3, NH, HS)
+                             const floatX* out,    // (B, T, NH, HS)
+                             const floatS* lse,    // (B, NH, T)
+                             const int* first_key, // (B) or NULL for 0
+                             int B, int T, int NH, int HS, stream_t s) {
     (void)s;
     size_t heads = (size_t)B * NH, slot = (size_t)T * 2 * HS;
     attention_tiles_t tile = attention_tiles(NH, T);
@@ -227,22 +244,28 @@ void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
     for (size_t task = 0; task < heads * groups; task++) {
         size_t head = task / groups, b = head / NH, channel = head % NH * HS;
         size_t at = b * T * C + channel, at3 = b * T * 3 * C + channel;
-        int group = (int)(task % groups);
-        floatX* dk = group ? sums + (head * (groups - 1) + group - 1) * slot : dqkv + at3 + C;
+        int group = (int)(task % groups), from = first_key ? first_key[b] : 0;
+        size_t key = at3 + C + (size_t)from * 3 * C;
+        floatX* dk = group ? sums + (head * (groups - 1) + group - 1) * slot : dqkv + key;
         floatX* dv = dk + (group ? HS : C);
+        for (int j = 0; j < from && group == 0; j++) {
+            memset(dqkv + at3 + C + (size_t)j * 3 * C, 0, HS * sizeof(floatX));
+            memset(dqkv + at3 + 2 * C + (size_t)j * 3 * C, 0, HS * sizeof(floatX));
+        }
         int begin = group * tile.tiles / groups, end = (group + 1) * tile.tiles / groups;
         for (int t = begin; t < end; t++) {
             int first = t * tile.rows, rows = T - first < tile.rows ? T - first : tile.rows;
-            attention_tile_backward(dqkv + at3, dk, dv, group ? 2 * HS : 3 * C, dout + at, qkv + at3, out + at,
-                                    lse + head * T, first, rows, t == begin, T, C, HS);
+            attention_tile_backward(dqkv + at3, dk, dv, group ? 2 * HS : 3 * C, dout + at, qkv + at3, qkv + key,
+                                    out + at, lse + head * T, first, rows, t == begin, T - from, C, HS);
         }
     }
     if (groups == 1) return;
     #pragma omp parallel for collapse(2) schedule(static) if (worth_sharing((double)B * T * C * groups))
     for (size_t head = 0; head < heads; head++) {
-        for (int j = 0; j < T; j++) {
-            floatX* dk = dqkv + (head / NH * T + j) * 3 * C + C + head % NH * HS;
-            for (int group = 1; group < groups; group++) {
+        for (int t = 0; t < T; t++) {
+            floatX* dk = dqkv + (head / NH * T + t) * 3 * C + C + head % NH * HS;
+            int j = t - (first_key ? first_key[head / NH] : 0); // the key's number in the sums
+            for (int group = 1; j >= 0 && group < groups; group++) {
                 const floatX* sum = sums + (head * (groups - 1) + group - 1) * slot + (size_t)j * 2 * HS;
                 for (int c = 0; c < HS; c++) {
                     dk[c] += sum[c];
@@ -251,4 +274,13 @@ void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
             }
         }
     }
+}
+
+void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
+                        const floatX* dout, // (B, T, NH, HS)
+                        const floatX* qkv,  // (B, T, 3, NH, HS)
+                        const floatX* out,  // (B, T, NH, HS)
+                        const floatS* lse,  // (B, NH, T)
+                        int B, int T, int NH, int HS, stream_t s) {
+    attention_from_backward(dqkv, dout, qkv, out, lse, NULL, B, T, NH, HS, s);
 }
