@@ -314,6 +314,25 @@ void drop_prefix_backward(floatX* dx,         // (B, T, C)
                           const floatX* dout, // (B, T - P, C)
                           int B, int T, int P, int C, stream_t s);
 
+// Two sequences of an image become one, the tokens of a before those of b, and come apart again. Each is the backward
+// of the other. Of activations, and of the residual stream.
+void concat_tokens(floatX* out,     // (B, P + Q, C)
+                   const floatX* a, // (B, P, C)
+                   const floatX* b, // (B, Q, C)
+                   int B, int P, int Q, int C, stream_t s);
+void split_tokens(floatX* a,       // (B, P, C)
+                  floatX* b,       // (B, Q, C)
+                  const floatX* x, // (B, P + Q, C)
+                  int B, int P, int Q, int C, stream_t s);
+void concat_stream(floatS* out,     // (B, P + Q, C)
+                   const floatS* a, // (B, P, C)
+                   const floatS* b, // (B, Q, C)
+                   int B, int P, int Q, int C, stream_t s);
+void split_stream(floatS* a,       // (B, P, C)
+                  floatS* b,       // (B, Q, C)
+                  const floatS* x, // (B, P + Q, C)
+                  int B, int P, int Q, int C, stream_t s);
+
 // Mean over the tokens of each image (heads of the classifiers).
 void mean_tokens_forward(floatX* out, const floatX* x, int B, int T, int C, stream_t s);     // (B, C) <- (B, T, C)
 void mean_tokens_backward(floatX* dx, const floatX* dout, int B, int T, int C, stream_t s);  // (B, T, C) <- (B, C)

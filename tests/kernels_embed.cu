@@ -124,6 +124,28 @@ static void run_prefix(stream_t s, void* context) {
     free_tensors();
 }
 
+// B, P, Q, C, by how many values the whole is shifted
+static void run_concat(stream_t s, void* context) {
+    const int* v = ((sizes_t*)context)->v;
+    int B = v[0], P = v[1], Q = v[2], C = v[3], shift = v[4];
+    size_t na = (size_t)B * P * C, nb = (size_t)B * Q * C, n = na + nb + shift;
+    tensor<floatX> a = random_input(na), b = random_input(nb), whole = shifted(output(n), shift), a2 = output(na);
+    tensor<floatX> b2 = output(nb);
+    tensor<float> as = random_gradient(na), bs = random_gradient(nb), whole_s = shifted(output_s(n), shift);
+    tensor<float> as2 = output_s(na), bs2 = output_s(nb);
+    concat_tokens(whole.dev, a.dev, b.dev, B, P, Q, C, s);
+    cpu::concat_tokens(whole.ref, a.ref, b.ref, B, P, Q, C, 0);
+    check_same("tokens of a, then of b", whole);
+    split_tokens(a2.dev, b2.dev, whole.dev, B, P, Q, C, s);
+    check(same_bits(a2, a) && same_bits(b2, b), "and back");
+    concat_stream(whole_s.dev, as.dev, bs.dev, B, P, Q, C, s);
+    cpu::concat_stream(whole_s.ref, as.ref, bs.ref, B, P, Q, C, 0);
+    check_same("the stream likewise", whole_s);
+    split_stream(as2.dev, bs2.dev, whole_s.dev, B, P, Q, C, s);
+    check(same_bits(as2, as) && same_bits(bs2, bs), "and back, the stream");
+    free_tensors();
+}
+
 // B, T, C
 static void run_mean(stream_t s, void* context) {
     const int* v = ((sizes_t*)context)->v;
@@ -211,6 +233,9 @@ int main(int argc, char** argv) {
     test_shapes(s, "tokens, one of each", run_tokens, {{1, 1, 1, 1, 1, 1}});
     test_shapes(s, "tokens, rows longer than a block", run_tokens, {{2, 3, 2184, 1, 1, 1}});
     test_shapes(s, "tokens, long rows, prime", run_tokens, {{2, 3, 2179, 0, 1, 0}});
+    test_shapes(s, "concat_tokens, split_tokens", run_concat, {{3, 5, 17, 64}});
+    test_shapes(s, "concat_tokens, split_tokens, primes", run_concat, {{2, 13, 3, 37}});
+    test_shapes(s, "concat_tokens, split_tokens, long rows, shifted", run_concat, {{1, 1, 2, 2176, 1}});
     test_shapes(s, "drop_prefix", run_prefix, {{3, 17, 1, 64}});
     test_shapes(s, "drop_prefix, primes", run_prefix, {{5, 13, 3, 37}});
     test_shapes(s, "drop_prefix of nothing", run_prefix, {{2, 3, 0, 8}});

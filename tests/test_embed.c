@@ -1,7 +1,7 @@
 // From an image to tokens and back: bytes, bilinear resize, patches, position table, prefix tokens, mean over tokens.
 
 // defines: image_from_bytes, resize_bilinear_forward, patchify_forward, position_resample_*, tokens_*, drop_prefix_*,
-//          mean_tokens_*
+//          concat_*, split_*, mean_tokens_*
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -293,6 +293,31 @@ static void test_select(const char* name, int B, int T, int P, int C) {
     test_end_case();
 }
 
+// Token by token; the way back gives both parts again, of activations and of the stream, which are one type here.
+static void test_concat(const char* name, int B, int P, int Q, int C) {
+    if (!test_case(name)) return;
+    size_t na = (size_t)B * P * C, nb = (size_t)B * Q * C;
+    double *a = random_buffer(na), *b = random_buffer(nb);
+    double *out = poisoned_buffer(na + nb), *out2 = poisoned_buffer(na + nb);
+    double *a2 = poisoned_buffer(na), *b2 = poisoned_buffer(nb);
+    concat_tokens(out, a, b, B, P, Q, C, 0);
+    concat_stream(out2, a, b, B, P, Q, C, 0);
+    int right = 1;
+    for (size_t i = 0; i < na + nb; i++) {
+        size_t image = i / C / (P + Q), t = i / C % (P + Q), c = i % C, p = (size_t)P;
+        right &= out[i] == (t < p ? a[(image * P + t) * C + c] : b[(image * Q + t - P) * C + c]);
+    }
+    check(right, "tokens of a, then of b");
+    check(!memcmp(out, out2, (na + nb) * sizeof(double)), "the stream likewise");
+    split_tokens(a2, b2, out, B, P, Q, C, 0);
+    check(!memcmp(a, a2, na * sizeof(double)) && !memcmp(b, b2, nb * sizeof(double)), "and back");
+    memset(a2, 0xFF, na * sizeof(double)), memset(b2, 0xFF, nb * sizeof(double));
+    split_stream(a2, b2, out, B, P, Q, C, 0);
+    check(!memcmp(a, a2, na * sizeof(double)) && !memcmp(b, b2, nb * sizeof(double)), "and back, the stream");
+    free(a), free(b), free(out), free(out2), free(a2), free(b2);
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     test_bytes();
@@ -318,6 +343,8 @@ int main(int argc, char** argv) {
     test_tokens("tokens: no positions", 2, 7, 5, 1, 4, 0, 0);
     test_select("drop_prefix", 3, 11, 5, 7);
     test_select("drop_prefix of none", 2, 3, 0, 1);
+    test_concat("concat_tokens, split_tokens", 3, 5, 11, 7);
+    test_concat("concat_tokens, split_tokens, one value each", 1, 1, 1, 1);
     test_select("mean_tokens", 3, 13, -1, 7);
     test_select("mean_tokens of one", 1, 1, -1, 1);
     return test_finish();

@@ -422,6 +422,53 @@ void drop_prefix_backward(floatX* dx,         // (B, T, C)
     launch<drop_prefix_backward_kernel>((unsigned)((size_t)B * T), row_threads(C), 0, s, dx, dout, T, P, C);
 }
 
+// A block owns a token of the whole, of C values, and moves it from or to its place in a or b.
+template <typename T, bool CONCAT>
+__global__ void move_tokens_kernel(T* whole, T* a, T* b, int P, int Q, int C) {
+    constexpr int size = pack<T>::size;
+    size_t row = blockIdx.x, image = row / (P + Q);
+    int t = (int)(row % (P + Q));
+    T* in_whole = whole + row * C;
+    T* in_part = t < P ? a + (image * P + t) * C : b + (image * Q + t - P) * C;
+    T* to = CONCAT ? in_whole : in_part;
+    const T* from = CONCAT ? in_part : in_whole;
+    for (int c = threadIdx.x * size; c < C; c += blockDim.x * size) {
+        store_upto(to + c, load_upto(from + c, C - c), C - c);
+    }
+}
+
+template <bool CONCAT, typename T>
+static inline void move_tokens(const T* whole, const T* a, const T* b, int B, int P, int Q, int C, stream_t s) {
+    size_t rows = (size_t)B * (P + Q);
+    if (rows == 0) return;
+    launch<move_tokens_kernel<T, CONCAT>>((unsigned)rows, row_threads(C), 0, s, (T*)whole, (T*)a, (T*)b, P, Q, C);
+}
+
+void concat_tokens(floatX* out,     // (B, P + Q, C)
+                   const floatX* a, // (B, P, C)
+                   const floatX* b, // (B, Q, C)
+                   int B, int P, int Q, int C, stream_t s) {
+    move_tokens<true, floatX>(out, a, b, B, P, Q, C, s);
+}
+void split_tokens(floatX* a,       // (B, P, C)
+                  floatX* b,       // (B, Q, C)
+                  const floatX* x, // (B, P + Q, C)
+                  int B, int P, int Q, int C, stream_t s) {
+    move_tokens<false, floatX>(x, a, b, B, P, Q, C, s);
+}
+void concat_stream(floatS* out,     // (B, P + Q, C)
+                   const floatS* a, // (B, P, C)
+                   const floatS* b, // (B, Q, C)
+                   int B, int P, int Q, int C, stream_t s) {
+    move_tokens<true, floatS>(out, a, b, B, P, Q, C, s);
+}
+void split_stream(floatS* a,       // (B, P, C)
+                  floatS* b,       // (B, Q, C)
+                  const floatS* x, // (B, P + Q, C)
+                  int B, int P, int Q, int C, stream_t s) {
+    move_tokens<false, floatS>(x, a, b, B, P, Q, C, s);
+}
+
 // A block owns 32 channels of an image: a lane a channel, the 8 warps every eighth token, added up in order at the end.
 enum { MEAN_WARPS = 8, MEAN_THREADS = MEAN_WARPS * WARP };
 __global__ void mean_tokens_kernel(floatX* out, const floatX* x, int T, int C) {

@@ -295,6 +295,50 @@ void drop_prefix_backward(floatX* dx,         // (B, T, C)
     }
 }
 
+// Between the rows of a whole and those of its two parts, in bytes.
+typedef enum { TOKENS_CONCAT, TOKENS_SPLIT } tokens_way_t;
+static inline void move_tokens(void* whole, void* a, void* b, tokens_way_t way, size_t B, size_t a_row, size_t b_row) {
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * (a_row + b_row) / sizeof(floatX)))
+    for (size_t i = 0; i < B; i++) {
+        char *row = (char*)whole + i * (a_row + b_row), *of_a = (char*)a + i * a_row, *of_b = (char*)b + i * b_row;
+        memcpy(way == TOKENS_CONCAT ? row : of_a, way == TOKENS_CONCAT ? of_a : row, a_row);
+        memcpy(way == TOKENS_CONCAT ? row + a_row : of_b, way == TOKENS_CONCAT ? of_b : row + a_row, b_row);
+    }
+}
+
+void concat_tokens(floatX* out,     // (B, P + Q, C)
+                   const floatX* a, // (B, P, C)
+                   const floatX* b, // (B, Q, C)
+                   int B, int P, int Q, int C, stream_t s) {
+    (void)s;
+    size_t token = (size_t)C * sizeof(floatX);
+    move_tokens(out, (void*)a, (void*)b, TOKENS_CONCAT, (size_t)B, P * token, Q * token);
+}
+void split_tokens(floatX* a,       // (B, P, C)
+                  floatX* b,       // (B, Q, C)
+                  const floatX* x, // (B, P + Q, C)
+                  int B, int P, int Q, int C, stream_t s) {
+    (void)s;
+    size_t token = (size_t)C * sizeof(floatX);
+    move_tokens((void*)x, a, b, TOKENS_SPLIT, (size_t)B, P * token, Q * token);
+}
+void concat_stream(floatS* out,     // (B, P + Q, C)
+                   const floatS* a, // (B, P, C)
+                   const floatS* b, // (B, Q, C)
+                   int B, int P, int Q, int C, stream_t s) {
+    (void)s;
+    size_t token = (size_t)C * sizeof(floatS);
+    move_tokens(out, (void*)a, (void*)b, TOKENS_CONCAT, (size_t)B, P * token, Q * token);
+}
+void split_stream(floatS* a,       // (B, P, C)
+                  floatS* b,       // (B, Q, C)
+                  const floatS* x, // (B, P + Q, C)
+                  int B, int P, int Q, int C, stream_t s) {
+    (void)s;
+    size_t token = (size_t)C * sizeof(floatS);
+    move_tokens((void*)x, a, b, TOKENS_SPLIT, (size_t)B, P * token, Q * token);
+}
+
 void mean_tokens_forward(floatX* out, const floatX* x, int B, int T, int C, stream_t s) { // (B, C) <- (B, T, C)
     (void)s;
     #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
