@@ -556,7 +556,7 @@ void norm_modulate_backward(floatS* dx,                     // (B, T, C) +=
                             size_t stride, int B, int T, int C, stream_t s);
 
 // A gated branch and the norm that follows it, in one pass: sum = x + gate branch;  out = the operation above of sum.
-// In place: sum may be x.
+// In place: sum may be x. Where no norm follows, out is NULL, and so are mean, rstd, shift and scale.
 void gated_norm_modulate_forward(floatS* sum,          // (B, T, C)
                                  floatX* out,          // (B, T, C)
                                  floatS* mean,         // (B, T) LayerNorm, or NULL: RMSNorm
@@ -570,7 +570,8 @@ void gated_norm_modulate_forward(floatS* sum,          // (B, T, C)
                                  size_t stride, int B, int T, int C, double eps, stream_t s);
 
 // dsum += the gradient through modulation and norm (dsum then is the gradient of the stream, above and below the
-// branch); dbranch = gate dsum;  dgate = sum over T of dsum branch;  dweight, dshift, dscale as above.
+// branch); dbranch = gate dsum;  dgate = sum over T of dsum branch;  dweight, dshift, dscale as above. Where no norm
+// follows, dout is NULL, and so are sum, scale, mean, rstd, dshift and dscale.
 void gated_norm_modulate_backward(floatS* dsum,           // (B, T, C) +=
                                   floatX* dbranch,        // (B, T, C)
                                   floatX* dgate,          // (B, C)

@@ -103,6 +103,30 @@ static void run_backward(stream_t s, void* context) {
     free_tensors();
 }
 
+// A gated branch that no norm follows; in place too. Only the gate's gradient is written.
+static void run_no_norm(stream_t s, void* context) {
+    norm_case_t t = *(norm_case_t*)context;
+    int B = t.B, T = t.T, C = t.C;
+    size_t n = (size_t)B * T * C, stride = 3 * (size_t)C + t.gap;
+    tensor<float> x = shifted(random_gradient(n + t.shift), t.shift), sum = output_s(n), dsum = random_gradient(n);
+    tensor<floatX> branch = random_input(n), mod = random_input(B * stride), dmod = random_input(B * stride);
+    tensor<floatX> dbranch = output(n);
+    tensor<float> before = copy_of(dsum);
+    gated_norm_modulate_forward(sum.dev, nullptr, nullptr, nullptr, x.dev, branch.dev, mod.dev + 2 * C, nullptr,
+                                nullptr, nullptr, stride, B, T, C, 1e-6, s);
+    cpu::gated_norm_modulate_forward(sum.ref, NULL, NULL, NULL, x.ref, branch.ref, mod.ref + 2 * C, NULL, NULL, NULL,
+                                     stride, B, T, C, 1e-6, 0);
+    check_tensor("sum", sum, TOLERANCE_S);
+    gated_norm_modulate_backward(dsum.dev, dbranch.dev, dmod.dev + 2 * C, nullptr, nullptr, nullptr, nullptr, nullptr,
+                                 branch.dev, mod.dev + 2 * C, nullptr, nullptr, nullptr, nullptr, stride, B, T, C, s);
+    cpu::gated_norm_modulate_backward(dsum.ref, dbranch.ref, dmod.ref + 2 * C, NULL, NULL, NULL, NULL, NULL,
+                                      branch.ref, mod.ref + 2 * C, NULL, NULL, NULL, NULL, stride, B, T, C, 0);
+    check(same_bits(dsum, before), "dsum stays");
+    check_tensor("dbranch", dbranch, TOLERANCE_X);
+    check_tensor("dgate, and what stands beside it", dmod, TOLERANCE_X);
+    free_tensors();
+}
+
 static void test_norm(stream_t s, const char* name, int B, int T, int C, int gap, int shift) {
     for (int form = 0; form < 2 * FORMS; form++) {
         char title[120];
@@ -112,6 +136,7 @@ static void test_norm(stream_t s, const char* name, int B, int T, int C, int gap
         if (!test_case(title)) continue;
         for_each_shape(s, run_forward, &t);
         for_each_shape(s, run_backward, &t);
+        if (t.form == GATED && t.centred) for_each_shape(s, run_no_norm, &t);
         test_end_case();
     }
 }

@@ -146,6 +146,38 @@ static void test_variants(void) {
     test_end_case();
 }
 
+// A gated branch that no norm follows: L = <sum, dx_start>.
+static double plain_objective(void* context) {
+    norm_case_t* n = (norm_case_t*)context;
+    gated_norm_modulate_forward(n->sum, NULL, NULL, NULL, n->x, n->branch, n->mod + 2 * n->C, NULL, NULL, NULL,
+                                n->stride, n->B, n->T, n->C, n->eps, 0);
+    return dot(n->sum, n->dx_start, n->size);
+}
+static void test_no_norm(int B, int T, int C) {
+    if (!test_case("a gated branch without a norm")) return;
+    norm_case_t n = norm_new(LAYERNORM_ALONE, GATED, 0, B, T, C, 1e-6);
+    run_forward(&n);
+    double *sum = copy_of(n.sum, n.size), *before = copy_of(n.dmod, B * n.stride);
+    memset(n.sum, 0xFF, n.size * sizeof(double));
+    plain_objective(&n);
+    check(!memcmp(sum, n.sum, n.size * sizeof(double)), "sum: the bits of the form with a norm");
+    memcpy(n.dx, n.dx_start, n.size * sizeof(double));
+    gated_norm_modulate_backward(n.dx, n.dbranch, n.dmod + 2 * C, NULL, NULL, NULL, NULL, NULL, n.branch,
+                                 n.mod + 2 * C, NULL, NULL, NULL, NULL, n.stride, B, T, C, 0);
+    check(!memcmp(n.dx, n.dx_start, n.size * sizeof(double)), "dsum stays");
+    check_gradient("dbranch", plain_objective, &n, n.branch, n.dbranch, n.size);
+    for (size_t i = 0; i < B * n.stride; i++) {
+        int gate = i % n.stride >= 2 * (size_t)C && i % n.stride < 3 * (size_t)C;
+        if (gate) continue;
+        check(!memcmp(&n.dmod[i], &before[i], sizeof(double)), "nothing but dgate is written");
+        n.dmod[i] = 0;
+    }
+    check_gradient("dgate", plain_objective, &n, n.mod, n.dmod, B * n.stride);
+    free(sum), free(before);
+    norm_free(&n);
+    test_end_case();
+}
+
 static void test_threads(void) {
     if (!test_case("any number of threads")) return;
     norm_case_t n = norm_new(LAYERNORM, GATED, 1, 7, 31, 67, 1e-6);
@@ -171,6 +203,7 @@ int main(int argc, char** argv) {
         test_norm(names[kind], "gated, without shift", kind, GATED, 0, 2, 11, 29, 1e-2);
     }
     test_variants();
+    test_no_norm(3, 7, 11);
     test_threads();
     return test_finish();
 }

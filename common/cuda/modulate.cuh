@@ -104,7 +104,7 @@ __device__ static inline void norm_row_sums(float sum[NORM_TOKENS], int call) {
 template <int N>
 __device__ static inline void norm_factors(float f[NORM_COLUMNS],
                                            const floatX* weight, // (C) or NULL for 1
-                                           const floatX* scale,  // (C)
+                                           const floatX* scale,  // (C) or NULL for 0
                                            int C) {
     float w[NORM_COLUMNS];
     norm_load<N>(w, weight, C);
@@ -134,11 +134,12 @@ __device__ static inline void norm_centre(float value[NORM_TOKENS][NORM_COLUMNS]
 // ---------------------------------------------------------------------------------------------------------------------
 // Forward
 
-// Block image * strips + i walks along strip i of an image. branch NULL: the norm of x alone. CENTRED: LayerNorm.
+// Block image * strips + i walks along strip i of an image. branch NULL: the norm of x alone; out NULL: the branch
+// alone. CENTRED: LayerNorm.
 template <int N, bool CENTRED>
 __global__ static void __launch_bounds__(NORM_BLOCK)
 norm_forward_kernel(floatS* sum,          // (B, T, C), written where there is a branch
-                    floatX* out,          // (B, T, C)
+                    floatX* out,          // (B, T, C) or NULL
                     floatS* mean,         // (B, T) where CENTRED
                     floatS* rstd,         // (B, T)
                     const floatS* x,      // (B, T, C)
@@ -152,7 +153,7 @@ norm_forward_kernel(floatS* sum,          // (B, T, C), written where there is a
     int end = begin + z.tokens < z.T ? begin + z.tokens : z.T;
     size_t vector = image * z.stride, first = (size_t)image * z.T;
     float f[NORM_COLUMNS], g[NORM_COLUMNS], b[NORM_COLUMNS];
-    norm_factors<N>(f, weight, scale + vector, C);
+    norm_factors<N>(f, weight, scale ? scale + vector : nullptr, C);
     norm_load<N>(g, gate ? gate + vector : nullptr, C);
     norm_load<N>(b, shift ? shift + vector : nullptr, C);
     for (int t = begin, step = 0; t < end; t += NORM_TOKENS, step++) {
@@ -169,6 +170,7 @@ norm_forward_kernel(floatS* sum,          // (B, T, C), written where there is a
             for (int j = 0; j < NORM_COLUMNS; j++) value[r][j] += g[j] * (float)add[r][j];
             if (branch && t + r < end) norm_store<N>(sum + (first + t + r) * C, value[r], C);
         }
+        if (!out) continue;
         if constexpr (CENTRED) norm_centre<N>(value, centre, C, 2 * step);
         UNROLL
         for (int r = 0; r < NORM_TOKENS; r++) {
@@ -233,27 +235,28 @@ void norm_modulate_forward(floatX* out,          // (B, T, C)
 // ---------------------------------------------------------------------------------------------------------------------
 // Backward
 
-// Block image * strips + i walks along strip i of an image, and leaves its part of the sums over tokens.
+// Block image * strips + i walks along strip i of an image, and leaves its part of the sums over tokens. dout NULL: the
+// branch alone.
 template <int N, bool CENTRED>
 __global__ static void __launch_bounds__(NORM_BLOCK)
 norm_backward_kernel(floatS* dsum,         // (B, T, C) +=
                      floatX* dbranch,      // (B, T, C) or NULL
                      float* parts,         // (B, strips, 3, C): q, dshift, dgate
-                     const floatX* dout,   // (B, T, C)
-                     const floatS* sum,    // (B, T, C)
+                     const floatX* dout,   // (B, T, C) or NULL
+                     const floatS* sum,    // (B, T, C) or NULL, as dout
                      const floatX* branch, // (B, T, C) or NULL, as dbranch
                      const floatX* gate,   // (B, C) or NULL, as dbranch
                      const floatX* weight, // (C) or NULL for 1
-                     const floatX* scale,  // (B, C)
+                     const floatX* scale,  // (B, C) or NULL, as dout
                      const floatS* mean,   // (B, T) where CENTRED
-                     const floatS* rstd,   // (B, T)
+                     const floatS* rstd,   // (B, T) or NULL, as dout
                      norm_strips_t z) {
     int C = z.C, image = blockIdx.x / z.strips, begin = blockIdx.x % z.strips * z.tokens;
     int end = begin + z.tokens < z.T ? begin + z.tokens : z.T;
     size_t vector = image * z.stride, first = (size_t)image * z.T;
     float f[NORM_COLUMNS], q[NORM_COLUMNS] = {}, dshift[NORM_COLUMNS] = {}, dgate[NORM_COLUMNS] = {};
     floatX g[NORM_COLUMNS];
-    norm_factors<N>(f, weight, scale + vector, C);
+    norm_factors<N>(f, weight, scale ? scale + vector : nullptr, C);
     norm_load<N>(g, gate ? gate + vector : nullptr, C);
     for (int t = begin, step = 0; t < end; t += NORM_TOKENS, step++) {
         float xhat[NORM_TOKENS][NORM_COLUMNS], d[NORM_TOKENS][NORM_COLUMNS];
@@ -261,12 +264,12 @@ norm_backward_kernel(floatS* dsum,         // (B, T, C) +=
         float scaled[NORM_TOKENS], centre[NORM_TOKENS], along[NORM_TOKENS] = {}, across[NORM_TOKENS] = {};
         UNROLL
         for (int r = 0; r < NORM_TOKENS; r++) { // a token behind the end is zeros: it adds nothing to any sum
-            int there = t + r < end;
+            int there = t + r < end, normed = there && dout;
             size_t at = (first + t + r) * C;
-            scaled[r] = there ? rstd[first + t + r] : 0;
-            centre[r] = CENTRED && there ? mean[first + t + r] : 0;
-            norm_load<N>(xhat[r], there ? sum + at : nullptr, C);
-            norm_load<N>(in[r], there ? dout + at : nullptr, C);
+            scaled[r] = normed ? rstd[first + t + r] : 0;
+            centre[r] = CENTRED && normed ? mean[first + t + r] : 0;
+            norm_load<N>(xhat[r], normed ? sum + at : nullptr, C);
+            norm_load<N>(in[r], normed ? dout + at : nullptr, C);
             norm_load<N>(d[r], there ? dsum + at : nullptr, C);
             norm_load<N>(add[r], there && branch ? branch + at : nullptr, C);
         }
@@ -306,11 +309,11 @@ norm_backward_kernel(floatS* dsum,         // (B, T, C) +=
 // Adds the parts of an image, a thread a column: its vectors' gradients, and its share of dweight.
 __global__ static void norm_finish_kernel(floatX* dgate,        // (B, C) or NULL
                                           floatX* dshift,       // (B, C) or NULL
-                                          floatX* dscale,       // (B, C)
+                                          floatX* dscale,       // (B, C) or NULL
                                           float* shares,        // (B, C)
                                           const float* parts,   // (B, strips, 3, C)
                                           const floatX* weight, // (C) or NULL for 1
-                                          const floatX* scale,  // (B, C)
+                                          const floatX* scale,  // (B, C) or NULL for 0
                                           norm_strips_t z) {
     int blocks = (z.C + blockDim.x - 1) / blockDim.x, image = blockIdx.x / blocks;
     int c = blockIdx.x % blocks * blockDim.x + threadIdx.x;
@@ -320,10 +323,10 @@ __global__ static void norm_finish_kernel(floatX* dgate,        // (B, C) or NUL
         for (int k = 0; k < 3; k++) sum[k] += parts[(((size_t)image * z.strips + i) * 3 + k) * z.C + c];
     }
     size_t at = image * z.stride + c;
-    dscale[at] = (floatX)((weight ? (float)weight[c] : 1) * sum[0]);
+    if (dscale) dscale[at] = (floatX)((weight ? (float)weight[c] : 1) * sum[0]);
     if (dshift) dshift[at] = (floatX)sum[1];
     if (dgate) dgate[at] = (floatX)sum[2];
-    shares[(size_t)image * z.C + c] = (1 + (float)scale[at]) * sum[0];
+    shares[(size_t)image * z.C + c] = (1 + (scale ? (float)scale[at] : 0)) * sum[0];
 }
 
 // dbranch, dgate, branch and gate NULL: the norm alone.

@@ -59,6 +59,7 @@ void gated_norm_modulate_forward(floatS* sum,          // (B, T, C)
         size_t at = row * C, image = row / T * stride;
         #pragma omp simd
         for (int c = 0; c < C; c++) sum[at + c] = x[at + c] + gate[image + c] * branch[at + c];
+        if (!out) continue;
         norm_modulate_row(out + at, mean ? mean + row : NULL, rstd + row, sum + at, weight,
                           shift ? shift + image : NULL, scale + image, C, eps);
     }
@@ -103,7 +104,7 @@ static inline void norm_modulate_row_backward(floatS* dx, floatS* dweight, float
     }
 }
 
-// Both backwards; branch NULL: the one without a gated branch.
+// All backwards; branch NULL: the one without a gated branch; dout NULL: the one without a norm.
 static inline void norm_modulate_image_backward(floatS* dsum, floatX* dbranch, floatS* dgate, floatS* dweight,
                                                 floatS* dshift, floatS* dscale, const floatX* dout,
                                                 const floatS* sum, const floatX* branch, const floatX* gate,
@@ -111,8 +112,8 @@ static inline void norm_modulate_image_backward(floatS* dsum, floatX* dbranch, f
                                                 const floatS* rstd, int T, int C) {
     for (int t = 0; t < T; t++) {
         size_t at = (size_t)t * C;
-        norm_modulate_row_backward(dsum + at, dweight, dshift, dscale, dout + at, sum + at, weight, scale,
-                                   mean ? mean + t : NULL, rstd[t], C);
+        if (dout) norm_modulate_row_backward(dsum + at, dweight, dshift, dscale, dout + at, sum + at, weight, scale,
+                                             mean ? mean + t : NULL, rstd[t], C);
         if (!branch) continue;
         #pragma omp simd
         for (int c = 0; c < C; c++) {
@@ -146,11 +147,12 @@ void gated_norm_modulate_backward(floatS* dsum,         // (B, T, C) +=
         size_t at = (size_t)b * T * C, image = b * stride, first = (size_t)b * T;
         floatS* own = sums + (size_t)b * 4 * C;
         norm_modulate_image_backward(dsum + at, branch ? dbranch + at : NULL, own + 3 * C, own, own + C, own + 2 * C,
-                                     dout + at, sum + at, branch ? branch + at : NULL, branch ? gate + image : NULL,
-                                     weight, scale + image, mean ? mean + first : NULL, rstd + first, T, C);
+                                     dout ? dout + at : NULL, dout ? sum + at : NULL, branch ? branch + at : NULL,
+                                     branch ? gate + image : NULL, weight, dout ? scale + image : NULL,
+                                     mean ? mean + first : NULL, dout ? rstd + first : NULL, T, C);
         for (int c = 0; c < C; c++) {
             if (dshift) dshift[image + c] = (floatX)own[C + c];
-            dscale[image + c] = (floatX)own[2 * C + c];
+            if (dscale) dscale[image + c] = (floatX)own[2 * C + c];
             if (branch) dgate[image + c] = (floatX)own[3 * C + c];
         }
     }
