@@ -630,10 +630,10 @@ void swiglu_backward(floatX* dx,         // (N, 2F)
                      const floatX* x,    // (N, 2F)
                      size_t N, int F, stream_t s);
 
-// Features of a time: out_k = cos(t f_k), out_(half + k) = sin(t f_k), f_k = 10000^(-k / half), k < half.
+// Features of a time: out_k = cos(u f_k), out_(half + k) = sin(u f_k), u = scale t, f_k = 10000^(-k / half), k < half.
 void timestep_features(floatX* out,     // (B, 2 half)
                        const floatS* t, // (B)
-                       int B, int half, stream_t s);
+                       double scale, int B, int half, stream_t s);
 
 // What all blocks are modulated by: c = time + table[label];  out = SiLU(c). Labels are in [0, rows): callers check.
 void condition_forward(floatX* out,         // (B, C)
@@ -649,6 +649,19 @@ void condition_backward(floatX* dtime,      // (B, C)
                         const floatS* c,    // (B, C)
                         const int* labels,  // (B) device memory
                         int rows, int B, int C, stream_t s);
+
+// The same where the conditions are vectors of the image's own: c = a + b + g;  out = SiLU(c).
+void condition_sum_forward(floatX* out,     // (B, C)
+                           floatS* c,       // (B, C) kept for the backward
+                           const floatX* a, // (B, C)
+                           const floatX* b, // (B, C) or NULL for 0
+                           const floatX* g, // (B, C) or NULL for 0
+                           int B, int C, stream_t s);
+// dsum = dout SiLU'(c), the gradient of each of them.
+void condition_sum_backward(floatX* dsum,       // (B, C)
+                            const floatX* dout, // (B, C)
+                            const floatS* c,    // (B, C)
+                            int B, int C, stream_t s);
 
 // The start of the residual stream: out = x + pos, and the way back, dx = dout rounded to floatX (any rounding at all:
 // the input of the network while sampling goes through it too).

@@ -148,7 +148,7 @@ static void run_silu_far(stream_t s, void* context) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Time and label
 
-// B, half
+// B, half, scale of the times
 static void run_features(stream_t s, void* context) {
     const int* v = ((sizes_t*)context)->v;
     int B = v[0], half = v[1];
@@ -156,8 +156,8 @@ static void run_features(stream_t s, void* context) {
     for (int b = 0; b < B; b++) t.ref[b] = b == 0 ? 0 : b == 1 ? 1 : fabs(test_uniform());
     upload(t);
     tensor<floatX> out = output((size_t)B * 2 * half);
-    timestep_features(out.dev, t.dev, B, half, s);
-    cpu::timestep_features(out.ref, t.ref, B, half, 0);
+    timestep_features(out.dev, t.dev, v[2], B, half, s);
+    cpu::timestep_features(out.ref, t.ref, v[2], B, half, 0);
     check_tensor("out", out, TOLERANCE_X);
     free_tensors();
 }
@@ -188,6 +188,28 @@ static void run_condition(stream_t s, void* context) {
     condition_backward(frozen.dev, nullptr, dout.dev, c.dev, labels, rows, B, C, s);
     check(same_bits(dtime, frozen), "dtime is the same when the table is frozen");
     device_free(labels);
+    free_tensors();
+}
+
+// B, C
+static void run_condition_sum(stream_t s, void* context) {
+    const int* v = ((sizes_t*)context)->v;
+    int B = v[0], C = v[1];
+    size_t n = (size_t)B * C;
+    tensor<floatX> in[3] = {random_input(n), random_input(n), random_input(n)}, out = output(n), dout = random_input(n);
+    tensor<floatX> dsum = output(n);
+    tensor<float> c = output_s(n);
+    for (int vectors = 1; vectors <= 3; vectors++) {
+        tensor<floatX> none = {0, nullptr, nullptr}, b = vectors > 1 ? in[1] : none, g = vectors > 2 ? in[2] : none;
+        condition_sum_forward(out.dev, c.dev, in[0].dev, b.dev, g.dev, B, C, s);
+        cpu::condition_sum_forward(out.ref, c.ref, in[0].ref, b.ref, g.ref, B, C, 0);
+        check_tensor("out", out, TOLERANCE_X);
+        check_tensor("c", c, TOLERANCE_S);
+    }
+    upload(c);
+    condition_sum_backward(dsum.dev, dout.dev, c.dev, B, C, s);
+    cpu::condition_sum_backward(dsum.ref, dout.ref, c.ref, B, C, 0);
+    check_tensor("dsum", dsum, TOLERANCE_X);
     free_tensors();
 }
 
@@ -274,12 +296,14 @@ int main(int argc, char** argv) {
     test_shapes(s, "swiglu, several blocks a row, primes", run_swiglu, {{67, 523}});
     test_shapes(s, "swiglu, shifted", run_swiglu, {{3, 40, 1}});
     test_shapes(s, "swiglu, one value", run_swiglu, {{1, 1}});
-    test_shapes(s, "timestep_features", run_features, {{5, 128}});
-    test_shapes(s, "timestep_features, odd, several blocks", run_features, {{3, 131}});
+    test_shapes(s, "timestep_features", run_features, {{5, 128, 1}});
+    test_shapes(s, "timestep_features, odd, several blocks", run_features, {{3, 131, 1000}});
     test_shapes(s, "condition, a label several times", run_condition, {{7, 23, 40}});
     test_shapes(s, "condition, several blocks", run_condition, {{5, 9, 261}});
     test_shapes(s, "condition, one label", run_condition, {{1, 5, 3}});
     test_shapes(s, "condition, one value", run_condition, {{3, 1, 1}});
+    test_shapes(s, "condition_sum", run_condition_sum, {{5, 261}});
+    test_shapes(s, "condition_sum, one value", run_condition_sum, {{1, 1}});
     test_shapes(s, "position_add, to_floatX", run_position_add, {{3, 17, 136}});
     test_shapes(s, "position_add, to_floatX, primes", run_position_add, {{5, 7, 13}});
     test_shapes(s, "position_add, to_floatX, one value", run_position_add, {{1, 1, 1}});

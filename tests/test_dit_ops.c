@@ -220,7 +220,7 @@ static void test_features(void) {
     enum { B = 4, HALF = 128 };
     double t[B] = {0, 0.5, 1, 0.123};
     double* out = poisoned_buffer(B * 2 * HALF);
-    timestep_features(out, t, B, HALF, 0);
+    timestep_features(out, t, 1, B, HALF, 0);
     for (int b = 0; b < B; b++) for (int k = 0; k < HALF; k++) {
         double angle = t[b] * pow(10000, -(double)k / HALF);
         check_error("cosine", fabs(out[b * 2 * HALF + k] - cos(angle)), 1e-14);
@@ -231,6 +231,11 @@ static void test_features(void) {
     check_error("sine 0", fabs(half[128] - 0.479426), 5e-7);
     check_error("cosine 64", fabs(half[64] - 0.9999875), 5e-8);
     check_error("sine 64", fabs(half[192] - 0.0049999792), 5e-11);
+    double *stretched = poisoned_buffer(B * 2 * HALF), times[B] = {0, 500, 1000, 123};
+    timestep_features(stretched, t, 1000, B, HALF, 0);
+    timestep_features(out, times, 1, B, HALF, 0);
+    check(!memcmp(stretched, out, B * 2 * HALF * sizeof(double)), "1000 t is the time 1000 t");
+    free(stretched);
     free(out);
     test_end_case();
 }
@@ -285,6 +290,45 @@ static void test_condition(const char* name, int rows, int B, int C) {
     double* all[] = {p.time, p.table, p.c, p.out, p.dout, p.dtime, p.dtable, want, frozen};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(p.labels);
+    test_end_case();
+}
+
+typedef struct {
+    int B, C;
+    double *in[3], *c, *out, *dout, *dsum;
+} sum_t;
+
+static double sum_objective(void* context) {
+    sum_t* p = (sum_t*)context;
+    condition_sum_forward(p->out, p->c, p->in[0], p->in[1], p->in[2], p->B, p->C, 0);
+    return dot(p->out, p->dout, (size_t)p->B * p->C);
+}
+
+static void sum_both(void* context) {
+    sum_t* p = (sum_t*)context;
+    sum_objective(context);
+    condition_sum_backward(p->dsum, p->dout, p->c, p->B, p->C, 0);
+}
+
+// Of one, two and three vectors: the gradient is that of each.
+static void test_condition_sum(const char* name, int B, int C) {
+    if (!test_case(name)) return;
+    size_t n = (size_t)B * C;
+    sum_t p = {B, C, {random_buffer(n), NULL, NULL}, poisoned_buffer(n), poisoned_buffer(n), random_buffer(n),
+               poisoned_buffer(n)};
+    for (int vectors = 1; vectors <= 3; vectors++) {
+        if (vectors > 1) p.in[vectors - 1] = random_buffer(n);
+        sum_both(&p);
+        for (size_t i = 0; i < n; i++) {
+            double c = p.in[0][i] + (p.in[1] ? p.in[1][i] : 0) + (p.in[2] ? p.in[2][i] : 0);
+            check_error("out", fabs(p.out[i] - c / (1 + exp(-c))), 1e-14);
+        }
+        for (int k = 0; k < vectors; k++) check_gradient("dsum", sum_objective, &p, p.in[k], p.dsum, n);
+    }
+    const result_t results[] = {{"out", p.out, n}, {"c", p.c, n}, {"dsum", p.dsum, n}};
+    check_any_thread_count(sum_both, &p, results, 3);
+    double* all[] = {p.in[0], p.in[1], p.in[2], p.c, p.out, p.dout, p.dsum};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     test_end_case();
 }
 
@@ -375,6 +419,8 @@ int main(int argc, char** argv) {
     test_condition("condition, a label several times", 5, 9, 67);
     test_condition("condition, one label", 1, 3, 7);
     test_condition("condition, many labels, many columns", 101, 8, 131);
+    test_condition_sum("condition_sum", 9, 67);
+    test_condition_sum("condition_sum, one value", 1, 1);
     test_position_add("position_add, to_floatX", 3, 11, 13);
     test_position_add("position_add, to_floatX, one value", 1, 1, 1);
     test_patches("unpatchify, 4 channels, 2 by 2", 2, 3, 5, 4, 2);

@@ -25,10 +25,10 @@ enum { CONDITION_THREADS = 128 };
 
 // A thread owns a frequency of an image. Cosine and sine are the library's, with their full reduction of the angle: a
 // sampler with its own steps may ask for times beyond 1.
-__global__ static void timestep_features_kernel(floatX* out, const floatS* t, int half) { // (B, 2 half), (B)
+__global__ static void timestep_features_kernel(floatX* out, const floatS* t, float scale, int half) {
     int k = blockIdx.y * CONDITION_THREADS + threadIdx.x;
     if (k >= half) return;
-    float angle = t[blockIdx.x] * expf(-9.210340372f * (float)k / (float)half); // log 10000
+    float angle = t[blockIdx.x] * scale * expf(-9.210340372f * (float)k / (float)half); // log 10000
     floatX* row = out + (size_t)blockIdx.x * 2 * half;
     row[k] = (floatX)cosf(angle);
     row[half + k] = (floatX)sinf(angle);
@@ -36,9 +36,9 @@ __global__ static void timestep_features_kernel(floatX* out, const floatS* t, in
 
 void timestep_features(floatX* out,     // (B, 2 half)
                        const floatS* t, // (B)
-                       int B, int half, stream_t s) {
+                       double scale, int B, int half, stream_t s) {
     dim3 grid(B, blocks_for(half, CONDITION_THREADS));
-    launch<timestep_features_kernel>(grid, CONDITION_THREADS, 0, s, out, t, half);
+    launch<timestep_features_kernel>(grid, CONDITION_THREADS, 0, s, out, t, (float)scale, half);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -102,6 +102,39 @@ void condition_backward(floatX* dtime,      // (B, C)
     (void)rows;
     dim3 grid(B, blocks_for(C, CONDITION_THREADS));
     launch<condition_backward_kernel>(grid, CONDITION_THREADS, 0, s, dtime, dtable, dout, c, labels, B, C);
+}
+
+// n = B C, a thread a value.
+__global__ static void condition_sum_kernel(floatX* out, floatS* c, const floatX* a, const floatX* b,
+                                            const floatX* g, size_t n) { // (n), b and g or NULL
+    size_t i = (size_t)blockIdx.x * CONDITION_THREADS + threadIdx.x;
+    if (i >= n) return;
+    float sum = (float)a[i] + (b ? (float)b[i] : 0) + (g ? (float)g[i] : 0);
+    c[i] = sum;
+    out[i] = (floatX)silu(sum);
+}
+
+__global__ static void condition_sum_backward_kernel(floatX* dsum, const floatX* dout, const floatS* c, size_t n) {
+    size_t i = (size_t)blockIdx.x * CONDITION_THREADS + threadIdx.x;
+    if (i < n) dsum[i] = (floatX)((float)dout[i] * silu_slope(c[i]));
+}
+
+void condition_sum_forward(floatX* out,     // (B, C)
+                           floatS* c,       // (B, C)
+                           const floatX* a, // (B, C)
+                           const floatX* b, // (B, C) or NULL for 0
+                           const floatX* g, // (B, C) or NULL for 0
+                           int B, int C, stream_t s) {
+    size_t n = (size_t)B * C;
+    launch<condition_sum_kernel>(blocks_for(n, CONDITION_THREADS), CONDITION_THREADS, 0, s, out, c, a, b, g, n);
+}
+
+void condition_sum_backward(floatX* dsum,       // (B, C)
+                            const floatX* dout, // (B, C)
+                            const floatS* c,    // (B, C)
+                            int B, int C, stream_t s) {
+    size_t n = (size_t)B * C;
+    launch<condition_sum_backward_kernel>(blocks_for(n, CONDITION_THREADS), CONDITION_THREADS, 0, s, dsum, dout, c, n);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

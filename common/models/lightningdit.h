@@ -500,7 +500,7 @@ static inline floatX* lightningdit_vector(const lightningdit_t* m, floatX* all, 
 void lightningdit_condition_forward(lightningdit_t* m, const params_t* p, const floatS* t, const int* labels,
                                     stream_t s) {
     int D = m->config.dim, B = m->B, features = 2 * LIGHTNINGDIT_FREQUENCIES;
-    timestep_features(m->time_features, t, B, LIGHTNINGDIT_FREQUENCIES, s);
+    timestep_features(m->time_features, t, 1, B, LIGHTNINGDIT_FREQUENCIES, s);
     matmul_forward(m->time_pre, m->time_features, params_at(p, m->time0_weight), params_at(p, m->time0_bias), B,
                    features, D, s);
     silu_forward(m->time_hidden, m->time_pre, (size_t)B * D, s);

@@ -376,7 +376,7 @@ static void run_swiglu_backward(sizes_t z, stream_t s) {
 static void run_time_features(sizes_t z, stream_t s) {
     floatX* out = once((size_t)z.B * 2 * TIME_FREQUENCIES);
     floatS* t = sums_once(z.B);
-    if (ready()) timestep_features(out, t, z.B, TIME_FREQUENCIES, s);
+    if (ready()) timestep_features(out, t, 1, z.B, TIME_FREQUENCIES, s);
 }
 static void run_condition(sizes_t z, stream_t s) { // of the class table a row an image counts
     size_t n = (size_t)z.B * z.C;

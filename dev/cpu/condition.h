@@ -6,7 +6,8 @@
 //   label  a row of a learned table; its last row stands for "no label", which the guidance of sampling needs
 //   c = time + row,   out = silu(c)                             out is the input of every block's modulation matrix
 //
-// Times lie in [0, 1] and are not stretched: all but the first few features vary little, nearly linearly, with t.
+// LightningDiT's times lie in [0, 1] and are not stretched: all but the first few features vary little, nearly
+// linearly, with t. FLUX stretches its own by 1000.
 //
 // Backward: dc = dout silu'(c) is the gradient of `time` and, as often as a label occurs in the batch, of its row.
 // These are added in the order of the images, so that a sum does not depend on who computes it.
@@ -25,14 +26,14 @@
 // Frequencies and angles are rounded to floatS, as the reference has them.
 void timestep_features(floatX* out,     // (B, 2 half)
                        const floatS* t, // (B)
-                       int B, int half, stream_t s) {
+                       double scale, int B, int half, stream_t s) {
     (void)s;
     const floatS log_10000 = (floatS)9.210340371976184;
     #pragma omp parallel for schedule(static) if (worth_sharing((double)B * half * 50))
     for (int b = 0; b < B; b++) {
         floatX* o = out + (size_t)b * 2 * half;
         for (int k = 0; k < half; k++) {
-            floatS angle = t[b] * xexp(-log_10000 * k / half);
+            floatS angle = t[b] * (floatS)scale * xexp(-log_10000 * k / half);
             o[k] = (floatX)cos((double)angle);
             o[half + k] = (floatX)sin((double)angle);
         }
@@ -77,6 +78,29 @@ void condition_backward(floatX* dtime,      // (B, C)
             for (int i = first; i < end; i++) row[i] += dtime[b * C + i];
         }
     }
+}
+
+void condition_sum_forward(floatX* out,     // (B, C)
+                           floatS* c,       // (B, C)
+                           const floatX* a, // (B, C)
+                           const floatX* b, // (B, C) or NULL for 0
+                           const floatX* g, // (B, C) or NULL for 0
+                           int B, int C, stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * C * WORK_OF_EXP))
+    for (size_t i = 0; i < (size_t)B * C; i++) {
+        c[i] = (floatS)a[i] + (b ? b[i] : 0) + (g ? g[i] : 0);
+        out[i] = silu(c[i]);
+    }
+}
+
+void condition_sum_backward(floatX* dsum,       // (B, C)
+                            const floatX* dout, // (B, C)
+                            const floatS* c,    // (B, C)
+                            int B, int C, stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * C * WORK_OF_EXP))
+    for (size_t i = 0; i < (size_t)B * C; i++) dsum[i] = dout[i] * silu_slope(c[i]);
 }
 
 void position_add_forward(floatS* out,       // (B, T, C)
