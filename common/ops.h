@@ -685,7 +685,7 @@ void flow_path(floatX* xt,       // (B, n)
 
 // Both losses of an image and their gradient, in one pass:
 //   mse_b = mean over the image of (v - u)^2;  cosine_b = mean over positions of 1 - v.u / (max(|v|, e) max(|u|, e)),
-//   norms over C, e = 1e-8
+//   norms over C, e = 1e-8; both, and so dv, times weight_b
 //   dv = scale_mse d mse_b / dv + scale_cosine d cosine_b / dv
 // The clamp passes the gradient as PyTorch has it: where |v| = 0, d(1 - cos)/dv = -(u / max(|u|, e)) / e, not 0; where
 // 0 < |v| <= e it is -(u / U / e - (v.u / U) v / (|v| e^2)), U = max(|u|, e).
@@ -693,6 +693,7 @@ void flow_loss(floatS* mse, floatS* cosine,             // (B)
                floatX* dv,                              // (B, HW, C) or NULL
                const floatX* v,                         // (B, HW, C)
                const floatS* u,                         // (B, HW, C)
+               const floatS* weight,                    // (B) or NULL for 1
                double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s);
 
 // Classifier-free guidance: in the first `channels` channels out = null + w_b (cond - null), in the others, and where
@@ -703,6 +704,13 @@ void flow_guide(floatS* out,        // (B, HW, C)
                 const floatX* null, // (B, HW, OC) or NULL
                 const floatS* w,    // (B) or NULL
                 int channels, int B, int HW, int C, int OC, stream_t s);
+
+// Guidance that keeps the energy of an image's velocity: out <- out |cond| / |out|, norms over the image, of cond over
+// its first C channels. Where the norms are equal (w = 1), and where out is zero, out stays as it is, bit for bit.
+// (Zhang et al. 2024, EP-CFG)
+void flow_guide_energy(floatS* out,        // (B, HW, C) in place
+                       const floatX* cond, // (B, HW, OC)
+                       int B, int HW, int C, int OC, stream_t s);
 
 // One stage of a Runge-Kutta method, image b with its own step: out = x + h_b sum_i a_i k_i. In place: out may be x.
 enum { FLOW_STAGES = 7 };

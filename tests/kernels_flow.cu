@@ -33,10 +33,11 @@ static void check_positions(tensor<floatX> dv, int C) {
     }
 }
 
-static void compare_loss(stream_t s, tensor<floatX> dv, tensor<floatX> v, tensor<float> u, int B, int HW, int C) {
+static void compare_loss(stream_t s, tensor<floatX> dv, tensor<floatX> v, tensor<float> u, tensor<float> weight, int B,
+                         int HW, int C) {
     tensor<float> mse = output_s(B), cosine = output_s(B);
-    flow_loss(mse.dev, cosine.dev, dv.dev, v.dev, u.dev, SCALE_MSE, SCALE_COSINE, B, HW, C, s);
-    cpu::flow_loss(mse.ref, cosine.ref, dv.ref, v.ref, u.ref, SCALE_MSE, SCALE_COSINE, B, HW, C, 0);
+    flow_loss(mse.dev, cosine.dev, dv.dev, v.dev, u.dev, weight.dev, SCALE_MSE, SCALE_COSINE, B, HW, C, s);
+    cpu::flow_loss(mse.ref, cosine.ref, dv.ref, v.ref, u.ref, weight.ref, SCALE_MSE, SCALE_COSINE, B, HW, C, 0);
     check_tensor("mse", mse, TOLERANCE_S);
     check_tensor("cosine", cosine, TOLERANCE_S);
     if (dv.dev) check_tensor("dv", dv, TOLERANCE_X);
@@ -49,8 +50,9 @@ static void run_loss(stream_t s, void* context) {
     size_t n = (size_t)B * HW * C, shift = z[3];
     tensor<floatX> v = shifted(random_input(n + shift), shift), dv = shifted(output(n + shift), shift);
     tensor<float> u = shifted(random_gradient(n + shift), shift);
-    compare_loss(s, dv, v, u, B, HW, C);
-    compare_loss(s, {0, NULL, NULL}, v, u, B, HW, C);
+    compare_loss(s, dv, v, u, {0, NULL, NULL}, B, HW, C);
+    compare_loss(s, dv, v, u, random_gradient(B), B, HW, C);
+    compare_loss(s, {0, NULL, NULL}, v, u, {0, NULL, NULL}, B, HW, C);
     free_tensors();
 }
 
@@ -66,7 +68,7 @@ static void run_corners(stream_t s, void* context) {
     for (int i = 0; i < 6 * C; i++) set_value(v, i, lengths[i / C] * v.ref[i]);
     for (int i = 0; i < 6 * C; i++) set_value(u, 6 * C + i, lengths[i / C] * u.ref[6 * C + i]);
     for (int c = 0; c < C; c++) set_value(v, 12 * C + c, 0), set_value(u, 12 * C + c, 0);
-    compare_loss(s, dv, v, u, B, HW, C);
+    compare_loss(s, dv, v, u, {0, NULL, NULL}, B, HW, C);
     for (int c = 0; c < C; c++) { // where both are 0 there is no gradient
         floatX value;
         copy_to_host(&value, dv.dev + 12 * C + c, sizeof value, 0);
@@ -76,7 +78,7 @@ static void run_corners(stream_t s, void* context) {
     check_positions(dv, C);
     for (size_t i = 0; i < n; i++) v.ref[i] = 0;
     upload(v);
-    compare_loss(s, first, v, u, B, HW, C);
+    compare_loss(s, first, v, u, {0, NULL, NULL}, B, HW, C);
     free_tensors();
 }
 
@@ -98,6 +100,22 @@ static void run_guide(stream_t s, void* context) {
     flow_guide(plain.dev, cond.dev, nullptr, nullptr, channels, B, HW, C, OC, s);
     cpu::flow_guide(plain.ref, cond.ref, NULL, NULL, channels, B, HW, C, OC, 0);
     check_tensor("out without null", plain, 0);
+    free_tensors();
+}
+
+// B, HW, C, shift, OC - C. The last image is cond itself, and stays.
+static void run_energy(stream_t s, void* context) {
+    const int* z = ((sizes_t*)context)->v;
+    int B = z[0], HW = z[1], C = z[2], OC = C + z[4];
+    size_t n = (size_t)HW * C, shift = z[3];
+    tensor<floatX> cond = random_input((size_t)B * HW * OC);
+    tensor<float> out = shifted(random_gradient(B * n + shift, 3), shift);
+    for (size_t i = (B - 1) * n; i < B * n; i++) set_value(out, i, cond.ref[i / C * OC + i % C]);
+    flow_guide_energy(out.dev, cond.dev, B, HW, C, OC, s);
+    cpu::flow_guide_energy(out.ref, cond.ref, B, HW, C, OC, 0);
+    check_tensor("out", out, TOLERANCE_S);
+    tensor<float> last = {n, out.ref + (B - 1) * n, out.dev + (B - 1) * n};
+    check_tensor("out that is cond", last, 0);
     free_tensors();
 }
 
@@ -187,6 +205,10 @@ int main(int argc, char** argv) {
     test_shapes(s, "flow_guide, one value", run_guide, {{2, 1, 1, 3}});
     test_shapes(s, "flow_guide, half of the output", run_guide, {{2, 9, 16, 3, 0, 16}});
     test_shapes(s, "flow_guide, 4 of 8 channels", run_guide, {{3, 17, 4, 3, 0, 4}});
+    test_shapes(s, "flow_guide_energy", run_energy, {{3, 256, 32}});
+    test_shapes(s, "flow_guide_energy, primes", run_energy, {{2, 17, 5}});
+    test_shapes(s, "flow_guide_energy, shifted, half of the output", run_energy, {{2, 9, 16, 1, 16}});
+    test_shapes(s, "flow_guide_energy, one value", run_energy, {{2, 1, 1}});
     test_shapes(s, "diffusion_step", run_diffusion_step, {{3, 64, 4}});
     test_shapes(s, "diffusion_step, primes", run_diffusion_step, {{3, 17, 5}});
     test_shapes(s, "flow_combine", run_combine, {{3, 1024}});

@@ -320,9 +320,9 @@ static void test_losses(stream_t s, int HW, int C, int tokens, int channels) {
         size_t n = (size_t)tokens * channels;
         batch<floatX> v = inputs(n), dv = outputs(n, s);
         batch<float> u = repeated(random_gradient(FEW * n)), mse = outputs_s(1, s), cosine = outputs_s(1, s);
-        flow_loss(mse.dev, cosine.dev, dv.dev, v.dev, u.dev, 0.3, 0.7, B, tokens, channels, s);
-        cpu::flow_loss(mse.few.ref, cosine.few.ref, dv.few.ref, v.few.ref, u.few.ref, 0.3, 0.7, FEW, tokens, channels,
-                       0);
+        flow_loss(mse.dev, cosine.dev, dv.dev, v.dev, u.dev, nullptr, 0.3, 0.7, B, tokens, channels, s);
+        cpu::flow_loss(mse.few.ref, cosine.few.ref, dv.few.ref, v.few.ref, u.few.ref, NULL, 0.3, 0.7, FEW, tokens,
+                       channels, 0);
         check_batch("mse", mse, TOLERANCE_S);
         check_batch("cosine", cosine, TOLERANCE_S);
         check_batch("dv", dv, TOLERANCE_X);

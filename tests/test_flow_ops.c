@@ -1,6 +1,6 @@
 // Flow matching: the path, the loss and its gradient with all its corners, guidance, Runge-Kutta stages.
 
-// defines: flow_path, flow_loss, flow_guide, flow_combine, latent_denormalise, normal_rows
+// defines: flow_path, flow_loss, flow_guide, flow_guide_energy, flow_combine, latent_denormalise, normal_rows
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -83,26 +83,26 @@ static void test_path_moments(void) {
 
 typedef struct {
     int B, HW, C;
-    double *v, *u, *mse, *cosine, *dv;
+    double *v, *u, *mse, *cosine, *dv, *weight;
     double scale_mse, scale_cosine;
 } loss_t;
 
 static loss_t loss_new(int B, int HW, int C) {
     size_t n = (size_t)B * HW * C;
     return (loss_t){B, HW, C, random_buffer(n), random_buffer(n), poisoned_buffer((size_t)B),
-                    poisoned_buffer((size_t)B), poisoned_buffer(n), 0.7, 1.3};
+                    poisoned_buffer((size_t)B), poisoned_buffer(n), NULL, 0.7, 1.3};
 }
 static void loss_free(loss_t* l) { free(l->v), free(l->u), free(l->mse), free(l->cosine), free(l->dv); }
 static size_t loss_size(const loss_t* l) { return (size_t)l->B * l->HW * l->C; }
 
 static void run_loss(void* context) {
     loss_t* l = (loss_t*)context;
-    flow_loss(l->mse, l->cosine, l->dv, l->v, l->u, l->scale_mse, l->scale_cosine, l->B, l->HW, l->C, 0);
+    flow_loss(l->mse, l->cosine, l->dv, l->v, l->u, l->weight, l->scale_mse, l->scale_cosine, l->B, l->HW, l->C, 0);
 }
 
 static double loss_objective(void* context) {
     loss_t* l = (loss_t*)context;
-    flow_loss(l->mse, l->cosine, NULL, l->v, l->u, l->scale_mse, l->scale_cosine, l->B, l->HW, l->C, 0);
+    flow_loss(l->mse, l->cosine, NULL, l->v, l->u, l->weight, l->scale_mse, l->scale_cosine, l->B, l->HW, l->C, 0);
     double sum = 0;
     for (int b = 0; b < l->B; b++) sum += l->scale_mse * l->mse[b] + l->scale_cosine * l->cosine[b];
     return sum;
@@ -162,6 +162,27 @@ static void test_loss(int B, int HW, int C, const char* name) {
     test_end_case();
 }
 
+// An image's weight multiplies its losses and its gradient.
+static void test_loss_weight(void) {
+    if (!test_case("flow_loss: weights of images")) return;
+    loss_t l = loss_new(4, 7, 5);
+    size_t n = loss_size(&l);
+    double weight[4] = {2.5, 0, 1, -0.3};
+    run_loss(&l);
+    double *mse = copy_of(l.mse, 4), *cosine = copy_of(l.cosine, 4), *one = copy_of(l.dv + 2 * n / 4, n / 4);
+    l.weight = weight;
+    run_loss(&l);
+    for (int b = 0; b < 4; b++) {
+        check_error("mse", fabs(l.mse[b] - weight[b] * mse[b]), 1e-14);
+        check_error("cosine", fabs(l.cosine[b] - weight[b] * cosine[b]), 1e-14);
+    }
+    check(same_bits(one, l.dv + 2 * n / 4, n / 4), "weight 1: the bits without weights");
+    check_gradient("dv", loss_objective, &l, l.v, l.dv, n);
+    free(mse), free(cosine), free(one);
+    loss_free(&l);
+    test_end_case();
+}
+
 // Short velocities, above the clamp. The steps of the differences are a thousandth of them.
 static void test_loss_short(double length, const char* name) {
     if (!test_case(name)) return;
@@ -214,11 +235,11 @@ static void test_loss_clamped(void) {
 static void test_loss_by_hand(void) {
     if (!test_case("flow_loss: by hand")) return;
     double v[2] = {3, 4}, u[2] = {0, 5}, mse = NAN, cosine = NAN, dv[2] = {NAN, NAN};
-    flow_loss(&mse, &cosine, dv, v, u, 1, 10, 1, 1, 2, 0);
+    flow_loss(&mse, &cosine, dv, v, u, NULL, 1, 10, 1, 1, 2, 0);
     check_error("mse", fabs(mse - 5), 1e-14);
     check_error("cosine", fabs(cosine - 0.2), 1e-14);
     check_error("dv", fabs(dv[0] - (3 + 0.96)) + fabs(dv[1] - (-1 - 0.72)), 1e-14);
-    flow_loss(&mse, &cosine, dv, v, v, 1, 1, 1, 1, 2, 0);
+    flow_loss(&mse, &cosine, dv, v, v, NULL, 1, 1, 1, 1, 2, 0);
     check(mse == 0 && fabs(cosine) < 1e-15 && fabs(dv[0]) + fabs(dv[1]) < 1e-15, "no loss where v is u");
     test_end_case();
 }
@@ -250,6 +271,32 @@ static void test_guide(void) {
     flow_guide(out, cond, null, w, 3, B, HW, 2, C, 0);
     check(same_bits(out, first, n / 2), "the first two of four channels");
     free(out);
+    test_end_case();
+}
+
+// cond = (1, 2), null = (0, 1), w = 5: out = (5, 6), and with the energy of cond (5, 6) sqrt(5 / 61).
+static void test_guide_energy(void) {
+    if (!test_case("flow_guide_energy: by hand, norms, w = 1, a zero")) return;
+    double cond[2] = {1, 2}, null[2] = {0, 1}, w[1] = {5}, out[2], want[2] = {1.431497, 1.717796}, zero[2] = {0, 0};
+    flow_guide(out, cond, null, w, 1, 1, 2, 1, 1, 0);
+    flow_guide_energy(out, cond, 1, 2, 1, 1, 0);
+    check_error("by hand", relative_error_double(out, want, 2), 1e-6);
+    flow_guide_energy(zero, cond, 1, 2, 1, 1, 0);
+    check(zero[0] == 0 && zero[1] == 0, "zero stays");
+    enum { B = 3, HW = 7, C = 5, OC = 8, n = HW * C };
+    double *x = random_buffer(B * n), *v = random_buffer(B * HW * OC), *before = copy_of(x, B * n);
+    for (int i = 0; i < n; i++) x[n + i] = v[(HW + i / C) * OC + i % C]; // image 1: out is cond
+    memcpy(before + n, x + n, n * sizeof(double));
+    flow_guide_energy(x, v, B, HW, C, OC, 0);
+    check(same_bits(x + n, before + n, n), "equal norms leave out as it is");
+    for (int b = 0; b < B; b++) {
+        double energy = 0;
+        for (int i = 0; i < n; i++) energy += pow(v[(b * HW + i / C) * OC + i % C], 2);
+        check_error("the energy of cond", fabs(dot(x + b * n, x + b * n, n) / energy - 1), 1e-13);
+        double along = dot(x + b * n, before + b * n, n), was = dot(before + b * n, before + b * n, n);
+        check_error("the direction of out", fabs(along / sqrt(energy * was) - 1), 1e-13);
+    }
+    free(x), free(v), free(before);
     test_end_case();
 }
 
@@ -351,12 +398,14 @@ int main(int argc, char** argv) {
     test_loss(2, 5, 7, "flow_loss: primes");
     test_loss(1, 1, 1, "flow_loss: one value");
     test_loss(2, 3, 523, "flow_loss: many channels");
+    test_loss_weight();
     test_loss_short(1e-3, "flow_loss: |v| about 1e-3");
     test_loss_short(3e-8, "flow_loss: |v| about 6e-8, close above the clamp");
     test_loss_zero();
     test_loss_clamped();
     test_loss_by_hand();
     test_guide();
+    test_guide_energy();
     test_diffusion_step();
     test_combine_by_hand();
     test_combine();

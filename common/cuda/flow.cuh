@@ -4,6 +4,7 @@
 //   flow_path     reads x1, writes xt and u       10 bytes a value   10 MB, 4 us at 3 TB/s
 //   flow_loss     reads v and u, writes dv         8 bytes            8 MB, 3 us
 //   flow_guide    reads cond and null              8 bytes            8 MB, 3 us
+//   flow_guide_energy  reads cond and out twice   14 bytes           14 MB, 5 us
 //   flow_combine  reads x and each k, writes out  12 bytes and more  13 MB, 4 us with one stage
 //
 // flow_loss gives an image to one block, so that no sum leaves it: nothing is left for a second kernel, and the order
@@ -104,10 +105,12 @@ flow_loss_kernel(floatS* mse, floatS* cosine, // (B)
                  floatX* dv,                  // (B, HW, C) or NULL
                  const floatX* v,             // (B, HW, C)
                  const floatS* u,             // (B, HW, C)
+                 const floatS* weight,        // (B) or NULL for 1
                  float share_mse, float share_cosine, int HW, int C, int lanes) {
     shared<float> work = shared_array<float>(0, WARP);
     int lane = threadIdx.x % lanes, positions = blockDim.x / lanes;
-    float squares = 0, cosines = 0;
+    float squares = 0, cosines = 0, weigh = weight ? weight[blockIdx.x] : 1;
+    share_mse *= weigh, share_cosine *= weigh;
     for (int first = 0; first < HW; first += positions) {
         int i = first + threadIdx.x / lanes, end = i < HW ? C : 0; // this thread's channels are before `end`
         size_t at = ((size_t)blockIdx.x * HW + i) * C;
@@ -137,18 +140,19 @@ flow_loss_kernel(floatS* mse, floatS* cosine, // (B)
     squares = block_sum(squares, work);
     cosines = block_sum(cosines, work);
     if (threadIdx.x > 0) return;
-    mse[blockIdx.x] = squares / ((float)HW * C);
-    cosine[blockIdx.x] = cosines / HW;
+    mse[blockIdx.x] = weigh * squares / ((float)HW * C);
+    cosine[blockIdx.x] = weigh * cosines / HW;
 }
 
 template <int N>
 static inline void flow_launch_loss(floatS* mse, floatS* cosine, floatX* dv, const floatX* v, const floatS* u,
-                                    double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s) {
+                                    const floatS* weight, double scale_mse, double scale_cosine, int B, int HW, int C,
+                                    stream_t s) {
     int lanes = 1;
     while (lanes < WARP && lanes * N < C) lanes *= 2;
     size_t threads = blocks_for((size_t)HW * lanes, WARP) * WARP;
     if (threads > FLOW_LOSS_THREADS) threads = FLOW_LOSS_THREADS;
-    launch<flow_loss_kernel<N>>(B, (unsigned)threads, WARP * sizeof(float), s, mse, cosine, dv, v, u,
+    launch<flow_loss_kernel<N>>(B, (unsigned)threads, WARP * sizeof(float), s, mse, cosine, dv, v, u, weight,
                                 (float)(scale_mse / ((double)HW * C)), (float)(scale_cosine / HW), HW, C, lanes);
 }
 
@@ -156,9 +160,10 @@ void flow_loss(floatS* mse, floatS* cosine,             // (B)
                floatX* dv,                              // (B, HW, C) or NULL
                const floatX* v,                         // (B, HW, C)
                const floatS* u,                         // (B, HW, C)
+               const floatS* weight,                    // (B) or NULL for 1
                double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s) {
     (packable(C, dv, v, u) ? flow_launch_loss<PACKED> : flow_launch_loss<1>)
-        (mse, cosine, dv, v, u, scale_mse, scale_cosine, B, HW, C, s);
+        (mse, cosine, dv, v, u, weight, scale_mse, scale_cosine, B, HW, C, s);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -198,6 +203,45 @@ void flow_guide(floatS* out,        // (B, HW, C)
     } else {
         launch<flow_guide_kernel<1>>(flow_blocks<1>(size), FLOW_THREADS, 0, s, out, cond, null, w, channels, size, n,
                                      C, OC);
+    }
+}
+
+// Block b: image b, which it goes through twice; the second time it is in a cache. The sums of cond and of out add the
+// same places in the same order, so that equal values have equal sums.
+template <int N>
+__global__ static void __launch_bounds__(FLOW_LOSS_THREADS)
+flow_guide_energy_kernel(floatS* out,        // (B, HW, C) in place
+                         const floatX* cond, // (B, HW, OC)
+                         size_t n, int C, int OC) {
+    shared<float> work = shared_array<float>(0, WARP);
+    floatS* image = out + blockIdx.x * n;
+    const floatX* from = cond + blockIdx.x * (n / C) * OC;
+    float wanted = 0, energy = 0, value[N];
+    for (size_t i = (size_t)threadIdx.x * N; i < n; i += (size_t)blockDim.x * N) {
+        load_values<N>(value, image + i);
+        for (int k = 0; k < N; k++) energy += value[k] * value[k];
+        load_values<N>(value, from + i / C * OC + i % C);
+        for (int k = 0; k < N; k++) wanted += value[k] * value[k];
+    }
+    wanted = block_sum(wanted, work);
+    energy = block_sum(energy, work);
+    float factor = energy > 0 ? sqrtf(wanted / energy) : 1;
+    for (size_t i = (size_t)threadIdx.x * N; i < n; i += (size_t)blockDim.x * N) {
+        load_values<N>(value, image + i);
+        for (int k = 0; k < N; k++) value[k] *= factor;
+        store_values<N>(image + i, value);
+    }
+}
+
+void flow_guide_energy(floatS* out,        // (B, HW, C) in place
+                       const floatX* cond, // (B, HW, OC)
+                       int B, int HW, int C, int OC, stream_t s) {
+    size_t n = (size_t)HW * C, bytes = WARP * sizeof(float);
+    if (n == 0 || B == 0) return;
+    if (OC % PACKED == 0 && packable(C, out, cond)) {
+        launch<flow_guide_energy_kernel<PACKED>>(B, FLOW_LOSS_THREADS, bytes, s, out, cond, n, C, OC);
+    } else {
+        launch<flow_guide_energy_kernel<1>>(B, FLOW_LOSS_THREADS, bytes, s, out, cond, n, C, OC);
     }
 }
 

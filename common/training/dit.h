@@ -114,7 +114,7 @@ void dit_gradients_of_path(dit_t* d, stream_t s) {
     int B = c->batch, side = c->net.side, C = c->net.C;
     params_zero_grads(&d->params, s);
     lightningdit_forward(&d->net, &d->params, d->xt, d->t, d->labels, B, s);
-    flow_loss(d->measures, d->measures + B, d->dv, d->net.v, d->u, 1.0 / B, c->w_cos / B, B, side * side, C, s);
+    flow_loss(d->measures, d->measures + B, d->dv, d->net.v, d->u, NULL, 1.0 / B, c->w_cos / B, B, side * side, C, s);
     lightningdit_backward(&d->net, &d->params, d->dv, s);
     replicas_mean_grads(&d->params, d->comm, s);
     replicas_sum_squares(d->measures + 2 * B, &d->params, d->comm, 0, params_trained(&d->params), s);

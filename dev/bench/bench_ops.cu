@@ -419,7 +419,7 @@ static void run_flow_path(sizes_t z, stream_t s) {
 static void run_flow_loss(sizes_t z, stream_t s) { // with its gradient
     floatS *mse = sums_once(z.B), *cosine = sums_once(z.B), *u = sums_once(elements(z));
     floatX *dv = once(elements(z)), *v = once(elements(z));
-    if (ready()) flow_loss(mse, cosine, dv, v, u, 1.0 / z.B, 1.0 / z.B, z.B, z.H * z.W, z.C, s);
+    if (ready()) flow_loss(mse, cosine, dv, v, u, NULL, 1.0 / z.B, 1.0 / z.B, z.B, z.H * z.W, z.C, s);
 }
 static void run_flow_guide(sizes_t z, stream_t s) {
     floatS *out = sums_once(elements(z)), *w = sums_once(z.B);

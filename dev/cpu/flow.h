@@ -75,18 +75,19 @@ void flow_loss(floatS* mse, floatS* cosine,             // (B)
                floatX* dv,                              // (B, HW, C) or NULL
                const floatX* v,                         // (B, HW, C)
                const floatS* u,                         // (B, HW, C)
+               const floatS* weight,                    // (B) or NULL for 1
                double scale_mse, double scale_cosine, int B, int HW, int C, stream_t s) {
     (void)s;
-    double share_mse = scale_mse / ((double)HW * C), share_cosine = scale_cosine / HW;
     #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * C * 3))
     for (int b = 0; b < B; b++) {
-        double squares = 0, cosines = 0;
+        double squares = 0, cosines = 0, w = weight ? weight[b] : 1;
+        double share_mse = w * scale_mse / ((double)HW * C), share_cosine = w * scale_cosine / HW;
         for (int i = 0; i < HW; i++) {
             size_t at = ((size_t)b * HW + i) * C;
             flow_position(&squares, &cosines, dv ? dv + at : NULL, v + at, u + at, share_mse, share_cosine, C);
         }
-        mse[b] = (floatS)(squares / ((double)HW * C));
-        cosine[b] = (floatS)(cosines / HW);
+        mse[b] = (floatS)(w * squares / ((double)HW * C));
+        cosine[b] = (floatS)(w * cosines / HW);
     }
 }
 
@@ -105,6 +106,26 @@ void flow_guide(floatS* out,        // (B, HW, C)
         int guided = weight == 1 ? 0 : channels < C ? channels : C;
         for (int c = 0; c < guided; c++) out[at + c] = null[from + c] + weight * (cond[from + c] - null[from + c]);
         for (int c = guided; c < C; c++) out[at + c] = cond[from + c];
+    }
+}
+
+void flow_guide_energy(floatS* out,        // (B, HW, C) in place
+                       const floatX* cond, // (B, HW, OC)
+                       int B, int HW, int C, int OC, stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * HW * C))
+    for (int b = 0; b < B; b++) {
+        floatS* image = out + (size_t)b * HW * C;
+        double wanted = 0, energy = 0;
+        for (int i = 0; i < HW; i++) {
+            const floatX* v = cond + ((size_t)b * HW + i) * OC;
+            for (int c = 0; c < C; c++) {
+                wanted += (double)v[c] * v[c];
+                energy += (double)image[i * C + c] * image[i * C + c];
+            }
+        }
+        floatS factor = energy > 0 ? (floatS)sqrt(wanted / energy) : 1;
+        for (size_t i = 0; i < (size_t)HW * C; i++) image[i] *= factor;
     }
 }
 
