@@ -43,6 +43,10 @@
 #include "common/models/params.h"
 // defines: plan_t, plan_floatX, plan_floatS, plan_mark, plan_rewind
 #include "common/models/plan.h"
+// defines: embedder_t, embedder_*, EMBEDDER_FREQUENCIES, EMBEDDER_FEATURES
+#include "common/models/embedder.h"
+// defines: rotary_table, ROTARY_THETA
+#include "common/models/rotary_table.h"
 // defines: matmul_*, norm_modulate_*, gated_norm_modulate_*, qknorm_rope_*, attention_*, swiglu_*, ...
 #include "common/ops.h"
 
@@ -62,7 +66,6 @@ typedef struct {
 } lightningdit_config_t;
 
 #define LIGHTNINGDIT_NORM_EPS 1e-6 // of every norm
-#define LIGHTNINGDIT_THETA 10000.0 // of both position systems
 
 //   id        depth  dim heads patch mlp_gelu no_shift qk_norm classic sigma
 static const lightningdit_config_t lightningdit_configs[] = {
@@ -125,7 +128,7 @@ static inline int lightningdit_modulations(const lightningdit_config_t* c) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The model
 
-enum { LIGHTNINGDIT_MAX_DEPTH = 48, LIGHTNINGDIT_FREQUENCIES = 128 }; // frequencies: half the features of a time
+enum { LIGHTNINGDIT_MAX_DEPTH = 48 };
 
 typedef struct {
     // offsets of the parameters; w12 and w3 are fc1 and fc2 in an MLP with GELU
@@ -153,7 +156,7 @@ typedef struct {
 typedef struct {
     lightningdit_config_t config;
     int recompute;          // set before planning: run each block's forward again in the backward
-    size_t pos_embed, patch_weight, patch_bias, time0_weight, time0_bias, time2_weight, time2_bias, table; // offsets
+    size_t pos_embed, patch_weight, patch_bias, table; // offsets
     size_t linear_weight, linear_bias;
     lightningdit_block_t blocks[LIGHTNINGDIT_MAX_DEPTH + 1]; // blocks[depth]: stream at the end, final norm and adaLN
     int capacity;           // images, as planned
@@ -164,9 +167,7 @@ typedef struct {
     floatS* positions;      // (T, D) what is added to the tokens
     floatS* rope;           // (T, HS / 2, 2) cosine and sine; not where the network is classic
     floatX* time_features;  // (B, 256)
-    floatX* time_pre;       // (B, D) before the SiLU of the time MLP
-    floatX* time_hidden;    // (B, D) behind it
-    floatX* time;           // (B, D)
+    embedder_t time;        // the time MLP
     floatS* condition;      // (B, D) c
     floatX* silu;           // (B, D) s = SiLU(c)
     floatX* modulation;     // (B, M)
@@ -282,10 +283,7 @@ void lightningdit_register(lightningdit_t* m, param_table_t* table, const char* 
     param_name(name, prefix, "x_embedder.proj.weight");
     m->patch_weight = param_add(table, name, 4, D, c->C, P, P, LAYOUT_PLAIN, lightningdit_xavier(values, D));
     m->patch_bias = param_vector(table, prefix, "x_embedder.proj.bias", D, zero);
-    m->time0_weight = param_matrix(table, prefix, "t_embedder.mlp.0.weight", D, 2 * LIGHTNINGDIT_FREQUENCIES, normal);
-    m->time0_bias = param_vector(table, prefix, "t_embedder.mlp.0.bias", D, zero);
-    m->time2_weight = param_matrix(table, prefix, "t_embedder.mlp.2.weight", D, D, normal);
-    m->time2_bias = param_vector(table, prefix, "t_embedder.mlp.2.bias", D, zero);
+    embedder_register(&m->time, table, prefix, "t_embedder.mlp.0", "t_embedder.mlp.2", EMBEDDER_FEATURES, D);
     m->table = param_matrix(table, prefix, "y_embedder.embedding_table.weight", c->classes + 1, D, normal);
     for (int i = 0; i < c->depth; i++) {
         lightningdit_register_block(&m->blocks[i], c, table, lightningdit_prefix(c, name, prefix, i));
@@ -306,7 +304,7 @@ size_t lightningdit_macs(const lightningdit_t* m) {
     size_t D = c->dim, T = lightningdit_tokens(c), mlp = (c->mlp_gelu ? 2 : 3) * (size_t)lightningdit_hidden(c) * D;
     size_t token = 4 * D * D + mlp + 2 * T * D;
     size_t ends = D * (lightningdit_token_values(c) + lightningdit_out_values(c));
-    return c->depth * T * token + T * ends + lightningdit_modulations(c) * D + 256 * D + D * D;
+    return c->depth * T * token + T * ends + lightningdit_modulations(c) * D + EMBEDDER_FEATURES * D + D * D;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -318,23 +316,11 @@ static inline void lightningdit_sines(floatS* table, int grid, int D) { // (grid
     for (int n = 0; n < grid * grid; n++) {
         floatS* row = table + (size_t)n * D;
         for (int k = 0; k < q; k++) {
-            double w = pow(LIGHTNINGDIT_THETA, -(double)k / q), x = n % grid * w, y = n / grid * w;
+            double w = pow(ROTARY_THETA, -(double)k / q), x = n % grid * w, y = n / grid * w;
             row[k] = (floatS)sin(x);
             row[q + k] = (floatS)cos(x);
             row[2 * q + k] = (floatS)sin(y);
             row[3 * q + k] = (floatS)cos(y);
-        }
-    }
-}
-
-// Pairs of a head's first half turn by the row, those of the second half by the column, with HS / 4 frequencies each.
-static inline void lightningdit_rotations(floatS* table, int grid, int HS) { // (grid^2, HS / 2, 2)
-    int q = HS / 4;
-    for (int n = 0; n < grid * grid; n++) {
-        for (int p = 0; p < 2 * q; p++) {
-            double angle = (p < q ? n / grid : n % grid) * pow(LIGHTNINGDIT_THETA, -(double)(p % q) / q);
-            table[((size_t)n * 2 * q + p) * 2] = (floatS)cos(angle);
-            table[((size_t)n * 2 * q + p) * 2 + 1] = (floatS)sin(angle);
         }
     }
 }
@@ -372,8 +358,9 @@ void lightningdit_set_tables(lightningdit_t* m, const params_t* p) {
     floatS* table = (floatS*)malloc_check(T * c->dim * sizeof(floatS), "the position table");
     lightningdit_read_positions(m, p, table);
     copy_to_device(m->positions, table, T * c->dim * sizeof(floatS), 0);
-    if (!c->classic) {
-        lightningdit_rotations(table, c->side / c->patch, (int)HS);
+    if (!c->classic) { // pairs of a head's first half turn by the row, those of the second half by the column
+        int grid = c->side / c->patch, axes[3] = {0, (int)HS / 2, (int)HS / 2};
+        rotary_table(table, 0, grid, grid, axes);
         copy_to_device(m->rope, table, T * HS * sizeof(floatS), 0);
     }
     free(table);
@@ -416,10 +403,8 @@ void lightningdit_plan_branches(lightningdit_t* m, plan_t* plan, int i) {
 // Everything that there is once an image and not once a token.
 void lightningdit_plan_condition(lightningdit_t* m, plan_t* keep) {
     size_t n = (size_t)m->capacity * m->config.dim;
-    plan_floatX(keep, &m->time_features, (size_t)m->capacity * 2 * LIGHTNINGDIT_FREQUENCIES, "dit.time_features");
-    plan_floatX(keep, &m->time_pre, n, "dit.time_pre");
-    plan_floatX(keep, &m->time_hidden, n, "dit.time_hidden");
-    plan_floatX(keep, &m->time, n, "dit.time");
+    plan_floatX(keep, &m->time_features, (size_t)m->capacity * EMBEDDER_FEATURES, "dit.time_features");
+    embedder_plan(&m->time, keep, m->capacity);
     plan_floatS(keep, &m->condition, n, "dit.condition");
     plan_floatX(keep, &m->silu, n, "dit.silu");
     plan_floatX(keep, &m->modulation, (size_t)m->capacity * m->M, "dit.modulation");
@@ -499,13 +484,11 @@ static inline floatX* lightningdit_vector(const lightningdit_t* m, floatX* all, 
 // From time and class to the modulation of every block.
 void lightningdit_condition_forward(lightningdit_t* m, const params_t* p, const floatS* t, const int* labels,
                                     stream_t s) {
-    int D = m->config.dim, B = m->B, features = 2 * LIGHTNINGDIT_FREQUENCIES;
-    timestep_features(m->time_features, t, 1, B, LIGHTNINGDIT_FREQUENCIES, s);
-    matmul_forward(m->time_pre, m->time_features, params_at(p, m->time0_weight), params_at(p, m->time0_bias), B,
-                   features, D, s);
-    silu_forward(m->time_hidden, m->time_pre, (size_t)B * D, s);
-    matmul_forward(m->time, m->time_hidden, params_at(p, m->time2_weight), params_at(p, m->time2_bias), B, D, D, s);
-    condition_forward(m->silu, m->condition, m->time, params_at(p, m->table), labels, m->config.classes + 1, B, D, s);
+    int D = m->config.dim, B = m->B;
+    timestep_features(m->time_features, t, 1, B, EMBEDDER_FREQUENCIES, s);
+    embedder_forward(&m->time, p, m->time_features, B, s);
+    condition_forward(m->silu, m->condition, m->time.out, params_at(p, m->table), labels, m->config.classes + 1, B, D,
+                      s);
     matmul_forward(m->modulation, m->silu, params_at(p, m->blocks[0].adaln_weight),
                    params_at(p, m->blocks[0].adaln_bias), B, D, m->M, s);
 }
@@ -697,18 +680,13 @@ void lightningdit_embed_backward(lightningdit_t* m, const params_t* p, stream_t 
 
 // From the gradient of all modulation vectors to class table and time MLP.
 void lightningdit_condition_backward(lightningdit_t* m, const params_t* p, stream_t s) {
-    int D = m->config.dim, B = m->B, features = 2 * LIGHTNINGDIT_FREQUENCIES;
+    int D = m->config.dim, B = m->B;
     size_t weight = m->blocks[0].adaln_weight;
     matmul_backward(m->dcondition, params_grad(p, weight), params_grad(p, m->blocks[0].adaln_bias), m->dmodulation,
                     m->silu, params_at(p, weight), B, D, m->M, s);
     condition_backward(m->dtime, params_grad(p, m->table), m->dcondition, m->condition, m->labels,
                        m->config.classes + 1, B, D, s);
-    floatX* dhidden = m->dcondition; // whose last reader was the line above
-    matmul_backward(dhidden, params_grad(p, m->time2_weight), params_grad(p, m->time2_bias), m->dtime, m->time_hidden,
-                    params_at(p, m->time2_weight), B, D, D, s);
-    silu_backward(dhidden, dhidden, m->time_pre, (size_t)B * D, s);
-    matmul_backward(NULL, params_grad(p, m->time0_weight), params_grad(p, m->time0_bias), dhidden, m->time_features,
-                    params_at(p, m->time0_weight), B, features, D, s);
+    embedder_backward(&m->time, p, m->dtime, m->dcondition, B, s); // dcondition's last reader was the line above
 }
 
 // Adds the gradient of every parameter that is trained to p->grads.
