@@ -4,10 +4,12 @@
 // values, gradients, Adam moments and moving averages, so that the optimiser, the norms and the files need no
 // per-model code. Several models may share a table: the tokenizer puts encoder, adapter and decoder behind one another.
 //
-// Names and shapes are those of the public checkpoints. Two things differ in memory (params_to_file_order, and back):
+// Names and shapes are those of the public checkpoints. Three things differ in memory (params_to_file_order, and back):
 //   LAYOUT_CONV    convolution weights are (OC, C, K, K) in files and (OC, K, K, C) here
 //   LAYOUT_PADDED  a matrix, or several behind one another, has rows and columns of zeros behind its own, so that rows
 //                  are whole pieces of 16 bytes. What reads the zeros must give them no gradient: then they stay zero.
+//   LAYOUT_COLUMNS a matrix's first columns stand in memory, as a matrix, in front of the matrix of the others: a layer
+//                  whose input stands in two places is the sum of two products
 // `count` is a tensor's number of values in files, `stored` that in memory.
 //
 // Trained is the part of the buffers from `first` on: what a stage freezes stands before what it trains. Several
@@ -22,7 +24,7 @@
 // defines: exchange_weights; floatX, floatS, device_malloc, fatal
 #include "common/ops.h"
 
-typedef enum { LAYOUT_PLAIN, LAYOUT_CONV, LAYOUT_PADDED } layout_t;
+typedef enum { LAYOUT_PLAIN, LAYOUT_CONV, LAYOUT_PADDED, LAYOUT_COLUMNS } layout_t;
 typedef enum {
     INIT_CONSTANT, // value
     INIT_NORMAL,   // value * N(0, 1) + mean
@@ -40,7 +42,7 @@ typedef struct {
     int shape[4];          // as in files
     layout_t layout;
     int parts;             // of LAYOUT_PADDED: so many matrices (rows, columns) in files, (padded_rows, padded_columns)
-    int rows, columns, padded_rows, padded_columns; // in memory
+    int rows, columns, padded_rows, padded_columns; // in memory; of LAYOUT_COLUMNS: rows, and the first columns
     init_t init;
     int decay;             // weight decay applies
     size_t count;          // values in files
@@ -143,6 +145,17 @@ size_t param_conv(param_table_t* table, const char* prefix, const char* suffix, 
     return param_add(table, param_name(name, prefix, suffix), 4, OC, C, K, K, LAYOUT_CONV, init);
 }
 
+// A matrix (rows, columns) in LAYOUT_COLUMNS: in memory (rows, first), then (rows, columns - first).
+size_t param_matrix_columns(param_table_t* table, const char* prefix, const char* suffix, int rows, int columns,
+                            int first, init_t init) {
+    size_t offset = param_matrix(table, prefix, suffix, rows, columns, init);
+    param_t* p = &table->items[table->n - 1];
+    p->layout = LAYOUT_COLUMNS;
+    p->rows = rows;
+    p->columns = first;
+    return offset;
+}
+
 // The table's entry of this name, or NULL.
 const param_t* param_find(const param_table_t* table, const char* name) {
     for (int i = 0; i < table->n; i++) {
@@ -163,7 +176,7 @@ size_t param_count(const param_table_t* table, size_t begin, size_t end) {
 // ---------------------------------------------------------------------------------------------------------------------
 // File order
 
-// Copies one tensor from memory order (stored values) to file order (count values): see LAYOUT_CONV and LAYOUT_PADDED.
+// Copies one tensor from memory order (stored values) to file order (count values): see the layouts above.
 void params_to_file_order(floatS* file, const floatS* memory, const param_t* t) {
     if (t->layout == LAYOUT_CONV) {
         int OC = t->shape[0], C = t->shape[1], KK = t->shape[2] * t->shape[3];
@@ -176,6 +189,13 @@ void params_to_file_order(floatS* file, const floatS* memory, const param_t* t) 
         for (int r = 0; r < t->parts * t->rows; r++) {
             size_t row = (size_t)(r / t->rows) * t->padded_rows + r % t->rows;
             memcpy(file + (size_t)r * t->columns, memory + row * t->padded_columns, t->columns * sizeof(floatS));
+        }
+    } else if (t->layout == LAYOUT_COLUMNS) {
+        size_t first = t->columns, others = t->shape[1] - first;
+        const floatS* behind = memory + t->rows * first;
+        for (size_t r = 0; r < (size_t)t->rows; r++) {
+            memcpy(file + r * (first + others), memory + r * first, first * sizeof(floatS));
+            memcpy(file + r * (first + others) + first, behind + r * others, others * sizeof(floatS));
         }
     } else {
         memcpy(file, memory, t->count * sizeof(floatS));
@@ -196,6 +216,13 @@ void params_from_file_order(floatS* memory, const floatS* file, const param_t* t
         for (int r = 0; r < t->parts * t->rows; r++) {
             size_t row = (size_t)(r / t->rows) * t->padded_rows + r % t->rows;
             memcpy(memory + row * t->padded_columns, file + (size_t)r * t->columns, t->columns * sizeof(floatS));
+        }
+    } else if (t->layout == LAYOUT_COLUMNS) {
+        size_t first = t->columns, others = t->shape[1] - first;
+        floatS* behind = memory + t->rows * first;
+        for (size_t r = 0; r < (size_t)t->rows; r++) {
+            memcpy(memory + r * first, file + r * (first + others), first * sizeof(floatS));
+            memcpy(behind + r * others, file + r * (first + others) + first, others * sizeof(floatS));
         }
     } else {
         memcpy(memory, file, t->count * sizeof(floatS));

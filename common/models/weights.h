@@ -5,7 +5,7 @@
 //
 //     {"encoder.layer.{i}.attention.attention.key.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE}
 //
-// {i} stands for a number and a final * for any rest; both are carried over. A rule may fill one third of a tensor:
+// {i} stands for a number and a final * for any rest; both are carried over. A rule may fill a part of a tensor:
 // timm stacks the weights of query, key and value, Hugging Face keeps them apart. A rule without a name here says that
 // the tensor is known and not wanted (a classifier, the text tower), or that it must be zero, since the model here has
 // nothing in its place (DINOv3's biases). Which format a file has shows in one tensor, its anchor; what stands before
@@ -40,7 +40,19 @@
 typedef enum {
     PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST,
     PART_ZERO, // without a name here: must be zero; of stacked biases those of the keys do not count, which are masked
+    PART_SEVENTH_1, PART_SEVENTH_2, PART_SEVENTH_3, PART_SEVENTHS_4_TO_7,
+    PART_HALVES_SWAPPED, // whole, its halves in the other order
 } weights_part_t;
+
+// Rows `begin` to `begin + length` of every `of`; and the bits that such a part fills of a tensor's eight.
+static const struct { int begin, length, of; unsigned char bits; const char* text; } weights_parts[] = {
+    {0, 1, 1, 0xFF, ""},
+    {0, 1, 3, 0x01, "a third of "}, {1, 1, 3, 0x02, "a third of "}, {2, 1, 3, 0xFC, "a third of "},
+    {0, 1, 1, 0xFF, ""},
+    {0, 1, 7, 0x01, "a seventh of "}, {1, 1, 7, 0x02, "a seventh of "}, {2, 1, 7, 0x04, "a seventh of "},
+    {3, 4, 7, 0xF8, "four sevenths of "},
+    {0, 1, 1, 0xFF, ""},
+};
 
 typedef struct {
     const char* file; // NULL ends a list
@@ -279,7 +291,7 @@ typedef struct {
     const weights_rule_t* rules;
     const char* path; // as it was given, for messages
     safetensors_t file;
-    unsigned char* filled;  // (tensors of the table) a bit for each third that has been filled
+    unsigned char* filled;  // (tensors of the table) the bits of the parts that have been filled
     floatS* values;         // room for one tensor, in the file's order
     floatS* reordered;      // and in memory order
     const st_tensor_t* position_table; // one of another grid than ours, or with a row that ours lacks
@@ -314,7 +326,7 @@ void weights_check(weights_loader_t* l, const char* hint) {
     for (int i = 0; i < l->params->table.n; i++) {
         const param_t* t = &l->params->table.items[i];
         if (weights_has_prefix(t->name, l->our_prefix) && l->filled[i] == 0) weights_note(&l->missing, "%s", t->name);
-        if (l->filled[i] && l->filled[i] != 7) weights_note(&l->missing, "%s (a third of it)", t->name);
+        if (l->filled[i] && l->filled[i] != 0xFF) weights_note(&l->missing, "%s (a part of it)", t->name);
     }
     if (l->missing.count + l->unexpected.count + l->wrong.count == 0) return;
     fatal("%s does not fit the model%s; give the file of the model that is configured, or configure that of the file.\n"
@@ -332,7 +344,7 @@ int weights_same_shape(const param_t* ours, const st_tensor_t* file, weights_par
     int i = 0, j = 0;
     while (i < ours->ndim || j < file->ndim) {
         size_t wanted = i < ours->ndim ? (size_t)ours->shape[i] : 0;
-        if (i == 0 && part != PART_WHOLE) wanted /= 3;
+        if (i == 0) wanted = wanted * weights_parts[part].length / weights_parts[part].of;
         if (i < ours->ndim && wanted == 1) i++;
         else if (j < file->ndim && file->shape[j] == 1) j++;
         else if (i < ours->ndim && j < file->ndim && file->shape[j] == wanted) { i++; j++; }
@@ -345,13 +357,18 @@ int weights_same_shape(const param_t* ours, const st_tensor_t* file, weights_par
 void weights_copy(weights_loader_t* l, const param_t* t, const st_tensor_t* source, weights_part_t part) {
     safetensors_read(source, l->values);
     const floatS* values = l->values;
+    for (size_t i = 0; part == PART_HALVES_SWAPPED && i < t->count / 2; i++) {
+        floatS value = l->values[i];
+        l->values[i] = l->values[t->count / 2 + i];
+        l->values[t->count / 2 + i] = value;
+    }
     if (t->layout != LAYOUT_PLAIN) {
         params_from_file_order(l->reordered, l->values, t);
         values = l->reordered;
     }
-    size_t third = part == PART_WHOLE ? 0 : (size_t)part - PART_FIRST;
-    size_t n = part == PART_WHOLE ? t->stored : source->numel; // thirds are those of tensors in the file's order
-    params_store(l->params, t->offset + third * (t->count / 3), values, n);
+    int whole = weights_parts[part].of == 1; // parts are those of tensors in the file's order
+    size_t begin = t->count / weights_parts[part].of * weights_parts[part].begin;
+    params_store(l->params, t->offset + begin, values, whole ? t->stored : source->numel);
 }
 
 // The tensor of the table that a tensor of the file fills, by *rule; NULL where it is not wanted, has been taken
@@ -368,7 +385,7 @@ const param_t* weights_place(weights_loader_t* l, const st_tensor_t* source, con
     }
     weights_part_t part = (*rule)->part;
     unsigned char* filled = &l->filled[t - l->params->table.items];
-    unsigned char bits = part == PART_WHOLE ? 7 : (unsigned char)(1 << (part - PART_FIRST));
+    unsigned char bits = weights_parts[part].bits;
     if (*filled & bits) {
         weights_note(&l->unexpected, "%s (a second %s)", source->name, ours);
         return NULL;
@@ -377,7 +394,7 @@ const param_t* weights_place(weights_loader_t* l, const st_tensor_t* source, con
     if (source == l->position_table) return NULL; // weights_take_positions does
     if (weights_same_shape(t, source, part)) return t;
     weights_note(&l->wrong, "%s is %s, wanted %s%s", source->name, st_shape_text(source, found, sizeof found),
-                 part == PART_WHOLE ? "" : "a third of ", weights_shape_text(t, wanted, sizeof wanted));
+                 weights_parts[part].text, weights_shape_text(t, wanted, sizeof wanted));
     return NULL;
 }
 
@@ -475,7 +492,7 @@ int weights_check_file(const safetensors_t* file, const param_table_t* table, co
         snprintf(name, sizeof name, "%s%s", second, table->items[i].name);
         const st_tensor_t* t = l.filled[i] ? NULL : safetensors_find(file, name);
         if (!t || !weights_same_shape(&table->items[i], t, PART_WHOLE)) continue;
-        l.filled[i] = 7;
+        l.filled[i] = 0xFF;
         others--;
     }
     weights_check(&l, hint);
