@@ -69,6 +69,73 @@ static void test_buckets(void) {
     aspect_close(&a);
 }
 
+// Buckets of one area: the sizes, and which image belongs to which.
+static void test_area_buckets(void) {
+    static const struct { int height, width, H, W, cut; } cases[] = {
+        {256, 256, 256, 256, 0}, {800, 1200, 208, 304, 0}, {1200, 800, 304, 208, 0}, {1, 1, 256, 256, 0},
+        {100, 110, 240, 272, 0}, {600, 1400, 176, 368, 1}, {1400, 600, 368, 176, 1}, {23, 11, 368, 176, 0}};
+    enum { CASES = sizeof cases / sizeof *cases };
+    int sizes[2 * CASES + 2] = {0};
+    aspect_t a;
+    aspect_open_area(&a, 256, 16, 4);
+    check(a.count == 17 && a.buckets[8].H == 8 * 16 && a.buckets[8].W == 32 * 16 && a.longest == 512, "17 up to 4 : 1");
+    aspect_close(&a);
+    for (int times = 1; times <= 2; times++) {
+        static const int grids[6][2] = {{16, 16}, {15, 17}, {14, 18}, {13, 19}, {12, 21}, {11, 23}};
+        aspect_open_area(&a, 256 * times, 16, 2.1);
+        check(a.count == 11 && a.longest == 368 * times, "11 up to 2.1 : 1");
+        check(aspect_pixels(&a) == 65536 * (size_t)times * times, "none is larger than the square");
+        for (int k = 0; k < 11; k++) {
+            const int* grid = grids[k > 5 ? k - 5 : k];
+            check(a.buckets[k].H == grid[k > 5] * 16 * times && a.buckets[k].W == grid[k <= 5] * 16 * times, "a size");
+        }
+        if (times == 1) aspect_close(&a);
+    }
+    aspect_close(&a);
+    aspect_open_area(&a, 48, 8, 2.1);
+    check(a.count == 3 && a.buckets[1].H == 40 && a.buckets[1].W == 56 && a.buckets[2].H == 56, "those of the miniature");
+    aspect_close(&a);
+    aspect_open_area(&a, 16, 16, 2.1);
+    check(a.count == 1 && a.longest == 16 && a.buckets[0].H == 16, "one unit has no other shape");
+    aspect_close(&a);
+    aspect_open_area(&a, 256, 16, 2.1);
+    for (int i = 0; i < CASES; i++) {
+        const aspect_bucket_t* b = &a.buckets[aspect_bucket(&a, cases[i].height, cases[i].width)];
+        int height, width;
+        if (b->H != cases[i].H || b->W != cases[i].W) printf("     case %d: %d x %d\n", i, b->H, b->W);
+        check(b->H == cases[i].H && b->W == cases[i].W, "the size of an image");
+        cover_size(cases[i].height, cases[i].width, b->H, b->W, &height, &width);
+        check(height >= b->H && width >= b->W && (height == b->H || width == b->W), "the resized image just covers it");
+        check(aspect_cuts(&a, cases[i].height, cases[i].width) == cases[i].cut, "what is longer than any loses its ends");
+        sizes[2 * i] = cases[i].height;
+        sizes[2 * i + 1] = cases[i].width;
+    }
+    aspect_fill(&a, sizes, CASES + 1);
+    check(a.images == CASES && a.cut == 2, "all but the one without a size");
+    aspect_close(&a);
+}
+
+// The batches that are left of an epoch are drawn as lots: of each bucket by the number that it still has.
+static void test_lots(void) {
+    static const size_t counts[3] = {600, 300, 100};
+    enum { BATCH = 10, EPOCH = 100, SEEDS = 1000 };
+    double drawn[3] = {0}, wanted[3] = {0};
+    aspect_t a;
+    aspect_open_area(&a, 48, 8, 2.1);
+    for (int k = 0; k < 3; k++) a.buckets[k].count = counts[k], a.images += counts[k];
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        double left[3] = {60, 30, 10}, all = EPOCH;
+        for (uint64_t s = 0; s < 60; s++, all--) { // the lots r_k move at most one batch of each to another epoch
+            aspect_step_t at = aspect_of_step(&a, seed, BATCH, s);
+            for (int k = 0; k < 3; k++) wanted[k] += left[k] / all;
+            drawn[at.bucket]++;
+            left[at.bucket]--;
+        }
+    }
+    for (int k = 0; k < 3; k++) check(fabs(drawn[k] / wanted[k] - 1) < 0.03, "each by what it has left");
+    aspect_close(&a);
+}
+
 // Buckets of so many images, without their files.
 static void make_buckets(aspect_t* a, const size_t* counts, int n) { // (n), the first of the sizes
     aspect_open(a, 32, 8, 2);
@@ -414,7 +481,9 @@ int main(int argc, char** argv) {
     test_begin(argc, argv);
     temporary_begin();
     if (test_case("sizes and buckets")) { test_buckets(); test_end_case(); }
+    if (test_case("buckets of one area")) { test_area_buckets(); test_end_case(); }
     if (test_case("the order of batches")) { test_order(); test_end_case(); }
+    if (test_case("buckets drawn by what they have left")) { test_lots(); test_end_case(); }
     if (test_case("sizes from headers")) { test_headers(); test_end_case(); }
     if (test_case("the index of sizes")) { test_index(); test_end_case(); }
     if (test_case("stream: threads, resume, ranks")) { test_stream("whole", 0); test_end_case(); }

@@ -14,6 +14,13 @@
 // once, as with any data set that is smaller than a batch.
 //
 // With a ratio of 1 there is one bucket, of squares: then batch s is the batch of step s.
+//
+// Buckets of one area are another table of sizes, for what costs by the pixel (text to image). In units of `step` the
+// square is n x n; the others are (n - 1) x floor(n n / (n - 1)), (n - 2) x floor(n n / (n - 2)), ..., as long as they
+// keep to the ratio, and the same ones upright; from 32 units on n = 16 m, and they are those of 16, m times as large.
+// With step 16 and a ratio of 2.1, 256 pixels have 11 buckets of 247 to 256 units: 16 x 16, 15 x 17, ..., 11 x 23; 512
+// pixels the same ones twice as large. An image belongs to the bucket of the nearest aspect ratio, by its logarithm. It
+// is resized (Pillow's bicubic filter) until it covers the bucket, and what stands out is cropped.
 // Look next at common/data/image_sizes.h, which tells the images' sizes, and at common/data/dataloader.h, the user.
 #pragma once
 #include <math.h>
@@ -32,12 +39,13 @@ typedef struct {
 } aspect_bucket_t;
 
 typedef struct {
-    int side, step, longest;  // pixels: the shorter side; what sides are multiples of; the longer side at most
+    int by_area;              // 1: buckets of one area; 0: of one shorter side
+    int side, step, longest;  // pixels: the shorter (square's) side; what sides are multiples of; the longest side
     int count;                // sizes
     aspect_bucket_t* buckets; // (count) the square, then wide ones, then tall ones, each from short to long
     size_t images;            // in all buckets
     uint32_t* members;        // (images) their numbers in the data set; NULL: all of it, in its own order
-    size_t cut;               // images that lose their ends, since they are longer than `longest`
+    size_t cut;               // images that lose their ends, since they are longer than any bucket
 } aspect_t;
 
 // A step's batch: number `batch` of the endless stream of a bucket.
@@ -68,6 +76,24 @@ static inline void aspect_open(aspect_t* a, int side, int step, double ratio) {
     }
 }
 
+// The sizes of about one area, side * side, without images.
+static inline void aspect_open_area(aspect_t* a, int side, int step, double ratio) {
+    int units = side / step, times = units > 16 && units % 16 == 0 ? units / 16 : 1, n = units / times, more = 0;
+    while (more + 1 < n && n * n / (n - more - 1) <= ratio * (n - more - 1)) more++;
+    memset(a, 0, sizeof *a);
+    a->by_area = 1;
+    a->side = side;
+    a->step = step;
+    a->count = 1 + 2 * more;
+    a->buckets = (aspect_bucket_t*)calloc_check((size_t)a->count, sizeof *a->buckets, "the sizes of images");
+    for (int k = 0; k < a->count; k++) {
+        int tall = k > more, shorter = n - (tall ? k - more : k), longer = n * n / shorter;
+        a->buckets[k].H = (tall ? longer : shorter) * times * step;
+        a->buckets[k].W = (tall ? shorter : longer) * times * step;
+    }
+    a->longest = a->buckets[more].W;
+}
+
 // Squares of all images of a data set.
 static inline void aspect_open_squares(aspect_t* a, int side, size_t images) {
     aspect_open(a, side, 1, 1);
@@ -80,12 +106,33 @@ static inline double aspect_long_side(const aspect_t* a, int height, int width) 
     return nearbyint(longer * ((double)a->side / shorter));
 }
 
+// The bucket of the nearest aspect ratio; of several, the first.
+static inline int aspect_nearest(const aspect_t* a, int height, int width) {
+    int best = 0;
+    double least = INFINITY;
+    for (int k = 0; k < a->count; k++) {
+        const aspect_bucket_t* b = &a->buckets[k];
+        double distance = fabs(log((double)width * b->H / ((double)height * b->W)));
+        if (distance < least) best = k, least = distance;
+    }
+    return best;
+}
+
 // The bucket of an image of this size.
 static inline int aspect_bucket(const aspect_t* a, int height, int width) {
+    if (a->by_area) return aspect_nearest(a, height, width);
     int more = (a->longest - a->side) / a->step;
     double steps = floor((aspect_long_side(a, height, width) - a->side) / a->step);
     int k = steps > more ? more : (int)steps;
     return k && height > width ? more + k : k;
+}
+
+// Is an image of this size longer than any bucket?
+static inline int aspect_cuts(const aspect_t* a, int height, int width) {
+    if (!a->by_area) return aspect_long_side(a, height, width) >= a->longest + a->step;
+    const aspect_bucket_t* b = &a->buckets[a->count / 2]; // the widest; the tallest is the same upright
+    int shorter = height < width ? height : width, longer = height < width ? width : height;
+    return (int64_t)longer * b->H > (int64_t)shorter * b->W;
 }
 
 // Fills the buckets with the images of these sizes. Those without a size are in none.
@@ -97,7 +144,7 @@ static inline void aspect_fill(aspect_t* a, const int* sizes, size_t count) { //
         int height = sizes[2 * i], width = sizes[2 * i + 1];
         if (!height) continue;
         a->buckets[aspect_bucket(a, height, width)].count++;
-        a->cut += aspect_long_side(a, height, width) >= a->longest + a->step;
+        a->cut += aspect_cuts(a, height, width);
         a->images++;
     }
     a->members = (uint32_t*)malloc_check(a->images * sizeof(uint32_t), "the images of each size");
@@ -118,7 +165,7 @@ static inline void aspect_fill(aspect_t* a, const int* sizes, size_t count) { //
 static inline size_t aspect_member(const aspect_t* a, size_t i) { return a->members ? a->members[i] : i; }
 
 // Pixels of the largest size.
-static inline size_t aspect_pixels(const aspect_t* a) { return (size_t)a->side * a->longest; }
+static inline size_t aspect_pixels(const aspect_t* a) { return (size_t)a->side * (a->by_area ? a->side : a->longest); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The order of batches

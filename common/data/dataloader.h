@@ -29,6 +29,8 @@
 
 // defines: aspect_t, aspect_open_squares, aspect_of_step, aspect_member, aspect_bucket
 #include "common/data/aspect.h"
+// defines: image_resize_filtered, FILTER_BICUBIC
+#include "common/data/crop.h"
 // defines: dataset_t, dataset_load, dataset_label
 #include "common/data/dataset.h"
 // defines: image_t, image_error, image_free, image_resize_crop, cover_size
@@ -127,7 +129,13 @@ static inline void dataloader_crop(uint8_t* out, // (H, W, 3)
         left = (int)below_from_bits(bits.v[2], bits.v[3], (uint32_t)(width - W + 1));
     }
     if (options->flip) flip = (int)random_below(options->seed, RANDOM_FLIP, 0, g, 2);
-    image_resize_crop(out, image, height, width, top, left, H, W, flip);
+    if (!options->aspect->by_area) {
+        image_resize_crop(out, image, height, width, top, left, H, W, flip);
+        return;
+    }
+    image_t resized = image_resize_filtered(image, height, width, FILTER_BICUBIC); // of the bucket's size from here on:
+    image_resize_crop(out, &resized, height, width, top, left, H, W, flip);        // nothing is resized again
+    image_free(&resized);
 }
 
 static inline int dataloader_is_damaged(dataloader_t* loader, size_t sample) {
