@@ -7,41 +7,12 @@
 #include "common/data/dataset.h"
 // defines: tar_t, tar_open, tar_next
 #include "common/files/tar.h"
+// defines: archive_t, put, put_member, put_end, write_archive
+#include "tests/archive.h"
 // defines: temporary_*
 #include "tests/temporary.h"
 // defines: test_begin, test_case, check, test_end_case, test_finish
 #include "tests/test.h"
-
-typedef struct {
-    unsigned char* bytes;
-    size_t size;
-} archive_t;
-
-static void put(archive_t* a, const void* bytes, size_t size, size_t zeros) {
-    a->bytes = (unsigned char*)realloc(a->bytes, a->size + size + zeros);
-    if (size) memcpy(a->bytes + a->size, bytes, size);
-    memset(a->bytes + a->size + size, 0, zeros);
-    a->size += size + zeros;
-}
-
-// A member of a type, with its prefix of the name, or NULL.
-static void put_member(archive_t* a, const char* prefix, const char* name, char type, const void* bytes, size_t size) {
-    unsigned char h[TAR_BLOCK];
-    size_t sum = 0;
-    memset(h, 0, sizeof h);
-    memcpy(h, name, strlen(name));
-    snprintf((char*)h + 124, 12, "%011zo", size);
-    memset(h + 148, ' ', 8);
-    h[156] = (unsigned char)type;
-    memcpy(h + 257, "ustar\00000", 8);
-    if (prefix) memcpy(h + 345, prefix, strlen(prefix));
-    for (int i = 0; i < TAR_BLOCK; i++) sum += h[i];
-    snprintf((char*)h + 148, 8, "%06zo", sum);
-    put(a, h, sizeof h, 0);
-    put(a, bytes, size, (TAR_BLOCK - size % TAR_BLOCK) % TAR_BLOCK);
-}
-
-static void put_end(archive_t* a) { put(a, NULL, 0, 2 * TAR_BLOCK); }
 
 // All that the format has: a folder, a plain file, a prefix, long names of both kinds, an empty file.
 static archive_t make_archive(void) {
@@ -145,13 +116,6 @@ static void put_png(archive_t* a, const char* name, int level) {
     uint8_t* bytes = make_png(level, &size);
     put_member(a, NULL, name, '0', bytes, size);
     free(bytes);
-}
-
-static void write_archive(archive_t* a, const char* name) {
-    put_end(a);
-    temporary_write(name, a->bytes, a->size);
-    free(a->bytes);
-    memset(a, 0, sizeof *a);
 }
 
 // train: a tar of tars, whose classes are not in order; val: images, with labels beside.

@@ -10,6 +10,11 @@
 //             the validation split, each gzipped (.gz) or not. Grey becomes RGB.
 //   garments  Fashion-MNIST's garments dyed and laid on coloured grounds, 32 x 32, drawn on demand
 //             (common/data/garments.h). The colours are drawn, the garments real.
+//   captions  captions:FOLDER, images with captions: tar archives as img2dataset writes them, or files with a text file
+//             for each (common/data/captions.h). All are of one class.
+//   scenes    coloured shapes on plain grounds, each with a caption, 48 x 48, drawn on demand (common/data/scenes.h).
+//             The class is the kind of scene. scenes:64 has canvases of 64 pixels, scenes:mixed also wide and tall
+//             ones, scenes:64:mixed both.
 //   shapes    ten classes of coloured shapes on textured grounds, 32 x 32, drawn on demand (common/data/shapes.h), for
 //             machines that have no data at all.
 //
@@ -25,6 +30,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+// defines: captions_t, captions_open, captions_load, captions_line, captions_text, captions_name, captions_close
+#include "common/data/captions.h"
 // defines: garment_draw, GARMENTS_SIZE, GARMENTS_SOURCE
 #include "common/data/garments.h"
 // defines: idx_find, idx_load
@@ -35,6 +42,8 @@
 #include "common/data/label_file.h"
 // defines: listing_t, dataset_list_folder, dataset_list_tree, string_list_t, string_copy, dataset_join, path_*
 #include "common/data/listing.h"
+// defines: scene_t, scene_of, scene_draw, scene_caption, scene_kinds, SCENE_*, SCENES_*
+#include "common/data/scenes.h"
 // defines: shapes_draw, SHAPES_SIZE, SHAPES_CLASSES
 #include "common/data/shapes.h"
 // defines: tar_index_t, tar_index_open, tar_index_close, tar_index_is_tar, tar_entry_class
@@ -45,7 +54,8 @@
 #include "common/program/progress.h"
 
 enum { SPLIT_TRAIN = 0, SPLIT_VAL = 1 };
-enum { DATASET_FOLDER = 0, DATASET_IDX = 1, DATASET_SHAPES = 2, DATASET_GARMENTS = 3 };
+enum { DATASET_FOLDER = 0, DATASET_IDX = 1, DATASET_SHAPES = 2, DATASET_GARMENTS = 3, DATASET_SCENES = 4,
+       DATASET_CAPTIONS = 5 };
 
 #define FASHION_MNIST_FOLDER "/usr/share/datasets/fashion-mnist" // Debian's package dataset-fashion-mnist
 
@@ -55,14 +65,16 @@ typedef struct {
     size_t count;
     int class_count;
     char** class_names; // [class_count]
-    int* labels;        // [count]; NULL for shapes, whose label is i % 10; -1: unknown
+    int* labels;        // [count]; NULL: the label is i % class_count; -1: unknown
     int unlabelled;     // the images lie flat, beside a train that has classes: all labels are -1
     char* folder;       // where the files are
     char** paths;       // [count] whole paths; folder only; in an archive, its path and the member's
     tar_index_t archive; // entry i is image i; folder only, and only where it is one
-    uint8_t* named;     // [count] damaged files that a warning has named; folder only
+    captions_t captions; // captions only
+    uint8_t* named;     // [count] damaged files that a warning has named; folder and captions only
     uint8_t* pixels;    // (count, rows, columns) grey; IDX and garments only
-    int rows, columns;
+    int rows, columns;  // scenes: of the square canvas
+    int mixed;          // scenes: also on wide and tall canvases
 } dataset_t;
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -339,7 +351,32 @@ static inline void dataset_open_garments(dataset_t* dataset) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The drawn set
+// Captions
+
+static inline void dataset_name_classes(dataset_t* dataset, const char* const* names, int count) { // copies
+    dataset->class_count = count;
+    dataset->class_names = (char**)malloc_check(count * sizeof(char*), "the class names");
+    for (int i = 0; i < count; i++) dataset->class_names[i] = string_copy(names[i]);
+}
+
+static inline void dataset_open_captions(dataset_t* dataset) {
+    static const char* const all[1] = {"all"};
+    captions_open(&dataset->captions, dataset->folder);
+    dataset->kind = DATASET_CAPTIONS;
+    dataset->count = dataset->captions.count;
+    dataset->named = (uint8_t*)calloc_check(dataset->count, 1, "the list of damaged files");
+    dataset_name_classes(dataset, all, 1);
+}
+
+// Leaves out images by what their json tells, and by their sizes. counts[k]: what filter k stopped.
+static inline void dataset_filter(dataset_t* dataset, const caption_filter_t* filter, size_t counts[CAPTION_FILTERS]) {
+    captions_filter(&dataset->captions, filter, counts);
+    dataset->count = dataset->captions.count;
+    if (!dataset->count) fatal("%s: no image passes the filters; loosen them", dataset->folder);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The drawn sets
 
 static inline void dataset_open_shapes(dataset_t* dataset) {
     static const char* const names[SHAPES_CLASSES] = {"disc",  "ring", "square",   "bar",     "triangle",
@@ -347,9 +384,29 @@ static inline void dataset_open_shapes(dataset_t* dataset) {
     dataset->kind = DATASET_SHAPES;
     dataset->folder = string_copy("shapes");
     dataset->count = dataset->split == SPLIT_TRAIN ? 60000 : 10000;
-    dataset->class_count = SHAPES_CLASSES;
-    dataset->class_names = (char**)malloc_check(SHAPES_CLASSES * sizeof(char*), "the class names");
-    for (int i = 0; i < SHAPES_CLASSES; i++) dataset->class_names[i] = string_copy(names[i]);
+    dataset_name_classes(dataset, names, SHAPES_CLASSES);
+}
+
+// "scenes", and in this order, each if it is wanted, ":SIDE" and ":mixed".
+static inline void dataset_open_scenes(dataset_t* dataset, const char* spec) {
+    char* rest = (char*)spec + strlen("scenes");
+    long side = SCENES_SIDE;
+    if (rest[0] == ':' && rest[1] >= '0' && rest[1] <= '9') side = strtol(rest + 1, &rest, 10);
+    dataset->mixed = !strcmp(rest, ":mixed");
+    if ((*rest && !dataset->mixed) || side < SCENES_LEAST_SIDE || side > SCENES_MOST_SIDE || side % SCENES_STEP) {
+        fatal("-data %s: it is scenes, scenes:SIDE, scenes:mixed or scenes:SIDE:mixed, with a side of %d to %d "
+              "pixels, a multiple of %d", spec, SCENES_LEAST_SIDE, SCENES_MOST_SIDE, SCENES_STEP);
+    }
+    dataset->kind = DATASET_SCENES;
+    dataset->folder = string_copy(spec);
+    dataset->count = dataset->split == SPLIT_TRAIN ? 60000 : 10000;
+    dataset->rows = dataset->columns = (int)side;
+    dataset_name_classes(dataset, scene_kinds, SCENE_KINDS);
+}
+
+// Scene i of the set.
+static inline scene_t dataset_scene(const dataset_t* dataset, size_t i) {
+    return scene_of(dataset->split, i, dataset->rows, dataset->mixed);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -410,12 +467,13 @@ static inline char* dataset_split_folder(const char* folder, int split, char** t
     struct stat status;
     *train = NULL;
     if (stat(folder, &status)) {
-        fatal("the data folder %s cannot be found: %s; -data takes a folder, garments, fashion-mnist, shapes or "
-              "auto", folder, strerror(errno));
+        fatal("the data folder %s cannot be found: %s; -data takes a folder, captions:FOLDER, garments, "
+              "fashion-mnist, scenes, shapes or auto", folder, strerror(errno));
     }
     if (S_ISREG(status.st_mode) && tar_index_is_tar(folder)) return string_copy(folder);
     if (!S_ISDIR(status.st_mode)) {
-        fatal("%s is not a folder; -data takes a folder, garments, fashion-mnist, shapes or auto", folder);
+        fatal("%s is not a folder; -data takes a folder, captions:FOLDER, garments, fashion-mnist, scenes, shapes or "
+              "auto", folder);
     }
     if (dataset_has_idx(folder)) return string_copy(folder);
     char *first = dataset_split(folder, SPLIT_TRAIN), *val = dataset_split(folder, SPLIT_VAL);
@@ -440,8 +498,8 @@ static inline char* dataset_split_folder(const char* folder, int split, char** t
 }
 
 // Opens the data that `spec` names: a folder (of images or IDX files), "fashion-mnist", "garments" (in colour; or
-// "garments:FOLDER", with Fashion-MNIST's files there), "shapes", or "auto": garments where Debian's package is
-// installed, shapes elsewhere. `split` is SPLIT_TRAIN or SPLIT_VAL.
+// "garments:FOLDER", with Fashion-MNIST's files there), "scenes", "shapes", or "auto": garments where Debian's package
+// is installed, shapes elsewhere. `split` is SPLIT_TRAIN or SPLIT_VAL.
 static inline void dataset_open(dataset_t* dataset, const char* spec, int split) {
     memset(dataset, 0, sizeof *dataset);
     dataset->split = split;
@@ -450,7 +508,11 @@ static inline void dataset_open(dataset_t* dataset, const char* spec, int split)
         dataset_open_shapes(dataset);
         return;
     }
-    int elsewhere = !strncmp(spec, "garments:", 9);
+    if (!strcmp(spec, "scenes") || !strncmp(spec, "scenes:", 7)) {
+        dataset_open_scenes(dataset, spec);
+        return;
+    }
+    int captioned = !strncmp(spec, "captions:", 9), elsewhere = !strncmp(spec, "garments:", 9);
     int wants_garments = elsewhere || !strcmp(spec, "garments") || !strcmp(spec, "auto");
     int wants_fashion = (wants_garments && !elsewhere) || !strcmp(spec, "fashion-mnist");
     if (wants_fashion && !fashion_is_here) {
@@ -458,9 +520,11 @@ static inline void dataset_open(dataset_t* dataset, const char* spec, int split)
               FASHION_MNIST_FOLDER);
     }
     char* train;
-    const char* folder = wants_fashion ? FASHION_MNIST_FOLDER : spec + (elsewhere ? 9 : 0);
+    const char* folder = wants_fashion ? FASHION_MNIST_FOLDER : spec + (elsewhere || captioned ? 9 : 0);
     dataset->folder = dataset_split_folder(folder, split, &train);
-    if (wants_garments) {
+    if (captioned) {
+        dataset_open_captions(dataset);
+    } else if (wants_garments) {
         dataset_open_garments(dataset);
     } else if (dataset_has_idx(dataset->folder)) {
         dataset_open_idx(dataset, 0);
@@ -500,19 +564,30 @@ static inline void dataset_close(dataset_t* dataset) {
     free(dataset->paths);
     free(dataset->named);
     tar_index_close(&dataset->archive);
+    captions_close(&dataset->captions);
     free(dataset->pixels);
     memset(dataset, 0, sizeof *dataset);
 }
 
 static inline int dataset_label(const dataset_t* dataset, size_t i) {
-    return dataset->labels ? dataset->labels[i] : (int)(i % SHAPES_CLASSES);
+    return dataset->labels ? dataset->labels[i] : (int)(i % dataset->class_count);
 }
 
 // Image i, for messages: its file, or its number.
 static inline const char* dataset_image_name(const dataset_t* dataset, size_t i, char* text, size_t size) {
     if (dataset->paths) snprintf(text, size, "%s", dataset->paths[i]);
+    else if (dataset->kind == DATASET_CAPTIONS) captions_name(&dataset->captions, i, text, size);
     else snprintf(text, size, "image %zu of %s", i, dataset->folder);
     return text;
+}
+
+// The caption of image i, for the caller to free; NULL where the data set has none.
+static inline char* dataset_caption(const dataset_t* dataset, size_t i) {
+    char text[SCENE_CAPTION];
+    if (dataset->kind == DATASET_CAPTIONS) return captions_text(&dataset->captions, i);
+    if (dataset->kind != DATASET_SCENES) return NULL;
+    scene_t scene = dataset_scene(dataset, i);
+    return string_copy(scene_caption(text, &scene));
 }
 
 // Decodes image i, at its own size, for the caller to free. Returns 1; or 0 with a sentence in `error`, and no image.
@@ -522,9 +597,16 @@ static inline int dataset_load(const dataset_t* dataset, size_t i, image_t* imag
         return image_decode(image, dataset->archive.bytes + e->begin, (size_t)e->length, dataset->paths[i], error);
     }
     if (dataset->kind == DATASET_FOLDER) return image_load(image, dataset->paths[i], error);
+    if (dataset->kind == DATASET_CAPTIONS) return captions_load(&dataset->captions, i, image, error);
     if (dataset->kind == DATASET_SHAPES) {
         *image = image_create(SHAPES_SIZE, SHAPES_SIZE);
         shapes_draw(image->pixels, dataset->split, i);
+        return 1;
+    }
+    if (dataset->kind == DATASET_SCENES) {
+        scene_t scene = dataset_scene(dataset, i);
+        *image = image_create(scene.H, scene.W);
+        scene_draw(image->pixels, &scene);
         return 1;
     }
     size_t area = (size_t)dataset->rows * dataset->columns;
@@ -547,6 +629,16 @@ static inline int dataset_size(const dataset_t* dataset, size_t i, int* height, 
     if (dataset->kind == DATASET_IDX) {
         *height = dataset->rows;
         *width = dataset->columns;
+    }
+    if (dataset->kind == DATASET_SCENES) {
+        scene_t scene = dataset_scene(dataset, i);
+        *height = scene.H;
+        *width = scene.W;
+    }
+    if (dataset->kind == DATASET_CAPTIONS) {
+        caption_line_t line = captions_line(&dataset->captions, i);
+        *height = line.height;
+        *width = line.width;
     }
     if (dataset->kind != DATASET_FOLDER) return 1;
     const tar_entry_t* e = dataset->archive.bytes ? &dataset->archive.entries[i] : NULL;

@@ -94,7 +94,8 @@ static inline int dataset_ending(const char* name, const char* const* endings) {
 
 // What a look into folders finds, as whole paths, and how many files are left out, by their kind.
 typedef struct {
-    string_list_t folders, images;
+    const char* also; // an ending such as "txt", whose files are wanted too; NULL: images alone
+    string_list_t folders, images, files;
     size_t others[DATASET_OTHERS];
 } listing_t;
 
@@ -113,6 +114,11 @@ static inline const char* listing_others(const listing_t* l, char* text, size_t 
 
 // Takes a file up among the images, or counts it. Takes over `path`.
 static inline void listing_add_file(listing_t* l, char* path, int is_file) {
+    const char* const also[2] = {l->also, NULL};
+    if (is_file && dataset_ending(path_name(path), also) == 0) {
+        string_list_add(&l->files, path);
+        return;
+    }
     int other = dataset_ending(path_name(path), dataset_other_endings);
     if (dataset_ending(path_name(path), dataset_endings) < 0) {
         if (other >= 0) l->others[other]++;

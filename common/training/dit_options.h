@@ -70,7 +70,8 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
          AUTOENCODER_WEIGHTS_HELP, CLI_NOT_SAVED},
 
         {"Extraction", "data", CLI_STRING, &o->data, "", NULL,
-         "images: folder of class folders, folder with IDX files, garments, fashion-mnist, shapes, or auto",
+         "images: folder of class folders, folder with IDX files, captions:FOLDER, garments, fashion-mnist, scenes, "
+         "shapes, or auto",
          CLI_NOT_SAVED},
         {NULL, "images", CLI_INT, &o->images, "0", "[0, inf)", "so many of them, by lot; 0: all", CLI_NOT_SAVED},
         {NULL, "shard_images", CLI_INT, &o->shard_images, "10000", "[1, 10000000]", "images a shard", CLI_NOT_SAVED},

@@ -47,11 +47,11 @@ static inline void needs_file(needs_t* needs, const char* flag, const char* path
 // The images that -data names.
 static inline void needs_images(needs_t* needs, const char* data) {
     int named = !strcmp(data, "auto") || !strcmp(data, "shapes") || !strcmp(data, "fashion-mnist") ||
-                !strcmp(data, "garments");
-    if (!strncmp(data, "garments:", 9)) data += 9;
+                !strcmp(data, "garments") || !strcmp(data, "scenes") || !strncmp(data, "scenes:", 7);
+    if (!strncmp(data, "garments:", 9) || !strncmp(data, "captions:", 9)) data += 9;
     if (named || !access(data, F_OK)) return;
-    needs_add(needs, "the data folder %s cannot be found: %s; -data takes a folder, garments, fashion-mnist, shapes "
-              "or auto", data, strerror(errno));
+    needs_add(needs, "the data folder %s cannot be found: %s; -data takes a folder, captions:FOLDER, garments, "
+              "fashion-mnist, scenes, shapes or auto", data, strerror(errno));
 }
 
 // Takes `other` for the file of a flag that the command line does not give and that is not there. Says so.

@@ -123,7 +123,8 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "1: adapter and decoder, encoder frozen; 2: all, with the semantic loss; 3: decoder alone", CLI_SAVED},
         {NULL, "data", CLI_STRING, &o->data, "", NULL,
          "folder of class folders with images, folder with IDX files, garments (Fashion-MNIST in drawn colours), "
-         "fashion-mnist, shapes (drawn), or auto: garments where Fashion-MNIST is installed, else shapes",
+         "fashion-mnist, captions:FOLDER (images with captions), scenes (drawn, with captions), shapes (drawn), or "
+         "auto: garments where Fashion-MNIST is installed, else shapes",
          CLI_SAVED},
         {NULL, "from", CLI_STRING, &o->from, "", NULL,
          "stages 2 and 3: checkpoint of the stage before; without it, the one in -out. Baselines: weights to start "
