@@ -94,24 +94,30 @@ static inline void latent_number(st_writer_t* w, const char* key, size_t value) 
     safetensors_writer_metadata(w, key, text);
 }
 
-// Writes the file and frees the shard. `total`: images that were to be in it, the unreadable ones included.
+// The metadata of a shard of n latents. `total`: images that were to be in it, the unreadable ones included.
+static inline void latent_write_origin(st_writer_t* w, const latent_origin_t* origin, const char* dtype, size_t n,
+                                       size_t total) {
+    latent_number(w, "total_size", n);
+    safetensors_writer_metadata(w, "dtype", dtype);
+    safetensors_writer_metadata(w, "device", "cpu");
+    safetensors_writer_metadata(w, "tokenizer", origin->tokenizer);
+    safetensors_writer_metadata(w, "data", origin->data);
+    latent_number(w, "data_images", origin->data_images);
+    if (origin->chosen < origin->data_images) latent_number(w, "chosen", origin->chosen);
+    latent_number(w, "classes", (size_t)origin->classes);
+    safetensors_writer_metadata(w, "class_names", origin->class_names);
+    latent_number(w, "world", (size_t)origin->world);
+    latent_number(w, "total", total);
+    safetensors_writer_metadata(w, "finite", "1"); // whoever encodes has looked at each latent
+}
+
+// Writes the file and frees the shard.
 void latent_shard_write(latent_shard_t* shard, const char* path, const latent_origin_t* origin, size_t total) {
     size_t n = (size_t)shard->n, values = n * shard->C * shard->side * shard->side;
     size_t shape[4] = {n, (size_t)shard->C, (size_t)shard->side, (size_t)shard->side};
     st_writer_t w;
     safetensors_writer_init(&w);
-    latent_number(&w, "total_size", n);
-    safetensors_writer_metadata(&w, "dtype", "torch.float32");
-    safetensors_writer_metadata(&w, "device", "cpu");
-    safetensors_writer_metadata(&w, "tokenizer", origin->tokenizer);
-    safetensors_writer_metadata(&w, "data", origin->data);
-    latent_number(&w, "data_images", origin->data_images);
-    if (origin->chosen < origin->data_images) latent_number(&w, "chosen", origin->chosen);
-    latent_number(&w, "classes", (size_t)origin->classes);
-    safetensors_writer_metadata(&w, "class_names", origin->class_names);
-    latent_number(&w, "world", (size_t)origin->world);
-    latent_number(&w, "total", total);
-    safetensors_writer_metadata(&w, "finite", "1"); // whoever encodes has looked at each latent
+    latent_write_origin(&w, origin, "torch.float32", n, total);
     safetensors_writer_tensor(&w, "latents", ST_F32, 4, shape);
     safetensors_writer_tensor(&w, "latents_flip", ST_F32, 4, shape);
     safetensors_writer_tensor(&w, "labels", ST_I64, 1, shape);
@@ -139,9 +145,10 @@ static inline const char* latent_metadata(const safetensors_t* f, const char* ke
     return value ? value : "?";
 }
 
-// Is this shard there, whole, and what this extraction would write? Another tokenizer's, image set's or split's ends
-// the program: a folder is for one extraction.
-int latent_shard_is_made(const char* path, size_t total, int C, int side, const latent_origin_t* origin) {
+// Is this shard there, whole, and what this extraction would write, with latents of (C, h, w)? Another tokenizer's,
+// image set's or split's ends the program: a folder is for one extraction.
+static inline int latent_file_is_made(const char* path, size_t total, int C, int h, int w,
+                                      const latent_origin_t* origin) {
     if (access(path, F_OK)) return 0;
     safetensors_t f;
     char error[1280];
@@ -156,7 +163,7 @@ int latent_shard_is_made(const char* path, size_t total, int C, int side, const 
                latent_number_is(&f, "data_images", origin->data_images) &&
                latent_text_is(&f, "class_names", origin->class_names) &&
                latent_number_is(&f, "world", (size_t)origin->world) && latent_number_is(&f, "total", total) && t &&
-               t->ndim == 4 && t->shape[1] == (size_t)C && t->shape[2] == (size_t)side;
+               t->ndim == 4 && t->shape[1] == (size_t)C && t->shape[2] == (size_t)h && t->shape[3] == (size_t)w;
     if (!same) {
         fatal("%s is of another extraction (tokenizer %s, %s of the %s images of %s, %s processes, %s images a "
               "shard); this one is of tokenizer %s, %zu of %zu images of %s, %d processes, %zu images a shard: give "
@@ -168,6 +175,9 @@ int latent_shard_is_made(const char* path, size_t total, int C, int side, const 
     }
     safetensors_close(&f);
     return 1;
+}
+int latent_shard_is_made(const char* path, size_t total, int C, int side, const latent_origin_t* origin) {
+    return latent_file_is_made(path, total, C, side, side, origin);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
