@@ -246,7 +246,7 @@ static void test_cut(void) {
     size_t ends[4];
     temporary_mkdir("cut");
     for (int i = 0; i < 4; i++) {
-        char key[8], caption[16];
+        char key[8], caption[40];
         snprintf(key, sizeof key, "%d", i);
         snprintf(caption, sizeof caption, "number %d", i);
         put_sample(&a, key, 4, 5, i, caption, "{\"punsafe\": 0.1}");
@@ -269,7 +269,7 @@ static void test_cut(void) {
         check(d.count == 4 + whole, "what stands before the cut");
         check((int)d.captions.damaged == -found, "it is counted");
         for (size_t i = 0; i < whole; i++) {
-            char caption[16];
+            char caption[40];
             snprintf(caption, sizeof caption, "number %zu", i);
             check_sample(&d, i, 4, 5, (int)i, caption);
         }

@@ -115,7 +115,7 @@ static inline int geneval_wish_holds(const geneval_picture_t* p, int number, con
 
 static inline int geneval_is_correct(const geneval_picture_t* p) {
     const geneval_object_t* found[GENEVAL_MOST];
-    int fulfilled[GENEVAL_WISHES], correct = 1;
+    int fulfilled[GENEVAL_WISHES] = {0}, correct = 1;
     for (int i = 0; i < p->includes; i++) {
         fulfilled[i] = geneval_wish_holds(p, i, fulfilled);
         correct &= fulfilled[i];
