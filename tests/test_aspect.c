@@ -73,7 +73,8 @@ static void test_buckets(void) {
 static void test_area_buckets(void) {
     static const struct { int height, width, H, W, cut; } cases[] = {
         {256, 256, 256, 256, 0}, {800, 1200, 208, 304, 0}, {1200, 800, 304, 208, 0}, {1, 1, 256, 256, 0},
-        {100, 110, 240, 272, 0}, {600, 1400, 176, 368, 1}, {1400, 600, 368, 176, 1}, {23, 11, 368, 176, 0}};
+        {100, 110, 240, 272, 0}, {600, 1400, 176, 368, 1}, {1400, 600, 368, 176, 1}, {23, 11, 368, 176, 0},
+        {1000, 1596, 208, 304, 0}, {1000, 1602, 192, 336, 0}}; // between 19 : 13 and 21 : 12, by the logarithm
     enum { CASES = sizeof cases / sizeof *cases };
     int sizes[2 * CASES + 2] = {0};
     aspect_t a;

@@ -45,6 +45,9 @@
 #pragma GCC diagnostic push // for an stb outside the system folders, whose warnings the compiler shows
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#ifndef __clang__ // which has no such warning
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <stb/stb_image.h>
 #include <stb/stb_image_write.h>
 #pragma GCC diagnostic pop
