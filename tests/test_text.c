@@ -54,7 +54,9 @@ static void test_unicode(void) {
         {"\u1EAD", "\u1EAD"}, {"a\u0323\u0302", "\u1EAD"}, {"a\u0302\u0323", "\u1EAD"},
         {"\uF900", "\u8C48"}};
     char out[128];
-    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) check_text(nfc(pairs[i][0], out), pairs[i][1], pairs[i][0]);
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        check_text(nfc(pairs[i][0], out), pairs[i][1], pairs[i][0]);
+    }
     check(unicode_lower('A') == 'a' && unicode_lower('a') == 'a' && unicode_lower(0x100) == 0x101, "small letters");
     check(unicode_lower(0x101) == 0x101 && unicode_lower(0x10FFFF) == 0x10FFFF && unicode_lower(0x3A3) == 0x3C3, "small");
     check(unicode_lower(0x130) == 0x130, "U+0130 has no small letter of one code point");
@@ -69,10 +71,12 @@ static void test_utf8(void) {
     for (uint32_t code = 1; code < 0x110000; code++) {
         unsigned char bytes[4];
         uint32_t back;
-        int surrogate = code >= 0xD800 && code < 0xE000, n = utf8_put(bytes, code), read = utf8_next(bytes, (size_t)n, &back);
+        int surrogate = code >= 0xD800 && code < 0xE000, n = utf8_put(bytes, code);
+        int read = utf8_next(bytes, (size_t)n, &back);
         if (surrogate ? read != 1 || back != UTF8_INVALID : read != n || back != code) check(0, "code points come back");
     }
-    static const char* const none[] = {"\x80", "\xFF", "\xC0\x80", "\xE0\x80\x80", "\xF5\x80\x80\x80", "\xE2\x96", "\xED\xA0\x80"};
+    static const char* const none[] = {"\x80", "\xFF", "\xC0\x80", "\xE0\x80\x80", "\xF5\x80\x80\x80", "\xE2\x96",
+                                       "\xED\xA0\x80"};
     for (int i = 0; i < 7; i++) {
         uint32_t code;
         int n = utf8_next((const unsigned char*)none[i], strlen(none[i]), &code);
@@ -256,7 +260,8 @@ static void put_replacements(blob_t* b, const char* const (*replacements)[2], in
 static void put_toy(blob_t* b, const char* const (*replacements)[2], int n) {
     static blob_t inner;
     b->size = inner.size = 0;
-    put_piece(b, "<pad>", 0, PIECE_CONTROL), put_piece(b, "</s>", 0, PIECE_CONTROL), put_piece(b, "<unk>", 0, PIECE_UNKNOWN);
+    put_piece(b, "<pad>", 0, PIECE_CONTROL), put_piece(b, "</s>", 0, PIECE_CONTROL);
+    put_piece(b, "<unk>", 0, PIECE_UNKNOWN);
     put_piece(b, BLANK, -2, 1), put_piece(b, "a", -3, 1), put_piece(b, "b", -3.5f, 1), put_piece(b, "c", -4, 1);
     put_piece(b, BLANK "a", -2.5f, 1), put_piece(b, "ab", -4.5f, 1), put_piece(b, BLANK "ab", -5, 1);
     put_piece(b, "bc", -5.5f, 1), put_piece(b, "abc", -9, 1), put_piece(b, "ca", -6, PIECE_UNUSED);
@@ -304,11 +309,12 @@ static void test_toy(void) {
 // The longest that fits is replaced; what becomes a blank counts as one, what becomes nothing is gone.
 static void test_replacements(void) {
     if (!test_case("unigram: replacements")) return;
-    static const char* const replacements[][2] = {{"A", "a"}, {"AB", "b c"}, {"\u00AB", "ab"}, {"\t", " "}, {"\x01", ""}, {"_", " a"}};
+    static const char* const replacements[][2] = {{"A", "a"}, {"AB", "b c"}, {"\u00AB", "ab"}, {"\t", " "},
+                                                  {"\x01", ""}, {"_", " a"}};
     static const char* const cases[][2] = {
-        {"A", "7"}, {"Aa", "7 4"}, {"AB", "3 5 3 6"}, {"AbAB", "9 5 3 6"}, {"\u00AB", "9"}, {"\u00ABAB\tc", "9 5 3 6 3 6"},
-        {"\ta\t \t", "7"}, {"a\x01\x01 b", "7 3 5"}, {"\x01", ""}, {" \x01 a", "7"}, {"b_ _", "3 5 7 7"}, {"\u00AC", "3 2"},
-        {"\xC2", "3 2"}};
+        {"A", "7"}, {"Aa", "7 4"}, {"AB", "3 5 3 6"}, {"AbAB", "9 5 3 6"}, {"\u00AB", "9"},
+        {"\u00ABAB\tc", "9 5 3 6 3 6"}, {"\ta\t \t", "7"}, {"a\x01\x01 b", "7 3 5"}, {"\x01", ""}, {" \x01 a", "7"},
+        {"b_ _", "3 5 7 7"}, {"\u00AC", "3 2"}, {"\xC2", "3 2"}};
     unigram_t t;
     put_toy(&toy, replacements, 6);
     parse_toy(&t, &toy);
@@ -357,7 +363,7 @@ static void test_damaged(void) {
         damaged = toy;
         if (cut) damaged.size = at;
         else damaged.bytes[at] ^= (unsigned char)(1 << at % 8);
-        unsigned char* exact = (unsigned char*)malloc(damaged.size ? damaged.size : 1); // so that a byte too many is seen
+        unsigned char* exact = (unsigned char*)malloc(damaged.size ? damaged.size : 1); // a byte too many is seen
         memcpy(exact, damaged.bytes, damaged.size);
         unigram_t t;
         if (unigram_parse(&t, exact, damaged.size, error, sizeof error)) unigram_encode(&t, "A \u00ABzabc", ids, 16);
@@ -453,7 +459,8 @@ static void test_published_t5(void) {
     if (!test_case("unigram: T5's vocabulary")) return;
     if (published(path, "spiece.model", NULL)) {
         unigram_open(&t, path);
-        check(t.n == 32000 && t.unknown == 2 && t.end == 1 && t.longest == 20 && fabs(t.least + 13.590115) < 1e-6, "sizes");
+        check(t.n == 32000 && t.unknown == 2 && t.end == 1 && t.longest == 20, "sizes");
+        check(fabs(t.least + 13.590115) < 1e-6, "the least score");
         for (int i = 0; i < VECTORS; i++) {
             int n = unigram_encode(&t, vectors[i].text, ids, 256);
             check_text(listed(ids, n - 1, out), vectors[i].t5, vectors[i].text);

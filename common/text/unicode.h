@@ -87,10 +87,10 @@ static inline int unicode_decompose(uint32_t* out, uint32_t code) {
 // The code point that two make, or 0.
 static inline uint32_t unicode_compose(uint32_t first, uint32_t second) {
     uint32_t lead = first - HANGUL_LEADS, vowel = second - HANGUL_VOWELS, tail = second - HANGUL_TAILS;
+    uint32_t syllable = first - HANGUL;
     if (lead < HANGUL_L && vowel < HANGUL_V) return HANGUL + (lead * HANGUL_V + vowel) * HANGUL_T;
-    if (first - HANGUL < HANGUL_L * HANGUL_V * HANGUL_T && (first - HANGUL) % HANGUL_T == 0 && tail - 1 < HANGUL_T - 1) {
-        return first + tail;
-    }
+    int open = syllable < HANGUL_L * HANGUL_V * HANGUL_T && syllable % HANGUL_T == 0; // has no tail yet
+    if (open && tail > 0 && tail < HANGUL_T) return first + tail;
     for (size_t i = 0; second >= 0x300 && i < sizeof unicode_pairs / sizeof *unicode_pairs; i++) {
         const unicode_pair_t* pair = &unicode_pairs[i];
         if (pair->first == first && pair->second == second && pair->code >> 31 == 0) return pair->code;

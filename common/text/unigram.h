@@ -157,9 +157,10 @@ static inline int unigram_index(unigram_t* t, char* error, size_t error_size) {
     for (int i = 0; i < t->n; i++) {
         const unigram_piece_t* p = &t->pieces[i];
         if (!text_table_add(&t->table, p->text, p->length, i)) {
-            return file_fail(error, error_size, "piece %d (%.*s) is there twice", i, (int)p->length, (const char*)p->text);
+            return file_fail(error, error_size, "piece %d (%.*s) is there twice", i, (int)p->length,
+                             (const char*)p->text);
         }
-        if (p->kind == PIECE_UNKNOWN && t->unknown >= 0) return file_fail(error, error_size, "two pieces are the unknown");
+        if (p->kind == PIECE_UNKNOWN && t->unknown >= 0) return file_fail(error, error_size, "it has two unknown pieces");
         if (p->kind == PIECE_UNKNOWN) t->unknown = i;
         if (p->kind == PIECE_CONTROL && p->length == 4 && !memcmp(p->text, "</s>", 4)) t->end = i;
         if (p->kind == PIECE_USER_DEFINED) t->user_defined = 1;
@@ -168,7 +169,7 @@ static inline int unigram_index(unigram_t* t, char* error, size_t error_size) {
         if (cut_into && p->length > t->longest) t->longest = p->length;
     }
     if (t->model_type != 1) return file_fail(error, error_size, "its model is of type %d, not unigram", t->model_type);
-    if (t->unknown < 0 || t->end < 0) return file_fail(error, error_size, "it has no piece for unknown text or the end");
+    if (t->unknown < 0 || t->end < 0) return file_fail(error, error_size, "it has no unknown piece, or no </s>");
     return isfinite(t->least) ? 1 : file_fail(error, error_size, "it has no pieces");
 }
 
@@ -188,7 +189,8 @@ static inline int unigram_parse(unigram_t* t, const unsigned char* bytes, size_t
         if (field == 3) right = unigram_read_normaliser(t, inner, error, error_size);
     }
     if (right && r.failed) {
-        return file_fail(error, error_size, "it is damaged at byte %zu, or no SentencePiece model", (size_t)(r.at - t->file));
+        return file_fail(error, error_size, "it is damaged at byte %zu, or no SentencePiece model",
+                         (size_t)(r.at - t->file));
     }
     return right && unigram_index(t, error, error_size);
 }
@@ -273,8 +275,9 @@ static inline void unigram_put(unigram_text_t* t, const void* bytes, size_t n) {
     t->length += n;
 }
 
+static inline const char* unigram_blank(const unigram_t* t) { return t->escape ? "\xE2\x96\x81" : " "; } // U+2581
 static inline void unigram_put_blank(const unigram_t* t, unigram_text_t* out) {
-    unigram_put(out, t->escape ? "\xE2\x96\x81" : " ", t->escape ? 3 : 1); // U+2581
+    unigram_put(out, unigram_blank(t), strlen(unigram_blank(t)));
 }
 
 // The normalised text, to be freed; empty where the text is nothing but blanks.
@@ -297,11 +300,9 @@ static inline unigram_text_t unigram_normalise(const unigram_t* t, const char* t
         }
         if (piece.length) behind_blank = t->one_blank && piece.at[piece.length - 1] == ' ';
     }
-    size_t blank = t->escape ? 3 : 1;
-    while (t->one_blank && out.length >= blank && !memcmp(out.text + out.length - blank, t->escape ? "\xE2\x96\x81" : " ",
-                                                          blank)) {
-        out.length -= blank;
-    }
+    const char* blank = unigram_blank(t);
+    size_t n = strlen(blank);
+    while (t->one_blank && out.length >= n && !memcmp(out.text + out.length - n, blank, n)) out.length -= n;
     return out;
 }
 
