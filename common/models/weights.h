@@ -6,10 +6,11 @@
 //     {"encoder.layer.{i}.attention.attention.key.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE}
 //
 // {i} stands for a number and a final * for any rest; both are carried over. A rule may fill one third of a tensor:
-// timm stacks the weights of query, key and value, Hugging Face keeps them apart. A rule without a name here says that
-// the tensor is known and not wanted (a classifier, the text tower), or that it must be zero, since the model here has
-// nothing in its place (DINOv3's biases). Which format a file has shows in one tensor, its anchor; what stands before
-// the anchor's name is the prefix of the whole model in that file ("dinov2.", "encoder.", ...).
+// timm stacks the weights of query, key and value, Hugging Face keeps them apart; or a matrix that stands transposed in
+// the file. A rule without a name here says that the tensor is known and not wanted (a classifier, the text tower), or
+// that it must be zero, since the model here has nothing in its place (DINOv3's biases). Which format a file has shows
+// in one tensor, its anchor; what stands before the anchor's name is the prefix of the whole model in that file
+// ("dinov2.", "encoder.", ...).
 //
 // Nothing is half loaded: every tensor of the table must be filled exactly once, by a tensor of the same shape (up to
 // dimensions of size 1), and every tensor of the file must be accounted for. Otherwise the program ends with what is
@@ -21,7 +22,7 @@
 //
 // A file may be safetensors or PyTorch's own (.pth, .bin), whose nested dictionaries are prefixes: "model.", "ema.".
 // Where several models of the kind stand in it, averages and teachers are preferred, and that is said.
-// Left out: files in several shards. Look next at common/files/tensor_file.h, which opens them, and
+// Look next at common/files/tensor_file.h, which opens them, and
 // common/models/vit.h, which registers the names.
 #pragma once
 // defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order, params_to_file_order
@@ -39,6 +40,7 @@
 
 typedef enum {
     PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST,
+    PART_TRANSPOSED,
     PART_ZERO, // without a name here: must be zero; of stacked biases those of the keys do not count, which are masked
 } weights_part_t;
 
@@ -326,10 +328,17 @@ void weights_check(weights_loader_t* l, const char* hint) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Loading
 
+// Is it stored under a third of ours?
+static inline int weights_is_third(weights_part_t part) { return part >= PART_FIRST && part <= PART_LAST; }
+
 // The same shape, where the file's is `part` of ours? Dimensions of size 1 do not count: [D], [1, D] and [1, 1, D]
 // are one.
 int weights_same_shape(const param_t* ours, const st_tensor_t* file, weights_part_t part) {
     int i = 0, j = 0;
+    if (part == PART_TRANSPOSED) {
+        return ours->ndim == 2 && file->ndim == 2 && file->shape[0] == (size_t)ours->shape[1] &&
+               file->shape[1] == (size_t)ours->shape[0];
+    }
     while (i < ours->ndim || j < file->ndim) {
         size_t wanted = i < ours->ndim ? (size_t)ours->shape[i] : 0;
         if (i == 0 && part != PART_WHOLE) wanted /= 3;
@@ -349,8 +358,14 @@ void weights_copy(weights_loader_t* l, const param_t* t, const st_tensor_t* sour
         params_from_file_order(l->reordered, l->values, t);
         values = l->reordered;
     }
-    size_t third = part == PART_WHOLE ? 0 : (size_t)part - PART_FIRST;
-    size_t n = part == PART_WHOLE ? t->stored : source->numel; // thirds are those of tensors in the file's order
+    if (part == PART_TRANSPOSED) {
+        for (size_t i = 0, rows = source->shape[0]; i < source->numel; i++) {
+            l->reordered[i] = l->values[i % rows * source->shape[1] + i / rows];
+        }
+        values = l->reordered;
+    }
+    size_t third = weights_is_third(part) ? (size_t)part - PART_FIRST : 0;
+    size_t n = weights_is_third(part) ? source->numel : t->stored; // thirds are those of tensors in the file's order
     params_store(l->params, t->offset + third * (t->count / 3), values, n);
 }
 
@@ -368,7 +383,7 @@ const param_t* weights_place(weights_loader_t* l, const st_tensor_t* source, con
     }
     weights_part_t part = (*rule)->part;
     unsigned char* filled = &l->filled[t - l->params->table.items];
-    unsigned char bits = part == PART_WHOLE ? 7 : (unsigned char)(1 << (part - PART_FIRST));
+    unsigned char bits = weights_is_third(part) ? (unsigned char)(1 << (part - PART_FIRST)) : 7;
     if (*filled & bits) {
         weights_note(&l->unexpected, "%s (a second %s)", source->name, ours);
         return NULL;
@@ -376,8 +391,9 @@ const param_t* weights_place(weights_loader_t* l, const st_tensor_t* source, con
     *filled |= bits; // also where the shape is wrong: a tensor is named once
     if (source == l->position_table) return NULL; // weights_take_positions does
     if (weights_same_shape(t, source, part)) return t;
-    weights_note(&l->wrong, "%s is %s, wanted %s%s", source->name, st_shape_text(source, found, sizeof found),
-                 part == PART_WHOLE ? "" : "a third of ", weights_shape_text(t, wanted, sizeof wanted));
+    const char* how = weights_is_third(part) ? "a third of " : part == PART_TRANSPOSED ? "transposed " : "";
+    weights_note(&l->wrong, "%s is %s, wanted %s%s", source->name, st_shape_text(source, found, sizeof found), how,
+                 weights_shape_text(t, wanted, sizeof wanted));
     return NULL;
 }
 
