@@ -14,8 +14,7 @@
 // byte the byte that leads to it, in bit 8 whether a text ends here (then its first child holds where the replacement
 // stands), and where its children are (unigram_children).
 //
-// A way's sum is float, and that of a piece behind it is compared before it is rounded, as in the original: where two
-// ways are nearly equal, rounding decides, and it must decide alike.
+// The sums are float, as in the original: where two ways are nearly equal, rounding decides, and it must decide alike.
 // Look next at common/models/t5.h, which reads the numbers.
 #pragma once
 #include <math.h>
@@ -312,9 +311,9 @@ static inline unigram_text_t unigram_normalise(const unigram_t* t, const char* t
 // The best way to a place: by which piece, which begins where; `id` -1: none yet.
 typedef struct { float score; int id; size_t from; } unigram_way_t;
 
-static inline void unigram_offer(unigram_way_t* way, double score, int id, size_t from) {
+static inline void unigram_offer(unigram_way_t* way, float score, int id, size_t from) {
     if (way->id >= 0 && score <= way->score) return; // the earlier of two equal ones stays
-    way->score = (float)score;
+    way->score = score;
     way->id = id;
     way->from = from;
 }
@@ -330,12 +329,11 @@ static inline void unigram_continue(const unigram_t* t, const unigram_text_t* te
         if (!entry->key) continue;
         const unigram_piece_t* p = &t->pieces[entry->value];
         if (p->kind != PIECE_NORMAL && p->kind != PIECE_USER_DEFINED) continue;
-        double score = p->kind == PIECE_USER_DEFINED ? (float)n * t->most - 0.1 : p->score;
-        unigram_offer(&ways[from + n], score + ways[from].score, entry->value, from);
+        float score = p->kind == PIECE_USER_DEFINED ? (float)((float)n * t->most - 0.1) : p->score;
+        unigram_offer(&ways[from + n], ways[from].score + score, entry->value, from);
         whole |= n == length;
     }
-    float unknown = ways[from].score + (t->least - 10);
-    if (!whole) unigram_offer(&ways[from + length], unknown, t->unknown, from);
+    if (!whole) unigram_offer(&ways[from + length], ways[from].score + (t->least - 10), t->unknown, from);
 }
 
 // The numbers of a text and the mark of the end; what is too long is cut, and the mark of the end stays. Returns how
