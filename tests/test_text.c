@@ -421,6 +421,7 @@ static const struct { const char *text, *t5, *clip; } vectors[] = {
     {"x\u200BY\u00ADz", "3 226 3 476 575 172", "343 9844 344 22618 345"},
     {"\uFF26\uFF35\uFF2C\uFF2C width", "27645 9400", "171 121 228 171 121 243 171 121 234 171 121 490 23571"},
     {"Yes", "2163", "1958"},
+    {"\u2034", "3 17774 7079", "728 368"}, {"Q \u2034 you", "1593 3 7079 17774 25", "336 728 368 592"}, // float ties
     {"<|endoftext|> a", "3 2 9175 989 858 6327 9175 3155 3 9", "49407 320"}};
 enum { VECTORS = sizeof vectors / sizeof *vectors };
 
