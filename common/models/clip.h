@@ -5,12 +5,13 @@
 //           `projected`
 //   image   x = norm([class token, patches] + positions); blocks; norm; the class token's row; times a matrix
 //
-// (Radford et al. 2021; OpenCLIP: Cherti et al. 2023.) The blocks of both are those of vit.h, without LayerScale; OpenAI's
-// models have GELU in its quick form. Nothing stands in front of the image's patches that a bias could come from.
+// (Radford et al. 2021; OpenCLIP: Cherti et al. 2023.) The blocks of both are those of vit.h, without LayerScale;
+// OpenAI's models have GELU in its quick form. The image has one norm more, in front of its blocks, and its patches'
+// embedding has no bias.
 //
 // The two towers are described, registered and run apart: who needs the text alone registers that alone, and its
 // projection only where it is wanted. Sizes and activations are in clip_configs; what a file holds, not what it is
-// called, tells which it is (common/models/text_weights.h). An image is resized, cropped and made [-1, 1] by the caller.
+// called, tells which it is (common/models/text_weights.h). The caller resizes and crops an image, and makes it [-1, 1].
 // Look next at common/models/text_weights.h.
 #pragma once
 // defines: vit_t, vit_config_t, vit_register_block, vit_plan_shared_block, vit_blocks_forward
