@@ -26,7 +26,7 @@ static inline int text_weights_size(const safetensors_t* f, const char* prefix, 
 // How many blocks there are: tensors `before`, a number from 0 on, `behind`.
 static inline int text_weights_depth(const safetensors_t* f, const char* prefix, const char* before,
                                      const char* behind) {
-    char name[WEIGHTS_NAME];
+    char name[2 * WEIGHTS_NAME];
     for (int i = 0;; i++) {
         snprintf(name, sizeof name, "%s%s%d%s", prefix, before, i, behind);
         if (!safetensors_find(f, name)) return i;

@@ -8,7 +8,8 @@
 //                    end, 512 + r what merge r makes, then the marks of start and end
 //
 // Clean is NFC, with straight quotation marks for U+2018, 2019, 201C, 201D. openai/CLIP repairs a text with ftfy,
-// which does this and more, and takes HTML's entities apart; Hugging Face's does NFC alone. Captions without such
+// which does this and more, and takes HTML's entities apart; Hugging Face's does NFC alone. Of capitals, a Greek sigma
+// at a word's end has a small form of its own in openai's, not in Hugging Face's nor here. Captions without such
 // characters are the same for all three.
 //
 // The file is openai's bpe_simple_vocab_16e6.txt.gz or Hugging Face's merges.txt: a line of heading, then a pair of
