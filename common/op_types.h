@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-typedef enum { ACT_NONE, ACT_RELU, ACT_LEAKY, ACT_SWISH, ACT_GELU, ACT_GELU_TANH } activation_t;
+typedef enum { ACT_NONE, ACT_RELU, ACT_LEAKY, ACT_SWISH, ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU } activation_t;
 #define LEAKY_SLOPE 0.2 // of every LeakyReLU here (PatchGAN)
 
 // A convolution's shape. Output size: (H + pad_top + pad_bottom - KH) / stride + 1, rounded down, and columns alike.

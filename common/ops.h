@@ -60,8 +60,8 @@ void matmul_add_backward(floatX* dx,           // (N, C) +=
                          const floatX* weight, // (OC, C)
                          size_t N, int C, int OC, stream_t s);
 
-// pre = x weight^T + bias;  out = gelu(pre). `act` is ACT_GELU: 0.5 u (1 + erf(u / sqrt 2)), or ACT_GELU_TANH:
-// 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))).
+// pre = x weight^T + bias;  out = gelu(pre). `act` is ACT_GELU: 0.5 u (1 + erf(u / sqrt 2)), ACT_GELU_TANH:
+// 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))), or ACT_QUICK_GELU: u sigmoid(1.702 u).
 void matmul_gelu_forward(floatX* out,          // (N, OC)
                          floatX* pre,          // (N, OC), kept for the backward
                          const floatX* x,      // (N, C)
@@ -86,6 +86,7 @@ void gelu_backward(floatX* dpre,       // (n)
 // The residual stream (x, sum, and their gradients) is floatS in the LayerNorms: it collects what all blocks add.
 //
 // LayerNorm: mean and variance over C; rstd = 1 / sqrt(var + eps); out = (x - mean) rstd weight + bias.       2 passes
+// Forward only: `mean` NULL is RMSNorm (mean 0), `bias` NULL is 0; here and in residual_layernorm_forward.
 void layernorm_forward(floatX* out,                   // (N, C)
                        floatS* mean, floatS* rstd,    // (N)
                        const floatS* x,               // (N, C)
@@ -253,6 +254,15 @@ void attention_from_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
                              const int* first_key, // (B) device memory, or NULL for 0
                              int B, int T, int NH, int HS, stream_t s);
 
+// Attention of text encoders, forward only. Scores S_ij = scale q_i k_j + bias[T - 1 + j - i, h], where there is a bias
+// of the distance from query to key, over the keys first_b <= j < T and, where causal, j <= i. A query without a key
+// gets zeros.                              (Raffel et al. 2020; Radford et al. 2021)              2 B NH T^2 HS MAC
+void text_attention_forward(floatX* out,        // (B, T, NH, HS)
+                            const floatX* qkv,  // (B, T, 3, NH, HS)
+                            const floatS* bias, // (2 T - 1, NH) or NULL
+                            const int* first,   // (B) device memory, or NULL for 0
+                            double scale, int causal, int B, int T, int NH, int HS, stream_t s);
+
 // ---------------------------------------------------------------------------------------------------------------------
 // From an image to tokens                                                                              dev/cpu/embed.h
 
@@ -305,6 +315,14 @@ void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dpos,               // (pos_class + N, C) += or NULL
                      const floatS* dout,         // (B, T, C)
                      int B, int N, int C, int R, int pos_class, stream_t s);
+
+// The tokens of a text: out[b, t] = table[ids[b, t]] + pos[t]. ids are in [0, rows of the table): callers check. Where
+// the table is a map, its rows are gathered. Forward only.
+void embedding_rows(floatS* out,         // (B, T, C)
+                    const floatX* table, // (rows, C)
+                    const floatX* pos,   // (T, C) or NULL
+                    const int* ids,      // (B, T) device memory
+                    int B, int T, int C, stream_t s);
 
 // Leaves out the first P tokens of each image; the backward writes zeros there.
 void drop_prefix_forward(floatX* out,     // (B, T - P, C)
@@ -630,6 +648,11 @@ void swiglu_backward(floatX* dx,         // (N, 2F)
                      const floatX* x,    // (N, 2F)
                      size_t N, int F, stream_t s);
 
+// The same with the tanh form of GELU in the place of SiLU, forward only.                      (Shazeer 2020)  3 passes
+void geglu_forward(floatX* out,     // (N, F)
+                   const floatX* x, // (N, 2F)
+                   size_t N, int F, stream_t s);
+
 // Features of a time: out_k = cos(u f_k), out_(half + k) = sin(u f_k), u = scale t, f_k = 10000^(-k / half), k < half.
 void timestep_features(floatX* out,     // (B, 2 half)
                        const floatS* t, // (B)
@@ -818,6 +841,7 @@ void dropout_backward(floatX* dx,         // (B, n) +=
 #include "common/cuda/batchnorm.cuh"
 #include "common/cuda/moments.cuh"
 #include "common/cuda/attention.cuh"
+#include "common/cuda/attention_text.cuh"
 #include "common/cuda/embed.cuh"
 #include "common/cuda/conv.cuh"
 #include "common/cuda/resample.cuh"

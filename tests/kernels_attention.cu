@@ -12,6 +12,8 @@
 #include "tests/kernel.h"
 // defines: attention_forward, attention_backward, attention_from_*, attention_products_*, attention_tiles_*
 #include "common/cuda/attention.cuh"
+// defines: text_attention_forward, text_attention_products
+#include "common/cuda/attention_text.cuh"
 
 #ifdef FP32
 #define TOLERANCE_P TOLERANCE_X
@@ -216,6 +218,32 @@ static void check_blocks(void) {
 }
 #endif
 
+// Attention of text encoders: B, T, NH, HS, whether there is a bias, a first key, a causal mask; bytes of scratch
+// memory, 0 for all. `first` leaves one text a single key.
+static void text_run(stream_t s, void* context) {
+    const int* v = ((sizes_t*)context)->v;
+    int B = v[0], T = v[1], NH = v[2], HS = v[3], causal = v[6];
+    size_t n = (size_t)B * T * NH * HS;
+    tensor<floatX> qkv = random_input(3 * n), out = output(n);
+    tensor<float> bias = random_gradient((size_t)(2 * T - 1) * NH);
+    int* starts = (int*)malloc_check(B * sizeof(int), "a test's keys");
+    int* dev = (int*)device_malloc(B * sizeof(int), "a test's keys");
+    for (int b = 0; b < B; b++) starts[b] = b == 0 ? T - 1 : T / (b + 1);
+    copy_to_device(dev, starts, B * sizeof(int), 0);
+    const double scale = 1 / sqrt(HS);
+    const double* ref_bias = v[4] ? bias.ref : NULL;
+    const float* dev_bias = v[4] ? bias.dev : NULL;
+    cpu::text_attention_forward(out.ref, qkv.ref, ref_bias, v[5] ? starts : NULL, scale, causal, B, T, NH, HS, 0);
+    const int* first = v[5] ? dev : NULL;
+    if (v[7]) text_attention_products(out.dev, qkv.dev, dev_bias, first, scale, causal, B, T, NH, HS, v[7], s);
+    else text_attention_forward(out.dev, qkv.dev, dev_bias, first, scale, causal, B, T, NH, HS, s);
+    attention_case_t c = {.B = B, .T = T, .NH = NH, .HS = HS};
+    check_tensor("out", out, TOLERANCE_P + score_error(&c));
+    device_free(dev);
+    free(starts);
+    free_tensors();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     stream_t s = device_open(0);
@@ -273,6 +301,17 @@ int main(int argc, char** argv) {
                    {.B = 2, .T = 33, .NH = 3, .HS = 24, .way = BY_PRODUCTS, .scratch = two, .padding = 1});
     attention_case("products, part of the queries, padding", s,
                    {.B = 2, .T = 33, .NH = 1, .HS = 40, .way = BY_PRODUCTS, .scratch = 15 * 33 * bytes, .padding = 1});
+    test_shapes(s, "text attention, nothing of it", text_run, {{2, 17, 3, 16}});
+    test_shapes(s, "text attention, a bias", text_run, {{2, 23, 2, 64, 1}});
+    test_shapes(s, "text attention, keys from the first on", text_run, {{3, 37, 2, 8, 0, 1}});
+    test_shapes(s, "text attention, causal", text_run, {{2, 77, 2, 32, 0, 0, 1}});
+    test_shapes(s, "text attention, all of it", text_run, {{3, 19, 3, 5, 1, 1, 1}});
+    test_shapes(s, "text attention, one head", text_run, {{3, 19, 1, 16, 1, 1, 0}});
+    test_shapes(s, "text attention, one token", text_run, {{2, 1, 1, 8, 1, 1, 1}});
+    const int score = sizeof(float) + sizeof(floatX);
+    test_shapes(s, "text attention, part of the images", text_run, {{3, 33, 1, 40, 1, 1, 1, 2 * 33 * 33 * score + 48}});
+    test_shapes(s, "text attention, part of the heads", text_run, {{2, 33, 3, 24, 1, 1, 1, 2 * 33 * 33 * score + 48}});
+    test_shapes(s, "text attention, part of the queries", text_run, {{2, 33, 2, 24, 1, 1, 1, 15 * 33 * score}});
 #ifndef FP32
     check_image_groups(s);
     check_blocks();

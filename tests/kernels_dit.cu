@@ -130,6 +130,18 @@ static void run_swiglu(stream_t s, void* context) {
     free_tensors();
 }
 
+// N, F, by how many values x is shifted
+static void run_geglu(stream_t s, void* context) {
+    const int* v = ((sizes_t*)context)->v;
+    size_t N = v[0];
+    int F = v[1], shift = v[2];
+    tensor<floatX> x = shifted(random_input(N * 2 * F + shift, 3), shift), out = output(N * F);
+    geglu_forward(out.dev, x.dev, N, F, s);
+    cpu::geglu_forward(out.ref, x.ref, N, F, 0);
+    check_tensor("out", out, TOLERANCE_X);
+    free_tensors();
+}
+
 // Where exp overflows, SiLU is 0 and so is its slope; far above zero it is x, with slope 1.
 static void run_silu_far(stream_t s, void* context) {
     (void)context;
@@ -296,6 +308,9 @@ int main(int argc, char** argv) {
     test_shapes(s, "swiglu, several blocks a row, primes", run_swiglu, {{67, 523}});
     test_shapes(s, "swiglu, shifted", run_swiglu, {{3, 40, 1}});
     test_shapes(s, "swiglu, one value", run_swiglu, {{1, 1}});
+    test_shapes(s, "geglu", run_geglu, {{5, 64}});
+    test_shapes(s, "geglu, primes, rows longer than a block", run_geglu, {{3, 3083}});
+    test_shapes(s, "geglu, shifted", run_geglu, {{3, 40, 1}});
     test_shapes(s, "timestep_features", run_features, {{5, 128, 1}});
     test_shapes(s, "timestep_features, odd, several blocks", run_features, {{3, 131, 1000}});
     test_shapes(s, "condition, a label several times", run_condition, {{7, 23, 40}});

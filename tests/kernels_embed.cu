@@ -109,6 +109,24 @@ static void run_tokens(stream_t s, void* context) {
     free_tensors();
 }
 
+// B, T, C, rows of the table, whether there are positions
+static void run_embedding(stream_t s, void* context) {
+    const int* v = ((sizes_t*)context)->v;
+    int B = v[0], T = v[1], C = v[2], rows = v[3];
+    tensor<floatX> table = random_input((size_t)rows * C), pos = random_input((size_t)T * C);
+    tensor<float> out = output_s((size_t)B * T * C);
+    int* ids = (int*)malloc_check((size_t)B * T * sizeof(int), "a test's rows");
+    int* dev = (int*)device_malloc((size_t)B * T * sizeof(int), "a test's rows");
+    for (int i = 0; i < B * T; i++) ids[i] = i == 0 ? rows - 1 : i * 7 % rows;
+    copy_to_device(dev, ids, (size_t)B * T * sizeof(int), 0);
+    embedding_rows(out.dev, table.dev, v[4] ? pos.dev : NULL, dev, B, T, C, s);
+    cpu::embedding_rows(out.ref, table.ref, v[4] ? pos.ref : NULL, ids, B, T, C, 0);
+    check_tensor("out", out, TOLERANCE_S);
+    device_free(dev);
+    free(ids);
+    free_tensors();
+}
+
 // B, T, P, C
 static void run_prefix(stream_t s, void* context) {
     const int* v = ((sizes_t*)context)->v;
@@ -240,6 +258,9 @@ int main(int argc, char** argv) {
     test_shapes(s, "drop_prefix, primes", run_prefix, {{5, 13, 3, 37}});
     test_shapes(s, "drop_prefix of nothing", run_prefix, {{2, 3, 0, 8}});
     test_shapes(s, "drop_prefix, long rows", run_prefix, {{1, 3, 1, 2179}});
+    test_shapes(s, "embedding_rows", run_embedding, {{3, 5, 64, 11, 1}});
+    test_shapes(s, "embedding_rows, primes, no positions", run_embedding, {{2, 3, 37, 5, 0}});
+    test_shapes(s, "embedding_rows, long rows", run_embedding, {{2, 2, 2184, 3, 1}});
     test_shapes(s, "mean_tokens", run_mean, {{3, 64, 64}});
     test_shapes(s, "mean_tokens, primes", run_mean, {{5, 13, 37}});
     test_shapes(s, "mean_tokens, one token", run_mean, {{2, 1, 8}});

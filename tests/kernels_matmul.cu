@@ -661,10 +661,12 @@ int main(int argc, char** argv) {
     test_gelu(s, "linear + gelu tanh", 67, 32, 72, 1, ACT_GELU_TANH);
     test_gelu(s, "linear + gelu tanh, no bias", 67, 32, 72, 0, ACT_GELU_TANH);
     test_gelu(s, "linear + gelu tanh, primes", 37, 13, 23, 1, ACT_GELU_TANH);
+    test_gelu(s, "linear + quick gelu", 67, 32, 72, 1, ACT_QUICK_GELU);
     test_gelu_backward(s, "gelu', one value", 1, 0, ACT_GELU);
     test_gelu_backward(s, "gelu', several blocks", 3 * 2048, 0, ACT_GELU);
     test_gelu_backward(s, "gelu', prime", 4099, 0, ACT_GELU);
     test_gelu_backward(s, "gelu', shifted by one value", 4096, 1, ACT_GELU);
+    test_gelu_backward(s, "quick gelu', prime", 4099, 0, ACT_QUICK_GELU);
     test_gelu_backward(s, "gelu' tanh, several blocks", 3 * 2048, 0, ACT_GELU_TANH);
     test_gelu_backward(s, "gelu' tanh, prime, shifted", 4099, 3, ACT_GELU_TANH);
     test_batched(s, "batched, 1 x 1 x 1", 1, 1, 1, 2, 0, 0);

@@ -97,6 +97,32 @@ static void run_layernorm_backward(stream_t s, void* context) {
     free_tensors();
 }
 
+// Without mean and bias: RMSNorm, alone and behind a branch.
+static void run_rmsnorm(stream_t s, void* context) {
+    layernorm_case_t t = *(layernorm_case_t*)context;
+    size_t n = t.N * t.C;
+    tensor<float> x = shifted(random_stream(n + t.shift, t.mean), t.shift), sum = output_s(n), rstd = output_s(t.N);
+    tensor<floatX> y = random_input(n), weight = random_input(t.C), out = output(n), behind = output(n);
+    layernorm_forward(out.dev, NULL, rstd.dev, x.dev, weight.dev, NULL, t.N, t.C, 1e-6, s);
+    cpu::layernorm_forward(out.ref, NULL, rstd.ref, x.ref, weight.ref, NULL, t.N, t.C, 1e-6, 0);
+    check_tensor("out", out, TOLERANCE_X);
+    check_tensor("rstd", rstd, TOLERANCE_S);
+    residual_layernorm_forward(sum.dev, behind.dev, NULL, rstd.dev, x.dev, y.dev, NULL, weight.dev, NULL, t.N, t.C,
+                               1e-6, s);
+    cpu::residual_layernorm_forward(sum.ref, behind.ref, NULL, rstd.ref, x.ref, y.ref, NULL, weight.ref, NULL, t.N,
+                                    t.C, 1e-6, 0);
+    check_tensor("sum", sum, TOLERANCE_S);
+    check_tensor("out behind a branch", behind, TOLERANCE_X);
+    free_tensors();
+}
+
+static void test_rmsnorm(stream_t s, const char* name, size_t N, int C, double mean, int shift) {
+    layernorm_case_t t = {PLAIN, N, C, mean, shift};
+    if (!test_case(name)) return;
+    for_each_shape(s, run_rmsnorm, &t);
+    test_end_case();
+}
+
 static void test_layernorm(stream_t s, const char* name, size_t N, int C, double mean, int shift) {
     static const char* kinds[3] = {"layernorm", "residual layernorm", "residual layernorm without gamma"};
     for (int kind = PLAIN; kind <= NO_GAMMA; kind++) {
@@ -400,6 +426,10 @@ int main(int argc, char** argv) {
     test_layernorm(s, "prime, three warps", 5, 1031, 0, 0);
     test_layernorm(s, "the longest of all builds", 2, 4096, 0, 0);
     test_layernorm(s, "shifted", 13, 96, 0, 1);
+    test_rmsnorm(s, "rmsnorm", 37, 24, 3, 0);
+    test_rmsnorm(s, "rmsnorm, prime, three warps", 5, 1031, 0, 0);
+    test_rmsnorm(s, "rmsnorm, the longest of all builds", 2, 4096, 0, 0);
+    test_rmsnorm(s, "rmsnorm, shifted", 13, 96, 0, 1);
     test_groupnorm(s, "one value", 1, 1, 1, 1, 0, 0);
     test_groupnorm(s, "odd sizes", 2, 5, 3, 1, 0, 0);
     test_groupnorm(s, "a group a channel", 3, 7, 5, 5, 0, 0);

@@ -1,7 +1,8 @@
 // Attention over packed queries, keys and values: the naive loops against finite differences, and where the answer is
 // known; the fast forms against the naive loops, and against differences once more; all also where keys are padding.
 
-// defines: attention_forward, attention_backward, attention_from_*, attention_forward_naive, attention_backward_naive
+// defines: attention_forward, attention_backward, attention_from_*, attention_forward_naive, attention_backward_naive,
+//          text_attention_forward
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -175,6 +176,44 @@ static void test_threads(const char* name, int B, int T, int NH, int HS) {
     test_end_case();
 }
 
+// A text encoder's attention by its formula. has_bias, has_first, causal: what there is.
+static void text_naive(const attention_t* a, double* out, const double* bias, const int* first, double scale,
+                       int causal) {
+    int T = a->T, NH = a->NH, HS = a->HS;
+    memset(out, 0, a->n * sizeof(double));
+    for (int b = 0; b < a->B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
+        double sum = 0, *o = out + (((size_t)b * T + i) * NH + h) * HS;
+        for (int j = first ? first[b] : 0; j < (causal ? i + 1 : T); j++) {
+            double S = scale * dot(row_of(a, a->qkv, b, i, 0, h), row_of(a, a->qkv, b, j, 1, h), (size_t)HS);
+            double P = exp(S + (bias ? bias[(T - 1 + j - i) * NH + h] : 0));
+            for (int c = 0; c < HS; c++) o[c] += P * row_of(a, a->qkv, b, j, 2, h)[c];
+            sum += P;
+        }
+        for (int c = 0; c < HS && sum > 0; c++) o[c] /= sum;
+    }
+}
+
+static void test_text(const char* name, int B, int T, int NH, int HS, int has_bias, int has_first, int causal) {
+    if (!test_case(name)) return;
+    attention_t a = attention_new(B, T, NH, HS);
+    double *table = random_buffer((size_t)(2 * T - 1) * NH), *want = poisoned_buffer(a.n), scale = 0.7;
+    int* starts = (int*)malloc(B * sizeof(int));
+    for (int b = 0; b < B; b++) starts[b] = b == 0 ? T - 1 : b == 1 ? 0 : T * b / (b + 1);
+    const double* bias = has_bias ? table : NULL;
+    const int* first = has_first ? starts : NULL;
+    text_attention_forward(a.out, a.qkv, bias, first, scale, causal, B, T, NH, HS, 0);
+    text_naive(&a, want, bias, first, scale, causal);
+    check_error("out", relative_error_double(a.out, want, a.n), 1e-12);
+    if (!has_bias && !has_first && !causal) {
+        attention_forward(want, a.lse, a.qkv, B, T, NH, HS, 0);
+        text_attention_forward(a.out, a.qkv, NULL, NULL, 1 / sqrt(HS), 0, B, T, NH, HS, 0);
+        check_error("attention_forward", relative_error_double(a.out, want, a.n), 1e-14);
+    }
+    free(table), free(want), free(starts);
+    attention_free(&a);
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     test_naive("attention naive, one token", 2, 1, 3, 4);
@@ -199,5 +238,13 @@ int main(int argc, char** argv) {
     test_first_key("attention with padding, one head, in tiles and groups", 2, 509, 1, 16, 0);
     test_threads("attention, any number of threads", 3, 61, 3, 8);
     test_threads("attention one head, any number of threads", 1, 509, 1, 16);
+    test_text("text attention, nothing of it", 2, 17, 3, 4, 0, 0, 0);
+    test_text("text attention, a bias", 2, 23, 3, 5, 1, 0, 0);
+    test_text("text attention, keys from the first on", 3, 13, 2, 4, 0, 1, 0);
+    test_text("text attention, causal", 2, 31, 2, 7, 0, 0, 1);
+    test_text("text attention, all of it, queries without keys", 4, 19, 3, 8, 1, 1, 1);
+    test_text("text attention, one token", 2, 1, 1, 1, 1, 1, 1);
+    test_text("text attention, one head", 3, 11, 1, 5, 1, 1, 0);
+    test_text("text attention in tiles", 2, 389, 1, 5, 1, 1, 1);
     return test_finish();
 }

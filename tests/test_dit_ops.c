@@ -1,8 +1,8 @@
 // The small operations of the diffusion transformer: QK-norm and rotary embedding, SiLU and SwiGLU, features of a time,
 // the condition, the start of the residual stream, patches of many channels and back.
 
-// defines: qknorm_rope_*, rope_grid, silu_*, swiglu_*, timestep_features, condition_*, position_add_forward, to_floatX,
-//          patchify_forward, unpatchify_*
+// defines: qknorm_rope_*, rope_grid, silu_*, swiglu_*, geglu_forward, timestep_features, condition_*,
+//          position_add_forward, to_floatX, patchify_forward, unpatchify_*
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -171,6 +171,19 @@ static void test_gate_bias(gate_t* g) {
     swiglu_backward(g->dx, NULL, g->dout, g->x, g->N, g->F, 0);
     check(!memcmp(dx, g->dx, g->n_in * sizeof(double)), "dx is the same without it");
     free(want), free(dx);
+}
+
+static void test_geglu(const char* name, size_t N, int F) {
+    if (!test_case(name)) return;
+    double *x = random_buffer(2 * N * F), *out = poisoned_buffer(N * F), *want = poisoned_buffer(N * F);
+    geglu_forward(out, x, N, F, 0);
+    for (size_t i = 0; i < N * F; i++) {
+        double a = x[i / F * 2 * F + i % F], b = x[i / F * 2 * F + F + i % F];
+        want[i] = 0.5 * a * (1 + tanh(sqrt(2 / M_PI) * (a + 0.044715 * a * a * a))) * b;
+    }
+    check_error("out", relative_error_double(out, want, N * F), 1e-13);
+    free(x), free(out), free(want);
+    test_end_case();
 }
 
 static void test_gate(const char* name, size_t N, int F) {
@@ -415,6 +428,8 @@ int main(int argc, char** argv) {
     test_gate("swiglu", 37, 24);
     test_gate("swiglu, primes", 13, 31);
     test_gate("swiglu, one value", 1, 1);
+    test_geglu("geglu", 37, 24);
+    test_geglu("geglu, primes", 13, 31);
     test_features();
     test_condition("condition, a label several times", 5, 9, 67);
     test_condition("condition, one label", 1, 3, 7);

@@ -1,7 +1,7 @@
 // From an image to tokens and back: bytes, bilinear resize, patches, position table, prefix tokens, mean over tokens.
 
 // defines: image_from_bytes, resize_bilinear_forward, patchify_forward, position_resample_*, tokens_*, drop_prefix_*,
-//          concat_*, split_*, mean_tokens_*
+//          concat_*, split_*, mean_tokens_*, embedding_rows
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
@@ -318,6 +318,23 @@ static void test_concat(const char* name, int B, int P, int Q, int C) {
     test_end_case();
 }
 
+static void test_embedding(const char* name, int B, int T, int C, int rows, int has_pos) {
+    if (!test_case(name)) return;
+    double *table = random_buffer((size_t)rows * C), *pos = random_buffer((size_t)T * C);
+    double* out = poisoned_buffer((size_t)B * T * C);
+    int *ids = (int*)malloc((size_t)B * T * sizeof(int)), same = 1;
+    for (int i = 0; i < B * T; i++) ids[i] = i == 0 ? rows - 1 : i * 7 % rows;
+    embedding_rows(out, table, has_pos ? pos : NULL, ids, B, T, C, 0);
+    for (int i = 0; i < B * T; i++) {
+        for (int c = 0; c < C; c++) {
+            same &= out[i * C + c] == table[ids[i] * C + c] + (has_pos ? pos[i % T * C + c] : 0);
+        }
+    }
+    check(same, "rows of the table, and positions");
+    free(table), free(pos), free(out), free(ids);
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     test_bytes();
@@ -347,5 +364,8 @@ int main(int argc, char** argv) {
     test_concat("concat_tokens, split_tokens, one value each", 1, 1, 1, 1);
     test_select("mean_tokens", 3, 13, -1, 7);
     test_select("mean_tokens of one", 1, 1, -1, 1);
+    test_embedding("embedding_rows", 3, 5, 7, 11, 1);
+    test_embedding("embedding_rows without positions", 2, 3, 8, 4, 0);
+    test_embedding("embedding_rows, one value", 1, 1, 1, 1, 1);
     return test_finish();
 }

@@ -1,6 +1,6 @@
 // The vectorised exp, sigmoid and normal distribution function, in float, against the C library in double.
 
-// defines: gelu_backward, ACT_GELU, ACT_GELU_TANH
+// defines: gelu_backward, ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error
 #include "tests/test.h"
@@ -53,8 +53,8 @@ static void test_gelu(void) {
     enum { N = 8191 };
     static float u[N], out[N], one[N], slope[N];
     double worst = 0, worst_slope = 0;
-    for (int form = 0; form < 2; form++) {
-        activation_t act = form ? ACT_GELU_TANH : ACT_GELU;
+    for (int form = 0; form < 3; form++) {
+        activation_t act = form == 2 ? ACT_QUICK_GELU : form ? ACT_GELU_TANH : ACT_GELU;
         for (int i = 0; i < N; i++) u[i] = (float)(12 * test_uniform()), one[i] = 1, out[i] = slope[i] = NAN;
         gelu_values(out, u, N, act);
         gelu_backward(slope, one, u, N, act, 0);
@@ -63,6 +63,7 @@ static void test_gelu(void) {
             double cdf = form ? 0.5 * (1 + th) : 0.5 * erfc(-x / sqrt(2.0));
             double rest = form ? 0.5 * x * (1 - th * th) * k * (1 + 0.134145 * x * x)
                                : x * exp(-0.5 * x * x) / sqrt(2 * M_PI);
+            if (form == 2) cdf = 1 / (1 + exp(-1.702 * x)), rest = 1.702 * x * cdf / (1 + exp(1.702 * x));
             keep_worst(&worst, fabs(out[i] - x * cdf) / (fabs(x) + 1e-3));
             keep_worst(&worst_slope, fabs(slope[i] - (cdf + rest)));
         }

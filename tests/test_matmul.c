@@ -65,6 +65,7 @@ static void check_values(const linear_t* l) {
     for (size_t i = 0; l->act != ACT_NONE && i < l->N * l->OC; i++) {
         double u = want[i], with_tanh = 0.5 * u * (1 + tanh(sqrt(2 / M_PI) * (u + 0.044715 * u * u * u)));
         want[i] = l->act == ACT_GELU ? 0.5 * u * (1 + erf(u / sqrt(2.0))) : with_tanh;
+        if (l->act == ACT_QUICK_GELU) want[i] = u / (1 + exp(-1.702 * u));
     }
     check_error("out", relative_error_double(l->out, want, l->N * l->OC), 1e-12);
     free(want);
@@ -209,6 +210,7 @@ int main(int argc, char** argv) {
     test_linear("matmul + gelu", 37, 13, 23, 1, ACT_GELU);
     test_linear("matmul + gelu, no bias", 5, 3, 1, 0, ACT_GELU);
     test_linear("matmul + gelu tanh", 37, 13, 23, 1, ACT_GELU_TANH);
+    test_linear("matmul + quick gelu", 37, 13, 23, 1, ACT_QUICK_GELU);
     test_backward_values("matmul 544 x 96 x 288", 544, 96, 288);
     test_backward_values("matmul in many pieces: 401 x 307 x 521", 401, 307, 521);
     test_backward_values("matmul many rows, few weights: 12007 x 61 x 31", 12007, 61, 31);

@@ -138,6 +138,32 @@ static void test_frozen(void) {
     test_end_case();
 }
 
+// Without mean and bias: RMSNorm, by its definition, alone and behind a branch.
+static void test_rms(const char* name, size_t N, int C) {
+    if (!test_case(name)) return;
+    layernorm_t n = layernorm_new(RESIDUAL, N, C, 1e-6);
+    double *out = poisoned_buffer(N * C), *want = poisoned_buffer(N * C);
+    for (int branch = 0; branch < 2; branch++) {
+        for (size_t i = 0; i < N; i++) {
+            double squares = 0;
+            for (size_t k = i * C; k < (i + 1) * C; k++) {
+                n.sum[k] = n.x[k] + (branch ? n.y[k] : 0);
+                squares += n.sum[k] * n.sum[k];
+            }
+            for (size_t k = i * C; k < (i + 1) * C; k++) {
+                want[k] = n.sum[k] / sqrt(squares / C + 1e-6) * n.weight[k % C];
+            }
+        }
+        if (branch) residual_layernorm_forward(n.dx, out, NULL, n.rstd, n.x, n.y, NULL, n.weight, NULL, N, C, 1e-6, 0);
+        else layernorm_forward(out, NULL, n.rstd, n.x, n.weight, NULL, N, C, 1e-6, 0);
+        check_error("out", relative_error_double(out, want, N * C), 1e-13);
+    }
+    check(!memcmp(n.dx, n.sum, N * C * sizeof(double)), "the sum");
+    free(out), free(want);
+    layernorm_free(&n);
+    test_end_case();
+}
+
 static void test_threads(void) {
     if (!test_case("layernorm, any number of threads")) return;
     size_t N = 211;
@@ -164,6 +190,8 @@ int main(int argc, char** argv) {
     test_norm("residual + layernorm, many rows", RESIDUAL, 131, 7, 1e-2);
     test_norm("residual + layernorm without LayerScale", RESIDUAL_NO_GAMMA, 37, 13, 1e-6);
     test_frozen();
+    test_rms("rmsnorm", 37, 13);
+    test_rms("rmsnorm, one value", 1, 1);
     test_threads();
     return test_finish();
 }

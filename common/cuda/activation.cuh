@@ -21,6 +21,7 @@ __device__ static inline float gelu_sigmoid(float x) { return 1.0f / (1.0f + exp
 
 __device__ static inline float gelu(float u, activation_t act) {
     if (act == ACT_GELU) return 0.5f * u * (1.0f + erff(0.7071067812f * u));
+    if (act == ACT_QUICK_GELU) return u * gelu_sigmoid(1.702f * u);
     return u * gelu_sigmoid(gelu_twice_w(u));
 }
 
@@ -28,6 +29,10 @@ __device__ static inline float gelu_grad(float u, activation_t act) {
     if (act == ACT_GELU) {
         float density = 0.3989422804f * expf(-0.5f * u * u);
         return 0.5f * (1.0f + erff(0.7071067812f * u)) + u * density;
+    }
+    if (act == ACT_QUICK_GELU) {
+        float w = 1.702f * u, s = gelu_sigmoid(w);
+        return s + w * s * gelu_sigmoid(-w);
     }
     float s = gelu_sigmoid(gelu_twice_w(u));
     float rest = gelu_sigmoid(-gelu_twice_w(u)); // 1 - s, without cancellation

@@ -375,6 +375,34 @@ void tokens_forward(floatS* out,           // (B, T, C)
     }
 }
 
+// A block owns a row.
+template <int K>
+__global__ static void embedding_rows_kernel(floatS* out, const floatX* table, const floatX* pos, const int* ids, int T,
+                                             int C) {
+    size_t row = blockIdx.x, from = (size_t)ids[row] * C, place = row % T * C;
+    for (int c = threadIdx.x * K; c < C; c += blockDim.x * K) {
+        float value[K], add[K] = {};
+        load_values<K>(value, table + from + c);
+        if (pos) load_values<K>(add, pos + place + c);
+        for (int k = 0; k < K; k++) value[k] += add[k];
+        store_values<K>(out + row * C + c, value);
+    }
+}
+
+void embedding_rows(floatS* out,         // (B, T, C)
+                    const floatX* table, // (rows, C)
+                    const floatX* pos,   // (T, C) or NULL
+                    const int* ids,      // (B, T)
+                    int B, int T, int C, stream_t s) {
+    unsigned rows = (unsigned)((size_t)B * T);
+    if (rows == 0) return;
+    if (packable(C, out, table, pos)) {
+        launch<embedding_rows_kernel<PACKED>>(rows, row_threads(C), 0, s, out, table, pos, ids, T, C);
+    } else {
+        launch<embedding_rows_kernel<1>>(rows, row_threads(C), 0, s, out, table, pos, ids, T, C);
+    }
+}
+
 void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL
                      floatS* dpos,               // (pos_class + N, C) += or NULL

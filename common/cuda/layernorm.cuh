@@ -73,12 +73,12 @@ __device__ static inline void load_row(T value[lane_values<N>], const M* row, in
 template <int N>
 __global__ static void layernorm_forward_kernel(floatS* sum,                // (rows, C), written where there is a y
                                                 floatX* out,                // (rows, C)
-                                                floatS* mean, floatS* rstd, // (rows)
+                                                floatS* mean, floatS* rstd, // (rows), mean NULL: RMSNorm
                                                 const floatS* x,            // (rows, C)
                                                 const floatX* y,            // (rows, C) or NULL
                                                 const floatX* gamma,        // (C) or NULL
                                                 const floatX* weight,       // (C)
-                                                const floatX* bias,         // (C)
+                                                const floatX* bias,         // (C) or NULL
                                                 size_t rows, int C, float eps) {
     size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return; // all threads that share the row leave together
@@ -98,7 +98,7 @@ __global__ static void layernorm_forward_kernel(floatS* sum,                // (
     }
     float total = 0, squares = 0;
     for (int j = 0; j < lane_values<N>; j++) total += value[j];
-    float m = row_sum(total) / C;
+    float m = mean ? row_sum(total) / C : 0;
     for (int j = 0; j < lane_values<N>; j++) {
         float d = layernorm_column<N>(j / N) < C ? value[j] - m : 0;
         squares += d * d;
@@ -107,14 +107,14 @@ __global__ static void layernorm_forward_kernel(floatS* sum,                // (
     for (int i = 0; i < lane_values<N> / N; i++) {
         int c = layernorm_column<N>(i);
         if (c >= C) continue;
-        float w[N], b[N];
+        float w[N], b[N] = {};
         load_values<N>(w, weight + c);
-        load_values<N>(b, bias + c);
+        if (bias) load_values<N>(b, bias + c);
         for (int k = 0; k < N; k++) w[k] = (value[i * N + k] - m) * r * w[k] + b[k];
         store_values<N>(out + row * C + c, w);
     }
     if (threadIdx.x == 0) {
-        mean[row] = m;
+        if (mean) mean[row] = m;
         rstd[row] = r;
     }
 }

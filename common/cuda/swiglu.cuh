@@ -19,6 +19,8 @@
 #include "common/ops.h"
 // defines: load_upto, store_upto, pack_begin, pack_blocks, PACK_THREADS
 #include "common/cuda/access.cuh"
+// defines: gelu
+#include "common/cuda/activation.cuh"
 // defines: COLUMN_WARPS, COLUMN_THREADS, column_slab_rows, column_sums_write, add_parts
 #include "common/cuda/rows.cuh"
 
@@ -67,12 +69,17 @@ static inline unsigned swiglu_threads(int F) {
     return threads < SWIGLU_THREADS ? threads : SWIGLU_THREADS;
 }
 
+// ACT_SWISH: SwiGLU; ACT_GELU_TANH: GEGLU.
+template <activation_t act>
 __global__ static void swiglu_kernel(floatX* out, const floatX* x, int F) { // (N, F), (N, 2F)
     constexpr int size = pack<floatX>::size;
     const floatX *a = x + (size_t)blockIdx.x * 2 * F, *b = a + F;
     for (int f = threadIdx.x * size; f < F; f += blockDim.x * size) {
         pack<floatX> gate = load_upto(a + f, F - f), value = load_upto(b + f, F - f);
-        for (int k = 0; k < size; k++) value[k] = (floatX)(silu((float)gate[k]) * (float)value[k]);
+        for (int k = 0; k < size; k++) {
+            float open = act == ACT_SWISH ? silu((float)gate[k]) : gelu((float)gate[k], act);
+            value[k] = (floatX)(open * (float)value[k]);
+        }
         store_upto(out + (size_t)blockIdx.x * F + f, value, F - f);
     }
 }
@@ -120,7 +127,13 @@ __global__ static void swiglu_backward_kernel(floatX* dx,         // (N, 2F)
 void swiglu_forward(floatX* out,     // (N, F)
                     const floatX* x, // (N, 2F)
                     size_t N, int F, stream_t s) {
-    if (N > 0) launch<swiglu_kernel>((unsigned)N, swiglu_threads(F), 0, s, out, x, F);
+    if (N > 0) launch<swiglu_kernel<ACT_SWISH>>((unsigned)N, swiglu_threads(F), 0, s, out, x, F);
+}
+
+void geglu_forward(floatX* out,     // (N, F)
+                   const floatX* x, // (N, 2F)
+                   size_t N, int F, stream_t s) {
+    if (N > 0) launch<swiglu_kernel<ACT_GELU_TANH>>((unsigned)N, swiglu_threads(F), 0, s, out, x, F);
 }
 
 void swiglu_backward(floatX* dx,         // (N, 2F)

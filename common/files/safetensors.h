@@ -15,8 +15,10 @@
 // The reader maps the file: opening costs the header alone, and tensors come from the page cache when they are read.
 // Tensors need not be aligned within a file, hence the memcpy of single values.
 //
-// Left out: sharded files with an index, arithmetic on 8-bit and smaller floats (found and handed out as raw bytes),
-// big-endian machines, and a file that somebody shortens while it is mapped (the system ends the program then).
+// A table may also hold the tensors of several files (common/files/tensor_file.h).
+//
+// Left out: arithmetic on 8-bit and smaller floats (found and handed out as raw bytes), big-endian machines, and a file
+// that somebody shortens while it is mapped (the system ends the program then).
 // Reading order: the tensor table, opening, values. The header is read by common/program/json.h. Look next at
 // common/files/safetensors_writer.h, and at common/models/params.h and common/models/weights.h, which use both.
 #pragma once
@@ -83,7 +85,7 @@ typedef struct {
     const char* value;
 } st_metadata_t;
 
-typedef struct {
+typedef struct safetensors {
     char* path;
     int n;
     st_tensor_t* tensors; // in the order of their data
@@ -93,6 +95,8 @@ typedef struct {
     char* strings;  // names, keys and values
     void* map;      // the mapped file, NULL for a file in memory
     size_t map_size;
+    struct safetensors* parts; // (n_parts) the files that hold the tensors, where these are several; else NULL
+    int n_parts;
 } safetensors_t;
 
 // Array growth by doubling: room for one more element beyond `count`.
@@ -256,6 +260,8 @@ static inline void st_check_layout(const safetensors_t* f, json_reader_t* r, siz
 }
 
 void safetensors_close(safetensors_t* f) {
+    for (int i = 0; i < f->n_parts; i++) safetensors_close(&f->parts[i]);
+    free(f->parts);
     if (f->map) munmap(f->map, f->map_size);
     free(f->path);
     free(f->tensors);

@@ -5,7 +5,9 @@
 //     \x80 and 2 to 5                  a pickle: PyTorch before 1.6, the same reader
 //     8 bytes of length and a '{'      safetensors (common/files/safetensors.h)
 //
-// Whoever opens a model's file finds its tensors by their plain names, without "module." and the like.
+// Whoever opens a model's file finds its tensors by their plain names, without "module." and the like. A large model
+// may be published in several files with an index, "model.safetensors.index.json": {"weight_map": {"tensor": "file",
+// ...}}. Its path, or that of the folder, opens all of them as one table.
 //
 // The rest is refused by name: arrays of numpy, tar files, web pages and Git LFS pointers that were downloaded in place
 // of the file. Look next at common/models/weights.h, which puts the tensors into a model, and common/files/inspect.h,
@@ -66,6 +68,114 @@ int tensor_file_open(safetensors_t* f, const char* path, char* error, size_t err
     return 1;
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Several files with an index
+
+// Reads an index into pairs (tensor, file), which point into `strings`. 1, or 0 with a message.
+static inline int tensor_index_parse(const unsigned char* bytes, size_t size, char* strings, st_metadata_t** pairs,
+                                     int* n, char* error, size_t error_size) {
+    json_reader_t r;
+    memset(&r, 0, sizeof r);
+    r.begin = r.at = bytes;
+    r.end = bytes + size;
+    r.strings = strings;
+    r.error = error;
+    r.error_size = error_size;
+    json_where(&r, "index");
+    json_expect(&r, '{');
+    for (int first = 1; json_more(&r, '}', first); first = 0) {
+        if (strcmp(json_key(&r), "weight_map")) {
+            json_skip_value(&r, 0);
+            continue;
+        }
+        json_expect(&r, '{');
+        for (int inner = 1; json_more(&r, '}', inner); inner = 0) {
+            st_metadata_t pair = {json_key(&r), NULL};
+            pair.value = json_string(&r);
+            if (strchr(pair.value, '/')) json_fail(&r, "the file %.120s lies in another folder", pair.value);
+            if (r.failed) break;
+            *pairs = (st_metadata_t*)st_grow(*pairs, *n, sizeof(st_metadata_t));
+            (*pairs)[(*n)++] = pair;
+        }
+    }
+    json_end(&r);
+    if (!r.failed && *n == 0) json_fail(&r, "there is no weight_map with files in it");
+    return !r.failed;
+}
+
+// Opens the file of each pair that is not open yet, and puts its tensors into the table. 1, or 0 with a message.
+static inline int tensor_index_open(safetensors_t* f, const st_metadata_t* pairs, int n, char* error,
+                                    size_t error_size) {
+    const char* slash = strrchr(f->path, '/');
+    int folder = slash ? (int)(slash + 1 - f->path) : 0;
+    for (int i = 0; i < n; i++) {
+        char path[1024], reason[1280];
+        snprintf(path, sizeof path, "%.*s%s", folder, f->path, pairs[i].value);
+        int k = 0;
+        while (k < f->n_parts && strcmp(f->parts[k].path, path)) k++;
+        if (k < f->n_parts) continue;
+        f->parts = (safetensors_t*)st_grow(f->parts, f->n_parts, sizeof(safetensors_t));
+        safetensors_t* part = &f->parts[f->n_parts];
+        if (!tensor_file_open(part, path, reason, sizeof reason)) {
+            return file_fail(error, error_size, "its file %.200s: %.900s", pairs[i].value, reason);
+        }
+        f->n_parts++;
+        for (int t = 0; t < part->n; t++) {
+            f->tensors = (st_tensor_t*)st_grow(f->tensors, f->n, sizeof(st_tensor_t));
+            f->tensors[f->n++] = part->tensors[t];
+        }
+    }
+    f->by_name = (const st_tensor_t**)malloc_check((size_t)f->n * sizeof(st_tensor_t*), "the index of tensor names");
+    for (int i = 0; i < f->n; i++) f->by_name[i] = &f->tensors[i];
+    qsort(f->by_name, (size_t)f->n, sizeof(st_tensor_t*), st_compare_names);
+    for (int i = 1; i < f->n; i++) {
+        const char* name = f->by_name[i]->name;
+        if (!strcmp(f->by_name[i - 1]->name, name)) {
+            return file_fail(error, error_size, "tensor %.120s stands in two of its files", name);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        if (safetensors_find(f, pairs[i].key)) continue;
+        return file_fail(error, error_size, "tensor %.120s is not in its file %.120s", pairs[i].key, pairs[i].value);
+    }
+    return 1;
+}
+
+// All files of an index as one table. 1, or 0 with a message; nothing is left to close then.
+static inline int tensor_index_file(safetensors_t* f, const char* path, char* error, size_t error_size) {
+    size_t size = 0;
+    memset(f, 0, sizeof *f);
+    void* map = file_map(path, "an index of files (.index.json)", &size, error, error_size);
+    if (!map) return 0;
+    char* strings = (char*)malloc_check(size, "an index of files");
+    st_metadata_t* pairs = NULL;
+    int n = 0;
+    f->path = strdup(path);
+    int right = tensor_index_parse((const unsigned char*)map, size, strings, &pairs, &n, error, error_size) &&
+                tensor_index_open(f, pairs, n, error, error_size);
+    if (!right) safetensors_close(f);
+    free(pairs);
+    free(strings);
+    munmap(map, size);
+    return right;
+}
+
+// The weights in a folder, under the names that Hugging Face gives them; else `path` itself.
+static inline const char* tensor_file_in_folder(const char* path, char* inside, size_t size) {
+    static const char* const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                        "pytorch_model.bin.index.json", "diffusion_pytorch_model.safetensors",
+                                        "diffusion_pytorch_model.safetensors.index.json"};
+    struct stat info;
+    if (stat(path, &info) || !S_ISDIR(info.st_mode)) return path;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (snprintf(inside, size, "%s/%s", path, names[i]) < (int)size && !access(inside, R_OK)) return inside;
+    }
+    return path;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Names
+
 // What the ways of running a module on several devices, of compiling and of recomputing it put into the names of its
 // tensors: "module.encoder.conv_in.weight", "state_dict._orig_mod.blocks.0.norm1.weight".
 static const char* const tensor_file_wrappers[] = {"module.", "_orig_mod.", "_fsdp_wrapped_module.",
@@ -101,9 +211,13 @@ static inline void tensor_file_unwrap(safetensors_t* f) {
     if (f->n) qsort(f->by_name, (size_t)f->n, sizeof(st_tensor_t*), st_compare_names);
 }
 
-// Opens a file of a model, whose tensors are found by their plain names.
+// Opens the file of a model, or the folder or index of one in several files. Tensors are found by their plain names.
 void tensor_file_open_or_die(safetensors_t* f, const char* path) {
-    char error[1280];
-    if (!tensor_file_open(f, path, error, sizeof error)) fatal("%s: %s", path, error);
+    char error[1280], inside[1024];
+    const char* file = tensor_file_in_folder(path, inside, sizeof inside);
+    size_t length = strlen(file);
+    int index = length > 11 && !strcmp(file + length - 11, ".index.json");
+    int right = (index ? tensor_index_file : tensor_file_open)(f, file, error, sizeof error);
+    if (!right) fatal("%s: %s", file, error);
     tensor_file_unwrap(f);
 }

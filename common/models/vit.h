@@ -165,6 +165,7 @@ typedef struct {
     int recompute;          // set before planning: run each block's forward again in the backward
     int fold;               // set before planning, where nothing is trained: use the weights that vit_fold derives
     lora_t lora;            // its config is set before registering
+    int causal;             // a token attends to itself and to those before it (clip.h); forward only
     size_t cls_token, reg_token, pos_embed, patch_weight, patch_bias; // offsets
     vit_block_t blocks[VIT_MAX_DEPTH + 1]; // blocks[depth]: the stream at the end and the final norm, as x and norm1
     int B, H, W;            // the images, as planned
@@ -439,7 +440,7 @@ void vit_embed_forward(vit_t* v, const params_t* p,
     matmul_forward(v->patches, v->columns, weight, bias, (size_t)v->B * N, 3 * v->side * v->side, D, s);
 }
 
-// From v->patches to the tokens and their first norm.
+// From v->patches to the tokens.
 void vit_tokens_forward(vit_t* v, const params_t* p, stream_t s) {
     const vit_config_t* c = &v->config;
     int N = v->GH * v->GW, D = c->dim;
@@ -449,8 +450,6 @@ void vit_tokens_forward(vit_t* v, const params_t* p, stream_t s) {
     const floatX* reg = c->registers ? params_at(p, v->reg_token) : NULL;
     const floatX* positions = vit_is_rotary(c) ? NULL : v->positions;
     tokens_forward(b->x, v->patches, cls, reg, positions, v->B, N, D, c->registers, c->pos_class, s);
-    layernorm_forward(b->norm1, b->mean1, b->rstd1, b->x, params_at(p, b->norm1_weight), params_at(p, b->norm1_bias),
-                      (size_t)v->B * v->T, D, c->norm_eps, s);
 }
 
 // Block i from norm1 to the output of fc2, which is not yet added to the stream.
@@ -469,7 +468,8 @@ void vit_branches_forward(vit_t* v, const params_t* p, int i, stream_t s) {
     if (vit_is_rotary(c)) {
         qknorm_rope_forward(b->qkv, NULL, NULL, NULL, NULL, v->rope, v->B, v->T, NH, HS, ROPE_HALVES, 0, s);
     }
-    attention_forward(b->attention, b->lse, b->qkv, v->B, v->T, NH, HS, s);
+    if (v->causal) text_attention_forward(b->attention, b->qkv, NULL, NULL, 1 / sqrt(HS), 1, v->B, v->T, NH, HS, s);
+    else attention_forward(b->attention, b->lse, b->qkv, v->B, v->T, NH, HS, s);
     matmul_forward(b->proj, b->attention, proj, proj_bias, rows, D, D, s);
     lora_forward(&v->lora, &b->proj_lora, p, b->proj, b->attention, v->B, v->T, s);
     residual_layernorm_forward(b->middle, b->norm2, b->mean2, b->rstd2, b->x, b->proj, vit_gamma(v, p, b->gamma1),
@@ -486,21 +486,29 @@ void vit_branches_forward(vit_t* v, const params_t* p, int i, stream_t s) {
     lora_forward(&v->lora, &b->fc2_lora, p, b->fc2, b->hidden, v->B, v->T, s);
 }
 
-// From v->patches to v->features. Without `train` blocks[i].x and blocks[i + 1].x are the same memory, which is safe:
-// the stream passes through `middle` between the two.
-void vit_trunk_forward(vit_t* v, const params_t* p, stream_t s) {
+// From the tokens, blocks[0].x, to the final norm, blocks[depth].norm1. Without `train` blocks[i].x and blocks[i + 1].x
+// are the same memory, which is safe: the stream passes through `middle` between the two.
+void vit_blocks_forward(vit_t* v, const params_t* p, stream_t s) {
     const vit_config_t* c = &v->config;
+    vit_block_t* b = &v->blocks[0];
     size_t rows = (size_t)v->B * v->T;
-    vit_tokens_forward(v, p, s);
+    layernorm_forward(b->norm1, b->mean1, b->rstd1, b->x, params_at(p, b->norm1_weight), params_at(p, b->norm1_bias),
+                      rows, c->dim, c->norm_eps, s);
     for (int i = 0; i < c->depth; i++) {
-        vit_block_t* b = &v->blocks[i];
         vit_block_t* next = &v->blocks[i + 1];
+        b = &v->blocks[i];
         vit_branches_forward(v, p, i, s);
         residual_layernorm_forward(next->x, next->norm1, next->mean1, next->rstd1, b->middle, b->fc2,
                                    vit_gamma(v, p, b->gamma2), params_at(p, next->norm1_weight),
                                    params_at(p, next->norm1_bias), rows, c->dim, c->norm_eps, s);
     }
-    drop_prefix_forward(v->features, v->blocks[c->depth].norm1, v->B, v->T, v->P, c->dim, s);
+}
+
+// From v->patches to v->features.
+void vit_trunk_forward(vit_t* v, const params_t* p, stream_t s) {
+    vit_tokens_forward(v, p, s);
+    vit_blocks_forward(v, p, s);
+    drop_prefix_forward(v->features, v->blocks[v->config.depth].norm1, v->B, v->T, v->P, v->config.dim, s);
 }
 
 // Writes v->features.

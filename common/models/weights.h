@@ -6,10 +6,11 @@
 //     {"encoder.layer.{i}.attention.attention.key.*", "blocks.{i}.attn.qkv.*", PART_MIDDLE}
 //
 // {i} stands for a number and a final * for any rest; both are carried over. A rule may fill a part of a tensor:
-// timm stacks the weights of query, key and value, Hugging Face keeps them apart. A rule without a name here says that
-// the tensor is known and not wanted (a classifier, the text tower), or that it must be zero, since the model here has
-// nothing in its place (DINOv3's biases). Which format a file has shows in one tensor, its anchor; what stands before
-// the anchor's name is the prefix of the whole model in that file ("dinov2.", "encoder.", ...).
+// timm stacks the weights of query, key and value, Hugging Face keeps them apart; or a matrix that stands transposed in
+// the file. A rule without a name here says that the tensor is known and not wanted (a classifier, the text tower), or
+// that it must be zero, since the model here has nothing in its place (DINOv3's biases). Which format a file has shows
+// in one tensor, its anchor; what stands before the anchor's name is the prefix of the whole model in that file
+// ("dinov2.", "encoder.", ...).
 //
 // Nothing is half loaded: every tensor of the table must be filled exactly once, by a tensor of the same shape (up to
 // dimensions of size 1), and every tensor of the file must be accounted for. Otherwise the program ends with what is
@@ -21,7 +22,7 @@
 //
 // A file may be safetensors or PyTorch's own (.pth, .bin), whose nested dictionaries are prefixes: "model.", "ema.".
 // Where several models of the kind stand in it, averages and teachers are preferred, and that is said.
-// Left out: files in several shards. Look next at common/files/tensor_file.h, which opens them, and
+// Look next at common/files/tensor_file.h, which opens them, and
 // common/models/vit.h, which registers the names.
 #pragma once
 // defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order, params_to_file_order
@@ -39,6 +40,7 @@
 
 typedef enum {
     PART_WHOLE, PART_FIRST, PART_MIDDLE, PART_LAST,
+    PART_TRANSPOSED,
     PART_ZERO, // without a name here: must be zero; of stacked biases those of the keys do not count, which are masked
     PART_SEVENTH_1, PART_SEVENTH_2, PART_SEVENTH_3, PART_SEVENTHS_4_TO_7,
     PART_HALVES_SWAPPED, // whole, its halves in the other order
@@ -48,6 +50,7 @@ typedef enum {
 static const struct { int begin, length, of; unsigned char bits; const char* text; } weights_parts[] = {
     {0, 1, 1, 0xFF, ""},
     {0, 1, 3, 0x01, "a third of "}, {1, 1, 3, 0x02, "a third of "}, {2, 1, 3, 0xFC, "a third of "},
+    {0, 1, 1, 0xFF, "transposed "},
     {0, 1, 1, 0xFF, ""},
     {0, 1, 7, 0x01, "a seventh of "}, {1, 1, 7, 0x02, "a seventh of "}, {2, 1, 7, 0x04, "a seventh of "},
     {3, 4, 7, 0xF8, "four sevenths of "},
@@ -342,6 +345,10 @@ void weights_check(weights_loader_t* l, const char* hint) {
 // are one.
 int weights_same_shape(const param_t* ours, const st_tensor_t* file, weights_part_t part) {
     int i = 0, j = 0;
+    if (part == PART_TRANSPOSED) {
+        return ours->ndim == 2 && file->ndim == 2 && file->shape[0] == (size_t)ours->shape[1] &&
+               file->shape[1] == (size_t)ours->shape[0];
+    }
     while (i < ours->ndim || j < file->ndim) {
         size_t wanted = i < ours->ndim ? (size_t)ours->shape[i] : 0;
         if (i == 0) wanted = wanted * weights_parts[part].length / weights_parts[part].of;
@@ -364,6 +371,12 @@ void weights_copy(weights_loader_t* l, const param_t* t, const st_tensor_t* sour
     }
     if (t->layout != LAYOUT_PLAIN) {
         params_from_file_order(l->reordered, l->values, t);
+        values = l->reordered;
+    }
+    if (part == PART_TRANSPOSED) {
+        for (size_t i = 0, rows = source->shape[0]; i < source->numel; i++) {
+            l->reordered[i] = l->values[i % rows * source->shape[1] + i / rows];
+        }
         values = l->reordered;
     }
     int whole = weights_parts[part].of == 1; // parts are those of tensors in the file's order

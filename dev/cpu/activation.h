@@ -2,9 +2,10 @@
 //
 // GELU weighs a value by the chance that a normal variable lies below it:
 //   exact   gelu(u) = u Phi(u),   Phi(u) = 0.5 (1 + erf(u / sqrt 2))                   Hendrycks & Gimpel 2016
-//   tanh    gelu(u) = 0.5 u (1 + tanh(w)),   w = sqrt(2/pi) (u + 0.044715 u^3)         (SigLIP)
-// As 0.5 (1 + tanh(w)) = sigmoid(2 w), the second is u sigmoid(2 w): both forms need a single exp.
-// They differ by at most 4.7e-4, so weights trained with one do not quite fit the other.
+//   tanh    gelu(u) = 0.5 u (1 + tanh(w)),   w = sqrt(2/pi) (u + 0.044715 u^3)         (SigLIP, T5)
+//   quick   gelu(u) = u sigmoid(1.702 u)                                               (CLIP)
+// As 0.5 (1 + tanh(w)) = sigmoid(2 w), the second is u sigmoid(2 w): all forms need a single exp.
+// The first two differ by at most 4.7e-4, the third by 2e-2: weights trained with one do not quite fit another.
 //
 // The forward mostly stands at the end of matmul_gelu_forward, on values that are still in cache; here are its helper,
 // the forward by itself, and the backward. ReLU, LeakyReLU and swish are part of the convolutions and norms that they follow.
@@ -22,6 +23,7 @@
 // w' = sqrt(2/pi) (1 + 3 c u^2) and 2 w, for the tanh form.
 static inline floatX gelu_twice_w(floatX u) { return (floatX)1.5957691216057308 * (u + (floatX)0.044715 * u * u * u); }
 static inline floatX gelu_w_slope(floatX u) { return (floatX)0.7978845608028654 * (1 + (floatX)0.134145 * u * u); }
+#define QUICK_GELU 1.702
 
 // out = gelu(pre) for n values, on the calling thread.
 static inline void gelu_values(floatX* out, const floatX* pre, size_t n, activation_t act) {
@@ -31,6 +33,9 @@ static inline void gelu_values(floatX* out, const floatX* pre, size_t n, activat
             floatX density;
             out[i] = pre[i] * fast_normal_cdf(pre[i], &density);
         }
+    } else if (act == ACT_QUICK_GELU) {
+        #pragma omp simd
+        for (size_t i = 0; i < n; i++) out[i] = pre[i] * fast_sigmoid((floatX)QUICK_GELU * pre[i]);
     } else {
         #pragma omp simd
         for (size_t i = 0; i < n; i++) out[i] = pre[i] * fast_sigmoid(gelu_twice_w(pre[i]));
@@ -52,6 +57,7 @@ void gelu_forward(floatX* out,       // (n)
 // exact: gelu' = Phi(u) + u phi(u), because Phi' = phi, the normal density.
 // tanh:  gelu' = s + u s' with s = sigmoid(2 w), s' = s (1 - s) 2 w'. 1 - s is computed as sigmoid(-2 w): where s is
 //        close to 1 the difference has few digits left, and u w' is large.
+// quick: the same with 1.702 u in the place of 2 w.
 static inline void gelu_backward_values(floatX* dpre, const floatX* dout, const floatX* pre, size_t n,
                                         activation_t act) {
     if (act == ACT_GELU) {
@@ -60,6 +66,12 @@ static inline void gelu_backward_values(floatX* dpre, const floatX* dout, const 
             floatX density;
             floatX cdf = fast_normal_cdf(pre[i], &density);
             dpre[i] = dout[i] * (cdf + pre[i] * density);
+        }
+    } else if (act == ACT_QUICK_GELU) {
+        #pragma omp simd
+        for (size_t i = 0; i < n; i++) {
+            floatX w = (floatX)QUICK_GELU * pre[i], s = fast_sigmoid(w);
+            dpre[i] = dout[i] * (s + w * s * fast_sigmoid(-w));
         }
     } else {
         #pragma omp simd

@@ -184,6 +184,46 @@ void attention_forward(floatX* out,       // (B, T, NH, HS)
     attention_from_forward(out, lse, qkv, NULL, B, T, NH, HS, s);
 }
 
+// One row of a text encoder's scores: a bias of each key's distance, whose rows are `stride` values apart and of which
+// the first belongs to key 0; then the softmax over the keys [begin, end), and zeros elsewhere.
+static inline void text_softmax_row(floatX* S, const floatS* bias, size_t stride, int begin, int end, int T) {
+    for (int j = 0; bias && j < T; j++) S[j] += bias[j * stride];
+    for (int j = 0; j < T; j++) {
+        if (j < begin || j >= end) S[j] = 0;
+    }
+    if (begin >= end) return;
+    subtract_max(S + begin, end - begin);
+    #pragma omp simd
+    for (int j = begin; j < end; j++) S[j] = fast_exp(S[j]);
+    divide_by_sum(S + begin, end - begin);
+}
+
+void text_attention_forward(floatX* out,        // (B, T, NH, HS)
+                            const floatX* qkv,  // (B, T, 3, NH, HS)
+                            const floatS* bias, // (2 T - 1, NH) or NULL
+                            const int* first,   // (B) or NULL
+                            double scale, int causal, int B, int T, int NH, int HS, stream_t s) {
+    (void)s;
+    size_t heads = (size_t)B * NH;
+    attention_tiles_t tile = attention_tiles(NH, T);
+    int C = NH * HS;
+    #pragma omp parallel for schedule(static) if (worth_sharing(attention_work(heads, T, HS)))
+    for (size_t task = 0; task < heads * tile.tiles; task++) {
+        size_t head = task / tile.tiles, b = head / NH, h = head % NH;
+        int top = (int)(task % tile.tiles) * tile.rows, rows = T - top < tile.rows ? T - top : tile.rows;
+        const floatX* q = qkv + b * T * 3 * C + h * HS;
+        const floatX* k = q + C;
+        const floatX* v = k + C;
+        floatX* S = (floatX*)cpu_scratch(0, (size_t)rows * T * sizeof(floatX));
+        gemm(PLAIN, TRANSPOSED, rows, T, HS, (floatX)scale, q + (size_t)top * 3 * C, 3 * C, k, 3 * C, 0, S, T);
+        for (int i = top; i < top + rows; i++) {
+            const floatS* of_key_0 = bias ? bias + (size_t)(T - 1 - i) * NH + h : NULL;
+            text_softmax_row(S + (size_t)(i - top) * T, of_key_0, NH, first ? first[b] : 0, causal ? i + 1 : T, T);
+        }
+        gemm(PLAIN, PLAIN, rows, HS, T, 1, S, T, v, 3 * C, 0, out + (b * T + top) * C + h * HS, C);
+    }
+}
+
 // One row: P <- exp(S - lse), dS <- P (dP - delta), where S and dP are overwritten.
 static inline void softmax_row_backward(floatX* P, floatX* dS, floatS lse, floatS delta, int T) {
     #pragma omp simd

@@ -244,6 +244,19 @@ void tokens_forward(floatS* out,           // (B, T, C)
     }
 }
 
+void embedding_rows(floatS* out,         // (B, T, C)
+                    const floatX* table, // (rows, C)
+                    const floatX* pos,   // (T, C) or NULL
+                    const int* ids,      // (B, T)
+                    int B, int T, int C, stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)B * T * C))
+    for (size_t row = 0; row < (size_t)B * T; row++) {
+        const floatX *value = table + (size_t)ids[row] * C, *position = pos ? pos + row % T * C : NULL;
+        for (int c = 0; c < C; c++) out[row * C + c] = value[c] + (position ? position[c] : 0);
+    }
+}
+
 // A token's gradient goes to all that was added up in it. Parameters sum over the images, in order.
 void tokens_backward(floatX* dpatches,           // (B, N, C)
                      floatS* dcls, floatS* dreg, // (C), (R, C) += or NULL

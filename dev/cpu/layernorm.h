@@ -26,19 +26,19 @@
 // defines: ROW_BLOCK, row_blocks, row_block_end, add_row_blocks
 #include "dev/cpu/rows.h"
 
-// One row of the forward.
+// One row of the forward; mean NULL: RMSNorm.
 static inline void layernorm_row(floatX* out, floatS* mean, floatS* rstd, const floatS* x, const floatX* weight,
                                  const floatX* bias, int C, double eps) {
     floatS sum = 0, squares = 0;
     #pragma omp simd reduction(+ : sum)
     for (int c = 0; c < C; c++) sum += x[c];
-    floatS m = sum / C;
+    floatS m = mean ? sum / C : 0;
     #pragma omp simd reduction(+ : squares)
     for (int c = 0; c < C; c++) squares += (x[c] - m) * (x[c] - m);
     floatS r = 1 / xsqrt(squares / C + (floatS)eps);
     #pragma omp simd
-    for (int c = 0; c < C; c++) out[c] = (x[c] - m) * r * weight[c] + bias[c];
-    *mean = m;
+    for (int c = 0; c < C; c++) out[c] = (x[c] - m) * r * weight[c] + (bias ? bias[c] : 0);
+    if (mean) *mean = m;
     *rstd = r;
 }
 
@@ -89,7 +89,7 @@ void layernorm_forward(floatX* out,                   // (N, C)
     (void)s;
     #pragma omp parallel for schedule(static) if (worth_sharing((double)N * C * 2))
     for (size_t i = 0; i < N; i++) {
-        layernorm_row(out + i * C, mean + i, rstd + i, x + i * C, weight, bias, C, eps);
+        layernorm_row(out + i * C, mean ? mean + i : NULL, rstd + i, x + i * C, weight, bias, C, eps);
     }
 }
 
@@ -111,7 +111,7 @@ void residual_layernorm_forward(floatS* sum,                // (N, C)
         } else {
             for (int c = 0; c < C; c++) row[c] = x[i * C + c] + y[i * C + c];
         }
-        layernorm_row(out + i * C, mean + i, rstd + i, row, weight, bias, C, eps);
+        layernorm_row(out + i * C, mean ? mean + i : NULL, rstd + i, row, weight, bias, C, eps);
     }
 }
 

@@ -6,12 +6,14 @@
 // A gated linear unit multiplies two linear maps of the same input, one of them through an activation. Here the
 // activation is SiLU, and both maps are one matrix product, whose rows are (a, b):               Shazeer 2020
 //   out = silu(a) b,   da = dout b silu'(a),   db = dout silu(a)
-// The gradient of that product's bias is the sum of (da, db) over the rows.
+// The gradient of that product's bias is the sum of (da, db) over the rows. GEGLU (T5) has GELU in the place of SiLU.
 //
 // Look next at dev/cpu/condition.h.
 #pragma once
 // defines: floatX, stream_t
 #include "common/device.h"
+// defines: gelu_values
+#include "dev/cpu/activation.h"
 // defines: fast_sigmoid
 #include "dev/cpu/fastmath.h"
 // defines: add_column_sums
@@ -59,6 +61,20 @@ void swiglu_forward(floatX* out,     // (N, F)
         floatX* o = out + row * F;
         #pragma omp simd
         for (int f = 0; f < F; f++) o[f] = silu(a[f]) * b[f];
+    }
+}
+
+void geglu_forward(floatX* out,     // (N, F)
+                   const floatX* x, // (N, 2F)
+                   size_t N, int F, stream_t s) {
+    (void)s;
+    #pragma omp parallel for schedule(static) if (worth_sharing((double)N * F * WORK_OF_EXP))
+    for (size_t row = 0; row < N; row++) {
+        const floatX *a = x + row * 2 * F, *b = a + F;
+        floatX* o = out + row * F;
+        gelu_values(o, a, F, ACT_GELU_TANH);
+        #pragma omp simd
+        for (int f = 0; f < F; f++) o[f] *= b[f];
     }
 }
 

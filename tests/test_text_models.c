@@ -1,0 +1,545 @@
+// The frozen text encoders: T5's and CLIP's against numbers of the originals, a batch against its texts alone, sizes of
+// the published models, and their files under all names, whole and in several files.
+
+// defines: t5_t, clip_text_t, clip_image_t, t5_load, clip_load_text, clip_load_image, *_config_of_file
+#include "common/models/text_weights.h"
+// defines: test_begin, test_case, test_end_case, test_finish, check, check_error
+#include "tests/test.h"
+// defines: random_buffer (these tests run in double)
+#include "tests/gradient.h"
+// defines: temporary_begin, temporary_path, temporary_write, check_message
+#include "tests/temporary.h"
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Numbers of the originals
+
+// Value i of tensor k: 0.2 sin(1.7 k + 0.61 i), and 1 more where it scales a norm.
+static void fill(floatX* out, size_t n, int k, int norm) {
+    for (size_t i = 0; i < n; i++) out[i] = norm + 0.2 * sin(1.7 * k + 0.61 * (double)i);
+}
+
+static const t5_config_t small_t5 = {"small", 8, 12, 2, 2, 4, 10};
+
+typedef struct {
+    t5_t t5;
+    params_t params;
+    plan_t plan;
+} t5_bed_t;
+
+static void t5_bed_begin(t5_bed_t* bed, t5_config_t config, int B, int T) {
+    memset(bed, 0, sizeof *bed);
+    bed->t5.config = config;
+    t5_register(&bed->t5, &bed->params.table, "");
+    params_allocate(&bed->params, bed->params.table.total, 0, "parameters");
+    t5_plan(&bed->t5, &bed->plan, B, T);
+    plan_allocate(&bed->plan, "activations");
+    memset(bed->plan.memory, 0xFF, plan_bytes(&bed->plan)); // NaN
+    for (int k = 0; k < bed->params.table.n; k++) {
+        const param_t* t = &bed->params.table.items[k];
+        fill(bed->params.values + t->offset, t->count, k + 1, strstr(t->name, "norm") != NULL);
+    }
+}
+static void t5_bed_end(t5_bed_t* bed) {
+    params_free(&bed->params);
+    plan_free(&bed->plan);
+}
+
+static void check_values(const char* what, const double* got, const double* want, int n, double bound) {
+    for (int i = 0; i < n; i++) {
+        check_error(what, fabs(got[i] - want[i]), bound);
+        if (!(fabs(got[i] - want[i]) <= bound)) printf("     value %d is %.9f\n", i, got[i]);
+    }
+}
+
+// The original's softmax is in 32 bits, whatever the weights are in: its numbers are good to a few 1e-8.
+#define T5_BOUND 2e-7
+
+static void test_golden_t5(void) {
+    if (!test_case("T5: golden values, masked and unmasked")) return;
+    static t5_bed_t bed;
+    const int ids[6] = {3, 7, 4, 1, 0, 0}, count = 4;
+    const double first[4] = {.095316449, -.692596428, -1.300714872, -1.111622378}, fourth[2] = {-.241646546, .667668042};
+    const double unmasked[2] = {.022295367, -.717399582};
+    t5_bed_begin(&bed, small_t5, 1, 6);
+    t5_forward(&bed.t5, &bed.params, ids, &count, 0);
+    check(bed.t5.first[0] == 2, "the text is right-aligned");
+    check_values("row 0", bed.t5.rows + 2 * 8, first, 4, T5_BOUND);
+    check_values("row 3", bed.t5.rows + 5 * 8, fourth, 2, T5_BOUND);
+    for (int i = 0; i < 48; i++) check(isfinite(bed.t5.rows[i]), "rows of padding are finite");
+    t5_forward(&bed.t5, &bed.params, ids, NULL, 0);
+    check_values("unmasked row 0", bed.t5.rows, unmasked, 2, T5_BOUND);
+    t5_bed_end(&bed);
+    test_end_case();
+}
+
+static void test_t5_batch(void) {
+    if (!test_case("T5: a batch of texts of several lengths equals each alone")) return;
+    static t5_bed_t bed, alone;
+    enum { B = 4, T = 37, D = 8 };
+    const int counts[B] = {37, 1, 12, 30};
+    int ids[B * T];
+    for (int i = 0; i < B * T; i++) ids[i] = i * 7 % 10;
+    t5_bed_begin(&bed, small_t5, B, T);
+    t5_forward(&bed.t5, &bed.params, ids, counts, 0);
+    for (int b = 0; b < B; b++) {
+        t5_bed_begin(&alone, small_t5, 1, counts[b]);
+        t5_forward(&alone.t5, &alone.params, ids + b * T, NULL, 0);
+        const double* rows = bed.t5.rows + ((size_t)b * T + T - counts[b]) * D;
+        check(bed.t5.first[b] == T - counts[b], "first");
+        check_error("rows", relative_error_double(rows, alone.t5.rows, (size_t)counts[b] * D), 1e-12);
+        t5_bed_end(&alone);
+    }
+    t5_bed_end(&bed);
+    test_end_case();
+}
+
+// The original's buckets, whose logarithms are of 32 bits.
+static void test_buckets(void) {
+    if (!test_case("T5: buckets of distances")) return;
+    for (int d = -700; d <= 700; d++) {
+        int size = abs(d), bucket = size;
+        if (size >= 8) {
+            bucket = 8 + (int)(logf((float)size / 8) / (float)log(16) * 8);
+            if (bucket > 15) bucket = 15;
+        }
+        check(t5_bucket(d) == bucket + (d > 0 ? 16 : 0), "a bucket");
+    }
+    check(t5_bucket(0) == 0 && t5_bucket(1) == 17 && t5_bucket(-1) == 1 && t5_bucket(100000) == 31, "known ones");
+    test_end_case();
+}
+
+// As small as CLIP's parts can be: patches of 2 pixels, 3 x 3 of them.
+static const clip_config_t small_clip = {
+    "small", 5, ACT_QUICK_GELU, 2, 3, 8, 2, 2, 16, 8, 2, 2, 16, 6, 12};
+
+typedef struct {
+    clip_text_t text;
+    clip_image_t image;
+    params_t params;
+    plan_t plan;
+} clip_bed_t;
+
+// `side` images and texts at once; T numbers a text.
+static void clip_bed_begin(clip_bed_t* bed, const clip_config_t* config, int project, int B, int T) {
+    memset(bed, 0, sizeof *bed);
+    bed->text.project = project;
+    clip_register_text(&bed->text, config, &bed->params.table, "text.");
+    if (project) clip_register_image(&bed->image, config, &bed->params.table, "image.");
+    params_allocate(&bed->params, bed->params.table.total, 0, "parameters");
+    clip_plan_text(&bed->text, &bed->plan, B, T);
+    if (project) clip_plan_image(&bed->image, &bed->plan, B);
+    plan_allocate(&bed->plan, "activations");
+    memset(bed->plan.memory, 0xFF, plan_bytes(&bed->plan)); // NaN
+    for (size_t i = 0; i < bed->params.table.total; i++) bed->params.values[i] = 0.3 * test_normal();
+}
+static void clip_bed_end(clip_bed_t* bed) {
+    params_free(&bed->params);
+    plan_free(&bed->plan);
+}
+
+// The original counts weight and bias of queries, keys and values apart.
+static void fill_clip(params_t* p) {
+    int k = 1;
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        floatX* values = p->values + t->offset;
+        int weight = strstr(t->name, "qkv.weight") != NULL, bias = strstr(t->name, "qkv.bias") != NULL;
+        if (!weight && !bias) {
+            fill(values, t->count, k++, strstr(t->name, "norm") && strstr(t->name, "weight"));
+            continue;
+        }
+        size_t n = t->count / 3;
+        for (int third = 0; third < 3; third++) fill(values + third * n, n, k + 2 * third + bias, 0);
+        if (bias) k += 6;
+    }
+}
+
+static void test_golden_clip(void) {
+    if (!test_case("CLIP: golden values of the text tower")) return;
+    static clip_bed_t bed;
+    const int ids[6] = {10, 4, 2, 11, 11, 11}, cut[4] = {10, 4, 2, 11};
+    const double pooled[4] = {-1.836096254, .735318777, -.313287430, .936754713};
+    clip_bed_begin(&bed, &small_clip, 0, 1, 6);
+    fill_clip(&bed.params);
+    clip_text_forward(&bed.text, &bed.params, ids, 0);
+    check_values("pooled", bed.text.pooled, pooled, 4, 1e-9);
+    clip_bed_end(&bed);
+    clip_bed_begin(&bed, &small_clip, 0, 1, 4);
+    fill_clip(&bed.params);
+    clip_text_forward(&bed.text, &bed.params, cut, 0);
+    check_values("pooled, without what stands behind the end", bed.text.pooled, pooled, 4, 1e-9);
+    clip_bed_end(&bed);
+    test_end_case();
+}
+
+// transformers' CLIPVisionModelWithProjection on an image of sin(0.7 i + 0.2), in double, with both forms of GELU.
+static void test_golden_clip_image(void) {
+    if (!test_case("CLIP: golden values of the image tower")) return;
+    static clip_image_t image;
+    static const double want[2][5] = {{-.192233256, -.922631956, -.115607188, .884059080, .410577613},
+                                      {-.193790745, -.924161178, -.114559931, .885937724, .410157174}};
+    floatX pixels[6 * 6 * 3];
+    for (int i = 0; i < 6 * 6 * 3; i++) pixels[i] = sin(0.7 * i + 0.2);
+    for (int exact = 0; exact < 2; exact++) {
+        clip_config_t config = small_clip;
+        params_t params;
+        plan_t plan = {0};
+        memset(&params, 0, sizeof params);
+        memset(&image, 0, sizeof image);
+        config.gelu = exact ? ACT_GELU : ACT_QUICK_GELU;
+        clip_register_image(&image, &config, &params.table, "image.");
+        params_allocate(&params, params.table.total, 0, "parameters");
+        clip_plan_image(&image, &plan, 1);
+        plan_allocate(&plan, "activations");
+        fill_clip(&params);
+        clip_image_forward(&image, &params, pixels, 0);
+        check_values("projected", image.projected, want[exact], 5, 1e-9);
+        params_free(&params);
+        plan_free(&plan);
+    }
+    test_end_case();
+}
+
+// The vectors of a batch are those of each text and image alone; a projection is a product with the pooled row.
+static void test_clip_batch(void) {
+    if (!test_case("CLIP: a batch of texts and images equals each alone")) return;
+    static clip_bed_t bed, alone;
+    enum { B = 3, T = 6, S = 6, PIXELS = S * S * 3 };
+    const int ids[B * T] = {10, 4, 2, 11, 11, 11, 10, 11, 0, 0, 0, 0, 10, 1, 2, 3, 4, 11};
+    double* images = random_buffer(B * PIXELS);
+    clip_bed_begin(&bed, &small_clip, 1, B, T);
+    check(clip_image_side(&bed.image) == S, "the images' size");
+    clip_text_forward(&bed.text, &bed.params, ids, 0);
+    clip_image_forward(&bed.image, &bed.params, images, 0);
+    clip_bed_begin(&alone, &small_clip, 1, 1, T);
+    memcpy(alone.params.values, bed.params.values, bed.params.table.total * sizeof(floatX));
+    for (int b = 0; b < B; b++) {
+        clip_text_forward(&alone.text, &alone.params, ids + b * T, 0);
+        clip_image_forward(&alone.image, &alone.params, images + b * PIXELS, 0);
+        check_error("text", relative_error_double(bed.text.projected + b * 5, alone.text.projected, 5), 1e-12);
+        check_error("image", relative_error_double(bed.image.projected + b * 5, alone.image.projected, 5), 1e-12);
+        for (int e = 0; e < 5; e++) {
+            double by_hand = dot(alone.text.pooled, params_at(&alone.params, alone.text.projection) + e * 8, 8);
+            check_error("projection", fabs(by_hand - alone.text.projected[e]), 1e-12);
+        }
+    }
+    free(images);
+    clip_bed_end(&bed);
+    clip_bed_end(&alone);
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sizes
+
+static void test_counts(void) {
+    if (!test_case("sizes of the published models")) return;
+    static const size_t t5_counts[T5_CONFIGS] = {35332800, 109628544, 341231104, 1223527424, 4762310656};
+    static const size_t clip_counts[CLIP_CONFIGS] = {151277313, 149620737, 427616513, 427944193, 986109441};
+    for (int i = 0; i < T5_CONFIGS; i++) {
+        static t5_t t;
+        param_table_t table = {NULL, 0, 0, 0};
+        t.config = t5_configs[i];
+        t5_register(&t, &table, "");
+        size_t count = param_count(&table, 0, table.total);
+        printf("     %-14s %11zu parameters in %d tensors, %7.1f GMAC for 77 numbers\n", t.config.id, count, table.n,
+               (double)t5_macs(&t.config, 77) / 1e9);
+        check(count == t5_counts[i], "the published number");
+        check(i + 1 < T5_CONFIGS || table.n == 219, "XXL's tensors");
+        free(table.items);
+    }
+    for (int i = 0; i < CLIP_CONFIGS; i++) {
+        static clip_text_t text;
+        static clip_image_t image;
+        param_table_t table = {NULL, 0, 0, 0};
+        text.project = 1;
+        clip_register_text(&text, &clip_configs[i], &table, "text.");
+        size_t of_text = param_count(&table, 0, table.total) - (size_t)text.embed * text.blocks.config.dim;
+        clip_register_image(&image, &clip_configs[i], &table, "image.");
+        size_t count = param_count(&table, 0, table.total) + 1; // the temperature
+        printf("     %-14s %11zu parameters, %zu of them the text's without projection\n", clip_configs[i].id, count, of_text);
+        check(count == clip_counts[i], "the published number");
+        check(i != 2 || of_text == 123060480, "L/14's text tower");
+        free(table.items);
+    }
+    check(lround((double)t5_macs(&t5_configs[4], 512) / 1e9) == 2422, "MAC of T5-XXL for 512 numbers");
+    check(lround((double)t5_macs(&t5_configs[4], 77) / 1e9) == 358, "and for 77");
+    test_end_case();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Files
+
+// Writes tensors [begin, end) of a table under `names`, or their own behind `prefix`.
+static void write_table(const char* file, const params_t* p, int begin, int end, const char* prefix) {
+    char path[TEMPORARY_PATH], name[256];
+    st_writer_t w;
+    safetensors_writer_init(&w);
+    for (int i = begin; i < end; i++) {
+        const param_t* t = &p->table.items[i];
+        size_t shape[4];
+        for (int k = 0; k < t->ndim; k++) shape[k] = (size_t)t->shape[k];
+        snprintf(name, sizeof name, "%s%s", prefix, t->name);
+        safetensors_writer_tensor(&w, name, ST_F32, t->ndim, shape);
+    }
+    safetensors_writer_begin(&w, temporary_path(path, file));
+    for (int i = begin; i < end; i++) {
+        safetensors_writer_data(&w, p->values + p->table.items[i].offset, p->table.items[i].count);
+    }
+    safetensors_writer_finish_or_die(&w);
+}
+
+static void write_index(const char* file, const params_t* p, int middle, const char* prefix, const char* second) {
+    json_text_t text = {NULL, 0, 0};
+    json_append(&text, "{\"metadata\": {\"total_size\": 7}, \"weight_map\": {");
+    for (int i = 0; i < p->table.n; i++) {
+        json_append(&text, "%s\"%s%s\": \"%s\"", i ? ", " : "", prefix, p->table.items[i].name,
+                    i < middle ? "a.safetensors" : second);
+    }
+    json_append(&text, "}}");
+    temporary_write(file, text.text, text.length);
+    json_text_free(&text);
+}
+
+static void load_t5(const char* path) {
+    static t5_t t;
+    params_t params;
+    memset(&params, 0, sizeof params);
+    t.config = t5_config_of_file(path);
+    t5_register(&t, &params.table, "");
+    params_allocate(&params, params.table.total, 0, "parameters");
+    t5_load(&params, "", path);
+    params_free(&params);
+}
+
+static void check_same_t5(const t5_bed_t* bed, const char* path) {
+    static t5_t t;
+    params_t params;
+    memset(&params, 0, sizeof params);
+    t.config = t5_config_of_file(path);
+    const t5_config_t *a = &t.config, *b = &bed->t5.config;
+    check(a->dim == b->dim && a->mlp_dim == b->mlp_dim && a->depth == b->depth && a->heads == b->heads &&
+          a->head_size == b->head_size && a->vocabulary == b->vocabulary, "sizes");
+    t5_register(&t, &params.table, "");
+    params_allocate(&params, params.table.total, 0, "parameters");
+    t5_load(&params, "", path);
+    double error = 0;
+    for (size_t i = 0; i < params.table.total; i++) error = fmax(error, fabs(params.values[i] - bed->params.values[i]));
+    check_error("weights", error, 1e-6); // files are in float
+    params_free(&params);
+}
+
+static void test_t5_files(void) {
+    if (!test_case("T5: one file, several with an index, a folder; what does not fit")) return;
+    static t5_bed_t bed;
+    t5_config_t config = small_t5;
+    config.mlp_dim = 16;
+    t5_bed_begin(&bed, config, 1, 1);
+    int n = bed.params.table.n;
+    char path[TEMPORARY_PATH];
+    write_table("t5.safetensors", &bed.params, 0, n, "");
+    check_same_t5(&bed, temporary_path(path, "t5.safetensors"));
+    write_table("t5.safetensors", &bed.params, 0, n, "text_encoders.t5.");
+    check_same_t5(&bed, temporary_path(path, "t5.safetensors"));
+    temporary_mkdir("t5");
+    write_table("t5/a.safetensors", &bed.params, 0, 5, "");
+    write_table("t5/b.safetensors", &bed.params, 5, n, "");
+    write_index("t5/model.safetensors.index.json", &bed.params, 5, "", "b.safetensors");
+    check_same_t5(&bed, temporary_path(path, "t5/model.safetensors.index.json"));
+    check_same_t5(&bed, temporary_path(path, "t5"));
+    write_index("t5/model.safetensors.index.json", &bed.params, 4, "", "b.safetensors");
+    check_same_t5(&bed, temporary_path(path, "t5")); // a tensor may be found in another of the files
+    write_index("t5/model.safetensors.index.json", &bed.params, 5, "", "c.safetensors");
+    check_message(load_t5, temporary_path(path, "t5"), "its file c.safetensors", "cannot be opened");
+    write_index("t5/model.safetensors.index.json", &bed.params, 5, "", "../b.safetensors");
+    check_message(load_t5, temporary_path(path, "t5"), "lies in another folder", NULL);
+    write_index("t5/model.safetensors.index.json", &bed.params, n, "", "b.safetensors");
+    check_message(load_t5, temporary_path(path, "t5"), "is not in its file a.safetensors", NULL);
+    write_table("t5/b.safetensors", &bed.params, 4, n, "");
+    write_index("t5/model.safetensors.index.json", &bed.params, 5, "", "b.safetensors");
+    check_message(load_t5, temporary_path(path, "t5"), "stands in two of its files", NULL);
+    temporary_write("t5/model.safetensors.index.json", "{\"weight_map\": {}}", 18);
+    check_message(load_t5, temporary_path(path, "t5"), "no weight_map with files", NULL);
+    temporary_write("t5/model.safetensors.index.json", "{\"weight_map\": {\"a\":", 20);
+    check_message(load_t5, temporary_path(path, "t5"), "the text ends", NULL);
+    write_table("t5.safetensors", &bed.params, 0, n - 1, "");
+    check_message(load_t5, temporary_path(path, "t5.safetensors"), "missing: 1", "encoder.final_layer_norm.weight");
+    write_table("t5.safetensors", &bed.params, 0, 2, "");
+    check_message(load_t5, temporary_path(path, "t5.safetensors"), "holds no T5 encoder", "T5 v1.1");
+    t5_bed_end(&bed);
+    test_end_case();
+}
+
+static void far_number(const char* unused) {
+    static t5_bed_t bed;
+    const int ids[1] = {10};
+    (void)unused;
+    t5_bed_begin(&bed, small_t5, 1, 1);
+    t5_forward(&bed.t5, &bed.params, ids, NULL, 0);
+}
+static void far_clip_number(const char* unused) {
+    static clip_bed_t bed;
+    const int ids[1] = {-1};
+    (void)unused;
+    clip_bed_begin(&bed, &small_clip, 0, 1, 1);
+    clip_text_forward(&bed.text, &bed.params, ids, 0);
+}
+static void test_far_numbers(void) {
+    if (!test_case("numbers beyond the vocabulary")) return;
+    check_message(far_number, "", "number 10 of a text is beyond", "of one model");
+    check_message(far_clip_number, "", "number -1 of a text is beyond CLIP's vocabulary of 12", NULL);
+    test_end_case();
+}
+
+// CLIP's towers under the names of others: `ours` stands for a third of a tensor where `third` is not -1, transposed
+// where `flip` is set.
+typedef struct { const char *ours, *theirs; int third, flip; } clip_name_t;
+
+static const clip_name_t hugging_face[] = {
+    {"text.token_embedding", "text_model.embeddings.token_embedding.weight", -1, 0},
+    {"text.pos_embed", "text_model.embeddings.position_embedding.weight", -1, 0},
+    {"text.norm.", "text_model.final_layer_norm.", -1, 0},
+    {"text.projection", "text_projection.weight", -1, 0},
+    {"image.cls_token", "vision_model.embeddings.class_embedding", -1, 0},
+    {"image.patch_embed.weight", "vision_model.embeddings.patch_embedding.weight", -1, 0},
+    {"image.pos_embed", "vision_model.embeddings.position_embedding.weight", -1, 0},
+    {"image.norm_pre.", "vision_model.pre_layrnorm.", -1, 0},
+    {"image.norm.", "vision_model.post_layernorm.", -1, 0},
+    {"image.projection", "visual_projection.weight", -1, 0}};
+static const clip_name_t openai[] = {
+    {"text.token_embedding", "token_embedding.weight", -1, 0},
+    {"text.pos_embed", "positional_embedding", -1, 0},
+    {"text.norm.", "ln_final.", -1, 0},
+    {"text.projection", "text_projection", -1, 1},
+    {"image.cls_token", "visual.class_embedding", -1, 0},
+    {"image.patch_embed.weight", "visual.conv1.weight", -1, 0},
+    {"image.pos_embed", "visual.positional_embedding", -1, 0},
+    {"image.norm_pre.", "visual.ln_pre.", -1, 0},
+    {"image.norm.", "visual.ln_post.", -1, 0},
+    {"image.projection", "visual.proj", -1, 1}};
+static const clip_name_t hugging_face_block[] = {
+    {"norm1.", "layer_norm1.", -1, 0}, {"norm2.", "layer_norm2.", -1, 0}, {"mlp.", "mlp.", -1, 0},
+    {"attn.proj.", "self_attn.out_proj.", -1, 0}, {"attn.qkv.", "self_attn.q_proj.", 0, 0},
+    {"attn.qkv.", "self_attn.k_proj.", 1, 0}, {"attn.qkv.", "self_attn.v_proj.", 2, 0}};
+static const clip_name_t openai_block[] = {
+    {"norm1.", "ln_1.", -1, 0}, {"norm2.", "ln_2.", -1, 0}, {"mlp.fc1.", "mlp.c_fc.", -1, 0},
+    {"mlp.fc2.", "mlp.c_proj.", -1, 0}, {"attn.proj.", "attn.out_proj.", -1, 0},
+    {"attn.qkv.weight", "attn.in_proj_weight", -1, 0}, {"attn.qkv.bias", "attn.in_proj_bias", -1, 0}};
+
+// One tensor under another name: what follows `ours` in its name is carried over.
+static void put_clip(st_writer_t* w, int data, const params_t* p, const param_t* t, const char* rest,
+                     const char* prefix, const clip_name_t* as) {
+    char name[256];
+    size_t shape[4], n = as->third >= 0 ? t->count / 3 : t->count;
+    for (int k = 0; k < t->ndim; k++) shape[k] = (size_t)t->shape[k];
+    if (as->third >= 0) shape[0] /= 3;
+    const floatX* values = p->values + t->offset + (as->third > 0 ? as->third * n : 0);
+    floatX* flipped = (floatX*)malloc(n * sizeof(floatX));
+    for (size_t i = 0, rows = shape[0]; as->flip && i < n; i++) flipped[i] = values[i % rows * shape[1] + i / rows];
+    if (as->flip) shape[0] = (size_t)t->shape[1], shape[1] = (size_t)t->shape[0];
+    snprintf(name, sizeof name, "%s%s%s", prefix, as->theirs, rest);
+    if (data) safetensors_writer_data(w, as->flip ? flipped : values, n);
+    else safetensors_writer_tensor(w, name, ST_F32, t->ndim, shape);
+    free(flipped);
+}
+
+// A file of the whole model with `before` in front of all names; `text` alone leaves the image out, and the text's
+// projection too.
+static void write_clip(const char* file, const params_t* p, const clip_name_t* names, const clip_name_t* blocks,
+                       const char* before, int text) {
+    char path[TEMPORARY_PATH], prefix[128];
+    st_writer_t w;
+    safetensors_writer_init(&w);
+    for (int data = 0; data < 2; data++) {
+        if (data) safetensors_writer_begin(&w, temporary_path(path, file));
+        for (int i = 0; i < p->table.n; i++) {
+            const param_t* t = &p->table.items[i];
+            int image = !strncmp(t->name, "image.", 6), number = -1, used = 0;
+            if (text && (image || strstr(t->name, "projection"))) continue;
+            const char* block = strstr(t->name, "blocks.");
+            if (block) sscanf(block, "blocks.%d.%n", &number, &used);
+            for (int k = 0; k < 10 - 3 * (block != NULL); k++) {
+                const clip_name_t* as = block ? &blocks[k] : &names[k];
+                const char* own = block ? block + used : t->name;
+                if (strncmp(own, as->ours, strlen(as->ours))) continue;
+                if (names == openai) snprintf(prefix, sizeof prefix, "%s%stransformer.resblocks.%d.", before,
+                                              image ? "visual." : "", number);
+                else snprintf(prefix, sizeof prefix, "%s%s.encoder.layers.%d.", before,
+                              image ? "vision_model" : "text_model", number);
+                put_clip(&w, data, p, t, own + strlen(as->ours), block ? prefix : before, as);
+            }
+        }
+    }
+    safetensors_writer_finish_or_die(&w);
+}
+
+static void check_same_clip(const clip_bed_t* bed, const char* file, int project) {
+    static clip_bed_t read;
+    char path[TEMPORARY_PATH];
+    double error = 0;
+    clip_bed_begin(&read, &small_clip, project, 1, 1);
+    clip_load_text(&read.params, "text.", temporary_path(path, file));
+    if (project) clip_load_image(&read.params, "image.", path);
+    for (int i = 0; i < read.params.table.n; i++) {
+        const param_t *t = &read.params.table.items[i], *same = param_find(&bed->params.table, t->name);
+        for (size_t k = 0; k < t->count; k++) {
+            error = fmax(error, fabs(read.params.values[t->offset + k] - bed->params.values[same->offset + k]));
+        }
+    }
+    check_error(file, error, 1e-6); // files are in float
+    clip_bed_end(&read);
+}
+
+static void load_unknown_clip(const char* path) { clip_config_of_file(path); }
+static void load_small_clip(const char* path) {
+    static clip_bed_t bed;
+    clip_bed_begin(&bed, &small_clip, 1, 1, 1);
+    clip_load_text(&bed.params, "text.", path);
+    clip_load_image(&bed.params, "image.", path);
+}
+
+static void test_clip_files(void) {
+    if (!test_case("CLIP: files under all names; what does not fit")) return;
+    static clip_bed_t bed;
+    char path[TEMPORARY_PATH];
+    clip_bed_begin(&bed, &small_clip, 1, 1, 1);
+    write_clip("hugging_face.safetensors", &bed.params, hugging_face, hugging_face_block, "", 0);
+    check_same_clip(&bed, "hugging_face.safetensors", 1);
+    check_same_clip(&bed, "hugging_face.safetensors", 0); // the text alone, of the whole model
+    write_clip("nested.safetensors", &bed.params, hugging_face, hugging_face_block, "clip.", 0);
+    check_same_clip(&bed, "nested.safetensors", 1);
+    write_clip("text.safetensors", &bed.params, hugging_face, hugging_face_block, "", 1);
+    check_same_clip(&bed, "text.safetensors", 0);
+    write_clip("openai.safetensors", &bed.params, openai, openai_block, "", 0);
+    check_same_clip(&bed, "openai.safetensors", 1);
+    check_same_clip(&bed, "openai.safetensors", 0);
+    write_clip("state_dict.safetensors", &bed.params, openai, openai_block, "state_dict.", 0);
+    check_same_clip(&bed, "state_dict.safetensors", 1);
+    temporary_path(path, "openai.safetensors");
+    check_message(load_unknown_clip, path, "CLIP of other sizes", "patch 2, 10 position");
+    check_message(load_small_clip, temporary_path(path, "text.safetensors"), "missing: 1", "text.projection");
+    static t5_bed_t t5;
+    t5_bed_begin(&t5, small_t5, 1, 1);
+    write_table("t5.safetensors", &t5.params, 0, 5, "");
+    check_message(load_small_clip, temporary_path(path, "t5.safetensors"), "holds no text tower of CLIP", NULL);
+    t5_bed_end(&t5);
+    clip_bed_end(&bed);
+    test_end_case();
+}
+
+int main(int argc, char** argv) {
+    test_begin(argc, argv);
+    temporary_begin();
+    test_golden_t5();
+    test_t5_batch();
+    test_buckets();
+    test_golden_clip();
+    test_golden_clip_image();
+    test_clip_batch();
+    test_counts();
+    test_t5_files();
+    test_far_numbers();
+    test_clip_files();
+    temporary_end();
+    return test_finish();
+}
