@@ -2,11 +2,11 @@
 # The paper's tables and figures in the miniature world: trains what they compare, measures it, and writes docs/paper.md.
 #
 #     make CPU=1 && make CPU=1 build/cpu/pretrain build/cpu/plot
-#     sh dev/paper.sh [TABLE...]       table1 figure3 table3 table2 table16 figure7 figure4 seeds; without one, all in this order
-#     sh dev/paper.sh page             writes the page anew from docs/results/paper.jsonl, and trains nothing
+#     sh dev/paper.sh [TABLE...]       table1 figure3 table3 table2 table16 figure7 figure4 seeds remedies; without one, all of them
+#     sh dev/paper.sh page             writes the page anew, and trains nothing
 #
 # What is trained stands in dev/paper/runs.txt, what the page says of the scores in dev/paper/page.awk and in the page itself. All of it
-# takes about two hours on two cores. JOBS (the number of processors) jobs run at a time, each with one thread.
+# takes an estimated two hours on two cores. JOBS (the number of processors) jobs run at a time, each with one thread.
 # A run has a folder of its own in runs/paper, with the command lines that it depends on: what has ended there under the same ones is not
 # run again, what was stopped goes on. The page is written after each table; what is not there yet is a dash.
 set -eu
@@ -24,9 +24,9 @@ sampling_steps=4,8,16,32,64
 vgg=$out/views/vgg.safetensors
 measure="./eval -recon -probe -data garments -features $vgg -lpips_weights $vgg"
 table1="stage1 stage2 full weight0 weight5 weight10 cosine pre_adapter lora no_ema large"
-baselines="vae vavae vavae_vit"
-wide="vae_wide vavae_wide vavae_vit_wide wide"
-headlines="weight0 stage2 full vae vavae"
+baselines="vae_ema vavae_ema vavae_vit_ema"
+wide="vae_wide_ema vavae_wide_ema vavae_vit_wide_ema wide"
+headlines="weight0 full vae_ema vavae_ema"
 
 # field RUN NUMBER: of its line in runs.txt
 field() { awk -F ' *[|] *' -v run="$1" -v field="$2" '$1 == run { print $field }' dev/paper/runs.txt; }
@@ -37,7 +37,7 @@ once() (
     folder=$1
     from=$2
     shift 2
-    mkdir -p "$folder"
+    mkdir -p "${folder%/*}"
     exec 9>"$folder.lock"
     flock 9
     wanted=$(for other in $from; do cat "$other/made_by"; done; printf '%s\n' "$@")
@@ -74,7 +74,9 @@ pretrain() {
 # tokenizer SEED RUN: trained and measured, after what it starts from
 tokenizer() {
     from=$(field "$2" 2)
+    steps=$(field "$2" 3)
     flags=$(field "$2" 4)
+    [ "$1" = 1 ] || steps=${steps##*,} # the curves of Figure 3 are seed 1's
     train="./train_tokenizer $flags -seed $1 -data garments -lpips_weights $vgg -log_every 100 -grid_every 0 -save_every 0 -out $out/$1/$2"
     case $from in
     views | pixels | classes)
@@ -89,8 +91,8 @@ tokenizer() {
         ;;
     esac
     case $flags in
-    "")
-        once "$out/$1/$2" "$inputs" score "$out/$1/$2" "$(field "$2" 3)" "$2" "$1" "$measure -tokenizer_weights raw -tokenizer $encoder"
+    -tokenizer_weights*)
+        once "$out/$1/$2" "$inputs" score "$out/$1/$2" "$steps" "$2" "$1" "$measure $flags -tokenizer $encoder"
         return
         ;;
     -preset\ mini_vae*) ;;
@@ -98,16 +100,24 @@ tokenizer() {
     "-stage 1"*) train="$train -encoder_weights $encoder" ;;
     *) train="$train -from $encoder" ;;
     esac
-    once "$out/$1/$2" "$inputs" learn "$out/$1/$2" "$2" "$1" "$(field "$2" 3)" "$train" \
+    once "$out/$1/$2" "$inputs" learn "$out/$1/$2" "$2" "$1" "$steps" "$train" \
         "$measure -tokenizer $(checkpoint "$1" "$2")"
 }
 
 # checkpoint SEED RUN: the file that it leaves
 checkpoint() {
     case $(field "$2" 4) in
-    "") checkpoint "$1" "$(field "$2" 2)" ;;
+    -tokenizer_weights*) checkpoint "$1" "$(field "$2" 2)" ;;
     "-stage "*) field "$2" 4 | sed "s|^-stage \(.\).*|$out/$1/$2/stage\1.safetensors|" ;;
     *) echo "$out/$1/$2/stage1.safetensors" ;;
+    esac
+}
+
+# reading SEED RUN: this file and what of it is read, as flags
+reading() {
+    case $(field "$2" 4) in
+    -tokenizer_weights*) echo "-tokenizer $(checkpoint "$1" "$2") $(field "$2" 4)" ;;
+    *) echo "-tokenizer $(checkpoint "$1" "$2")" ;;
     esac
 }
 
@@ -122,7 +132,7 @@ learn() {
 # drawn SEED RUN: a LightningDiT on the latents of a run, and its samples' scores; unconditional: of images without labels
 drawn() {
     case $1.$2 in
-    1.vae | 1.vavae | 1.full) draws "$1" "$2" dit $convergence "" ;;
+    1.vae_ema | 1.vavae_ema | 1.full) draws "$1" "$2" dit $convergence "" ;;
     *) draws "$1" "$2" dit $dit_steps "" ;;
     esac
 }
@@ -130,8 +140,7 @@ unconditional() { draws "$1" "$2" unconditional $dit_steps "-uncond 1"; }
 # draws SEED RUN FOLDER STEPS FLAGS
 draws() {
     tokenizer "$1" "$2"
-    with="-tokenizer $(checkpoint "$1" "$2")"
-    [ -n "$(field "$2" 4)" ] || with="$with -tokenizer_weights raw"
+    with=$(reading "$1" "$2")
     latents=$out/$1/$2/latents
     folder=$out/$1/$2/$3
     # shellcheck disable=SC2086
@@ -148,14 +157,14 @@ swept() {
     drawn "$1" "$2"
     folder=$out/$1/$2/$3
     once "$folder" "$out/$1/$2/dit" score "$folder" $dit_steps "$2" "$1" \
-        "./eval -sweep -data garments $samples -features $vgg -tokenizer $(checkpoint "$1" "$2") -dit $out/$1/$2/dit/dit.safetensors $4"
+        "./eval -sweep -data garments $samples -features $vgg $(reading "$1" "$2") -dit $out/$1/$2/dit/dit.safetensors $4"
 }
 
 # latent SEED RUN: the measures of Table 16
 latent() {
     tokenizer "$1" "$2"
     once "$out/$1/$2/latent" "$out/$1/$2" score "$out/$1/$2/latent" 0 "$2" "$1" \
-        "./eval -latent -data garments -encoder_weights $out/views/encoder.safetensors -tokenizer $(checkpoint "$1" "$2") -pca="
+        "./eval -latent -data garments -encoder_weights $out/views/encoder.safetensors $(reading "$1" "$2") -pca="
 }
 
 # components SEED RUN...: Figure 7. The rows of the picture are named by the files' names.
@@ -195,18 +204,20 @@ jobs() {
     table3) each tokenizer 1 $baselines $wide; each guided 1 $baselines full $wide; each unconditional 1 $baselines full $wide ;;
     table2) each drawn 1 mae siglip ;;
     table16) each latent 1 stage1 weight0 full $baselines ;;
-    figure7) echo components 1 $baselines weight0 full ;;
-    figure4) each sampled 1 vae vavae full ;;
-    seeds) for seed in 2 3; do each drawn $seed $headlines; each latent $seed vae vavae full; done ;;
+    figure7) echo components 1 vae vavae vavae_vit weight0 full ;;
+    figure4) each sampled 1 vae_ema vavae_ema full; each guided 1 vae_ema vavae_ema full ;;
+    seeds) for seed in 2 3; do each drawn $seed $headlines; each latent $seed $headlines; done ;;
+    remedies) each tokenizer 1 weight03 weight01 long ;;
     *) echo "error: there is no $1; the tables are: $tables" >&2; exit 1 ;;
     esac
 }
 
-# page: results of all runs into one file, from it the plots, and what the page says
+# page: the scores of all runs here into one file (where there are none, it stays), from it the plots, and what the page says
 page() {
     awk=dev/paper/page.awk
-    [ ! -d $out ] || find $out -name 'scores_*.jsonl' | sort | xargs cat >$results.new
-    [ ! -s $results.new ] || mv $results.new $results
+    scores=$(find $out -name 'scores_*.jsonl' | sort)
+    # shellcheck disable=SC2086
+    [ -z "$scores" ] || cat $scores >$results
     for figure in 3 4; do
         awk -v figure=$figure -f $awk dev/paper/runs.txt $results | build/cpu/plot docs/paper_figure$figure.png
     done
@@ -215,7 +226,7 @@ page() {
     mv docs/paper.md.new docs/paper.md
 }
 
-tables="table1 figure3 table3 table2 table16 figure7 figure4 seeds"
+tables="table1 figure3 table3 table2 table16 figure7 figure4 seeds remedies"
 if [ "${1:-}" = -job ]; then
     shift
     "$@"
@@ -225,8 +236,12 @@ for program in ./train_tokenizer ./train_dit ./eval build/cpu/pretrain build/cpu
     [ -x $program ] || { echo "error: $program is not built; run: make CPU=1 && make CPU=1 build/cpu/pretrain build/cpu/plot" >&2; exit 1; }
 done
 mkdir -p $out
+# shellcheck disable=SC2086
 [ $# -gt 0 ] || set -- $tables
 for table in "$@"; do
-    [ "$table" = page ] || jobs "$table" | xargs -P "${JOBS:-$(nproc)}" -L 1 sh dev/paper.sh -job
+    if [ "$table" != page ]; then
+        list=$(jobs "$table")
+        echo "$list" | xargs -P "${JOBS:-$(nproc)}" -L 1 sh dev/paper.sh -job
+    fi
     page
 done

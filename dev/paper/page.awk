@@ -5,12 +5,13 @@
 #
 # The page is text that people wrote, with places that are filled here:
 #     <!-- table: SCORES: RUNS -->     what stands below it up to <!-- end --> becomes the paper's table, and ours
-#     <!-- noise: SCORES -->           the same with the deviation of seeds
-#     <!-- claim: SCORE: A < B -->     the rest of the line becomes the verdict; <, >, = between two or more runs
+#     <!-- ours: SCORES: RUNS -->      the same, ours alone
+#     <!-- noise: SCORES -->           the deviation between seeds
+#     <!-- claim: SCORE: A < B -->     the rest of the line becomes the verdict; <, >, = between two or more runs, or points RUN@STEPS
 # A verdict is a rule's. Each score has a noise: the deviation between seeds, pooled over all runs that have several. A difference d of two
-# means over n and m seeds counts if |d| > 2 noise sqrt(1/n + 1/m); "=" asks that it does not. Distances (FD, LPIPS) and variances are
-# compared by their logarithms, since their noise grows with them; guided and unconditional samples, of one seed, have the noise of the
-# others.
+# means over the n seeds that the runs have in common counts if |d| > 2 noise sqrt(2 / n); "=" asks that it does not. Distances (FD, LPIPS)
+# and variances are compared by their logarithms, since their noise grows with them; guided and unconditional samples, of one seed, have
+# the noise of the others.
 
 BEGIN {
     FS = " *[|] *"
@@ -18,7 +19,7 @@ BEGIN {
           "CKNNA CKNNA,SV spatial var,TV total var,CV density CV,Gini Gini,entropy entropy", eval_names, ",")
     split("rFID 1 rFD-mini,PSNR 2 PSNR,LPIPS 4 LPIPS-mini,probe 1 probe %,probe_mean 1 probe % (mean of the latent)," \
           "gFID 1 gFD-mini,recognised 1 recognised %,gFID_cfg 1 gFD-mini (guided),scale 2 its scale,gFID_uncond 1 gFD-mini (unconditional)," \
-          "CKNNA 3 CKNNA,SV 3 spatial var,TV 1 total var,CV 3 density CV,Gini 3 Gini,entropy 4 entropy", shown, ",")
+          "CKNNA 3 CKNNA,SV 3 spatial var,TV 1 total var,CV 3 density CV,Gini 3 Gini,entropy 4 entropy,sampled 1 gFD-mini,guided 1 gFD-mini", shown, ",")
     for (i in shown) {
         split(shown[i], part, " ")
         decimals[part[1]] = part[2]
@@ -97,13 +98,18 @@ function keep_best(scale, value) {
 
 # ---- means, noise, verdicts
 
-function on_scale(score, value) { return score ~ /FID|LPIPS|^[ST]V$/ ? log(value) : value }
+function on_scale(score, value) { return score ~ /FID|LPIPS|^[ST]V$|^guided$|^sampled$/ ? log(value) : value }
 
+# A run's score with one seed; "": there is none. RUN@AT is a point of seed 1's curve.
+function score_of(run, score, seed,    part) {
+    if (split(run, part, "@") == 2) return seed == 1 && (part[1], score, part[2]) in curve ? curve[part[1], score, part[2]] : ""
+    return (run, score, seed) in final ? final[run, score, seed] : ""
+}
 # How many seeds there are of a score; their mean and deviation go to `mean` and `deviation`.
 function gather(run, score, scaled,    seed, value, sum, squares, n) {
     for (seed = 1; seed <= 3; seed++) {
-        if (!((run, score, seed) in final)) continue
-        value = final[run, score, seed]
+        value = score_of(run, score, seed)
+        if (value == "") continue
         if (scaled) value = on_scale(score, value)
         sum += value
         squares += value * value
@@ -116,7 +122,7 @@ function gather(run, score, scaled,    seed, value, sum, squares, n) {
 
 # The deviation between seeds, pooled; 0: not known.
 function noise(score,    run, sum, n) {
-    if (score ~ /^gFID_/) score = "gFID"
+    if (score ~ /^gFID_|^guided$|^sampled$/) score = "gFID"
     for (run in label) {
         if (gather(run, score, 1) < 2) continue
         sum += deviation * deviation
@@ -126,14 +132,16 @@ function noise(score,    run, sum, n) {
     return n ? sqrt(sum / n) : 0
 }
 
-# 1: a stands to b as `relation` says; -1: it does not; 0: the noise hides it; -2: not measured.
-function verdict(score, a, relation, b,    n, m, difference, limit) {
-    n = gather(a, score, 1)
-    difference = -mean
-    m = gather(b, score, 1)
-    difference += mean
-    if (!n || !m) return -2
-    limit = 2 * noise(score) * sqrt(1 / n + 1 / m)
+# The mean over the seeds that a claim's runs have in common.
+function common_mean(run, score, scaled,    seed, sum) {
+    for (seed in common) sum += scaled ? on_scale(score, score_of(run, score, seed)) : score_of(run, score, seed)
+    return sum / seeds
+}
+
+# 1: a stands to b as `relation` says; -1: it does not; 0: the noise hides it.
+function verdict(score, a, relation, b,    difference, limit) {
+    difference = common_mean(b, score, 1) - common_mean(a, score, 1)
+    limit = 2 * noise(score) * sqrt(2 / seeds)
     if (!limit) return 0
     if (relation == "=") return difference <= limit && -difference <= limit ? 1 : -1
     if (relation == ">") difference = -difference
@@ -154,12 +162,12 @@ function fill() {
     if (skipping) return
     if (match($0, /<!-- claim: .* -->/)) $0 = substr($0, 1, RSTART + RLENGTH - 1) claim(substr($0, RSTART + 12, RLENGTH - 16))
     print
-    if (/^<!-- table: /) table()
+    if (/^<!-- (table|ours): /) table()
     if (/^<!-- noise: /) noise_table()
-    if (/^<!-- (table|noise): /) skipping = 1
+    if (/^<!-- (table|ours|noise): /) skipping = 1
 }
 
-# The words of a place, after "table: " or "noise: ": scores, and behind a second colon runs.
+# The words of a place, after "table: " and the like: scores, and behind a second colon runs.
 function place(    text, half) {
     text = $0
     sub(/^<!-- [a-z]+: */, "", text)
@@ -174,7 +182,7 @@ function table(    r, s, has) {
     for (s = 1; s <= score_count; s++) {
         for (r = 1; r <= run_count; r++) if ((runs[r], scores[s]) in published) has[s] = 1
     }
-    rows("The paper", 1, has)
+    if (/^<!-- table: /) rows("The paper", 1, has)
     rows("Ours", 0, has)
 }
 function rows(heading, papers, has,    r, s, line, rule, row) {
@@ -215,24 +223,31 @@ function noise_table(    s, value, log_scale) {
 }
 
 # "SCORE: A < B = C": what the line says.
-function claim(text,    half, part, n, i, score, result, worst, ours, papers) {
+function claim(text,    half, part, n, i, score, seed, has, result, worst, ours, papers) {
     split(text, half, / *: */)
     score = half[1]
     n = split(half[2], part, " ")
+    for (seed in common) delete common[seed]
+    seeds = 0
+    for (seed = 1; seed <= 3; seed++) {
+        has = 1
+        for (i = 1; i <= n; i += 2) if (score_of(part[i], score, seed) == "") has = 0
+        if (!has) continue
+        common[seed] = 1
+        seeds++
+    }
+    if (!seeds) return " **not run yet**"
     worst = 1
     for (i = 1; i <= n; i += 2) {
-        if (i > 1) {
-            ours = ours " " part[i - 1] " "
-            papers = papers " " part[i - 1] " "
-            result = verdict(score, part[i - 2], part[i - 1], part[i])
-            if (result == -1 && worst > -1 || result == 0 && worst > 0 || result == -2) worst = result
-        }
-        ours = ours cell(part[i], score)
-        papers = papers ((part[i], score) in published ? published[part[i], score] : "–")
+        ours = ours (i > 1 ? " " part[i - 1] " " : "") number(score, common_mean(part[i], score, 0))
+        papers = papers (i > 1 ? " " part[i - 1] " " : "") ((part[i], score) in published ? published[part[i], score] : "–")
+        if (i == 1) continue
+        result = verdict(score, part[i - 2], part[i - 1], part[i])
+        if (result < worst) worst = result
     }
-    if (worst == -2) return " **not run yet**"
     result = worst == 1 ? "reproduced" : worst == 0 ? "not decidable at this noise" : "not reproduced"
-    return " **" result "** (" title[score] " " ours (papers ~ /[0-9]/ ? "; the paper's " papers : "") ")"
+    return " **" result "** (" title[score] " " ours ", " seeds (seeds > 1 ? " seeds" : " seed") \
+        (papers ~ /[0-9]/ ? "; the paper's " papers : "") ")"
 }
 
 # ---- plots: lines for dev/plot.cu
@@ -258,13 +273,13 @@ function figure3(    s, r, i, runs, n, score) {
     for (s = 1; s <= n; s++) {
         split("stage1 stage2 full stage1 weight0 weight0_full", runs, " ")
         for (r = 1; r <= 6; r++) {
-            draw(title[score[s]], "steps of stages 1, 2, 3", title[score[s]], "linear",
+            draw(title[score[s]], "steps of stages 1, 2, 3", "", "linear",
                  r > 3 ? "without semantic loss" : "with semantic loss", runs[r], score[s], before(runs[r]))
         }
     }
 }
 function figure4(    r, runs) {
-    split("vae vavae full", runs, " ")
+    split("vae_ema vavae_ema full", runs, " ")
     for (r = 1; r <= 3; r++) draw("no guidance", "sampling steps", "gFD-mini", "points", label[runs[r]], runs[r], "sampled", 0)
     for (r = 1; r <= 3; r++) draw("20 steps", "guidance scale", "gFD-mini", "linear", label[runs[r]], runs[r], "guided", 0)
     for (r = 1; r <= 3; r++) draw("20 steps, no guidance", "training steps", "gFD-mini", "linear", label[runs[r]], runs[r], "gFID", 0)
