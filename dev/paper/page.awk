@@ -247,7 +247,7 @@ function claim(text,    half, part, n, i, score, seed, has, result, worst, ours,
     }
     result = worst == 1 ? "reproduced" : worst == 0 ? "not decidable at this noise" : "not reproduced"
     return " **" result "** (" title[score] " " ours ", " seeds (seeds > 1 ? " seeds" : " seed") \
-        (papers ~ /[0-9]/ ? "; the paper's " papers : "") ")"
+        (papers ~ /–/ ? "" : "; the paper's " papers) ")"
 }
 
 # ---- plots: lines for dev/plot.cu
