@@ -252,7 +252,7 @@ deps:
 # `deps` may install a library that changes the flags above: so the work is done by a second make
 test: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) run_tests
-run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain) $(EMU_TESTS) build/emu/train_tokenizer build/emu_fp32/train_tokenizer \
+run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain plot) $(EMU_TESTS) build/emu/train_tokenizer build/emu_fp32/train_tokenizer \
            build/emu/train_dit build/emu_fp32/train_dit build/emu/eval build/double/train_tokenizer build/double/train_dit build/double/sample
 	@sh tests/run.sh $(BUILD)
 

@@ -10,7 +10,7 @@ if ! command -v g++ >/dev/null 2>&1; then
     exit 0
 fi
 strict=$([ "${WERROR:-0}" != 1 ] || echo -Werror)
-for source in train_tokenizer.cu train_dit.cu sample.cu eval.cu dev/pretrain.cu; do
+for source in train_tokenizer.cu train_dit.cu sample.cu eval.cu dev/pretrain.cu dev/plot.cu; do
     if g++ -x c++ -std=c++20 -fsyntax-only -Wall -Wextra $strict -fopenmp -DLAPACK=1 -I. "$source"; then
         echo "ok   $source as C++20"
         passed=$((passed + 1))

@@ -1,0 +1,247 @@
+#!/bin/sh
+# The paper's tables and figures in the miniature world: trains what they compare, measures it, and writes docs/paper.md.
+#
+#     make CPU=1 && make CPU=1 build/cpu/pretrain build/cpu/plot
+#     sh dev/paper.sh [TABLE...]       table1 figure3 table3 table2 table16 figure7 figure4 seeds remedies; without one, all of them
+#     sh dev/paper.sh page             writes the page anew, and trains nothing
+#
+# What is trained stands in dev/paper/runs.txt, what the page says of the scores in dev/paper/page.awk and in the page itself. All of it
+# takes an estimated two hours on two cores. JOBS (the number of processors) jobs run at a time, each with one thread.
+# A run has a folder of its own in runs/paper, with the command lines that it depends on: what has ended there under the same ones is not
+# run again, what was stopped goes on. The page is written after each table; what is not there yet is a dash.
+set -eu
+out=runs/paper
+results=docs/results/paper.jsonl
+export OMP_NUM_THREADS=1
+
+dit="./train_dit -tokenizer= -batch 64 -lr 2e-3 -ema 0.99 -log_every 100 -grid_every 0 -save_every 0"
+dit_steps=400
+convergence=100,200,300,400 # where Figure 4 measures
+samples="-n 500 -steps 20 -reference_images 5000"
+guidance=1,1.5,2,3
+sampling_steps=4,8,16,32,64
+
+vgg=$out/views/vgg.safetensors
+measure="./eval -recon -probe -data garments -features $vgg -lpips_weights $vgg"
+table1="stage1 stage2 full weight0 weight5 weight10 cosine pre_adapter lora no_ema large"
+baselines="vae_ema vavae_ema vavae_vit_ema"
+wide="vae_wide_ema vavae_wide_ema vavae_vit_wide_ema wide"
+headlines="weight0 full vae_ema vavae_ema"
+
+# field RUN NUMBER: of its line in runs.txt
+field() { awk -F ' *[|] *' -v run="$1" -v field="$2" '$1 == run { print $field }' dev/paper/runs.txt; }
+
+# once FOLDER FOLDERS FUNCTION ARGUMENTS...: calls a function that fills a folder from what is in others, unless it has done so with the
+# same arguments, and the others with theirs. Jobs that want the same wait for one another.
+once() (
+    folder=$1
+    from=$2
+    shift 2
+    mkdir -p "${folder%/*}"
+    exec 9>"$folder.lock"
+    flock 9
+    wanted=$(for other in $from; do cat "$other/made_by"; done; printf '%s\n' "$@")
+    if [ "$wanted" != "$(cat "$folder/made_by" 2>/dev/null)" ]; then
+        rm -rf "$folder"
+        mkdir "$folder"
+        printf '%s\n' "$wanted" >"$folder/made_by"
+    fi
+    [ ! -e "$folder/done" ] || exit 0
+    "$@" 9>&- >>"$folder/log" 2>&1 || { echo "error: see the end of $folder/log" >&2; exit 1; }
+    : >"$folder/done"
+    echo "$(date +%T) $folder"
+)
+
+# score FOLDER STEP RUN SEED COMMAND: an eval whose results come into FOLDER/scores_STEP.jsonl, each with what it is of
+score() {
+    scores=$1/scores_$2
+    [ ! -e "$scores.jsonl" ] || return 0
+    $5 -out "$1/eval" -json "$scores.new" || return 1
+    sed "s/^{/{\"run\": \"$3\", \"seed\": $4, \"at\": $2, \"folder\": \"${1##*/}\", /" "$scores.new" >"$scores.named" && mv "$scores.named" "$scores.jsonl"
+    rm "$scores.new"
+}
+
+# pretrained RECIPE: the folder of a miniature encoder. All worlds share the VGG.
+pretrained() {
+    [ "$1" = views ] || pretrained views
+    once "$out/$1" "" pretrain "$1" "build/cpu/pretrain -data garments -recipe $1 -out $out/$1"
+}
+pretrain() {
+    [ "$1" = views ] || cp "$vgg" "$out/$1" || return 1
+    $2
+}
+
+# tokenizer SEED RUN: trained and measured, after what it starts from
+tokenizer() {
+    from=$(field "$2" 2)
+    steps=$(field "$2" 3)
+    flags=$(field "$2" 4)
+    [ "$1" = 1 ] || steps=${steps##*,} # the curves of Figure 3 are seed 1's
+    train="./train_tokenizer $flags -seed $1 -data garments -lpips_weights $vgg -log_every 100 -grid_every 0 -save_every 0 -out $out/$1/$2"
+    case $from in
+    views | pixels | classes)
+        pretrained "$from"
+        inputs=$out/$from
+        encoder=$out/$from/encoder.safetensors
+        ;;
+    *)
+        (tokenizer "$1" "$from")
+        inputs=$out/$1/$from
+        encoder=$(checkpoint "$1" "$from")
+        ;;
+    esac
+    case $flags in
+    -tokenizer_weights*)
+        once "$out/$1/$2" "$inputs" score "$out/$1/$2" "$steps" "$2" "$1" "$measure $flags -tokenizer $encoder"
+        return
+        ;;
+    -preset\ mini_vae*) ;;
+    -preset*) train="$train -teacher_weights $encoder" ;;
+    "-stage 1"*) train="$train -encoder_weights $encoder" ;;
+    *) train="$train -from $encoder" ;;
+    esac
+    once "$out/$1/$2" "$inputs" learn "$out/$1/$2" "$2" "$1" "$steps" "$train" \
+        "$measure -tokenizer $(checkpoint "$1" "$2")"
+}
+
+# checkpoint SEED RUN: the file that it leaves
+checkpoint() {
+    case $(field "$2" 4) in
+    -tokenizer_weights*) checkpoint "$1" "$(field "$2" 2)" ;;
+    "-stage "*) field "$2" 4 | sed "s|^-stage \(.\).*|$out/$1/$2/stage\1.safetensors|" ;;
+    *) echo "$out/$1/$2/stage1.safetensors" ;;
+    esac
+}
+
+# reading SEED RUN: this file and what of it is read, as flags
+reading() {
+    case $(field "$2" 4) in
+    -tokenizer_weights*) echo "-tokenizer $(checkpoint "$1" "$2") $(field "$2" 4)" ;;
+    *) echo "-tokenizer $(checkpoint "$1" "$2")" ;;
+    esac
+}
+
+# learn FOLDER RUN SEED STEPS TRAIN MEASURE: trains to each of some numbers of steps, and measures there
+learn() {
+    for step in $(echo "$4" | tr , ' '); do
+        [ -e "$1/scores_$step.jsonl" ] || $5 -steps "$step" || return 1
+        score "$1" "$step" "$2" "$3" "$6" || return 1
+    done
+}
+
+# drawn SEED RUN: a LightningDiT on the latents of a run, and its samples' scores; unconditional: of images without labels
+drawn() {
+    case $1.$2 in
+    1.vae_ema | 1.vavae_ema | 1.full) draws "$1" "$2" dit $convergence "" ;;
+    *) draws "$1" "$2" dit $dit_steps "" ;;
+    esac
+}
+unconditional() { draws "$1" "$2" unconditional $dit_steps "-uncond 1"; }
+# draws SEED RUN FOLDER STEPS FLAGS
+draws() {
+    tokenizer "$1" "$2"
+    with=$(reading "$1" "$2")
+    latents=$out/$1/$2/latents
+    folder=$out/$1/$2/$3
+    # shellcheck disable=SC2086
+    once "$latents" "$out/$1/$2" ./train_dit -extract 1 -data garments $with -latents "$latents"
+    once "$folder" "$latents" learn "$folder" "$2" "$1" "$4" "$dit $5 -seed $1 -latents $latents -out $folder" \
+        "./eval -gen -data garments $samples -features $vgg $with -dit $folder/dit.safetensors"
+}
+
+# guided SEED RUN, sampled SEED RUN: the samples' scores against the guidance scale, and against the number of sampling steps
+guided() { swept "$1" "$2" guided "-sweep_steps= -sweep_cfg $guidance"; }
+sampled() { swept "$1" "$2" sampled "-sweep_cfg= -sweep_steps $sampling_steps"; }
+# swept SEED RUN FOLDER FLAGS
+swept() {
+    drawn "$1" "$2"
+    folder=$out/$1/$2/$3
+    once "$folder" "$out/$1/$2/dit" score "$folder" $dit_steps "$2" "$1" \
+        "./eval -sweep -data garments $samples -features $vgg $(reading "$1" "$2") -dit $out/$1/$2/dit/dit.safetensors $4"
+}
+
+# latent SEED RUN: the measures of Table 16
+latent() {
+    tokenizer "$1" "$2"
+    once "$out/$1/$2/latent" "$out/$1/$2" score "$out/$1/$2/latent" 0 "$2" "$1" \
+        "./eval -latent -data garments -encoder_weights $out/views/encoder.safetensors $(reading "$1" "$2") -pca="
+}
+
+# components SEED RUN...: Figure 7. The rows of the picture are named by the files' names.
+components() {
+    seed=$1
+    shift
+    for run in "$@"; do tokenizer "$seed" "$run"; done
+    once "$out/$seed/components" "$(printf "$out/$seed/%s " "$@")" picture "$out/$seed/components" "$seed" "$@"
+}
+picture() {
+    folder=$1
+    seed=$2
+    shift 2
+    files=""
+    for run in "$@"; do
+        ln -sf "$PWD/$(checkpoint "$seed" "$run")" "$folder/$run"
+        files=$files,$folder/$run
+    done
+    ./eval -latent -draws 1 -latent_images 256 -data garments -encoder_weights $out/views/encoder.safetensors -tokenizer "${files#,}" \
+        -pca 0,1,2,3,4,5,6,7 -out "$folder"
+}
+
+# each JOB SEED RUN...: a line for each run
+each() {
+    job=$1
+    seed=$2
+    shift 2
+    for run in "$@"; do echo "$job $seed $run"; done
+}
+
+# jobs TABLE: what it is made of, one a line
+# shellcheck disable=SC2086
+jobs() {
+    case $1 in
+    table1) each tokenizer 1 $table1; each drawn 1 $table1 ;;
+    figure3) each tokenizer 1 full weight0_full ;;
+    table3) each tokenizer 1 $baselines $wide; each guided 1 $baselines full $wide; each unconditional 1 $baselines full $wide ;;
+    table2) each drawn 1 mae siglip ;;
+    table16) each latent 1 stage1 weight0 full $baselines ;;
+    figure7) echo components 1 vae vavae vavae_vit weight0 full ;;
+    figure4) each sampled 1 vae_ema vavae_ema full; each guided 1 vae_ema vavae_ema full ;;
+    seeds) for seed in 2 3; do each drawn $seed $headlines; each latent $seed $headlines; done ;;
+    remedies) each tokenizer 1 weight03 weight01 long ;;
+    *) echo "error: there is no $1; the tables are: $tables" >&2; exit 1 ;;
+    esac
+}
+
+# page: the scores of all runs here into one file (where there are none, it stays), from it the plots, and what the page says
+page() {
+    awk=dev/paper/page.awk
+    scores=$(find $out -name 'scores_*.jsonl' | sort)
+    # shellcheck disable=SC2086
+    [ -z "$scores" ] || cat $scores >$results
+    for figure in 3 4; do
+        awk -v figure=$figure -f $awk dev/paper/runs.txt $results | build/cpu/plot docs/paper_figure$figure.png
+    done
+    [ ! -e $out/1/components/pca.png ] || cp $out/1/components/pca.png docs/paper_figure7.png
+    awk -f $awk dev/paper/runs.txt dev/paper/published.txt $results docs/paper.md >docs/paper.md.new
+    mv docs/paper.md.new docs/paper.md
+}
+
+tables="table1 figure3 table3 table2 table16 figure7 figure4 seeds remedies"
+if [ "${1:-}" = -job ]; then
+    shift
+    "$@"
+    exit
+fi
+for program in ./train_tokenizer ./train_dit ./eval build/cpu/pretrain build/cpu/plot; do
+    [ -x $program ] || { echo "error: $program is not built; run: make CPU=1 && make CPU=1 build/cpu/pretrain build/cpu/plot" >&2; exit 1; }
+done
+mkdir -p $out
+# shellcheck disable=SC2086
+[ $# -gt 0 ] || set -- $tables
+for table in "$@"; do
+    if [ "$table" != page ]; then
+        list=$(jobs "$table")
+        echo "$list" | xargs -P "${JOBS:-$(nproc)}" -L 1 sh dev/paper.sh -job
+    fi
+    page
+done
