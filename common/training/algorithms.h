@@ -68,11 +68,11 @@ static inline int algorithms_read(const char* path, matmul_entry_t* entries, // 
         if (errno != ENOENT) snprintf(remark, size, "cannot be read: %s", strerror(errno));
         return 0;
     }
+    matmul_identity(identity, sizeof identity);
     if (!fgets(line, sizeof line, file) || strcmp(line, ALGORITHMS_FORMAT "\n")) {
         snprintf(remark, size, "does not begin with " ALGORITHMS_FORMAT);
     } else if (!fgets(line, sizeof line, file)
-               || strncmp(line, matmul_identity(identity, sizeof identity), strlen(identity))
-               || strcmp(line + strlen(identity), "\n")) {
+               || strncmp(line, identity, strlen(identity)) || strcmp(line + strlen(identity), "\n")) {
         snprintf(remark, size, "is of %.300s", line);
         remark[strcspn(remark, "\n")] = 0;
     }
