@@ -53,7 +53,7 @@ void attention_from_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
         const size_t scratch = DEVICE_SCRATCH_BYTES;
         if (HS <= 32) attention_tiles_backward<32>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
         else if (HS <= 64) attention_tiles_backward<64>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
-        else if (HS <= 72) attention_tiles_backward<72>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
+        else if (HS <= 72 && !first_key) attention_tiles_backward<72>(dqkv, dout, qkv, out, lse, 0, B, T, NH, HS, scratch, s);
         else if (HS <= 80) attention_tiles_backward<80>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
         else attention_tiles_backward<128>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
         return;

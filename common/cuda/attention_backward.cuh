@@ -212,22 +212,22 @@ typedef struct {
     const bf16* qkv;  // (B, T, 3, NH, HS)
     const bf16* out;  // (B, T, NH, HS)
     const float* lse; // (B, NH, T)
-    const int* first_key; // (B) or NULL for 0
-    int padding, K;   // of a head: tokens that are padding as keys, and the keys behind them
     int T, NH, HS;
     int keys; // of a block
     float scale_log2, scale;
+    int K;                // keys of a head: the last ones of its T tokens, behind padding
+    const int* first_key; // (B) or NULL for 0
 } attention_backward_t;
 
-// Made anew wherever it is used (opaque): the registers are dk's and dv's.
-__device__ static inline attention_backward_t attention_head(attention_backward_t of) {
+// Made anew wherever it is used (opaque): the registers are dk's and dv's. With heads of 72 channels there is none left for
+// K: they come here without padding, where K is T (those with it take the kernel of 80).
+template <int D> __device__ static inline attention_backward_t attention_head(attention_backward_t of) {
     int head = opaque(blockIdx.x);
     size_t in_qkv = attention_head_at(head, 3, of.T, of.NH, of.HS);
     size_t in_out = attention_head_at(head, 1, of.T, of.NH, of.HS);
     of.dqkv += in_qkv, of.qkv += in_qkv, of.dout += in_out, of.out += in_out;
     of.lse += (size_t)head * of.T;
-    of.padding = attention_padding(of.first_key, head, of.NH);
-    of.K = of.T - of.padding;
+    of.K = D == 72 ? of.T : of.T - attention_padding(of.first_key, head, of.NH);
     if (of.sums) of.sums += (size_t)head * of.T * of.HS;
     return of;
 }
@@ -288,7 +288,7 @@ __device__ static inline void attention_store_keys(attention_backward_t head, at
     float scales[M / 8], ones[M / 8];
     for (int i = 0; i < M / 8; i++) scales[i] = head.scale, ones[i] = 1;
     int C = head.NH * head.HS, rows = head.K - first_key - own_row;
-    bf16* to = head.dqkv + (size_t)(head.padding + first_key + own_row) * 3 * C + C;
+    bf16* to = head.dqkv + (size_t)(head.T - head.K + first_key + own_row) * 3 * C + C;
     attention_store<COLS, M, D>(to, 3 * C, at.k(), own_row, 0, dk, scales, rows, head.HS);
     attention_store<COLS, M, D>(to + C, 3 * C, at.v(), own_row, 0, dv, ones, rows, head.HS);
 }
@@ -313,9 +313,9 @@ template <int D, int QT>
 __device__ static inline void attention_copy_keys(attention_backward_t head, attention_places<D, QT> at, int first) {
     constexpr int COLS = attention_columns(D);
     int C = head.NH * head.HS;
-    const bf16* k = head.qkv + (size_t)head.padding * 3 * C + C;
-    attention_copy<COLS>(attention_tile<COLS>(at.k(), at.own), k, 3 * C, first, at.own, head.K, head.HS);
-    attention_copy<COLS>(attention_tile<COLS>(at.v(), at.own), k + C, 3 * C, first, at.own, head.K, head.HS);
+    head.qkv += (size_t)(head.T - head.K) * 3 * C;
+    attention_copy<COLS>(attention_tile<COLS>(at.k(), at.own), head.qkv + C, 3 * C, first, at.own, head.K, head.HS);
+    attention_copy<COLS>(attention_tile<COLS>(at.v(), at.own), head.qkv + 2 * C, 3 * C, first, at.own, head.K, head.HS);
 }
 
 // dk and dv of padding are zero.
@@ -323,7 +323,7 @@ __device__ static inline void attention_clear_padding(attention_backward_t head)
     int C = head.NH * head.HS, pieces = head.HS / 8;
     pack<bf16> zero;
     for (int c = 0; c < 8; c++) zero[c] = (bf16)0.0f;
-    for (int i = opaque_thread(); i < head.padding * pieces; i += blockDim.x) {
+    for (int i = opaque_thread(); i < (head.T - head.K) * pieces; i += blockDim.x) {
         bf16* dk = head.dqkv + (size_t)(i / pieces) * 3 * C + C + i % pieces * 8;
         store16(dk, zero);
         store16(dk + C, zero);
@@ -337,9 +337,9 @@ void attention_backward_kernel(attention_backward_t of) {
     const int own_row = threadIdx.x / WARP * M, parked_row = blockDim.x / WARP * M, T = of.T;
     const attention_places<D, QT> at = {of.keys};
     const bool has_parked = D <= 64 && parked_row < of.keys && own_row + M == parked_row;
-    attention_clear_padding(attention_head(of));
-    for (int first_key = 0; first_key < attention_head(of).K; first_key += of.keys) {
-        attention_backward_t head = attention_head(of);
+    attention_clear_padding(attention_head<D>(of));
+    for (int first_key = 0; first_key < attention_head<D>(of).K; first_key += of.keys) {
+        attention_backward_t head = attention_head<D>(of);
         attention_copy_keys<D, QT>(head, at, first_key);
         attention_copy_queries<D, QT>(head, at, 0, 0);
         attention_copy_out<D, QT>(head, at, 1, 0);
@@ -354,13 +354,14 @@ void attention_backward_kernel(attention_backward_t of) {
                                       attention_tile<COLS>(at.dout(!stage), QT)); // where out is
             __syncthreads(); // this tile is there, and every warp is done with the one before it
             if (next < T) {
-                attention_copy_queries<D, QT>(attention_head(of), at, !stage, next);
+                attention_copy_queries<D, QT>(attention_head<D>(of), at, !stage, next);
                 cp_async_commit();
             }
-            attention_backward_tile<D, QT>(dk, dv, at, attention_head(of).K - first_key, stage, queries, of.scale_log2);
+            int keys = attention_head<D>(of).K - first_key;
+            attention_backward_tile<D, QT>(dk, dv, at, keys, stage, queries, of.scale_log2);
             if (has_parked) attention_backward_parked<D, QT>(at, parked_row, stage, queries, of.scale_log2);
             __syncthreads(); // dS is there, and every warp is done with q and dout
-            head = attention_head(of);
+            head = attention_head<D>(of);
             if (next < T) {
                 attention_copy_out<D, QT>(head, at, stage, next);
                 cp_async_commit();
@@ -370,7 +371,7 @@ void attention_backward_kernel(attention_backward_t of) {
             attention_put_lse<QT>(at.stats(!stage), next_lse);
         }
         __syncthreads(); // every warp is done with k
-        head = attention_head(of);
+        head = attention_head<D>(of);
         attention_store_keys<D, QT, M>(head, at, first_key, own_row, dk, dv);
         if (has_parked) {
             attention_unpark<D>(dk, at.parked(0)), attention_unpark<D>(dv, at.parked(1));
@@ -389,8 +390,8 @@ static void attention_tiles_backward(bf16* dqkv, const bf16* dout, const bf16* q
     size_t image = (size_t)T * NH * HS, most = block.rounds > 1 ? scratch_bytes / (image * sizeof(float)) : B;
     int images = most < 1 ? 1 : most < (size_t)B ? (int)most : B;
     double scale = 1 / sqrt(HS);
-    attention_backward_t of = {dqkv, NULL, dout, qkv, out, lse, first_key, 0, T, T, NH, HS, block.keys,
-                               (float)(scale * ATTENTION_LOG2E), (float)scale};
+    attention_backward_t of = {dqkv, NULL, dout, qkv, out, lse, T, NH, HS, block.keys,
+                               (float)(scale * ATTENTION_LOG2E), (float)scale, T, first_key};
     if (block.rounds > 1) of.sums = (float*)device_scratch(s, images * image * sizeof(float));
     for (int b = 0; b < B; b += images) {
         size_t heads = (size_t)(B - b < images ? B - b : images) * NH;

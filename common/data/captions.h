@@ -315,7 +315,7 @@ static inline void caption_walk(json_text_t* out, const unsigned char* bytes, si
 
 static inline size_t caption_count_lines(const char* text) {
     size_t lines = 0;
-    for (; (text = strchr(text, '\n')); text++) lines++;
+    for (text = strchr(text, '\n'); text; text = strchr(text + 1, '\n')) lines++;
     return lines;
 }
 

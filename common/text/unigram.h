@@ -101,7 +101,7 @@ static inline int unigram_read_piece(unigram_t* t, unigram_reader_t r, char* err
     unigram_piece_t piece = {NULL, 0, 0, PIECE_NORMAL};
     unigram_reader_t inner;
     uint64_t number, kind = PIECE_NORMAL;
-    for (int field; (field = unigram_field(&r, &number, &inner));) {
+    for (int field; (field = unigram_field(&r, &number, &inner)) != 0;) {
         if (field == 1) piece.text = inner.at, piece.length = (size_t)(inner.end - inner.at);
         if (field == 2) memcpy(&piece.score, &number, sizeof piece.score);
         if (field == 3) kind = number;
@@ -118,7 +118,7 @@ static inline int unigram_read_piece(unigram_t* t, unigram_reader_t r, char* err
 static inline int unigram_read_normaliser(unigram_t* t, unigram_reader_t r, char* error, size_t error_size) {
     unigram_reader_t inner, map = {NULL, NULL, 0};
     uint64_t number;
-    for (int field; (field = unigram_field(&r, &number, &inner));) {
+    for (int field; (field = unigram_field(&r, &number, &inner)) != 0;) {
         if (field == 2) map = inner;
         if (field == 3) t->dummy_prefix = number != 0;
         if (field == 4) t->one_blank = number != 0;
@@ -141,7 +141,7 @@ static inline int unigram_read_normaliser(unigram_t* t, unigram_reader_t r, char
 static inline int unigram_read_trainer(unigram_t* t, unigram_reader_t r, char* error, size_t error_size) {
     unigram_reader_t inner;
     uint64_t number;
-    for (int field; (field = unigram_field(&r, &number, &inner));) {
+    for (int field; (field = unigram_field(&r, &number, &inner)) != 0;) {
         if (field == 3) t->model_type = (int)number;
     }
     return r.failed ? file_fail(error, error_size, "the description of its training is damaged") : 1;
