@@ -135,7 +135,7 @@ all: which check $(PROGRAMS)
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
 	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (6 minutes on two cores)"
-	@echo "make test            prove every derivative, kernel, model, file format and resume (about 15 minutes on two cores)"
+	@echo "make test            prove every derivative, kernel, model, file format and resume (about 14 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
 	@echo "make test-gpu-build  compile and link all that gpu-check runs, and look at the kernels' registers and machine code; needs nvcc"
