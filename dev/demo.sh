@@ -20,7 +20,7 @@ echo "== stage 1, latent alignment: the encoder is frozen, adapter and decoder l
 echo
 echo "== stage 2, perceptual alignment: all learn, the semantic loss holds the latent"
 # shellcheck disable=SC2086
-./train_tokenizer -stage 2 $stages -data "$data"
+./train_tokenizer -stage 2 $stages -data "$data" -w_sem 0.3 # a lighter hold than 1: in so few steps colours come sooner
 echo
 echo "== stage 3, decoder refinement: the decoder alone"
 # shellcheck disable=SC2086
