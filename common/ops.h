@@ -221,38 +221,26 @@ void batchnorm_update_running(floatS* running_mean, floatS* running_var, // (C) 
 // ---------------------------------------------------------------------------------------------------------------------
 // Attention                                                                                        dev/cpu/attention.h
 
-// For each image and head: out_i = sum_j softmax_j(q_i k_j / sqrt(HS)) v_j. No mask; prefix tokens are ordinary tokens.
-// lse_i = log sum_j exp(q_i k_j / sqrt(HS)) is all that the backward needs besides inputs and outputs. (B, NH, T, T) is
-// never stored.                                                                                     2 B NH T^2 HS MAC
-void attention_forward(floatX* out,       // (B, T, NH, HS)
-                       floatS* lse,       // (B, NH, T)
-                       const floatX* qkv, // (B, T, 3, NH, HS)
+// For each image and head: out_i = sum_j softmax_j(q_i k_j / sqrt(HS)) v_j. Prefix tokens are ordinary tokens. lse_i =
+// log sum_j exp(q_i k_j / sqrt(HS)) is all that the backward needs besides inputs and outputs. (B, NH, T, T) is never
+// stored. Where the first tokens of an image are padding, the sum over j begins at its first_key: out does not depend on
+// keys and values before it, and their gradients are zero. Every token asks; what padding gets is of no use, and finite
+// if its query is.                                                                                  2 B NH T^2 HS MAC
+void attention_forward(floatX* out,          // (B, T, NH, HS)
+                       floatS* lse,          // (B, NH, T)
+                       const floatX* qkv,    // (B, T, 3, NH, HS)
+                       const int* first_key, // (B) device memory, each in [0, T); or NULL for 0
                        int B, int T, int NH, int HS, stream_t s);
 
 // With P = exp(S - lse):
 //   dv = P^T dout;  dS = P (dout v^T - sum_c dout_c out_c);  dq = dS k / sqrt(HS);  dk = dS^T q / sqrt(HS)
-void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
-                        const floatX* dout, // (B, T, NH, HS)
-                        const floatX* qkv,  // (B, T, 3, NH, HS)
-                        const floatX* out,  // (B, T, NH, HS)
-                        const floatS* lse,  // (B, NH, T)
+void attention_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
+                        const floatX* dout,   // (B, T, NH, HS)
+                        const floatX* qkv,    // (B, T, 3, NH, HS)
+                        const floatX* out,    // (B, T, NH, HS)
+                        const floatS* lse,    // (B, NH, T)
+                        const int* first_key, // (B) device memory, or NULL for 0
                         int B, int T, int NH, int HS, stream_t s);
-
-// The same where the first keys of an image are padding: the sum over j begins at first_key of the image, so that out
-// does not depend on keys and values before it, and their gradients are zero. Every token asks; what padding gets is of
-// no use and finite if its query is. first_key NULL, or 0 for all images: the bits of the operations above.
-void attention_from_forward(floatX* out,          // (B, T, NH, HS)
-                            floatS* lse,          // (B, NH, T)
-                            const floatX* qkv,    // (B, T, 3, NH, HS)
-                            const int* first_key, // (B) device memory, each in [0, T); or NULL for 0
-                            int B, int T, int NH, int HS, stream_t s);
-void attention_from_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
-                             const floatX* dout,   // (B, T, NH, HS)
-                             const floatX* qkv,    // (B, T, 3, NH, HS)
-                             const floatX* out,    // (B, T, NH, HS)
-                             const floatS* lse,    // (B, NH, T)
-                             const int* first_key, // (B) device memory, or NULL for 0
-                             int B, int T, int NH, int HS, stream_t s);
 
 // Attention of text encoders, forward only. Scores S_ij = scale q_i k_j + bias[T - 1 + j - i, h], where there is a bias
 // of the distance from query to key, over the keys first_b <= j < T and, where causal, j <= i. A query without a key

@@ -10,7 +10,7 @@
 #define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, for_each_shape
 #include "tests/kernel.h"
-// defines: attention_forward, attention_backward, attention_from_*, attention_products_*, attention_tiles_*
+// defines: attention_forward, attention_backward, attention_products_*, attention_tiles_*
 #include "common/cuda/attention.cuh"
 // defines: text_attention_forward, text_attention_products
 #include "common/cuda/attention_text.cuh"
@@ -103,27 +103,23 @@ static void attention_run(stream_t s, void* context) {
     }
     const int* ref_key = c->padding ? numbers : NULL;
 
-    cpu::attention_from_forward(out.ref, lse.ref, qkv.ref, ref_key, B, T, NH, HS, 0);
+    cpu::attention_forward(out.ref, lse.ref, qkv.ref, ref_key, B, T, NH, HS, 0);
     if (c->way == BY_PRODUCTS) {
         attention_products_forward(out.dev, lse.dev, qkv.dev, first_key, B, T, NH, HS, c->scratch, s);
-    } else if (c->padding) {
-        attention_from_forward(out.dev, lse.dev, qkv.dev, first_key, B, T, NH, HS, s);
     } else {
-        attention_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, s);
+        attention_forward(out.dev, lse.dev, qkv.dev, first_key, B, T, NH, HS, s);
     }
     check_tensor("out", out, TOLERANCE_P + score_error(c));
     check_tensor("lse", lse, TOLERANCE_S);
 
     take_from_device(out);
     take_from_device(lse);
-    cpu::attention_from_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, ref_key, B, T, NH, HS, 0);
+    cpu::attention_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, ref_key, B, T, NH, HS, 0);
     if (c->way == BY_PRODUCTS) {
         attention_products_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, first_key, B, T, NH, HS, c->scratch,
                                     s);
-    } else if (c->padding) {
-        attention_from_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, first_key, B, T, NH, HS, s);
     } else {
-        attention_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, s);
+        attention_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, first_key, B, T, NH, HS, s);
     }
     if (c->padding) check_padding_gradient(dqkv, numbers, c);
     // Blocks of queries add dk and dv up in floatX: a third rounding. A row of dS sums to zero, so the mean of the keys
@@ -183,10 +179,10 @@ static void check_image_groups(stream_t s) {
     size_t n = (size_t)B * T * NH * HS;
     tensor<floatX> qkv = random_input(3 * n), dout = random_input(n), out = output(n), dqkv = output(3 * n);
     tensor<float> lse = output_s((size_t)B * NH * T);
-    attention_from_forward(out.dev, lse.dev, qkv.dev, first_key, B, T, NH, HS, s);
+    attention_forward(out.dev, lse.dev, qkv.dev, first_key, B, T, NH, HS, s);
     take_from_device(out);
     take_from_device(lse);
-    cpu::attention_from_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, padding, B, T, NH, HS, 0);
+    cpu::attention_backward(dqkv.ref, dout.ref, qkv.ref, out.ref, lse.ref, padding, B, T, NH, HS, 0);
     size_t two_images = 2 * n / B * sizeof(float);
     attention_tiles_backward<32>(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, first_key, B, T, NH, HS, two_images, s);
     check_tensor("dqkv", dqkv, TOLERANCE_P);

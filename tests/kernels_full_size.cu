@@ -158,14 +158,14 @@ static void test_attention(stream_t s, const char* name, int T, int NH, int HS) 
     double bound = (sizeof(floatX) == 2 ? 1.5 : 1) * TOLERANCE_X;
     batch<floatX> qkv = inputs(3 * T * C), dout = inputs(T * C), out = outputs(T * C, s), dqkv = outputs(3 * T * C, s);
     batch<float> lse = outputs_s((size_t)NH * T, s);
-    attention_forward(out.dev, lse.dev, qkv.dev, B, T, NH, HS, s);
-    cpu::attention_forward(out.few.ref, lse.few.ref, qkv.few.ref, FEW, T, NH, HS, 0);
+    attention_forward(out.dev, lse.dev, qkv.dev, NULL, B, T, NH, HS, s);
+    cpu::attention_forward(out.few.ref, lse.few.ref, qkv.few.ref, NULL, FEW, T, NH, HS, 0);
     check_batch("out", out, bound);
     check_batch("lse", lse, TOLERANCE_S);
     upload(out.few), upload(lse.few); // the backward's inputs, the same on both sides
     out = repeated(out.few), lse = repeated(lse.few);
-    attention_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, B, T, NH, HS, s);
-    cpu::attention_backward(dqkv.few.ref, dout.few.ref, qkv.few.ref, out.few.ref, lse.few.ref, FEW, T, NH, HS, 0);
+    attention_backward(dqkv.dev, dout.dev, qkv.dev, out.dev, lse.dev, NULL, B, T, NH, HS, s);
+    cpu::attention_backward(dqkv.few.ref, dout.few.ref, qkv.few.ref, out.few.ref, lse.few.ref, NULL, FEW, T, NH, HS, 0);
     check_batch("dqkv", dqkv, bound);
     free_tensors();
     test_end_case();

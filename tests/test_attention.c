@@ -1,7 +1,7 @@
 // Attention over packed queries, keys and values: the naive loops against finite differences, and where the answer is
 // known; the fast forms against the naive loops, and against differences once more; all also where keys are padding.
 
-// defines: attention_forward, attention_backward, attention_from_*, attention_forward_naive, attention_backward_naive,
+// defines: attention_forward, attention_backward, attention_forward_naive, attention_backward_naive,
 //          text_attention_forward
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
@@ -31,14 +31,14 @@ static void attention_free(attention_t* a) { free(a->qkv), free(a->out), free(a-
 
 static double attention_objective(void* context) {
     attention_t* a = (attention_t*)context;
-    attention_from_forward(a->out, a->lse, a->qkv, a->first_key, a->B, a->T, a->NH, a->HS, 0);
+    attention_forward(a->out, a->lse, a->qkv, a->first_key, a->B, a->T, a->NH, a->HS, 0);
     return dot(a->out, a->dout, a->n);
 }
 
 static void attention_both(void* context) {
     attention_t* a = (attention_t*)context;
     attention_objective(context);
-    attention_from_backward(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->first_key, a->B, a->T, a->NH, a->HS, 0);
+    attention_backward(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->first_key, a->B, a->T, a->NH, a->HS, 0);
 }
 
 // Row `part` (0 q, 1 k, 2 v) of token t in qkv.
@@ -158,8 +158,8 @@ static void test_first_key(const char* name, int B, int T, int NH, int HS, int d
     none.out = poisoned_buffer(a.n), none.lse = poisoned_buffer((size_t)B * NH * T);
     none.dqkv = poisoned_buffer(3 * a.n);
     attention_both(&a);
-    attention_forward(none.out, none.lse, a.qkv, B, T, NH, HS, 0);
-    attention_backward(none.dqkv, a.dout, a.qkv, none.out, none.lse, B, T, NH, HS, 0);
+    attention_forward(none.out, none.lse, a.qkv, NULL, B, T, NH, HS, 0);
+    attention_backward(none.dqkv, a.dout, a.qkv, none.out, none.lse, NULL, B, T, NH, HS, 0);
     check(!memcmp(none.out, a.out, a.n * sizeof(double)), "out: the bits of attention without padding");
     check(!memcmp(none.dqkv, a.dqkv, 3 * a.n * sizeof(double)), "dqkv: the bits of attention without padding");
     free(before), free(none.out), free(none.lse), free(none.dqkv);
@@ -205,7 +205,7 @@ static void test_text(const char* name, int B, int T, int NH, int HS, int has_bi
     text_naive(&a, want, bias, first, scale, causal);
     check_error("out", relative_error_double(a.out, want, a.n), 1e-12);
     if (!has_bias && !has_first && !causal) {
-        attention_forward(want, a.lse, a.qkv, B, T, NH, HS, 0);
+        attention_forward(want, a.lse, a.qkv, NULL, B, T, NH, HS, 0);
         text_attention_forward(a.out, a.qkv, NULL, NULL, 1 / sqrt(HS), 0, B, T, NH, HS, 0);
         check_error("attention_forward", relative_error_double(a.out, want, a.n), 1e-14);
     }

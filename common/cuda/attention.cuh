@@ -23,11 +23,11 @@
 #include "common/cuda/attention_backward.cuh"
 #endif
 
-void attention_from_forward(floatX* out,          // (B, T, NH, HS)
-                            floatS* lse,          // (B, NH, T)
-                            const floatX* qkv,    // (B, T, 3, NH, HS)
-                            const int* first_key, // (B) or NULL for 0
-                            int B, int T, int NH, int HS, stream_t s) {
+void attention_forward(floatX* out,          // (B, T, NH, HS)
+                       floatS* lse,          // (B, NH, T)
+                       const floatX* qkv,    // (B, T, 3, NH, HS)
+                       const int* first_key, // (B) or NULL for 0
+                       int B, int T, int NH, int HS, stream_t s) {
 #ifndef FP32
     if (HS <= ATTENTION_MOST_CHANNELS && packable(HS, out, qkv)) {
         if (HS <= 32) attention_tiles_forward<32>(out, lse, qkv, first_key, B, T, NH, HS, s);
@@ -41,39 +41,24 @@ void attention_from_forward(floatX* out,          // (B, T, NH, HS)
     attention_products_forward(out, lse, qkv, first_key, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
 }
 
-void attention_from_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
-                             const floatX* dout,   // (B, T, NH, HS)
-                             const floatX* qkv,    // (B, T, 3, NH, HS)
-                             const floatX* out,    // (B, T, NH, HS)
-                             const floatS* lse,    // (B, NH, T)
-                             const int* first_key, // (B) or NULL for 0
-                             int B, int T, int NH, int HS, stream_t s) {
+void attention_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
+                        const floatX* dout,   // (B, T, NH, HS)
+                        const floatX* qkv,    // (B, T, 3, NH, HS)
+                        const floatX* out,    // (B, T, NH, HS)
+                        const floatS* lse,    // (B, NH, T)
+                        const int* first_key, // (B) or NULL for 0
+                        int B, int T, int NH, int HS, stream_t s) {
 #ifndef FP32
     if (HS <= ATTENTION_MOST_CHANNELS && packable(HS, dqkv, dout, qkv, out)) {
         const size_t scratch = DEVICE_SCRATCH_BYTES;
         if (HS <= 32) attention_tiles_backward<32>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
         else if (HS <= 64) attention_tiles_backward<64>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
-        else if (HS <= 72 && !first_key) attention_tiles_backward<72>(dqkv, dout, qkv, out, lse, 0, B, T, NH, HS, scratch, s);
+        else if (HS <= 72 && !first_key) // attention_head: why
+            attention_tiles_backward<72>(dqkv, dout, qkv, out, lse, NULL, B, T, NH, HS, scratch, s);
         else if (HS <= 80) attention_tiles_backward<80>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
         else attention_tiles_backward<128>(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, scratch, s);
         return;
     }
 #endif
     attention_products_backward(dqkv, dout, qkv, out, lse, first_key, B, T, NH, HS, DEVICE_SCRATCH_BYTES, s);
-}
-
-void attention_forward(floatX* out,       // (B, T, NH, HS)
-                       floatS* lse,       // (B, NH, T)
-                       const floatX* qkv, // (B, T, 3, NH, HS)
-                       int B, int T, int NH, int HS, stream_t s) {
-    attention_from_forward(out, lse, qkv, NULL, B, T, NH, HS, s);
-}
-
-void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
-                        const floatX* dout, // (B, T, NH, HS)
-                        const floatX* qkv,  // (B, T, 3, NH, HS)
-                        const floatX* out,  // (B, T, NH, HS)
-                        const floatS* lse,  // (B, NH, T)
-                        int B, int T, int NH, int HS, stream_t s) {
-    attention_from_backward(dqkv, dout, qkv, out, lse, NULL, B, T, NH, HS, s);
 }

@@ -142,11 +142,12 @@ static inline matmul_shape_t attention_shape(matmul_shape_t m, attention_place_t
     return m;
 }
 
-static void attention_products_forward(floatX* out,          // (B, T, NH, HS)
-                                       floatS* lse,          // (B, NH, T)
-                                       const floatX* qkv,    // (B, T, 3, NH, HS)
-                                       const int* first_key, // (B) or NULL for 0
-                                       int B, int T, int NH, int HS, size_t scratch_bytes, stream_t s) {
+// out = P v, where softmax(p, scores, cut, step) writes P of S = scale q k^T; in so much scratch memory.
+template <typename SOFTMAX>
+static void attention_products(floatX* out,       // (B, T, NH, HS)
+                               const floatX* qkv, // (B, T, 3, NH, HS)
+                               double scale, int B, int T, int NH, int HS, size_t scratch_bytes, stream_t s,
+                               SOFTMAX softmax) {
     const size_t bytes = sizeof(float) + sizeof(floatX); // of a score: S, P
     attention_cut_t cut = attention_cut(B, T, NH, HS, bytes, scratch_bytes);
     attention_step_t step = {};
@@ -158,16 +159,26 @@ static void attention_products_forward(floatX* out,          // (B, T, NH, HS)
         const floatX* k = qkv + step.key + cut.C;
         const floatX* v = k + cut.C;
         matmul_shape_t qk = matmul_shape(step.rows, T, HS, 0, 1), pv = matmul_shape(step.rows, HS, T, 0, 0);
-        qk = attention_shape(qk, in_scores, in_qkv, in_qkv, step.heads, 1 / sqrt(HS));
+        qk = attention_shape(qk, in_scores, in_qkv, in_qkv, step.heads, scale);
         pv = attention_shape(pv, in_out, in_scores, in_qkv, step.heads, 1);
         matmul_batched_float(scores, qkv + step.query, k, qk, s);
-        size_t total = (size_t)step.heads * step.rows;
-        launch<attention_softmax_kernel>(blocks_for(total, ATTENTION_ROWS), ATTENTION_ROWS * (int)WARP, 0, s, p,
-                                         lse + step.lse, (const float*)scores,
-                                         attention_step_keys(first_key, cut, step), attention_step_image(cut, step),
-                                         total, T);
+        softmax(p, (const float*)scores, cut, step);
         matmul_batched(out + step.out, p, v, pv, s);
     }
+}
+
+static void attention_products_forward(floatX* out,          // (B, T, NH, HS)
+                                       floatS* lse,          // (B, NH, T)
+                                       const floatX* qkv,    // (B, T, 3, NH, HS)
+                                       const int* first_key, // (B) or NULL for 0
+                                       int B, int T, int NH, int HS, size_t scratch_bytes, stream_t s) {
+    auto softmax = [=](floatX* p, const float* scores, attention_cut_t cut, attention_step_t step) {
+        size_t total = (size_t)step.heads * step.rows;
+        launch<attention_softmax_kernel>(blocks_for(total, ATTENTION_ROWS), ATTENTION_ROWS * (int)WARP, 0, s, p,
+                                         lse + step.lse, scores, attention_step_keys(first_key, cut, step),
+                                         attention_step_image(cut, step), total, T);
+    };
+    attention_products(out, qkv, 1 / sqrt(HS), B, T, NH, HS, scratch_bytes, s, softmax);
 }
 
 static void attention_products_backward(floatX* dqkv,         // (B, T, 3, NH, HS)

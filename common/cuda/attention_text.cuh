@@ -7,7 +7,7 @@
 #pragma once
 // defines: the operations' contracts
 #include "common/ops.h"
-// defines: attention_cut, attention_next, attention_shape, attention_in_*, ATTENTION_ROWS
+// defines: attention_products, attention_step_t, ATTENTION_ROWS
 #include "common/cuda/attention_products.cuh"
 
 // One row of scores a warp. Where NH is 1 the heads of a step are those of several images (attention_cut_t).
@@ -38,25 +38,12 @@ __global__ static void text_softmax_kernel(floatX* p,           // (heads, rows,
 // As text_attention_forward, in so much scratch memory.
 static void text_attention_products(floatX* out, const floatX* qkv, const floatS* bias, const int* first, double scale,
                                     int causal, int B, int T, int NH, int HS, size_t scratch_bytes, stream_t s) {
-    const size_t bytes = sizeof(float) + sizeof(floatX); // of a score: S, P
-    attention_cut_t cut = attention_cut(B, T, NH, HS, bytes, scratch_bytes);
-    attention_step_t step = {};
-    float* scores = (float*)device_scratch(s, cut.values * bytes);
-    floatX* p = (floatX*)(scores + cut.values);
-    while (attention_next(&step, cut)) {
-        attention_place_t in_qkv = attention_in_qkv(cut), in_out = attention_in_out(cut);
-        attention_place_t in_scores = attention_in_scores(cut, step);
-        const floatX* k = qkv + step.key + cut.C;
-        const floatX* v = k + cut.C;
-        matmul_shape_t qk = matmul_shape(step.rows, T, HS, 0, 1), pv = matmul_shape(step.rows, HS, T, 0, 0);
-        qk = attention_shape(qk, in_scores, in_qkv, in_qkv, step.heads, scale);
-        pv = attention_shape(pv, in_out, in_scores, in_qkv, step.heads, 1);
-        matmul_batched_float(scores, qkv + step.query, k, qk, s);
+    auto softmax = [=](floatX* p, const float* scores, attention_cut_t, attention_step_t step) {
         unsigned blocks = blocks_for((size_t)step.heads * step.rows, ATTENTION_ROWS);
-        launch<text_softmax_kernel>(blocks, ATTENTION_ROWS * (int)WARP, 0, s, p, (const float*)scores, bias, first,
-                                    causal, step, T, NH);
-        matmul_batched(out + step.out, p, v, pv, s);
-    }
+        launch<text_softmax_kernel>(blocks, ATTENTION_ROWS * (int)WARP, 0, s, p, scores, bias, first, causal, step, T,
+                                    NH);
+    };
+    attention_products(out, qkv, scale, B, T, NH, HS, scratch_bytes, s, softmax);
 }
 
 void text_attention_forward(floatX* out,        // (B, T, NH, HS)

@@ -325,7 +325,7 @@ void attnblock_forward(floatX* out,     // (B, H, W, C)
     groupnorm_layer_forward(work->act, x, &b->norm, p, B, T, ACT_NONE, s);
     size_t rows = (size_t)B * T;
     matmul_forward(b->qkv, work->act, params_at(p, b->qkv_weight), params_at(p, b->qkv_bias), rows, C, 3 * C, s);
-    attention_forward(b->out, b->lse, b->qkv, B, T, 1, C, s);
+    attention_forward(b->out, b->lse, b->qkv, NULL, B, T, 1, C, s);
     conv_layer_forward(out, b->out, x, &b->proj_out, p, B, H, W, ACT_NONE, s);
 }
 
@@ -339,8 +339,8 @@ void attnblock_backward(block_work_t* work,
     floatX* dqkv = work->grad[2];
     conv_layer_backward_weight(&b->proj_out, p, block_work_main(work, 0, n), b->out, B, H, W, s);
     conv_layer_backward_data(dout, work->grad[0], NULL, &b->proj_out, p, images, H, W, ACT_NONE, s);
-    if (work->extra) attention_backward(dqkv, dout, b->qkv, b->out, b->lse, work->extra, T, 1, C, s);
-    attention_backward(dqkv + 3 * main_at, dout + main_at, b->qkv, b->out, b->lse, B, T, 1, C, s);
+    if (work->extra) attention_backward(dqkv, dout, b->qkv, b->out, b->lse, NULL, work->extra, T, 1, C, s);
+    attention_backward(dqkv + 3 * main_at, dout + main_at, b->qkv, b->out, b->lse, NULL, B, T, 1, C, s);
     if (params_grad(p, b->qkv_weight)) {
         groupnorm_layer_again(work->act, x, &b->norm, p, B, T, ACT_NONE, s);
         matmul_backward(NULL, params_grad(p, b->qkv_weight), params_grad(p, b->qkv_bias), dqkv + 3 * main_at, work->act,

@@ -560,7 +560,7 @@ void lightningdit_branches_forward(lightningdit_t* m, const params_t* p, int i, 
                             lightningdit_qk_weight(m, p, b->k_norm), m->rope, m->B, m->T, NH, HS, ROPE_NEIGHBOURS,
                             LIGHTNINGDIT_NORM_EPS, s);
     }
-    attention_forward(b->attention, b->lse, b->qkv, m->B, m->T, NH, HS, s);
+    attention_forward(b->attention, b->lse, b->qkv, NULL, m->B, m->T, NH, HS, s);
     matmul_forward(b->proj, b->attention, params_at(p, b->proj_weight), params_at(p, b->proj_bias), rows, D, D, s);
     gated_norm_modulate_forward(b->middle, b->norm2, b->mean2, b->rstd2, b->x, b->proj,
                                 lightningdit_vector(m, m->modulation, i, DIT_GATE1),
@@ -651,7 +651,7 @@ void lightningdit_attention_backward(lightningdit_t* m, const params_t* p, int i
     floatX* dattention = m->dnorm; // whose last reader was the line above
     matmul_backward(dattention, params_grad(p, b->proj_weight), params_grad(p, b->proj_bias), m->dbranch, b->attention,
                     params_at(p, b->proj_weight), rows, D, D, s);
-    attention_backward(m->dwide, dattention, b->qkv, b->attention, b->lse, m->B, m->T, NH, HS, s);
+    attention_backward(m->dwide, dattention, b->qkv, b->attention, b->lse, NULL, m->B, m->T, NH, HS, s);
     if (!m->config.classic) {
         qknorm_rope_backward(m->dwide, lightningdit_qk_grad(m, p, b->q_norm), lightningdit_qk_grad(m, p, b->k_norm),
                              b->raw, b->qk_rstd, lightningdit_qk_weight(m, p, b->q_norm),

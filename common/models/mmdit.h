@@ -42,7 +42,7 @@
 #include "common/models/embedder.h"
 // defines: rotary_table
 #include "common/models/rotary_table.h"
-// defines: matmul_*, norm_modulate_*, gated_norm_modulate_*, qknorm_rope_*, attention_from_*, concat_*, split_*, ...
+// defines: matmul_*, norm_modulate_*, gated_norm_modulate_*, qknorm_rope_*, attention_*, concat_*, split_*, ...
 #include "common/ops.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -559,7 +559,7 @@ void mmdit_joint_attention_forward(mmdit_t* m, const params_t* p, int i, stream_
                             B, R, NH, HS, ROPE_NEIGHBOURS, MMDIT_NORM_EPS, s);
     }
     concat_tokens(d->qkv, text, image, B, L, m->N, 3 * D, s);
-    attention_from_forward(d->attention, d->lse, d->qkv, m->in.first, B, m->T, NH, HS, s);
+    attention_forward(d->attention, d->lse, d->qkv, m->in.first, B, m->T, NH, HS, s);
     split_tokens(m->wide, m->wide + mmdit_part(m, MMDIT_IMAGE, D), d->attention, B, L, m->N, D, s);
 }
 
@@ -616,7 +616,7 @@ void mmdit_single_forward(mmdit_t* m, const params_t* p, int i, stream_t s) {
                         ACT_GELU_TANH, s);
     qknorm_rope_forward(b->qkv, b->raw, b->qk_rstd, params_at(p, b->q_norm), params_at(p, b->k_norm),
                         mmdit_rope(m, MMDIT_TEXT), B, m->T, NH, HS, ROPE_NEIGHBOURS, MMDIT_NORM_EPS, s);
-    attention_from_forward(b->attention, b->lse, b->qkv, m->in.first, B, m->T, NH, HS, s);
+    attention_forward(b->attention, b->lse, b->qkv, m->in.first, B, m->T, NH, HS, s);
     matmul_forward(b->branch, b->attention, linear2, params_at(p, b->linear2_bias), rows, D, D, s);
     matmul_add_forward(b->branch, b->hidden, linear2 + (size_t)D * D, rows, 4 * D, D, s);
 }
@@ -675,7 +675,7 @@ void mmdit_single_backward(mmdit_t* m, const params_t* p, int i, stream_t s) {
     matmul_backward(m->dhidden, dlinear2 ? dlinear2 + out_values : NULL, NULL, m->dbranch, b->hidden,
                     linear2 + out_values, rows, 4 * D, D, s);
     gelu_backward(m->dhidden, m->dhidden, b->pre, rows * 4 * D, ACT_GELU_TANH, s);
-    attention_from_backward(m->dqkv, dattention, b->qkv, b->attention, b->lse, m->in.first, B, m->T, NH, HS, s);
+    attention_backward(m->dqkv, dattention, b->qkv, b->attention, b->lse, m->in.first, B, m->T, NH, HS, s);
     qknorm_rope_backward(m->dqkv, params_grad(p, b->q_norm), params_grad(p, b->k_norm), b->raw, b->qk_rstd,
                          params_at(p, b->q_norm), params_at(p, b->k_norm), mmdit_rope(m, MMDIT_TEXT), B, m->T, NH, HS,
                          ROPE_NEIGHBOURS, s);
@@ -741,7 +741,7 @@ void mmdit_joint_attention_backward(mmdit_t* m, const params_t* p, int i, stream
     }
     floatX* dattention = m->dbranch; // whose last readers were the lines above
     concat_tokens(dattention, m->dnorm, m->dnorm + image, B, L, m->N, D, s);
-    attention_from_backward(m->dqkv, dattention, d->qkv, d->attention, d->lse, m->in.first, B, m->T, NH, HS, s);
+    attention_backward(m->dqkv, dattention, d->qkv, d->attention, d->lse, m->in.first, B, m->T, NH, HS, s);
     split_tokens(m->wide, m->wide + 3 * image, m->dqkv, B, L, m->N, 3 * D, s);
     for (int k = 0; k < MMDIT_STREAMS; k++) {
         mmdit_stream_t* b = &d->streams[k];

@@ -469,7 +469,7 @@ void vit_branches_forward(vit_t* v, const params_t* p, int i, stream_t s) {
         qknorm_rope_forward(b->qkv, NULL, NULL, NULL, NULL, v->rope, v->B, v->T, NH, HS, ROPE_HALVES, 0, s);
     }
     if (v->causal) text_attention_forward(b->attention, b->qkv, NULL, NULL, 1 / sqrt(HS), 1, v->B, v->T, NH, HS, s);
-    else attention_forward(b->attention, b->lse, b->qkv, v->B, v->T, NH, HS, s);
+    else attention_forward(b->attention, b->lse, b->qkv, NULL, v->B, v->T, NH, HS, s);
     matmul_forward(b->proj, b->attention, proj, proj_bias, rows, D, D, s);
     lora_forward(&v->lora, &b->proj_lora, p, b->proj, b->attention, v->B, v->T, s);
     residual_layernorm_forward(b->middle, b->norm2, b->mean2, b->rstd2, b->x, b->proj, vit_gamma(v, p, b->gamma1),
@@ -562,7 +562,7 @@ void vit_attention_backward(vit_t* v, const params_t* p, int i, stream_t s) {
     matmul_backward(dattention, params_grad(p, b->proj_weight), params_grad(p, b->proj_bias), v->dbranch, b->attention,
                     params_at(p, b->proj_weight), rows, D, D, s);
     lora_backward(&v->lora, &b->proj_lora, p, dattention, v->dbranch, b->attention, v->B, v->T, s);
-    attention_backward(v->dwide, dattention, b->qkv, b->attention, b->lse, v->B, v->T, NH, HS, s);
+    attention_backward(v->dwide, dattention, b->qkv, b->attention, b->lse, NULL, v->B, v->T, NH, HS, s);
     if (vit_is_rotary(&v->config)) {
         qknorm_rope_backward(v->dwide, NULL, NULL, NULL, NULL, NULL, NULL, v->rope, v->B, v->T, NH, HS, ROPE_HALVES, s);
     }

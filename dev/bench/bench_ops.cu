@@ -138,14 +138,14 @@ static void run_attention(sizes_t z, stream_t s) {
     floatX *out = once(elements(z)), *qkv = once(3 * elements(z));
     floatS* lse = sums_once((size_t)z.B * z.H * z.W);
     count_macs(2.0 * elements(z) * z.H);
-    if (ready()) attention_forward(out, lse, qkv, z.B, z.H, z.W, z.C, s);
+    if (ready()) attention_forward(out, lse, qkv, NULL, z.B, z.H, z.W, z.C, s);
 }
 static void run_attention_backward(sizes_t z, stream_t s) { // four products, and the scores again
     floatX *dqkv = once(3 * elements(z)), *dout = once(elements(z)), *qkv = once(3 * elements(z));
     floatX* out = once(elements(z));
     floatS* lse = sums_once((size_t)z.B * z.H * z.W);
     count_macs(5.0 * elements(z) * z.H);
-    if (ready()) attention_backward(dqkv, dout, qkv, out, lse, z.B, z.H, z.W, z.C, s);
+    if (ready()) attention_backward(dqkv, dout, qkv, out, lse, NULL, z.B, z.H, z.W, z.C, s);
 }
 
 // Norms: B images of H W positions and C channels in K groups.

@@ -152,11 +152,11 @@ static inline void softmax_rows(floatX* S, floatS* lse, int rows, int T) {
     }
 }
 
-void attention_from_forward(floatX* out,          // (B, T, NH, HS)
-                            floatS* lse,          // (B, NH, T)
-                            const floatX* qkv,    // (B, T, 3, NH, HS)
-                            const int* first_key, // (B) or NULL for 0
-                            int B, int T, int NH, int HS, stream_t s) {
+void attention_forward(floatX* out,          // (B, T, NH, HS)
+                       floatS* lse,          // (B, NH, T)
+                       const floatX* qkv,    // (B, T, 3, NH, HS)
+                       const int* first_key, // (B) or NULL for 0
+                       int B, int T, int NH, int HS, stream_t s) {
     (void)s;
     size_t heads = (size_t)B * NH;
     attention_tiles_t tile = attention_tiles(NH, T);
@@ -175,13 +175,6 @@ void attention_from_forward(floatX* out,          // (B, T, NH, HS)
         softmax_rows(S, lse + head * T + first, rows, keys);
         gemm(PLAIN, PLAIN, rows, HS, keys, 1, S, keys, v, 3 * C, 0, out + (b * T + first) * C + h * HS, C);
     }
-}
-
-void attention_forward(floatX* out,       // (B, T, NH, HS)
-                       floatS* lse,       // (B, NH, T)
-                       const floatX* qkv, // (B, T, 3, NH, HS)
-                       int B, int T, int NH, int HS, stream_t s) {
-    attention_from_forward(out, lse, qkv, NULL, B, T, NH, HS, s);
 }
 
 // One row of a text encoder's scores: a bias of each key's distance, whose rows are `stride` values apart and of which
@@ -267,13 +260,13 @@ static inline void attention_tile_backward(floatX* dq, floatX* dk, floatX* dv, i
 // dk and dv of a head are sums over all query tiles, so one thread goes through the tiles of a head. Where there are
 // few heads, the tiles form `groups`: the first group of a head sums in dqkv, each other one in scratch (T, 2 HS), and
 // these are added in order.
-void attention_from_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
-                             const floatX* dout,   // (B, T, NH, HS)
-                             const floatX* qkv,    // (B, T, 3, NH, HS)
-                             const floatX* out,    // (B, T, NH, HS)
-                             const floatS* lse,    // (B, NH, T)
-                             const int* first_key, // (B) or NULL for 0
-                             int B, int T, int NH, int HS, stream_t s) {
+void attention_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
+                        const floatX* dout,   // (B, T, NH, HS)
+                        const floatX* qkv,    // (B, T, 3, NH, HS)
+                        const floatX* out,    // (B, T, NH, HS)
+                        const floatS* lse,    // (B, NH, T)
+                        const int* first_key, // (B) or NULL for 0
+                        int B, int T, int NH, int HS, stream_t s) {
     (void)s;
     size_t heads = (size_t)B * NH, slot = (size_t)T * 2 * HS;
     attention_tiles_t tile = attention_tiles(NH, T);
@@ -314,13 +307,4 @@ void attention_from_backward(floatX* dqkv,         // (B, T, 3, NH, HS)
             }
         }
     }
-}
-
-void attention_backward(floatX* dqkv,       // (B, T, 3, NH, HS)
-                        const floatX* dout, // (B, T, NH, HS)
-                        const floatX* qkv,  // (B, T, 3, NH, HS)
-                        const floatX* out,  // (B, T, NH, HS)
-                        const floatS* lse,  // (B, NH, T)
-                        int B, int T, int NH, int HS, stream_t s) {
-    attention_from_backward(dqkv, dout, qkv, out, lse, NULL, B, T, NH, HS, s);
 }
