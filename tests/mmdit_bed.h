@@ -3,7 +3,7 @@
 // All activations are poisoned, so that a number that was never written shows; what lives only inside forward or
 // backward is poisoned again between the two. Look next at tests/test_mmdit.c and tests/test_mmdit_gradient.c.
 #pragma once
-// defines: mmdit_t, mmdit_config_t, mmdit_register, mmdit_plan, mmdit_plan_work, mmdit_set_tables, mmdit_forward, ...
+// defines: mmdit_t, mmdit_config_t, mmdit_register, mmdit_plan, mmdit_plan_work, mmdit_set_size, mmdit_forward, ...
 #include "common/models/mmdit.h"
 // defines: check, test_normal, test_uniform
 #include "tests/test.h"
@@ -51,7 +51,7 @@ static inline void bed_make(bed_t* m, mmdit_config_t config, int B, int L, int t
     bed_poison(&m->keep);
     bed_poison(&m->work);
     params_init(&m->params, 11);
-    mmdit_set_tables(&m->net);
+    mmdit_set_size(&m->net, m->net.config.h, m->net.config.w);
     for (size_t i = 0; i < m->values; i++) m->xt[i] = (floatX)test_normal(), m->dv[i] = (floatX)test_normal();
     for (size_t i = 0; i < (size_t)B * L * config.text; i++) m->text[i] = (floatX)test_normal();
     for (size_t i = 0; i < (size_t)B * config.vector; i++) m->pooled[i] = (floatX)test_normal();

@@ -309,11 +309,16 @@ void test_recompute(mmdit_config_t config) {
     bed_free(&again);
 }
 
-// A pass over fewer latents and text rows than were planned is that of a model of just so many.
+// A pass over fewer and smaller latents and fewer text rows than were planned is that of a model of just such ones. The
+// size may be set again.
 void test_smaller(void) {
     bed_t large, small;
-    bed_make(&large, bed_config(2, 2, 6, 1), 5, 7, 1, 0);
-    bed_make(&small, bed_config(2, 2, 6, 1), 2, 4, 1, 0);
+    mmdit_config_t config = bed_config(2, 2, 6, 1), wide = config;
+    wide.h = 4, wide.w = 5;
+    bed_make(&large, wide, 5, 7, 1, 0);
+    bed_make(&small, config, 2, 4, 1, 0);
+    mmdit_set_size(&large.net, 6, 1);
+    mmdit_set_size(&large.net, config.h, config.w);
     bed_randomise(&large);
     bed_copy(&small, &large);
     large.in.B = 2, large.in.L = 4;
@@ -355,6 +360,14 @@ void run_long_text(const char* id) {
     mmdit_plan(m, &keep, 2, 5, 1);
     mmdit_forward(m, NULL, (mmdit_input_t){2, 6, NULL, NULL, NULL, NULL, NULL, NULL}, 0);
 }
+void run_large_size(const char* id) {
+    mmdit_t* m = (mmdit_t*)calloc_check(1, sizeof *m, "a model");
+    plan_t keep = {NULL, 0, 0, 0, 0, 0, 0, NULL};
+    (void)id;
+    m->config = bed_config(1, 1, 6, 0);
+    mmdit_plan(m, &keep, 2, 5, 1);
+    mmdit_set_size(m, 7, 1);
+}
 
 int main(int argc, char** argv) {
     test_begin(argc, argv);
@@ -377,12 +390,13 @@ int main(int argc, char** argv) {
             test_end_case();
         }
     }
-    if (test_case("fewer latents and text rows than planned")) { test_smaller(); test_end_case(); }
+    if (test_case("fewer and smaller latents and fewer text rows than planned")) { test_smaller(); test_end_case(); }
     if (test_case("messages for bad input")) {
         check_message(run_unknown, "3B", "no text-to-image transformer named '3B'", "2B, 2B-deep");
         check_message(run_wrong_axes, "mini", "8, 8 and 12 channels", "a head of 32");
         check_message(run_no_channels, "mini", "0 x 0 x 0", "text rows of 64");
         check_message(run_long_text, "", "6 text rows", "up to 2 with 5");
+        check_message(run_large_size, "", "latents of 7 x 1", "up to 6 positions");
         test_end_case();
     }
     temporary_end();

@@ -56,7 +56,7 @@ typedef struct {
     int text;             // width of a text row
     int vector;           // width of the pooled vector; 0: none
     int guidance;         // 1: the guidance that a distilled model is to imitate is an input
-    int C, h, w;          // channels and sides of the latent: set by the caller
+    int C, h, w;          // channels and sides of the latent: set by the caller, who may change them (mmdit_set_size)
 } mmdit_config_t;
 
 #define MMDIT_NORM_EPS 1e-6   // of every norm
@@ -155,13 +155,14 @@ typedef struct {
     embedder_t time, vector, guidance;
     mmdit_double_t doubles[MMDIT_MAX_DOUBLES];
     mmdit_single_t singles[MMDIT_MAX_SINGLES + 1]; // singles[config.singles]: the stream at the end and the final norm
-    int capacity, text_rows; // images and text rows of an image, as planned
-    int N;                   // image rows
+    int capacity;            // images, as planned
+    int text_rows, image_rows; // of an image, as planned
+    int N;                   // image rows of the size that is set
     int M;                   // length of an image's modulation vectors
     int train;
     mmdit_input_t in;        // of the last forward
     int T;                   // L + N of it
-    floatS* rope;            // (text_rows + N, HS / 2, 2)
+    floatS* rope;            // (text_rows + image_rows, HS / 2, 2)
     floatX *time_features, *guidance_features; // (B, 256)
     floatS* condition;       // (B, D)
     floatX* silu;            // (B, D) s
@@ -323,7 +324,7 @@ size_t mmdit_macs(const mmdit_config_t* c, int L) {
 void mmdit_plan_double_stream(mmdit_t* m, plan_t* plan, int i) {
     for (int k = 0; k < MMDIT_STREAMS; k++) {
         mmdit_stream_t* b = &m->doubles[i].streams[k];
-        size_t rows = (size_t)m->capacity * (k == MMDIT_TEXT ? m->text_rows : m->N);
+        size_t rows = (size_t)m->capacity * (k == MMDIT_TEXT ? m->text_rows : m->image_rows);
         plan_floatS(plan, &b->x, rows * m->config.dim, "mmdit.x");
         plan_floatS(plan, &b->mean1, rows, "mmdit.mean1");
         plan_floatS(plan, &b->rstd1, rows, "mmdit.rstd1");
@@ -333,10 +334,10 @@ void mmdit_plan_double_stream(mmdit_t* m, plan_t* plan, int i) {
 // Everything between.
 void mmdit_plan_double_branches(mmdit_t* m, plan_t* plan, int i) {
     mmdit_double_t* d = &m->doubles[i];
-    size_t D = m->config.dim, heads = m->config.heads, all = (size_t)m->capacity * (m->text_rows + m->N);
+    size_t D = m->config.dim, heads = m->config.heads, all = (size_t)m->capacity * (m->text_rows + m->image_rows);
     for (int k = 0; k < MMDIT_STREAMS; k++) {
         mmdit_stream_t* b = &d->streams[k];
-        size_t rows = (size_t)m->capacity * (k == MMDIT_TEXT ? m->text_rows : m->N);
+        size_t rows = (size_t)m->capacity * (k == MMDIT_TEXT ? m->text_rows : m->image_rows);
         plan_floatX(plan, &b->norm1, rows * D, "mmdit.norm1");
         plan_floatX(plan, &b->raw, rows * 2 * D, "mmdit.raw");
         plan_floatS(plan, &b->qk_rstd, rows * 2 * heads, "mmdit.qk_rstd");
@@ -357,14 +358,14 @@ void mmdit_plan_double_branches(mmdit_t* m, plan_t* plan, int i) {
 // The same of a single block; the last entry has the stream and its norm alone.
 void mmdit_plan_single_stream(mmdit_t* m, plan_t* plan, int i) {
     mmdit_single_t* b = &m->singles[i];
-    size_t rows = (size_t)m->capacity * (m->text_rows + m->N);
+    size_t rows = (size_t)m->capacity * (m->text_rows + m->image_rows);
     plan_floatS(plan, &b->x, rows * m->config.dim, "mmdit.x");
     plan_floatS(plan, &b->mean, rows, "mmdit.mean");
     plan_floatS(plan, &b->rstd, rows, "mmdit.rstd");
 }
 void mmdit_plan_single_branches(mmdit_t* m, plan_t* plan, int i) {
     mmdit_single_t* b = &m->singles[i];
-    size_t D = m->config.dim, heads = m->config.heads, rows = (size_t)m->capacity * (m->text_rows + m->N);
+    size_t D = m->config.dim, heads = m->config.heads, rows = (size_t)m->capacity * (m->text_rows + m->image_rows);
     plan_floatX(plan, &b->norm, rows * D, "mmdit.norm");
     if (i == m->config.singles) return;
     plan_floatX(plan, &b->qkv, rows * 3 * D, "mmdit.qkv");
@@ -400,11 +401,11 @@ void mmdit_plan(mmdit_t* m, plan_t* keep, int B, int L, int train) {
     }
     m->capacity = B;
     m->text_rows = L;
-    m->N = c->h * c->w;
+    m->image_rows = c->h * c->w;
     m->M = mmdit_modulations(c);
     m->train = train;
-    size_t rows = (size_t)B * m->N;
-    plan_floatS(keep, &m->rope, (size_t)(L + m->N) * (c->dim / c->heads), "mmdit.rope");
+    size_t rows = (size_t)B * m->image_rows;
+    plan_floatS(keep, &m->rope, (size_t)(L + m->image_rows) * (c->dim / c->heads), "mmdit.rope");
     plan_floatX(keep, &m->v, rows * c->C, "mmdit.v");
     plan_floatX(keep, &m->last, rows * c->dim, "mmdit.last");
     mmdit_plan_condition(m, keep);
@@ -439,7 +440,7 @@ void mmdit_plan_shared_block(mmdit_t* m, plan_t* work) {
 
 // Plans what lives only inside mmdit_forward or mmdit_backward, after mmdit_plan.
 void mmdit_plan_work(mmdit_t* m, plan_t* work) {
-    size_t B = m->capacity, rows = B * (m->text_rows + m->N), D = m->config.dim;
+    size_t B = m->capacity, rows = B * (m->text_rows + m->image_rows), D = m->config.dim;
     plan_floatX(work, &m->wide, rows * 3 * D, "mmdit.wide");
     plan_floatS(work, &m->streams, rows * D, "mmdit.streams");
     if (!m->train || m->recompute) mmdit_plan_shared_block(m, work);
@@ -454,13 +455,20 @@ void mmdit_plan_work(mmdit_t* m, plan_t* work) {
     plan_floatX(work, &m->dcondition, B * D, "mmdit.dcondition");
 }
 
-// Writes the table of rotations. To be called after planning.
-void mmdit_set_tables(mmdit_t* m) {
-    const mmdit_config_t* c = &m->config;
+// The latents of the passes that follow are h x w, of no more positions than were planned. Writes the table of
+// rotations, so it has to be called after planning, before the first pass.
+void mmdit_set_size(mmdit_t* m, int h, int w) {
+    mmdit_config_t* c = &m->config;
+    if (h < 1 || w < 1 || h > m->image_rows / w) {
+        fatal("latents of %d x %d for a text-to-image transformer that was planned for up to %d positions", h, w,
+              m->image_rows);
+    }
+    c->h = h, c->w = w;
+    m->N = h * w;
     size_t n = (size_t)(m->text_rows + m->N) * (c->dim / c->heads);
     floatS* table = (floatS*)malloc_check(n * sizeof(floatS), "the table of rotations");
-    rotary_table(table, m->text_rows, c->h, c->w, c->axes);
-    copy_to_device(m->rope, table, n * sizeof(floatS), 0);
+    rotary_table(table, m->text_rows, h, w, c->axes);
+    copy_to_device(m->rope, table, n * sizeof(floatS), 0); // behind the passes that read what was there
     free(table);
 }
 
