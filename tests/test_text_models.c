@@ -1,6 +1,11 @@
 // The frozen text encoders: T5's and CLIP's against numbers of the originals, a batch against its texts alone, sizes of
-// the published models, and their files under all names, whole and in several files.
+// the published models, and their files under all names, whole and in several files. And what joins them with the
+// tokenizers: from a caption to rows.
 
+// defines: caption_encoder_t, caption_encoder_options_t, caption_encoder_*
+#include "common/drawing/caption_encoder.h"
+// defines: scene_of, scene_caption
+#include "common/data/scenes.h"
 // defines: t5_t, clip_text_t, clip_image_t, t5_load, clip_load_text, clip_load_image, *_config_of_file
 #include "common/models/text_weights.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error
@@ -9,6 +14,8 @@
 #include "tests/gradient.h"
 // defines: temporary_begin, temporary_path, temporary_write, check_message
 #include "tests/temporary.h"
+// defines: blob_t, put_toy
+#include "tests/toy_vocabulary.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Numbers of the originals
@@ -527,6 +534,206 @@ static void test_clip_files(void) {
     test_end_case();
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// From captions to rows
+
+static caption_encoder_options_t captions_fixed(void) {
+    caption_encoder_options_t o = {TEXT_FIXED, "", "", "", "", 16, 1};
+    return o;
+}
+
+static caption_encoder_options_t captions_t5(char paths[2][TEMPORARY_PATH]) {
+    caption_encoder_options_t o = {TEXT_T5, temporary_path(paths[0], "captions_t5.safetensors"),
+                                   temporary_path(paths[1], "toy.model"), "", "", 40, 1};
+    return o;
+}
+
+// A batch equals its captions alone, padding in front and all.
+static void check_captions(caption_encoder_t* e, const char* const* captions, int n) {
+    text_batch_t batch, alone;
+    caption_encoder_batch(e, captions, n, &batch, 0);
+    int L = batch.L, dt = e->dt, dv = e->dv;
+    double *rows = random_buffer((size_t)n * L * dt), *pooled = random_buffer((size_t)n * (dv + 1));
+    int* first = (int*)malloc(n * sizeof(int));
+    check(batch.B == n && (L % CAPTION_ROWS_STEP == 0 || L == e->options.length), "the batch's size");
+    memcpy(rows, batch.rows, (size_t)n * L * dt * sizeof *rows);
+    if (dv) memcpy(pooled, batch.pooled, (size_t)n * dv * sizeof *pooled);
+    memcpy(first, batch.first, n * sizeof *first);
+    for (int b = 0; b < n; b++) {
+        caption_encoder_batch(e, captions + b, 1, &alone, 0);
+        int count = L - first[b];
+        check(count > 0 && alone.L - alone.first[0] == count, "a caption's length");
+        check_error("rows", relative_error_double(rows + ((size_t)b * L + first[b]) * dt,
+                    alone.rows + (size_t)alone.first[0] * dt, (size_t)count * dt), 1e-12);
+        if (dv) check_error("pooled", relative_error_double(pooled + (size_t)b * dv, alone.pooled, dv), 1e-12);
+        for (size_t i = 0; i < (size_t)L * dt; i++) check(isfinite(rows[(size_t)b * L * dt + i]), "padding is finite");
+    }
+    free(rows);
+    free(pooled);
+    free(first);
+}
+
+static char* repeat(const char* word, int times) {
+    size_t length = strlen(word);
+    char* text = (char*)malloc(length * times + 1);
+    for (int i = 0; i < times; i++) memcpy(text + length * i, word, length);
+    text[length * times] = 0;
+    return text;
+}
+
+static void encode_fixed(const char* caption) {
+    caption_encoder_t e;
+    text_batch_t batch;
+    caption_encoder_options_t o = captions_fixed();
+    caption_encoder_open(&e, &o, 2);
+    const char* twice[2] = {caption, caption};
+    caption_encoder_batch(&e, twice, 2, &batch, 0);
+    caption_encoder_close(&e);
+}
+
+// What is said of a caption on stderr, in a run that goes on; `times` that often.
+static void check_warning(void (*function)(const char*), const char* caption, const char* said, int times) {
+    int code = temporary_run_child(function, caption), found = 0;
+    char* text = temporary_read("stderr", NULL);
+    for (const char* at = text; (at = strstr(at, said)); at++) found++;
+    check(code == 0 && found == times, "a warning, as often as it should be");
+    if (code || found != times) printf("     exit code %d, said %d times in: %s\n", code, found, text);
+    free(text);
+}
+
+static void test_fixed_captions(void) {
+    if (!test_case("captions: the miniature world's table of words")) return;
+    caption_encoder_t e;
+    caption_encoder_options_t o = captions_fixed();
+    caption_encoder_open(&e, &o, 5);
+    const char* const some[5] = {"", "a red circle on a gray background", "Two  RED, circles!", "two red circles",
+                                 "red two circles"};
+    text_batch_t batch;
+    check_captions(&e, some, 5);
+    caption_encoder_batch(&e, some, 5, &batch, 0);
+    const int counts[5] = {1, 8, 4, 4, 4};
+    for (int b = 0; b < 5; b++) check(batch.L == 16 && batch.first[b] == 16 - counts[b], "words and the end");
+    const double* row = batch.rows + 2 * 16 * 64;
+    check(!memcmp(row, row + 16 * 64, 16 * 64 * sizeof *row), "case, blanks and commas say nothing");
+    check(memcmp(row, row + 2 * 16 * 64, 16 * 64 * sizeof *row), "order does");
+    check_error("the order of words is not in the vector",
+                relative_error_double(batch.pooled + 3 * 64, batch.pooled + 4 * 64, 64), 1e-12);
+    const word_rows_t* w = e.words;
+    for (int k = 0; k < 64; k++) {
+        double want = w->table[WORD_FIRST + 25 - 1][k] + w->before[WORD_PAD][k] + (k >= 32); // "two" is word 25
+        check_error("the first row", fabs(row[12 * 64 + k] - want), 1e-12);
+    }
+    char used[WORDS] = "", caption[SCENE_CAPTION], word[WORD_LONGEST];
+    int id;
+    for (int i = 0; i < 2000; i++) {
+        scene_t scene = scene_of(1, (uint64_t)i, SCENES_SIDE, 0);
+        for (const char* at = scene_caption(caption, &scene); (id = word_next(&at, word));) {
+            check(id >= WORD_FIRST, "a word of a scene is in the table");
+            used[id - WORD_FIRST] = 1;
+        }
+    }
+    for (int i = 0; i < WORDS; i++) check(used[i], "each word is used");
+    caption_encoder_close(&e);
+    char* long_text = repeat("red ", 10000);
+    check_warning(encode_fixed, long_text, "longer than the 16 rows", 1);
+    free(long_text);
+    check_warning(encode_fixed, "a dog, a dog", "\"dog\" is no word", 1);
+    check_warning(encode_fixed, "a red \xF0\x9F\x99\x82 \xFF", "is no word", 2);
+    check_warning(encode_fixed, "", "warning", 0);
+    test_end_case();
+}
+
+static void encode_t5(const char* caption) {
+    static caption_encoder_t e;
+    char paths[2][TEMPORARY_PATH];
+    text_batch_t batch;
+    caption_encoder_options_t o = captions_t5(paths);
+    caption_encoder_open(&e, &o, 1);
+    caption_encoder_batch(&e, &caption, 1, &batch, 0);
+    check(batch.L == 40 && batch.first[0] == 0 && e.ids[39] == 1, "cut to -text_len, with the mark of the end");
+}
+static void open_captions(const char* change) { // the name of a flag, and its value
+    static caption_encoder_t e;
+    char paths[2][TEMPORARY_PATH];
+    caption_encoder_options_t o = captions_t5(paths);
+    const char* value = strchr(change, ' ') + 1;
+    if (!strncmp(change, "t5 ", 3)) o.t5 = value;
+    else if (!strncmp(change, "t5_vocabulary ", 14)) o.t5_vocabulary = value;
+    else o.clip = value, o.clip_vocabulary = value;
+    caption_encoder_open(&e, &o, 1);
+    caption_encoder_check_widths(&e, 4096, 0, "dit.safetensors");
+}
+static void take_saved(const char* saved) {
+    caption_encoder_options_t o;
+    caption_encoder_take_saved(&o, saved, "dit.safetensors");
+}
+
+static void test_t5_captions(void) {
+    if (!test_case("captions: T5 with its vocabulary; what does not fit")) return;
+    static t5_bed_t bed;
+    static caption_encoder_t e, whole;
+    static blob_t toy;
+    char paths[2][TEMPORARY_PATH], name[CAPTION_ENCODER_NAME];
+    t5_config_t config = {"small", 8, 16, 2, 2, 4, 14};
+    t5_bed_begin(&bed, config, 1, 7);
+    write_table("captions_t5.safetensors", &bed.params, 0, bed.params.table.n, "");
+    put_toy(&toy, NULL, 0);
+    temporary_write("toy.model", toy.bytes, toy.size);
+    caption_encoder_options_t o = captions_t5(paths);
+    caption_encoder_open(&e, &o, 4);
+    check(e.dt == 8 && e.dv == 0, "widths");
+    const char* const some[4] = {"abcabc", "", "a \xFF \xF0\x9F\x99\x82", "aaaaaaaaaaaaaaaaaaaaaaaaa"};
+    check_captions(&e, some, 4);
+    text_batch_t batch;
+    caption_encoder_batch(&e, some, 2, &batch, 0);
+    const int ids[7] = {7, 10, 4, 10, 1, 0, 0};
+    t5_forward(&bed.t5, &bed.params, ids, NULL, 0);
+    check(batch.L == 16 && batch.first[0] == 11 && batch.first[1] == 15, "where captions begin");
+    int five = 5;
+    t5_forward(&bed.t5, &bed.params, ids, &five, 0);
+    check_error("T5's rows", relative_error_double(batch.rows + 11 * 8, bed.t5.rows + 2 * 8, 5 * 8), 1e-5);
+    snprintf(name, sizeof name, "%s", e.name);
+    o.mask = 0;
+    o.length = 7;
+    caption_encoder_open(&whole, &o, 1);
+    caption_encoder_batch(&whole, some, 1, &batch, 0);
+    t5_forward(&bed.t5, &bed.params, ids, NULL, 0);
+    check(batch.L == 7 && batch.first[0] == 0, "without a mask all rows count");
+    check_error("T5's rows", relative_error_double(batch.rows, bed.t5.rows, 7 * 8), 1e-5);
+    check(strcmp(name, whole.name) && strstr(name, "at most 40 rows"), "the name tells the encoders apart");
+    caption_encoder_options_t again = {TEXT_FIXED, "", "", "", "", 0, 1};
+    caption_encoder_take_saved(&again, whole.saved, "x");
+    check(again.kind == TEXT_T5 && again.length == 7 && again.mask == 0, "the saved options");
+    caption_encoder_close(&whole);
+    caption_encoder_close(&e);
+    char* long_text = repeat("a ", 10000);
+    check_warning(encode_t5, long_text, "longer than the 40 rows", 1);
+    free(long_text);
+    check_message(open_captions, "t5 ", "-text t5 needs T5 v1.1's encoder", "-t5");
+    check_message(open_captions, "t5_vocabulary /nowhere", "No such file", "spiece.model");
+    check_message(open_captions, "none none", "CLIP's weights", "No such file");
+    char change[TEMPORARY_PATH + 32];
+    snprintf(change, sizeof change, "t5_vocabulary %s", paths[0]);
+    check_message(open_captions, change, "spiece.model", NULL);
+    snprintf(change, sizeof change, "clip %s", paths[0]);
+    check_message(open_captions, change, "holds a CLIP of other sizes", "OpenAI's B/32");
+    snprintf(change, sizeof change, "t5 %s", paths[0]);
+    check_message(open_captions, change, "reads text rows of 4096 values, and the encoder's have 8", "-t5");
+    t5_bed_end(&bed);
+    t5_bed_begin(&bed, config, 1, 1);
+    bed.params.values[0] = NAN;
+    write_table("captions_t5.safetensors", &bed.params, 0, bed.params.table.n, "");
+    check_message(encode_t5, "<pad> zz", "makes a NaN", "zz");
+    t5_bed_end(&bed);
+    config.vocabulary = 10;
+    t5_bed_begin(&bed, config, 1, 1);
+    write_table("captions_t5.safetensors", &bed.params, 0, bed.params.table.n, "");
+    check_message(open_captions, change, "has 14 pieces", "rows for 10");
+    t5_bed_end(&bed);
+    check_message(take_saved, "t5 0 1", "is no text encoder of ours", NULL);
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     temporary_begin();
@@ -540,6 +747,8 @@ int main(int argc, char** argv) {
     test_t5_files();
     test_far_numbers();
     test_clip_files();
+    test_fixed_captions();
+    test_t5_captions();
     temporary_end();
     return test_finish();
 }

@@ -48,7 +48,8 @@ enum {
     RANDOM_GARMENTS = 15,  // the colours and grounds of the garments
     RANDOM_VIEWS = 16,     // the crops and colours in which a pretrained encoder sees an image
     RANDOM_BUCKETS = 17,   // which size of images a step has
-    RANDOM_SCENES = 18     // the drawn scenes with captions
+    RANDOM_SCENES = 18,    // the drawn scenes with captions
+    RANDOM_WORDS = 19      // the rows of words where no text encoder is trained
 };
 
 typedef struct { uint32_t v[4]; } philox4_t; // four words of 32 random bits

@@ -1,0 +1,74 @@
+// word_rows.h: captions as rows of numbers without a trained text encoder: for the miniature world, which has 27 words.
+//
+//     row of word i = table[word i] + before[word i - 1] + waves(i)       WORD_WIDTH numbers each
+//     pooled        = mean of table[word i]
+//
+// Both tables are standard normal deviates. `before` lets the row of "circle" know that it is a "red" one; the waves,
+// sines and cosines of the position, tell order, which the transformer does not see otherwise: it gives all text rows
+// one position. The mark of the end is the last word. Letters count in lower case; white space and ASCII punctuation
+// part words; whatever else there is belongs to one. Words that are not in the table share one row.
+// Look next at common/drawing/caption_encoder.h, which has trained encoders too, and common/data/scenes.h.
+#pragma once
+#include <ctype.h>
+#include <math.h>
+#include <string.h>
+
+// defines: floatS
+#include "common/device.h"
+// defines: random_normal, RANDOM_WORDS
+#include "common/program/rng.h"
+
+enum { WORD_PAD, WORD_END, WORD_UNKNOWN, WORD_FIRST }; // numbers of rows; the list follows
+enum { WORD_WIDTH = 64, WORD_LONGEST = 40 };           // values of a row; bytes of a word that are looked at
+#define WORDS_SEED 20261205u
+
+static const char* const word_list[] = {
+    "a", "above", "and", "background", "below", "black", "blue", "circle", "circles", "cyan", "four", "gray", "green",
+    "left", "of", "on", "purple", "red", "right", "square", "squares", "three", "triangle", "triangles", "two", "white",
+    "yellow"};
+enum { WORDS = sizeof word_list / sizeof word_list[0], WORD_COUNT = WORD_FIRST + (int)WORDS };
+
+typedef struct {
+    floatS table[WORD_COUNT][WORD_WIDTH], before[WORD_COUNT][WORD_WIDTH];
+} word_rows_t;
+
+static inline void word_rows_open(word_rows_t* w) {
+    for (int i = 0; i < WORD_COUNT; i++) {
+        for (int k = 0; k < WORD_WIDTH; k++) {
+            w->table[i][k] = (floatS)random_normal(WORDS_SEED, RANDOM_WORDS, 0, (uint64_t)i * WORD_WIDTH + k);
+            w->before[i][k] = (floatS)random_normal(WORDS_SEED, RANDOM_WORDS, 1, (uint64_t)i * WORD_WIDTH + k);
+        }
+    }
+}
+
+static inline int word_is_gap(char c) { return c > 0 && !isalnum((unsigned char)c); }
+
+// The next word of a text, in lower case and cut to what fits, and its number; 0 where there is none.
+static inline int word_next(const char** text, char word[WORD_LONGEST]) {
+    const char* c = *text;
+    int n = 0;
+    while (word_is_gap(*c)) c++;
+    for (; *c && !word_is_gap(*c); c++) {
+        if (n < WORD_LONGEST - 1) word[n++] = *c >= 'A' && *c <= 'Z' ? (char)(*c + 32) : *c;
+    }
+    word[n] = 0;
+    *text = c;
+    for (int i = 0; i < WORDS; i++) if (!strcmp(word_list[i], word)) return WORD_FIRST + i;
+    return n ? WORD_UNKNOWN : 0;
+}
+
+// The rows of `count` words and their pooled vector.
+static inline void word_rows(const word_rows_t* w, const int* ids, int count,
+                             floatS* rows,     // (count, WORD_WIDTH)
+                             floatS* pooled) { // (WORD_WIDTH)
+    for (int k = 0; k < WORD_WIDTH; k++) pooled[k] = 0;
+    for (int i = 0; i < count; i++) {
+        const floatS *word = w->table[ids[i]], *before = w->before[i ? ids[i - 1] : WORD_PAD];
+        for (int k = 0; k < WORD_WIDTH; k++) {
+            int wave = k % (WORD_WIDTH / 2);
+            double angle = i * pow(10000, -(double)wave / (WORD_WIDTH / 2));
+            rows[i * WORD_WIDTH + k] = word[k] + before[k] + (floatS)(k < WORD_WIDTH / 2 ? sin(angle) : cos(angle));
+            pooled[k] += word[k] / count;
+        }
+    }
+}
