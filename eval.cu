@@ -6,6 +6,7 @@
 //     ./eval -latent -tokenizer A,B,C                              Table 16, PCA pictures
 //     ./eval -gen    -dit runs/mini/dit.safetensors                gFID, sFID, IS, precision, recall, KID
 //     ./eval -sweep  -dit runs/mini/dit.safetensors                gFID against steps and guidance, plotted
+//     ./eval -scenes -tokenizer A,B                                do reconstructions show the scenes that were drawn?
 //     ./eval -inspect FILE                                         the tensors in a file of weights
 //     ./eval -preset imagenet -recon -data IMAGENET -features pt_inception-2015-12-05-6726825d.pth ...
 //
@@ -15,7 +16,8 @@
 // images are shared among all, and the scores are those of one.
 //
 // Reading order: here what is opened and in which order; then a mode of interest: common/measures/eval_recon.h,
-// eval_gen.h, eval_probe.h, eval_latent.h, eval_sweep.h. What they print and log: common/measures/report.h.
+// eval_gen.h, eval_probe.h, eval_latent.h, eval_sweep.h, eval_scenes.h. What they print and log:
+// common/measures/report.h.
 #include <unistd.h>
 
 // defines: eval_t, eval_flags, eval_presets
@@ -30,6 +32,8 @@
 #include "common/measures/eval_probe.h"
 // defines: eval_recon
 #include "common/measures/eval_recon.h"
+// defines: eval_scenes_tokenizer
+#include "common/measures/eval_scenes.h"
 // defines: eval_sweep, eval_sweep_check
 #include "common/measures/eval_sweep.h"
 // defines: inspect_file
@@ -111,7 +115,7 @@ static void measure_image(eval_t* e, char** paths, int n) {
     eval_image(e, paths, n, open_lpips(e, 1, 32, 32));
 }
 
-// -recon, -probe, -latent of each tokenizer.
+// -recon, -probe, -latent, -scenes of each tokenizer.
 static void measure_tokenizers(eval_t* e, char** paths, int n) {
     static autoencoder_t a;
     static space_picture_t picture;
@@ -119,10 +123,12 @@ static void measure_tokenizers(eval_t* e, char** paths, int n) {
     const eval_options_t* o = &e->options;
     for (int i = 0; i < n; i++) {
         need_file(e, "tokenizer", paths[i], "a checkpoint of train_tokenizer, an exported file, or VA-VAE's");
-        autoencoder_open(&a, paths[i], (autoencoder_weights_t)o->tokenizer_weights, o->batch, 1, o->recon);
+        autoencoder_open(&a, paths[i], (autoencoder_weights_t)o->tokenizer_weights, o->batch, 1,
+                         o->recon || o->scenes);
         if (o->recon) {
             eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, o->batch, a.H, a.W), &shared);
         }
+        if (o->scenes) eval_scenes_tokenizer(e, paths[i], &a);
         if (o->probe) eval_probe(e, paths[i], &a);
         if (o->latent) eval_latent(e, paths[i], &a, &picture, i == 0, i == n - 1);
         autoencoder_close(&a);
@@ -174,13 +180,14 @@ static void parse(eval_t* e, int argc, char** argv) {
     cli_init(&e->cli, "./eval", "Measures tokenizers, latents and samples.", flags, eval_flags(&e->options, flags),
              eval_presets, EVAL_PRESETS);
     cli_parse(&e->cli, argc, argv);
-    if (!o->recon && !o->gen && !o->probe && !o->latent && !o->sweep && !o->inspect[0]) {
-        fatal("what shall be measured? Give -recon, -probe, -latent, -gen, -sweep or -inspect FILE (-h explains them)");
+    if (!o->recon && !o->gen && !o->probe && !o->latent && !o->sweep && !o->scenes && !o->inspect[0]) {
+        fatal("what shall be measured? Give -recon, -probe, -latent, -gen, -sweep, -scenes or -inspect FILE (-h "
+              "explains them)");
     }
     if (o->drawing.raw && !o->gen && !o->sweep) {
         fatal("-raw is about the weights of a DiT, and none is measured; a tokenizer's: -tokenizer_weights raw");
     }
-    int others = o->gen || o->probe || o->latent || o->sweep;
+    int others = o->gen || o->probe || o->latent || o->sweep || o->scenes;
     if (o->image[0] && (!o->recon || others)) fatal("-image %s is for -recon alone; leave the other out", o->image);
     if (o->crop == CROP_ASPECT && (o->gen || o->probe || o->sweep)) {
         fatal("-crop aspect is for -recon and -latent: -gen, -sweep and -probe compare images of one size");
@@ -208,7 +215,7 @@ int main(int argc, char** argv) {
     char *text = strdup(o->tokenizer), *paths[MAX_TOKENIZERS];
     int n = split_paths(text, paths);
     if (o->image[0]) measure_image(&e, paths, n);
-    else if (o->recon || o->probe || o->latent) measure_tokenizers(&e, paths, n);
+    else if (o->recon || o->probe || o->latent || o->scenes) measure_tokenizers(&e, paths, n);
     if (o->gen || o->sweep) measure_samples(&e, paths[n - 1]);
     report_tables(&e.report);
     report_free(&e.report);

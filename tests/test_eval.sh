@@ -191,6 +191,14 @@ check "  and draws its curves" test -s pictures/sweep.png
 measure one -gen -steps 5
 check "  a point is what -gen measures" near "$(awk '$2 == 5 { print $4 }' pictures/sweep.txt)" "$(value one FD-mini)" 1e-9
 
+# ---- drawn scenes
+check "-scenes of reconstructions" measure scenes -scenes -data scenes:32:mixed
+check "  one number for each kind, and their mean" grep -q 'single.*counting.*two.*position.*overall.*ground.*number' out
+measure scenes5 -scenes -data scenes:32:mixed -batch 5
+check "  the same in batches of 5" same scenes scenes5 1e-9 single counting two position overall ground number colours
+# shellcheck disable=SC2086
+expect "-scenes of what are none" 1 'shapes are no scenes; give -data scenes:48:mixed' "$eval" $mini -scenes -out ""
+
 # ---- probe and latent space
 check "-probe" measure probe -probe -probe_images 60
 check "  both readings" grep -q 'probe whole latent %.*probe mean latent %' out

@@ -76,6 +76,14 @@ static inline int scene_difference(int side) {
     return SCENES_STEP * (steps > 1 ? steps : 1);
 }
 
+enum { SCENE_CANVASES = 3 };
+
+// The height of the square canvas, of the wide and of the tall one; the width is what it lacks of 2 * side.
+static inline int scene_canvas_height(int side, int canvas) {
+    int difference = scene_difference(side);
+    return side + (canvas == 0 ? 0 : canvas == 1 ? -difference : difference);
+}
+
 // Lot k of scene i, in [0, n).
 static inline int scene_lot(int split, uint64_t i, int k, int n) {
     return (int)random_below(SCENES_SEED, RANDOM_SCENES, 2 * (uint64_t)split, i * 16 + k, (uint32_t)n);
@@ -110,8 +118,8 @@ static inline void scene_place(scene_object_t* o, const scene_t* s, int cell, fl
 // Scene i of a split on a canvas of `side` pixels; `mixed`: or a wide or tall one, by lot.
 static inline scene_t scene_of(int split, uint64_t i, int side, int mixed) {
     scene_t s;
-    int cells[SCENE_OBJECTS], canvas = mixed ? scene_lot(split, i, 0, 3) : 0, difference = scene_difference(side);
-    s.H = side + (canvas == 0 ? 0 : canvas == 1 ? -difference : difference);
+    int cells[SCENE_OBJECTS];
+    s.H = scene_canvas_height(side, mixed ? scene_lot(split, i, 0, SCENE_CANVASES) : 0);
     s.W = 2 * side - s.H;
     s.kind = (int)(i % SCENE_KINDS);
     s.ground = scene_lot(split, i, 1, SCENE_GROUNDS);

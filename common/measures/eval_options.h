@@ -25,7 +25,7 @@ typedef struct {
     const char *out, *json;
     const char* image;
     int side;
-    int recon, gen, probe, latent, sweep, tokenizer_weights;
+    int recon, gen, probe, latent, sweep, scenes, tokenizer_weights;
     int images, reference_images, crop, force, input, n, balanced;
     int probe_images, probe_epochs, probe_batch, probe_norm, probe_augment, latent_images, cknna_k, cknna_clip;
     int draws, pca_joint, lpips_u8, pr_images, pr_fp16, batch, time_limit;
@@ -91,6 +91,9 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "the latent space: CKNNA, spatial variance, total variation, density, and PCA pictures", CLI_NOT_SAVED},
         {NULL, "sweep", CLI_BOOL, &o->sweep, "0", NULL, "gFID against sampling steps and against guidance, as a plot",
          CLI_NOT_SAVED},
+        {NULL, "scenes", CLI_BOOL, &o->scenes, "0", NULL,
+         "whether pictures show the drawn scenes that their captions name: reconstructions of held-out ones by each "
+         "tokenizer", CLI_NOT_SAVED},
         {NULL, "inspect", CLI_STRING, &o->inspect, "", NULL,
          "list the tensors of a file: safetensors, PyTorch (.pt, .pth, .ckpt), NumPy (.npz, .npy)", CLI_NOT_SAVED},
         {NULL, "preset", CLI_PRESET, &o->preset, "mini", NULL,

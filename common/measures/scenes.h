@@ -25,8 +25,6 @@
 
 // defines: scene_t, scene_distance, scene_rgb, scene_ground_grey, scene_kinds
 #include "common/data/scenes.h"
-// defines: json_text_t, json_append
-#include "common/program/json.h"
 // defines: malloc_check
 #include "common/program/log.h"
 
@@ -249,6 +247,13 @@ static inline void scene_scores_add(scene_scores_t* s, const uint8_t* pixels, co
     s->colours += v.colours;
 }
 
+// The share of all pictures; 0 where there are none.
+static inline double scene_share(const scene_scores_t* s, size_t part) {
+    size_t n = 0;
+    for (int k = 0; k < SCENE_KINDS; k++) n += s->pictures[k];
+    return n ? (double)part / n : 0;
+}
+
 // The share of correct pictures of a kind; 0 where there are none.
 static inline double scene_score(const scene_scores_t* s, int kind) {
     return s->pictures[kind] ? (double)s->correct[kind] / s->pictures[kind] : 0;
@@ -263,16 +268,4 @@ static inline double scene_overall(const scene_scores_t* s) {
 static inline double scene_chance(int kind) {
     static const double chances[SCENE_KINDS] = {1.0 / 18, 1.0 / 54, 1.0 / 135, 1.0 / 540};
     return chances[kind];
-}
-
-// "single":0.5,"counting":..,"two":..,"position":..,"overall":..,"ground":..,"number":..,"colours":..,"pictures":..
-static inline void scene_scores_json(json_text_t* t, const scene_scores_t* s) {
-    size_t n = 0;
-    for (int k = 0; k < SCENE_KINDS; k++) {
-        json_append(t, "\"%s\":%.6g,", scene_kinds[k], scene_score(s, k));
-        n += s->pictures[k];
-    }
-    double share = n ? 1.0 / n : 0;
-    json_append(t, "\"overall\":%.6g,\"ground\":%.6g,\"number\":%.6g,\"colours\":%.6g,\"pictures\":%zu",
-                scene_overall(s), s->ground * share, s->number * share, s->colours * share, n);
 }
