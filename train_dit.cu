@@ -218,11 +218,11 @@ static void open_pictures(run_t* run) {
              o->tokenizer[0] ? "no tokenizer at -tokenizer " : "no -tokenizer", o->tokenizer);
         return;
     }
-    dit_sampler_options_t s = {FLOW_EULER, o->sample_steps, o->sample_shift, {o->cfg, o->cfg_start, o->cfg_channels},
+    dit_sampler_options_t s = {FLOW_EULER, o->sample_steps, o->sample_shift, {o->cfg, o->cfg_start, o->cfg_channels, 0},
                                run->dit.config.batch / 2 > 1 ? run->dit.config.batch / 2 : 1, o->run.seed, PREDICTS_VELOCITY,
                                DDPM_ANCESTRAL, 0};
     autoencoder_open(&run->tokenizer, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights,
-                     dit_sampler_batch(s.batch, &run->dit.config.net), 0, 1);
+                     dit_sampler_batch(s.batch, lightningdit_tokens(&run->dit.config.net)), 0, 1);
     if (run->tokenizer_name[0] && strcmp(run->tokenizer_name, run->tokenizer.fingerprint)) {
         fatal("-tokenizer %s has fingerprint %s (weights: %s), the latents in %s were made by %s; give the tokenizer "
               "that made them, or its weights with -tokenizer_weights", o->tokenizer, run->tokenizer.fingerprint,

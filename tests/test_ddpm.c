@@ -91,15 +91,16 @@ static void velocity_normal(void* model, floatS* v, const floatS* x, const doubl
     }
 }
 
-static void draw(ddpm_kind_t kind, int steps, double deviation, floatS* x, const uint64_t* images, int B) {
+// Along a velocity (with eta 1) or along noise.
+static void draw(ddpm_kind_t kind, int steps, double deviation, int velocity, floatS* x, const uint64_t* images,
+                 int B) {
     ddpm_sampler_t d;
     plan_t plan = {0};
     normal_data_t model = {deviation, 0};
-    int sde = kind == DDPM_SDE;
-    ddpm_sampler_plan(&d, &plan, kind, steps, 0, B, HW, C, sde ? C : 2 * C);
+    ddpm_sampler_plan(&d, &plan, kind, steps, velocity, 0.6, B, HW, C, velocity ? C : 2 * C);
     plan_allocate(&plan, "sampling");
     memset(plan.memory, 0xFF, plan_bytes(&plan)); // NaN
-    ddpm_sample(&d, x, images, B, sde ? velocity_normal : predict_normal, &model, 5, 0);
+    ddpm_sample(&d, x, images, B, velocity ? velocity_normal : predict_normal, &model, 5, 0);
     check(model.calls == steps, "one evaluation a step");
     ddpm_sampler_free(&d);
     plan_free(&plan);
@@ -115,7 +116,7 @@ static void test_normal_data(void) {
         double* start = (double*)malloc_check(N * sizeof(double), "x");
         memcpy(start, x, N * sizeof(double));
         uint64_t image = 3;
-        draw(DDPM_DDIM, DDPM_TIMES, deviation, x, &image, 1);
+        draw(DDPM_DDIM, DDPM_TIMES, deviation, 0, x, &image, 1);
         double ratio = deviation / sqrt(A * deviation * deviation + 1 - A);
         for (int i = 0; i < N; i++) start[i] *= ratio;
         check_error("x", relative_error_double(x, start, N), 5 * (1 - last) / deviation + 0.01);
@@ -132,7 +133,7 @@ static void test_normal_equation(void) {
         double* x = random_buffer(IMAGES * N);
         uint64_t images[IMAGES];
         for (int b = 0; b < IMAGES; b++) images[b] = (uint64_t)b * 3;
-        draw(DDPM_SDE, 400, deviation, x, images, IMAGES);
+        draw(DDPM_SDE, 400, deviation, 1, x, images, IMAGES);
         double found = sqrt(dot(x, x, IMAGES * N) / (IMAGES * N));
         check_error("deviation", fabs(found / deviation - 1), 0.05); // 4800 numbers: 0.01; the last step: 0.02
         free(x);
@@ -140,15 +141,62 @@ static void test_normal_equation(void) {
     test_end_case();
 }
 
-static void test_batches(ddpm_kind_t kind, const char* name) {
+// Along the velocity of normal data with deviation 1, DDIM's steps multiply a variance and add to it, which gives the
+// variance of what is drawn. As 50 steps of minFM, whose times are those for 256 tokens (in float64).
+static void test_velocity(void) {
+    if (!test_case("ddim along a velocity: one step; the variance of normal data, drawn")) return;
+    static const struct { ddpm_kind_t kind; double eta, variance, drawn, deviation; } cases[] = {
+        {DDPM_DDIM, 0, 0.946073, 0.9, 0},             {DDPM_DDIM, 0.5, 0.929787, NAN, 0},
+        {DDPM_DDIM, 1, 0.910497, 0.735, 0.396863},    {DDPM_DDIM_SONG, 0.5, 0.934259, NAN, 0},
+        {DDPM_DDIM_SONG, 1, 0.890702, 0.4875, 0.556215},
+    };
+    ddpm_step_t step[50];
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        double variance = 1;
+        ddpm_plan_velocity(step, 50, cases[k].kind, cases[k].eta, exp(-0.5));
+        for (int i = 0; i < 50; i++) {
+            double t = step[i].t, share = step[i].x_share + step[i].out_share * (2 * t - 1) / (1 - 2 * t + 2 * t * t);
+            variance = share * share * variance + (step[i].noisy ? exp(step[i].log_least) : 0);
+        }
+        check_error("variance", fabs(variance - cases[k].variance), 5e-7);
+        check(!step[49].noisy && step[49].x_share == 1, "the last step ends in the data");
+        if (isnan(cases[k].drawn)) continue;
+        ddpm_plan_velocity(step, 5, cases[k].kind, cases[k].eta, 0); // step 1, from 0.2 to 0.4: 0.8 to 0.6 in minFM
+        double drawn = step[1].x_share - step[1].out_share * 0.5; // of x = 1 and minFM's velocity 0.5
+        check_error("a step", fabs(drawn - cases[k].drawn), 1e-12);
+        check(step[1].noisy == (cases[k].eta > 0), "with noise");
+        if (step[1].noisy) check_error("its deviation", fabs(exp(step[1].log_most / 2) - cases[k].deviation), 5e-7);
+    }
+    test_end_case();
+}
+
+// Without noise DDIM along a velocity is Euler's method, in both forms, whatever the grid.
+static void test_velocity_euler(void) {
+    if (!test_case("ddim along a velocity, eta 0: Euler's method")) return;
+    ddpm_step_t step[13];
+    double t[14];
+    for (int form = 0; form < 4; form++) {
+        double shift = form / 2 ? 0.3 : 0;
+        flow_grid(t, 14, shift);
+        ddpm_plan_velocity(step, 13, form % 2 ? DDPM_DDIM_SONG : DDPM_DDIM, 0, shift);
+        for (int i = 0; i < 13; i++) {
+            check(step[i].t == t[i] && !step[i].noisy, "the same times, no noise");
+            check_error("share of x", fabs(step[i].x_share - 1), 1e-15);
+            check_error("share of the velocity", fabs(step[i].out_share - (t[i + 1] - t[i])), 1e-15);
+        }
+    }
+    test_end_case();
+}
+
+static void test_batches(ddpm_kind_t kind, int velocity, const char* name) {
     if (!test_case(name)) return;
     uint64_t images[3] = {11, 4, 900};
     double* start = random_buffer(3 * N);
     double* together = (double*)malloc_check(3 * N * sizeof(double), "x");
     memcpy(together, start, 3 * N * sizeof(double));
-    draw(kind, 20, 0.5, together, images, 3);
+    draw(kind, 20, 0.5, velocity, together, images, 3);
     for (int b = 0; b < 3; b++) {
-        draw(kind, 20, 0.5, start + b * N, images + b, 1);
+        draw(kind, 20, 0.5, velocity, start + b * N, images + b, 1);
         check(!memcmp(start + b * N, together + b * N, N * sizeof(double)), "the same bits");
     }
     free(start), free(together);
@@ -194,7 +242,10 @@ int main(int argc, char** argv) {
     test_equation("sde, 5 steps", 5, short_sde, 3);
     test_normal_data();
     test_normal_equation();
-    test_batches(DDPM_ANCESTRAL, "ddpm: an image does not depend on its batch");
-    test_batches(DDPM_SDE, "sde: an image does not depend on its batch");
+    test_velocity();
+    test_velocity_euler();
+    test_batches(DDPM_ANCESTRAL, 0, "ddpm: an image does not depend on its batch");
+    test_batches(DDPM_SDE, 1, "sde: an image does not depend on its batch");
+    test_batches(DDPM_DDIM, 1, "ddim along a velocity: an image does not depend on its batch");
     return test_finish();
 }

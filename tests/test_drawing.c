@@ -61,7 +61,7 @@ static void check_drawing(classic_t* m, const drawing_t* r) {
     static autoencoder_t tokenizer; // of which only the shape of the latent is asked for
     tokenizer.z = C, tokenizer.GH = 4;
     floatS mean[C] = {0}, std[C] = {1, 1, 1, 1}, want[B * IMAGE];
-    dit_sampler_options_t options = {r->solver, r->points, 0, {r->w, 0, 3}, B, 11, r->predicts, r->process, 0};
+    dit_sampler_options_t options = {r->solver, r->points, 0, {r->w, 0, 3, 0}, B, 11, r->predicts, r->process, 0};
     dit_sampler_open(&d, &m->net, &m->params, &tokenizer, mean, std, options);
     memset(d.plan.memory, 0xFF, plan_bytes(&d.plan)); // NaN
     if (r->rtol > 0) d.sampler.rtol = r->rtol, d.sampler.atol = r->rtol / 100;

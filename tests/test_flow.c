@@ -6,6 +6,8 @@
 #include "common/drawing/flow_sampler.h"
 // defines: lightningdit_t, lightningdit_register, lightningdit_plan, lightningdit_set_tables, lightningdit_forward
 #include "common/models/lightningdit.h"
+// defines: mmdit_time_shift
+#include "common/models/mmdit.h"
 // defines: fixture_open, fixture_tensor, fixture_parameters
 #include "tests/fixture.h"
 // defines: random_buffer, poisoned_buffer (this makes floatX double)
@@ -97,6 +99,14 @@ static void test_grid(void) {
     }
     flow_grid(t, 2, 0.3);
     check(t[0] == 0 && t[1] == 1, "two points");
+    test_end_case();
+    if (!test_case("time grid of the text-to-image transformer")) return; // minFM's, of 256 tokens; its 1 is our 0
+    flow_grid(t, 51, 1 / mmdit_time_shift(256));
+    check_error("first step", fabs(1 - t[1] - 0.987773), 5e-7);
+    check_error("middle", fabs(1 - t[25] - 0.622459), 5e-7);
+    check_error("last step", fabs(1 - t[49] - 0.032552), 5e-7);
+    check_error("1024 tokens", fabs(mmdit_time_shift(1024) - 1.87761), 5e-6);
+    check_error("64 tokens", fabs(log(mmdit_time_shift(64)) - 0.4675), 1e-12);
     test_end_case();
 }
 
@@ -315,7 +325,7 @@ static void dit_network(void* model, floatX* v, const floatX* xt, const floatS* 
                         stream_t s) {
     dit_t* m = (dit_t*)model;
     const lightningdit_config_t* c = &m->dit.config;
-    lightningdit_forward(&m->dit, &m->params, xt, t, labels, B, s);
+    lightningdit_forward(&m->dit, &m->params, xt, t, labels, B, s); // the host's memory is the device's
     copy_on_device(v, m->dit.v, (size_t)B * c->side * c->side * c->C * sizeof(floatX), s);
 }
 
@@ -396,11 +406,11 @@ static void check_trajectory(dit_t* dit, const reference_t* r) {
 
 static void test_trajectories(void) {
     static const reference_t references[] = {
-        {"euler", "euler", 2, {1, 0, 0}, 6},           {"midpoint", "midpoint", 2, {1, 0, 0}, 12},
-        {"heun2", "heun", 2, {1, 0, 0}, 12},           {"heun3", "heun3", 2, {1, 0, 0}, 18},
-        {"rk4", "rk4", 2, {1, 0, 0}, 24},              {"euler_cfg", "euler", 2, {3, 0.3, 3}, 6},
-        {"midpoint_cfg", "midpoint", 2, {3, 0.3, 3}, 12}, {"euler_cfg_all", "euler", 2, {3, 0.3, 5}, 6},
-        {"dopri5", "dopri5", 1, {1, 0, 0}, 20},        {"dopri5_cfg", "dopri5", 1, {3, 0.3, 3}, 62},
+        {"euler", "euler", 2, {1, 0, 0, 0}, 6},           {"midpoint", "midpoint", 2, {1, 0, 0, 0}, 12},
+        {"heun2", "heun", 2, {1, 0, 0, 0}, 12},           {"heun3", "heun3", 2, {1, 0, 0, 0}, 18},
+        {"rk4", "rk4", 2, {1, 0, 0, 0}, 24},              {"euler_cfg", "euler", 2, {3, 0.3, 3, 0}, 6},
+        {"midpoint_cfg", "midpoint", 2, {3, 0.3, 3, 0}, 12}, {"euler_cfg_all", "euler", 2, {3, 0.3, 5, 0}, 6},
+        {"dopri5", "dopri5", 1, {1, 0, 0, 0}, 20},        {"dopri5_cfg", "dopri5", 1, {3, 0.3, 3, 0}, 62},
     };
     dit_t dit;
     dit_open(&dit);
@@ -421,6 +431,7 @@ enum { HW = 2, C = 5, IMAGE = HW * C, NULL_LABEL = 10 };
 typedef struct {
     int passes, rows, largest; // what it was called for
     int null_rows;
+    int reversed; // it counts time from data to noise, and its velocity points there
 } formula_t;
 
 static double formula(int label, int channel, double x, double t) {
@@ -435,11 +446,25 @@ static void formula_network(void* model, floatX* v, const floatX* xt, const floa
     if (B > f->largest) f->largest = B;
     for (int b = 0; b < B; b++) {
         f->null_rows += labels[b] == NULL_LABEL;
-        for (int i = 0; i < IMAGE; i++) v[b * IMAGE + i] = formula(labels[b], i % C, xt[b * IMAGE + i], t[b]);
+        double time = f->reversed ? 1 - t[b] : t[b], sign = f->reversed ? -1 : 1;
+        for (int i = 0; i < IMAGE; i++) v[b * IMAGE + i] = sign * formula(labels[b], i % C, xt[b * IMAGE + i], time);
     }
 }
 
-// Each image's velocity by hand, for B images at their own times and a network that takes `pass` at once.
+// The velocity of one image by hand.
+static void guide(double* v, const flow_guidance_t* guidance, int label, const double* x, double t) { // (IMAGE)
+    double wanted = 0, energy = 0;
+    int guided = guidance->w > 1 && t >= guidance->start;
+    for (int i = 0; i < IMAGE; i++) {
+        double cond = formula(label, i % C, x[i], t), null = formula(NULL_LABEL, i % C, x[i], t);
+        v[i] = guided && i % C < guidance->channels ? null + guidance->w * (cond - null) : cond;
+        wanted += cond * cond, energy += v[i] * v[i];
+    }
+    for (int i = 0; guided && guidance->energy && i < IMAGE; i++) v[i] *= sqrt(wanted / energy);
+}
+
+// Each image's velocity, for B images at their own times and a network that takes `pass` at once, whichever way it
+// counts time.
 static void check_guidance(flow_guidance_t guidance, int B, int pass, const double* t, int null_rows, int passes) {
     int labels[8] = {3, 0, 9, 4, 4, 1, 7, 2}, asked = 0;
     plan_t plan = {0};
@@ -449,18 +474,15 @@ static void check_guidance(flow_guidance_t guidance, int B, int pass, const doub
     plan_allocate(&plan, "network");
     memset(plan.memory, 0xFF, plan_bytes(&plan));
     network.labels = labels;
-    double *x = random_buffer((size_t)B * IMAGE), *v = poisoned_buffer((size_t)B * IMAGE);
-    for (int again = 0; again < 2; again++) flow_guided_velocity(&network, v, x, t, B, 0);
-    for (int b = 0; b < B; b++) {
-        if (t[b] == FLOW_DONE) continue;
-        asked++;
-        for (int i = 0; i < IMAGE; i++) {
-            double cond = formula(labels[b], i % C, x[b * IMAGE + i], t[b]);
-            double null = formula(NULL_LABEL, i % C, x[b * IMAGE + i], t[b]), want = cond;
-            if (guidance.w > 1 && t[b] >= guidance.start && i % C < guidance.channels) {
-                want = null + guidance.w * (cond - null);
-            }
-            check_error("v", fabs(v[b * IMAGE + i] - want), 1e-12);
+    double *x = random_buffer((size_t)B * IMAGE), *v = poisoned_buffer((size_t)B * IMAGE), want[IMAGE];
+    for (int b = 0; b < B; b++) asked += t[b] != FLOW_DONE;
+    for (int reversed = 0; reversed < 2; reversed++) {
+        count.reversed = network.reversed = reversed;
+        flow_guided_velocity(&network, v, x, t, B, 0);
+        for (int b = 0; b < B; b++) {
+            if (t[b] == FLOW_DONE) continue;
+            guide(want, &guidance, labels[b], x + b * IMAGE, t[b]);
+            for (int i = 0; i < IMAGE; i++) check_error("v", fabs(v[b * IMAGE + i] - want[i]), 1e-12);
         }
     }
     check(count.null_rows == 2 * null_rows && count.rows == 2 * (asked + null_rows), "evaluations");
@@ -473,14 +495,21 @@ static void check_guidance(flow_guidance_t guidance, int B, int pass, const doub
 static void test_guidance(void) {
     double half[8] = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
     double mixed[7] = {0.125, 0.2, FLOW_DONE, 0.1249, 0.9, FLOW_DONE, 0.124};
-    flow_guidance_t three = {10, 0, 3}, all = {4, 0, C}, interval = {10, 0.125, 3}, none = {1, 0, 3};
-    flow_guidance_t less = {0.3, 0, 0}, late = {10, 0.51, 3};
+    flow_guidance_t three = {10, 0, 3, 0}, all = {4, 0, C, 0}, interval = {10, 0.125, 3, 0};
+    flow_guidance_t none = {1, 0, 3, 0}, less = {0.3, 0, 0, 0}, late = {10, 0.51, 3, 0};
     if (test_case("guidance: three channels, all, none")) {
         check_guidance(three, 7, 16, half, 7, 1);
         check_guidance(all, 7, 16, half, 7, 1);
         check_guidance(none, 7, 16, half, 0, 1);
         check_guidance(less, 7, 16, half, 0, 1);
         check_guidance(all, 1, 1, half, 1, 2);
+        test_end_case();
+    }
+    if (test_case("guidance: an image keeps its energy; from a time on; in some channels")) {
+        flow_guidance_t keep = {4, 0, C, 1}, partly = {10, 0.125, 3, 1}, off = {1, 0, C, 1};
+        check_guidance(keep, 7, 16, half, 7, 1);
+        check_guidance(partly, 7, 4, mixed, 3, 2);
+        check_guidance(off, 7, 16, half, 0, 1);
         test_end_case();
     }
     if (test_case("guidance: from a time on, each image by its own")) {
@@ -501,7 +530,7 @@ static void test_guidance(void) {
 static void test_evaluations(void) {
     if (!test_case("evaluations of an image, counted ahead")) return;
     static const int grids[4] = {250, 30, 50, 120}, early[4] = {73, 9, 15, 35}; // of them before 0.11
-    flow_guidance_t guidance = {10, 0.11, 3}, off = {1, 0, 3};
+    flow_guidance_t guidance = {10, 0.11, 3, 0}, off = {1, 0, 3, 0};
     for (int i = 0; i < 4; i++) {
         sampler_t m;
         sampler_open(&m, FLOW_EULER, grids[i], 0.3, 1, N);
@@ -560,7 +589,7 @@ static void refuse(const char* message) {
     int B = !strcmp(message, "images of 6 numbers") ? 0 : 1, points = !strcmp(message, "-steps 1") ? 1 : 5;
     plan_t plan = {0};
     flow_network_t network;
-    flow_guidance_t guidance = {2, 0, !strcmp(message, "guidance on 0 channels") ? 0 : 6};
+    flow_guidance_t guidance = {2, 0, !strcmp(message, "guidance on 0 channels") ? 0 : 6, 0};
     if (!strcmp(message, "time shift")) flow_grid(t, 2, NAN);
     if (!strcmp(message, "strength and start")) guidance.w = NAN;
     if (strstr(message, "channels") || strstr(message, "strength")) {

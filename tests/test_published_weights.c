@@ -202,7 +202,7 @@ static void open_lightningdit(const char* name) {
 static void draw_without_statistics(const char* unused) {
     (void)unused;
     static pipeline_t g;
-    dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0}, 1, 7, PREDICTS_UNKNOWN, DDPM_ANCESTRAL, 0};
+    dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0, 0}, 1, 7, PREDICTS_UNKNOWN, DDPM_ANCESTRAL, 0};
     pipeline_open(&g, LIGHTNINGDIT, 0, VAVAE, AUTOENCODER_AVERAGED, options);
     pipeline_load(&g);
 }
@@ -261,7 +261,7 @@ static void test_lightningdit(void) {
 // The three files together draw an image: the latent of the noise, in the statistics' units, decoded.
 static void test_generator(void) {
     static pipeline_t g;
-    dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0}, 1, 7, PREDICTS_UNKNOWN, DDPM_ANCESTRAL, 0};
+    dit_sampler_options_t options = {FLOW_EULER, 5, 0.3, {2, 0, 0, 0}, 1, 7, PREDICTS_UNKNOWN, DDPM_ANCESTRAL, 0};
     uint8_t pixels[48 * 48 * 3], again[48 * 48 * 3];
     uint64_t number = 3;
     int label = 2;

@@ -25,6 +25,8 @@
 #include "common/program/cli.h"
 // defines: json_text_t, json_append_string
 #include "common/program/json.h"
+// defines: text_batch_t
+#include "common/text/text_batch.h"
 // defines: clip_bpe_t, clip_bpe_open, clip_bpe_encode, CLIP_LENGTH
 #include "common/text/clip_bpe.h"
 // defines: unigram_t, unigram_open, unigram_encode
@@ -48,14 +50,6 @@ typedef struct {
     int length; // most rows of a caption
     int mask;   // 1: padding is left out; 0: it counts as text
 } caption_encoder_options_t;
-
-// Captions as a transformer reads them, on the device. The memory belongs to who made it.
-typedef struct {
-    int B, L;
-    floatX* rows;   // (B, L, dt)
-    int* first;     // (B) the rows before it are padding
-    floatX* pooled; // (B, dv)
-} text_batch_t;
 
 // It must stay where it is: memory plans point into it.
 typedef struct {

@@ -1,5 +1,5 @@
 // ddpm_sampler.h: from noise to data by a stochastic process: diffusion reversed, along the noise that DiT's networks
-// predict, or a stochastic differential equation, along a velocity (SiT).
+// predict; along a velocity, DDIM (text to image) or a stochastic differential equation (SiT).
 //
 // The process has 1000 times. At time t an image is x_t = sqrt(A_t) x_0 + sqrt(1 - A_t) noise, A_t = product of
 // (1 - beta_s) for s <= t, beta from 1e-4 to 2e-2 in equal steps. A network is given x_t and t (0 to 999) and says the
@@ -20,6 +20,13 @@
 //   sde    x' = x + h (v + t v - x) + sqrt(2 (1 - t) h) noise,   n - 1 equal steps h from 0 to 0.96
 //          and a last one of 0.04 without noise        (Ma et al. 2024, SiT: Euler-Maruyama, "sigma", last step "Mean")
 //
+// Along a velocity v, x = t x_1 + (1 - t) e says both ends: x_1 = x + (1 - t) v and e = x - t v. From t to t' of the
+// grid of flow_sampler.h, n steps,
+//   ddim       x' = t' x_1 + b e + s noise,   s^2 = (1 - t')^2 - b^2,   b = (1 - t') (1 - eta (t' - t) / (1 - t))
+//   ddim_song  the same with s = eta (1 - t') sqrt(1 - r^2),   r = t (1 - t') / (t' (1 - t))
+// The second is the eta of Song et al., who keep the correlation of two times that a diffusion has; the first one,
+// minFM's, adds more. With eta 0 both are Euler's method, and the last step ends in x_1, without noise.
+//
 // Each step of all of them is x' = a x + b e + deviation noise, e what the network says, one operation: diffusion_step.
 //
 // The noise of image k at a step depends on (seed, step, k) alone. The state is floatS. Guidance is that of
@@ -29,13 +36,14 @@
 #pragma once
 #include <math.h>
 
-// defines: velocity_fn, flow_progress_fn
+// defines: velocity_fn, flow_progress_fn, flow_grid
 #include "common/drawing/flow_sampler.h"
 
 enum { DDPM_TIMES = 1000 };
 #define DDPM_SDE_LAST 0.04 // of the time: the last step of the equation
 
-typedef enum { DDPM_ANCESTRAL, DDPM_DDIM, DDPM_SDE } ddpm_kind_t;
+typedef enum { DDPM_ANCESTRAL, DDPM_DDIM, DDPM_SDE, DDPM_DDIM_SONG, DDPM_KINDS } ddpm_kind_t;
+#define DDPM_NAMES "ddpm|ddim|sde|ddim_song" // in the order of the kinds
 
 // One step.
 typedef struct {
@@ -46,6 +54,8 @@ typedef struct {
 } ddpm_step_t;
 
 typedef struct {
+    ddpm_kind_t kind;
+    double eta;
     int steps, max_batch, HW, C, OC;
     ddpm_step_t* step; // (steps) in the order in which they are taken
     double* times;     // (B) host memory
@@ -102,20 +112,48 @@ static inline void ddpm_plan_sde(ddpm_step_t* steps, int n) { // (n)
     }
 }
 
-// Plans memory for up to max_batch images of HW C values. OC: channels of what the network says, 2 C for ddpm.
+// The same for DDIM along a velocity.
+static inline void ddpm_plan_velocity(ddpm_step_t* steps, int n, ddpm_kind_t kind, double eta, double shift) { // (n)
+    double* t = (double*)malloc_check(((size_t)n + 1) * sizeof(double), "times of the steps");
+    flow_grid(t, n + 1, shift);
+    for (int i = 0; i < n; i++) {
+        ddpm_step_t* s = &steps[i];
+        double noise = 1 - t[i], next = 1 - t[i + 1], b = next - eta * (noise - next) * next / noise; // shares
+        double r = t[i] * next / (t[i + 1] * noise), variance = eta * eta * next * next * (1 - r * r);
+        if (kind == DDPM_DDIM_SONG) b = sqrt(next * next - variance);
+        else variance = next * next - b * b;
+        s->t = t[i];
+        s->x_share = t[i + 1] + b;
+        s->out_share = t[i + 1] * noise - b * t[i];
+        s->log_least = s->log_most = log(variance);
+        s->noisy = variance > 0;
+    }
+    free(t);
+}
+
+// Images of HW C values from here on, at most as many as planned; `shift` is that of DDIM's grid along a velocity.
+static inline void ddpm_sampler_set_size(ddpm_sampler_t* d, int HW, double shift) {
+    d->HW = HW;
+    if (d->kind == DDPM_SDE) ddpm_plan_sde(d->step, d->steps);
+    else if (d->OC == d->C) ddpm_plan_velocity(d->step, d->steps, d->kind, d->eta, shift);
+    else ddpm_plan_steps(d->step, d->steps, d->kind, d->eta);
+}
+
+// Plans memory for up to max_batch images of HW C values. OC: channels of what the network says: C for a velocity, 2 C
+// for noise.
 static inline void ddpm_sampler_plan(ddpm_sampler_t* d, plan_t* plan, ddpm_kind_t kind, int steps, double eta,
-                                     int max_batch, int HW, int C, int OC) {
+                                     double shift, int max_batch, int HW, int C, int OC) {
     if (kind == DDPM_SDE && steps < 2) fatal("-steps %d: -process sde has at least 2", steps);
-    if (kind != DDPM_SDE && (steps < 1 || steps > DDPM_TIMES)) {
+    if (OC > C && (steps < 1 || steps > DDPM_TIMES)) {
         fatal("-steps %d: the diffusion process has %d times, so 1 to %d", steps, DDPM_TIMES, DDPM_TIMES);
     }
     if (!(eta >= 0 && eta <= 1)) fatal("-eta %g: want a number from 0 (no noise) to 1", eta);
     memset(d, 0, sizeof *d);
-    d->steps = steps, d->max_batch = max_batch, d->HW = HW, d->C = C, d->OC = OC;
+    d->kind = kind, d->eta = eta;
+    d->steps = steps, d->max_batch = max_batch, d->C = C, d->OC = OC;
     d->step = (ddpm_step_t*)malloc_check((size_t)steps * sizeof(ddpm_step_t), "steps of the diffusion process");
     d->times = (double*)malloc_check((size_t)max_batch * sizeof(double), "times of images");
-    if (kind == DDPM_SDE) ddpm_plan_sde(d->step, steps);
-    else ddpm_plan_steps(d->step, steps, kind, eta);
+    ddpm_sampler_set_size(d, HW, shift);
     size_t positions = (size_t)max_batch * HW;
     plan_bytes_for(plan, &d->images, (size_t)max_batch * sizeof(uint64_t), "ddpm.images");
     plan_floatS(plan, &d->out, positions * OC, "ddpm.out");

@@ -7,14 +7,16 @@
 //             whatever batch, process or order it is drawn
 //   field     flow_guided_velocity: v by a network, with classifier-free guidance (Ho & Salimans 2022)
 //                 v = null + w (cond - null) in the first `channels` channels, cond in the others
-//             from the time `start` on; before it, and with w <= 1, only cond is evaluated. A network that takes fewer
-//             images at once than there are is called several times.
+//             from the time `start` on; before it, and with w <= 1, only cond is evaluated. With `energy` an image's v
+//             is then made as long as its cond (Zhang et al. 2024, EP-CFG). A network that takes fewer images at once
+//             than there are is called several times.
 //   solver    flow_sample: explicit Runge-Kutta on the whole batch,
 //                 k_j = v(x + h sum_(i<j) a_ji k_i, t + c_j h);   x <- x + h sum_j b_j k_j
 //             on a grid of times, or with steps that each image chooses for itself (dopri5)
 //
 // The grid has N points, hence N - 1 steps:  tau_i = i / (N - 1),  t_i = s tau_i / (1 + (s - 1) tau_i), a shift s < 1
-// putting more of them near the noise (Esser et al. 2024, whose shift is 1 / s). s <= 0 stands for s = 1.
+// putting more of them near the noise (Esser et al. 2024, whose shift is 1 / s). s = 0 stands for s = 1. The size of
+// the images may change from one flow_sample to the next, up to the planned one (flow_network_set_size and its like).
 //
 // dopri5 (Dormand & Prince 1980; step control of Hairer, Norsett, Wanner I.4) does with every image alone what
 // torchdiffeq does with a batch: there, an image depends on its neighbours through the common step. Steps are not cut
@@ -23,8 +25,8 @@
 // The state is floatS whatever floatX is: 250 steps of a thousandth each would drown in the roundings of bf16. Times
 // are double and live on the host. Names of solvers are torchdiffeq's; its rk4 is Kutta's 3/8 rule.
 //
-// Left out: implicit solvers; a stochastic one is in ddpm_sampler.h. Look next at common/models/lightningdit.h, the
-// network, and at sample.cu.
+// Left out: implicit solvers; stochastic ones are in ddpm_sampler.h. Look next at common/drawing/dit_sampler.h, where
+// the networks are, and at sample.cu.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -32,7 +34,7 @@
 
 // defines: plan_t, plan_floatX, plan_floatS, plan_int
 #include "common/models/plan.h"
-// defines: flow_guide, flow_combine, to_floatX, FLOW_STAGES
+// defines: flow_guide, flow_guide_energy, flow_combine, diffusion_step, to_floatX, FLOW_STAGES
 #include "common/ops.h"
 // defines: random_normal, RANDOM_NOISE
 #include "common/program/rng.h"
@@ -66,19 +68,20 @@ static inline void flow_noise(floatS* x,              // (B, n)
 // ---------------------------------------------------------------------------------------------------------------------
 // A network as a velocity field, with guidance
 
-// One pass of a network; all pointers to device memory. labels[b] may be the null class. OC: channels of its output, of
-// which the first are the velocity.
+// One pass of a network. A label says what an image is to show: it is the number of a class, or of a caption; the null
+// label stands for nothing in particular. OC: channels of the output, of which the first are the velocity.
 typedef void (*network_fn)(void* model,
                            floatX* v,         // (B, HW, OC)
                            const floatX* xt,  // (B, HW, C)
                            const floatS* t,   // (B)
-                           const int* labels, // (B)
+                           const int* labels, // (B) host memory, unchanged until the pass is over
                            int B, stream_t s);
 
 typedef struct {
     double w;     // strength; w <= 1: no guidance
     double start; // guidance acts where t >= start
     int channels; // it acts on the first so many channels; 3 in the scores of LightningDiT and of the paper
+    int energy;   // 1: an image's velocity keeps the length that it has without guidance
 } flow_guidance_t;
 
 static inline int flow_is_guided(const flow_guidance_t* guidance, double t) {
@@ -90,6 +93,7 @@ typedef struct {
     void* model;
     const int* labels;         // (B) host memory: what the images of the batch are to show; set it before flow_sample
     int null_label;
+    int reversed;              // 1: the network's time is 1 for noise and 0 for data, its velocity noise - data
     flow_guidance_t guidance;
     int max_batch, pass, HW, C; // largest B; images that the network takes at once
     int OC, taken;             // channels of the output, and how many of them a velocity_fn is asked for
@@ -97,9 +101,8 @@ typedef struct {
     floatX *xt, *out;          // (pass, HW, C), (pass, HW, OC)
     floatX* v;                 // (2, B, HW, OC) with the label, with the null label
     floatS *t, *w;             // (2B), (B)
-    int* label;                // (2B)
     floatS *host_t, *host_w;   // the same on the host
-    int *host_label, *rows;    // rows: which row of v each evaluation belongs to
+    int *label, *rows;         // (2B) on the host; rows: which row of v each evaluation belongs to
 } flow_network_t;
 
 static inline void flow_network_plan(flow_network_t* f, plan_t* plan, network_fn run, void* model, int null_label,
@@ -120,18 +123,20 @@ static inline void flow_network_plan(flow_network_t* f, plan_t* plan, network_fn
     plan_floatX(plan, &f->v, twice * n, "flow.v");
     plan_floatS(plan, &f->t, twice, "flow.t");
     plan_floatS(plan, &f->w, (size_t)max_batch, "flow.w");
-    plan_int(plan, &f->label, twice, "flow.label");
     f->host_t = (floatS*)host_malloc(twice * sizeof(floatS), "times of a pass");
     f->host_w = (floatS*)host_malloc((size_t)max_batch * sizeof(floatS), "guidance of a batch");
-    f->host_label = (int*)host_malloc(twice * sizeof(int), "labels of a pass");
+    f->label = (int*)host_malloc(twice * sizeof(int), "labels of a pass");
     f->rows = (int*)malloc_check(twice * sizeof(int), "rows of a pass");
 }
 
 static inline void flow_network_free(flow_network_t* f) {
-    host_free(f->host_t), host_free(f->host_w), host_free(f->host_label);
+    host_free(f->host_t), host_free(f->host_w), host_free(f->label);
     free(f->rows);
     memset(f, 0, sizeof *f);
 }
+
+// Images of HW positions from here on, at most as many as planned.
+static inline void flow_network_set_size(flow_network_t* f, int HW) { f->HW = HW; }
 
 // Which evaluations the times ask for: first with the labels, then, of guided images, with the null label. Row b is
 // image b with its label, row B + b without. Returns how many there are; *guided counts the second kind.
@@ -144,12 +149,11 @@ static inline int flow_network_rows(flow_network_t* f, const double* t, int B, i
         f->host_w[b] = (floatS)(is_guided ? f->guidance.w : 1);
         if (t[b] == FLOW_DONE || (row >= B && !is_guided)) continue;
         f->rows[count] = row;
-        f->host_t[count] = (floatS)t[b];
-        f->host_label[count++] = row < B ? f->labels[b] : f->null_label;
+        f->host_t[count] = (floatS)(f->reversed ? 1 - t[b] : t[b]);
+        f->label[count++] = row < B ? f->labels[b] : f->null_label;
         *guided += row >= B;
     }
     copy_to_device(f->t, f->host_t, (size_t)count * sizeof(floatS), s);
-    copy_to_device(f->label, f->host_label, (size_t)count * sizeof(int), s);
     copy_to_device(f->w, f->host_w, (size_t)B * sizeof(floatS), s);
     return count;
 }
@@ -183,6 +187,8 @@ static inline void flow_guided_velocity(void* network, floatS* v, const floatS* 
     f->evaluations += (size_t)count;
     const floatX* null = guided ? f->v + B * out : NULL;
     flow_guide(v, f->v, null, guided ? f->w : NULL, f->guidance.channels, B, f->HW, f->taken, f->OC, s);
+    if (guided && f->guidance.energy) flow_guide_energy(v, f->v, B, f->HW, f->taken, f->OC, s);
+    if (f->reversed) diffusion_step(v, x, NULL, -1, 0, 0, 0, B, f->HW, f->C, f->C, s); // v <- -v
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -305,6 +311,12 @@ static inline void flow_sampler_plan(flow_sampler_t* f, plan_t* plan, flow_solve
     f->host_a = (floatS*)host_malloc(bytes, "states on the host");
     f->host_b = (floatS*)host_malloc(bytes, "states on the host");
     f->host_c = (floatS*)host_malloc(bytes, "errors on the host");
+}
+
+// Images of n values from here on, at most as many as planned, on a grid with this shift.
+static inline void flow_sampler_set_size(flow_sampler_t* f, size_t n, double shift) {
+    f->n = n, f->shift = shift;
+    flow_grid(f->grid, f->points, shift);
 }
 
 static inline void flow_sampler_free(flow_sampler_t* f) {

@@ -68,6 +68,18 @@ const weights_format_t* mmdit_file_format(const safetensors_t* file, char* prefi
           "or diffusers", file->path, file->n, file->n ? file->tensors[0].name : "none");
 }
 
+// Does a file hold such a model, behind whatever prefix?
+int mmdit_file_holds(const safetensors_t* file) {
+    for (int i = 0; i < MMDIT_FORMATS; i++) {
+        const char* anchor = mmdit_formats[i].anchor;
+        for (int k = 0; k < file->n; k++) {
+            size_t length = strlen(file->tensors[k].name), tail = strlen(anchor);
+            if (length >= tail && !strcmp(file->tensors[k].name + length - tail, anchor)) return 1;
+        }
+    }
+    return 0;
+}
+
 // Rows (0) or columns (1) of the file's tensor that is `ours` in the model; 0 where there is none.
 static inline int mmdit_file_size(const safetensors_t* file, const weights_format_t* format, const char* prefix,
                                   const char* ours, int column) {
@@ -95,10 +107,8 @@ static inline int mmdit_file_blocks(const safetensors_t* file, const weights_for
     return n;
 }
 
-// The model that a file holds, by the shapes of its tensors. Sides of the latent are left to the caller.
-mmdit_config_t mmdit_file_config(const safetensors_t* file) {
-    char prefix[WEIGHTS_NAME];
-    const weights_format_t* format = mmdit_file_format(file, prefix);
+// The model that a file holds behind `prefix`, by the shapes of its tensors. Sides of the latent are the caller's.
+mmdit_config_t mmdit_file_config_behind(const safetensors_t* file, const weights_format_t* format, const char* prefix) {
     mmdit_config_t c;
     memset(&c, 0, sizeof c);
     c.id = "of the file";
@@ -120,6 +130,13 @@ mmdit_config_t mmdit_file_config(const safetensors_t* file) {
     }
     if (!c.axes[1]) fatal("%s has heads of %d; rotary axes are known for heads of 128, 64 and 32", file->path, HS);
     return c;
+}
+
+// The model that a file holds, wherever in it.
+mmdit_config_t mmdit_file_config(const safetensors_t* file) {
+    char prefix[WEIGHTS_NAME];
+    const weights_format_t* format = mmdit_file_format(file, prefix);
+    return mmdit_file_config_behind(file, format, prefix);
 }
 
 // Fills every tensor that mmdit_register put behind our_prefix.

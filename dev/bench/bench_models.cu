@@ -378,13 +378,15 @@ typedef struct {
     int images;
     uint64_t* numbers; // (images)
     int* labels;       // (images) on the host
+    int* label;        // (pass) of a pass, on the device
     floatS* x;         // (images, S, S, C)
 } drawing_t;
 
 static void drawing_evaluate(void* drawing, floatX* v, const floatX* xt, const floatS* t, const int* labels, int B,
                              stream_t s) {
     drawing_t* d = (drawing_t*)drawing;
-    lightningdit_forward(&d->net, &d->params, xt, t, labels, B, s);
+    copy_to_device(d->label, labels, B * sizeof(int), s);
+    lightningdit_forward(&d->net, &d->params, xt, t, d->label, B, s);
     copy_on_device(v, d->net.v, (size_t)B * d->n * sizeof(floatX), s);
 }
 
@@ -397,7 +399,7 @@ static void draw(void* state, stream_t s) {
 
 static void plan_drawing(drawing_t* d, const bench_t* bench, int images, flow_guidance_t guidance) {
     const lightningdit_config_t* c = &d->net.config;
-    int pass = dit_sampler_pass(images, c, &guidance);
+    int pass = dit_sampler_pass(images, lightningdit_tokens(c), &guidance);
     d->images = images;
     d->n = (size_t)c->side * c->side * c->C;
     lightningdit_register(&d->net, &d->params.table, "");
@@ -407,11 +409,12 @@ static void plan_drawing(drawing_t* d, const bench_t* bench, int images, flow_gu
                       c->side * c->side, c->C, c->C, c->C);
     flow_sampler_plan(&d->sampler, &d->plan, FLOW_EULER, bench->points, 0.3, images, d->n);
     plan_floatS(&d->plan, &d->x, images * d->n, "noise");
+    plan_int(&d->plan, &d->label, (size_t)pass, "labels");
 }
 
 static void bench_draw_at(const bench_t* bench, int images) {
     static drawing_t d;
-    flow_guidance_t guidance = {4, 0.125, dit_network(bench).C};
+    flow_guidance_t guidance = {4, 0.125, dit_network(bench).C, 0};
     char text[300];
     memset(&d, 0, sizeof d);
     d.net.config = dit_network(bench);
