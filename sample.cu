@@ -1,6 +1,8 @@
-// sample.cu: draws images with a LightningDiT and the tokenizer whose latents it was trained on.
+// sample.cu: draws images of classes or of captions with a diffusion transformer and the tokenizer whose latents it was
+// trained on.
 //
 //     make sample && ./sample -class sneaker           the trained miniature in this repository, at once
+//     ./sample -prompt "two red circles on a gray background"           the miniature of text to image
 //     ./sample -class 3,7 -n 16 -steps 50 -cfg 2       a PNG with one class a row
 //     ./sample -class 207                              a model trained on ImageNet, where one lies in runs/
 //     ./sample -preset imagenet -dit DIT -tokenizer TOKENIZER -class "golden retriever"
@@ -9,12 +11,15 @@
 //         -latent_stats latents_stats.pt -class 207        LightningDiT and VA-VAE as published, without conversion
 //     ./sample -preset dit -class 207                  DiT-XL/2 as published, with Stable Diffusion's autoencoder; or
 //     sit
+//     ./sample -preset t2i -t5 T5 -t5_vocabulary spiece.model -clip CLIP -clip_vocabulary merges.txt -size 512x384
+//         -prompt "a harbour in the morning" -negative "people"         a text-to-image transformer trained on captions
+//     ./sample -preset t2i ... -prompts prompts.jsonl -n 4 -images FOLDER             for GenEval's tools
 //
-// Image j of a class is drawn from noise that the seed and j determine: the same whatever else is drawn, in whatever
-// batch and by however many processes. With -class random or balanced, -n images are numbered through.
+// Image j of a class or a prompt is drawn from noise that the seed and j determine: the same whatever else is drawn, in
+// whatever batch and by however many processes. With -class random or balanced, -n images are numbered through.
 // On several GPUs, one process each (torchrun, srun, mpirun), an .npz and single PNGs are shared among all.
 //
-// Reading order here: flags; what is to be drawn; the three kinds of output; main. Look next at
+// Reading order here: flags; what is to be drawn: classes, then prompts; the three kinds of output; main. Look next at
 // common/drawing/pipeline.h.
 #include <unistd.h>
 
@@ -30,18 +35,20 @@
 #include "common/files/folder.h"
 // defines: drawing_options_t, drawing_flags, drawing_sampler, drawing_open, drawing_preset_*
 #include "common/drawing/drawing_options.h"
-// defines: pipeline_t, pipeline_hash, pipeline_load, pipeline_draw, pipeline_label
+// defines: pipeline_t, pipeline_hash, pipeline_load, pipeline_draw, pipeline_draw_captions, pipeline_label
 #include "common/drawing/pipeline.h"
 // defines: image_grid, image_read_text, image_write_png
 #include "common/data/image.h"
 // defines: class_names_t, class_names_read, class_names_find, class_names_nearest, class_name
 #include "common/drawing/class_names.h"
+// defines: prompts_t, prompts_add, prompts_read, prompt_path, prompt_make_folder
+#include "common/drawing/prompts.h"
 // defines: npz_writer_t
 #include "common/files/npz_writer.h"
 
 typedef struct {
     drawing_options_t drawing; // the DiT, and how it is used
-    const char *preset, *tokenizer, *classes, *out, *images, *npz;
+    const char *preset, *tokenizer, *classes, *prompt, *prompts, *out, *images, *npz;
     int n, batch, tokenizer_weights, block, time_limit;
     size_t seed;
 } sample_options_t;
@@ -54,7 +61,9 @@ typedef struct {
     pipeline_t model;
     class_names_t names;
     // what is to be drawn
-    int* rows;            // [row_count] classes with a row each; NULL: classes are drawn for each image
+    int is_text;          // prompts, and not classes
+    prompts_t prompts;
+    int* rows;            // [row_count] classes or prompts with a row each; NULL: classes are drawn for each image
     int row_count;
     size_t total;         // images
     // progress
@@ -74,12 +83,24 @@ static const cli_setting_t sample_preset_paper[] = {{"dit", "runs/dit_imagenet/d
     {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"steps", "250"}, {"cfg", "10"}, {"cfg_channels", "3"},
     {"cfg_start", "0.11"}, {"class", "random"}, {"n", "50000"}, {"npz", "samples.npz"}, {NULL, NULL}};
 
+// Text to image as the paper draws it: 50 steps of DDIM with noise, guidance 5 that keeps the energy.
+static const cli_setting_t sample_preset_t2i_method[] = {{"process", "ddim"}, {"eta", "1"}, {"steps", "50"},
+    {"shift", "-1"}, {"cfg", "5"}, {"cfg_channels", "0"}, {"cfg_energy", "1"}, {NULL, NULL}};
+static const cli_setting_t sample_preset_t2i[] = {{"preset", "t2i_method"}, {"dit", "runs/t2i_512/dit.safetensors"},
+    {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"n", "4"}, {NULL, NULL}};
+static const cli_setting_t sample_preset_t2i_mini[] = {{"preset", "t2i_method"}, {"dit", "miniature/t2i.safetensors"},
+    {"tokenizer", "miniature/t2i_tokenizer.safetensors"}, {NULL, NULL}};
+
 static const cli_preset_t presets[] = {
     {"mini", "the trained miniature that comes with this repository (garments, 32 pixels)", sample_preset_mini},
     {"imagenet", "LightningDiT-XL/1 on ImageNet, as train_dit -preset imagenet leaves it", sample_preset_imagenet},
     {"paper", "its 50,000 images for FID, as LightningDiT and the paper draw them", sample_preset_paper},
     {"dit", "DiT-XL/2 and Stable Diffusion's autoencoder, files as published, in this folder", drawing_preset_dit},
     {"sit", "SiT-XL/2, likewise", drawing_preset_sit},
+    {"t2i_mini", "the trained miniature of text to image (drawn scenes, 48 pixels): for -prompt where none is named",
+     sample_preset_t2i_mini},
+    {"t2i", "the paper's text-to-image transformer, as train_dit -preset t2i_512 leaves it", sample_preset_t2i},
+    {"t2i_method", "how both draw, with another -dit and -tokenizer", sample_preset_t2i_method},
 };
 
 static int make_flags(sample_options_t* o, cli_flag_t* out) {
@@ -89,7 +110,12 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
         {NULL, "class", CLI_STRING, &o->classes, "all", NULL,
          "a class by number or name, several with commas, or all: one row each; random or balanced: -n images in all",
          CLI_SAVED},
-        {NULL, "n", CLI_INT, &o->n, "8", "[1, 100000000]", "images of each class, or in all", CLI_SAVED},
+        {NULL, "prompt", CLI_STRING, &o->prompt, "", NULL,
+         "or what to show, in words, with a text-to-image transformer", CLI_NOT_SAVED}, // a hash of it is
+        {NULL, "prompts", CLI_STRING, &o->prompts, "", NULL,
+         "or a file with a prompt on each line; .jsonl: {\"prompt\": ...} on each, and -images has GenEval's folders",
+         CLI_NOT_SAVED},
+        {NULL, "n", CLI_INT, &o->n, "8", "[1, 100000000]", "images of each class or prompt, or in all", CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "seed of the noise", CLI_SAVED},
         {NULL, "tokenizer", CLI_STRING, &o->tokenizer, "", NULL,
          "checkpoint of train_tokenizer, an exported one, VA-VAE's file as published, or Stable Diffusion's in LDM's "
@@ -98,7 +124,8 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
          AUTOENCODER_WEIGHTS_HELP, CLI_NOT_SAVED}, // its fingerprint is
     };
     const cli_flag_t where[] = {
-        {"Output", "out", CLI_STRING, &o->out, "samples.png", NULL, "the picture, one class a row", CLI_NOT_SAVED},
+        {"Output", "out", CLI_STRING, &o->out, "samples.png", NULL, "the picture, one class or prompt a row",
+         CLI_NOT_SAVED},
         {NULL, "images", CLI_STRING, &o->images, "", NULL,
          "a folder for single PNGs instead; the same command again goes on", CLI_NOT_SAVED},
         {NULL, "npz", CLI_STRING, &o->npz, "", NULL,
@@ -119,6 +146,15 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What is to be drawn
+
+// Does this file hold a text-to-image transformer?
+static int holds_text(const char* dit) {
+    safetensors_t file;
+    tensor_file_open_or_die(&file, dit);
+    int holds = mmdit_file_holds(&file);
+    safetensors_close(&file);
+    return holds;
+}
 
 // What classes a model has: how many, and their names.
 static class_names_t read_names(const char* dit, int raw) {
@@ -234,12 +270,70 @@ static void choose_classes(sample_t* r) {
     r->total *= (size_t)r->row_count;
 }
 
-// Number and class of image k of all.
+// -prompt, -prompts.
+static void choose_prompts(sample_t* r) {
+    const sample_options_t* o = &r->options;
+    if (o->prompts[0]) {
+        prompts_read(&r->prompts, o->prompts);
+    } else if (!prompts_add(&r->prompts, o->prompt)) {
+        fatal("-prompt is empty; say what to show, such as -prompt \"a red circle on a white background\"");
+    }
+    r->row_count = (int)r->prompts.prompts.count;
+    r->rows = (int*)malloc_check(r->row_count * sizeof(int), "prompts");
+    for (int i = 0; i < r->row_count; i++) r->rows[i] = i;
+    r->total = (size_t)o->n * r->row_count;
+}
+
+// Is the command about prompts? Then those who name no preset mean the miniature of text to image, and its method.
+static int takes_prompts(sample_t* r) {
+    const sample_options_t* o = &r->options;
+    int prompt = cli_source(&r->cli, "prompt") == CLI_FROM_COMMAND_LINE;
+    if (prompt && o->prompts[0]) fatal("-prompt and -prompts: give one of them");
+    if (!prompt && !o->prompts[0]) return 0;
+    if (cli_source(&r->cli, "class") == CLI_FROM_COMMAND_LINE) fatal("-class and -prompt: give one of them");
+    if (cli_source(&r->cli, "preset") != CLI_FROM_COMMAND_LINE) cli_apply_preset(&r->cli, "t2i_mini");
+    return 1;
+}
+
+// What is to be drawn, with a model that can.
+static void choose_subjects(sample_t* r, int prompts) {
+    const char* dit = r->options.drawing.dit;
+    r->is_text = holds_text(dit);
+    if (r->is_text && !prompts) {
+        fatal("%s is a text-to-image transformer: say what to draw with -prompt \"...\" or -prompts FILE; -class is "
+              "for one that was trained on classes", dit);
+    }
+    if (!r->is_text && prompts) {
+        fatal("%s draws classes and reads no prompt: give -class, or a text-to-image transformer with -dit, or none of "
+              "-preset and -dit for the miniature", dit);
+    }
+    if (prompts) choose_prompts(r);
+    else choose_classes(r);
+}
+
+// Number and label of image k of all: its class, or which prompt.
 static void image_of(const sample_t* r, size_t k, uint64_t* number, int* label) {
     const sample_options_t* o = &r->options;
     *number = r->rows ? k % (size_t)o->n : k;
     *label = r->rows ? r->rows[k / (size_t)o->n]
                      : pipeline_label(&r->model, !strcmp(o->classes, "balanced"), o->seed, k);
+}
+
+static const char* prompt_of(const sample_t* r, int label) { return r->prompts.prompts.items[label]; }
+
+static void print_prompts(const sample_t* r) {
+    enum { SHOWN = 20, LETTERS = 100 };
+    const pipeline_t* g = &r->model;
+    for (int i = 0; i < r->row_count && i < SHOWN; i++) {
+        const char* prompt = prompt_of(r, i);
+        printf("%s %.*s%s\n", i ? "              " : "prompts       ", LETTERS, prompt,
+               strlen(prompt) > LETTERS ? "..." : "");
+    }
+    if (r->row_count > SHOWN) printf("               and %d more\n", r->row_count - SHOWN);
+    if (g->negative[0]) printf("negative       %.*s\n", LETTERS, g->negative);
+    printf("text encoder   %s\n", g->encoder.name);
+    printf("size           %d x %d pixels, latents of %d x %d\n", g->tokenizer.W, g->tokenizer.H, g->mmdit.config.w,
+           g->mmdit.config.h);
 }
 
 static void print_classes(const sample_t* r) {
@@ -254,19 +348,14 @@ static void print_classes(const sample_t* r) {
 static void print_method(const sample_t* r) {
     const dit_sampler_t* d = &r->model.sampler;
     const flow_guidance_t* g = &d->network.guidance;
-    char text[80];
+    char text[120];
     int evaluations = (g->w > 1 ? 2 : 1) * d->options.points;
     if (!dit_sampler_in_process(&d->options)) evaluations = flow_evaluations(&d->sampler, g);
     dit_sampler_text(text, sizeof text, &d->options);
     printf("sampler        %s", text);
     if (evaluations) printf(": %d evaluations of the network an image", evaluations);
-    printf("\n");
-    if (g->w > 1) {
-        printf("guidance       %g on the first %d of %d channels, from t = %g on\n", g->w, g->channels,
-               r->model.net.config.C, g->start);
-    } else {
-        printf("guidance       none\n");
-    }
+    dit_sampler_guidance_text(text, sizeof text, d);
+    printf("\nguidance       %s\n", text);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -290,24 +379,35 @@ static void draw(sample_t* r, uint8_t* pixels, size_t first, size_t count) {
     size_t image = autoencoder_image_values(&r->model.tokenizer), batch = (size_t)r->model.sampler.options.batch;
     uint64_t* numbers = (uint64_t*)malloc_check(batch * sizeof(uint64_t), "images");
     int* labels = (int*)malloc_check(batch * sizeof(int), "labels");
+    const char** captions = (const char**)malloc_check(batch * sizeof *captions, "captions");
     for (size_t k = 0; k < count; k += batch) {
         size_t n = count - k < batch ? count - k : batch;
-        for (size_t i = 0; i < n; i++) image_of(r, first + k + i, &numbers[i], &labels[i]);
-        pipeline_draw(&r->model, pixels + k * image, numbers, labels, (int)n, r->stream);
+        for (size_t i = 0; i < n; i++) {
+            image_of(r, first + k + i, &numbers[i], &labels[i]);
+            if (r->is_text) captions[i] = prompt_of(r, labels[i]);
+        }
+        uint8_t* at = pixels + k * image;
+        if (r->is_text) pipeline_draw_captions(&r->model, at, numbers, captions, (int)n, r->stream);
+        else pipeline_draw(&r->model, at, numbers, labels, (int)n, r->stream);
         r->drawn += n;
     }
     free(numbers);
     free(labels);
+    free(captions);
 }
 
-static void write_picture(const sample_t* r, const char* path, const image_t* picture, const char* classes) {
+// `subject`: what it shows.
+static void write_picture(const sample_t* r, const char* path, const image_t* picture, const char* subject) {
     char error[IMAGE_ERROR_SIZE];
-    image_text_t texts[4] = {{"Program", "sample (aligntok.c)"}, {"Classes", classes},
-                             {"Tokenizer", r->model.tokenizer.fingerprint}, {"Settings", r->settings}};
-    if (!image_write_png(path, picture, texts, 4, error)) fatal("%s; choose another place", error);
+    image_text_t texts[5] = {{"Program", "sample (aligntok.c)"}, {r->is_text ? "Prompt" : "Classes", subject},
+                             {"Tokenizer", r->model.tokenizer.fingerprint}, {"Settings", r->settings},
+                             {"Negative", r->options.drawing.negative}};
+    if (!image_write_png(path, picture, texts, r->options.drawing.negative[0] ? 5 : 4, error)) {
+        fatal("%s; choose another place", error);
+    }
 }
 
-// One class a row; where each image has its own class, rows of eight.
+// One class or prompt a row; where each image has its own class, rows of eight.
 static void draw_grid(sample_t* r) {
     const sample_options_t* o = &r->options;
     if (!comm_is_first(&r->comm)) return;
@@ -320,21 +420,27 @@ static void draw_grid(sample_t* r) {
     draw(r, pixels, 0, r->total);
     int H = r->model.tokenizer.H, W = r->model.tokenizer.W;
     image_t picture = image_grid(pixels, rows, columns, H, W, H < 100 ? 3 : 1);
-    write_picture(r, o->out, &picture, o->classes);
+    json_text_t subject = {NULL, 0, 0};
+    if (!r->is_text) json_append(&subject, "%s", o->classes);
+    for (int i = 0; r->is_text && i < r->row_count; i++) json_append(&subject, "%s%s", i ? "\n" : "", prompt_of(r, i));
+    write_picture(r, o->out, &picture, subject.text);
     printf("wrote          %s: %zu images of %d x %d\n", o->out, r->total, W, H);
+    json_text_free(&subject);
     image_free(&picture);
     free(pixels);
 }
 
-static const char* single_path(const sample_t* r, size_t k, char path[1200]) {
-    snprintf(path, 1200, "%s/%06zu.png", r->options.images, k);
+static const char* single_path(const sample_t* r, size_t k, char path[PROMPT_PATH]) {
+    size_t n = (size_t)r->options.n;
+    if (r->is_text) return prompt_path(path, &r->prompts, r->options.images, k / n, k % n);
+    snprintf(path, PROMPT_PATH, "%s/%06zu.png", r->options.images, k);
     return path;
 }
 
 // How many of this process's images are there. Those that were drawn with other settings, or by another program, end
 // the program.
 static size_t singles_there(const sample_t* r) {
-    char path[1200], first[600] = "";
+    char path[PROMPT_PATH], first[600] = "";
     size_t there = 0, others = 0;
     for (size_t k = (size_t)r->comm.rank; k < r->total; k += (size_t)r->comm.size) {
         if (access(single_path(r, k, path), F_OK)) continue;
@@ -361,14 +467,15 @@ static void draw_single(sample_t* r) {
     comm_sum_host(&r->comm, &drawn, 1); // all have looked before one draws
     image_t picture = image_create(r->model.tokenizer.H, r->model.tokenizer.W);
     for (size_t k = (size_t)r->comm.rank; k < r->total; k += W) {
-        char path[1200], text[32];
+        char path[PROMPT_PATH], class_number[32];
         uint64_t number;
         int label;
         image_of(r, k, &number, &label);
+        if (r->is_text) prompt_make_folder(&r->prompts, o->images, (size_t)label);
         if (!access(single_path(r, k, path), F_OK)) continue;
         draw(r, picture.pixels, k, 1);
-        snprintf(text, sizeof text, "%d", label);
-        write_picture(r, path, &picture, text);
+        snprintf(class_number, sizeof class_number, "%d", label);
+        write_picture(r, path, &picture, r->is_text ? prompt_of(r, label) : class_number);
     }
     image_free(&picture);
     comm_any(&r->comm, 0);
@@ -477,26 +584,37 @@ static void draw_npz(sample_t* r) {
 
 static void need_file(const sample_t* r, const char* flag, const char* path) {
     if (path[0] && !access(path, R_OK)) return;
+    int is_mini = !strcmp(r->options.preset, "mini") || !strcmp(r->options.preset, "t2i_mini");
     fatal("-%s %s: there is no such file. Give one, or leave -preset out: the miniature comes with this repository and "
           "draws at once (./sample -class 7)%s", flag, path[0] ? path : "(empty)",
-          !strcmp(r->options.preset, "mini") ? ". It is missing here: run in the folder of the repository" : "");
+          is_mini ? ". It is missing here: run in the folder of the repository" : "");
 }
 
 // The flags, and what they do not tell: what was in the files that they name.
 static char* all_settings(const sample_t* r, uint64_t dit) {
-    char hash[2][17], *flags = cli_to_json(&r->cli);
+    char hash[3][17], *flags = cli_to_json(&r->cli);
+    uint64_t words = FINGERPRINT_START;
     json_text_t text = {NULL, 0, 0};
-    json_append(&text, "%.*s, \"dit_hash\": \"%s\", \"tokenizer_hash\": \"%s\", \"statistics_hash\": \"%s\"}",
+    json_append(&text, "%.*s, \"dit_hash\": \"%s\", \"tokenizer_hash\": \"%s\", \"statistics_hash\": \"%s\"",
                 (int)strlen(flags) - 1, flags, fingerprint_text(hash[0], dit), r->model.tokenizer.fingerprint,
                 fingerprint_text(hash[1], pipeline_statistics_hash(&r->model)));
+    for (int i = -1; r->is_text && i < r->row_count; i++) {
+        const char* prompt = i < 0 ? r->model.negative : prompt_of(r, i);
+        for (const char* c = prompt; *c; c++) words = fingerprint_word(words, (unsigned char)*c);
+        words = fingerprint_word(words, '\n');
+    }
+    if (r->is_text) json_append(&text, ", \"prompts_hash\": \"%s\"", fingerprint_text(hash[2], words));
+    if (r->is_text) json_append(&text, ", \"text_encoder\": \"%s\"", r->model.encoder.name);
+    json_append(&text, "}");
     free(flags);
     return text.text;
 }
 
 static void open_models(sample_t* r) {
     const sample_options_t* o = &r->options;
+    int prompts = takes_prompts(r);
     need_file(r, "dit", o->drawing.dit);
-    choose_classes(r);
+    choose_subjects(r, prompts);
     need_file(r, "tokenizer", o->tokenizer);
     pipeline_t* g = &r->model;
     drawing_open(g, &o->drawing, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights,
@@ -511,10 +629,10 @@ static void open_models(sample_t* r) {
 
 int main(int argc, char** argv) {
     static sample_t r;
-    static cli_flag_t flags[32];
+    static cli_flag_t flags[48];
     sample_options_t* o = &r.options;
     int n = make_flags(o, flags);
-    cli_init(&r.cli, "./sample", "Draws images of a class with LightningDiT.", flags, n, presets,
+    cli_init(&r.cli, "./sample", "Draws images of classes, or of what a prompt says.", flags, n, presets,
              sizeof presets / sizeof presets[0]);
     cli_parse(&r.cli, argc, argv);
     if (o->npz[0] && o->images[0]) fatal("-npz and -images: give one of them");
@@ -524,9 +642,11 @@ int main(int argc, char** argv) {
     r.stream = device_open(r.comm.local_rank);
     comm_attach(&r.comm, r.stream);
     open_models(&r);
-    printf("model          %s (%s), tokenizer %s (%s, %s)\n", o->drawing.dit, r.model.net.config.id, o->tokenizer,
-           r.model.tokenizer.fingerprint, r.model.tokenizer.weights);
-    print_classes(&r);
+    printf("model          %s (%s), tokenizer %s (%s, %s)\n", o->drawing.dit,
+           r.is_text ? "text to image" : r.model.net.config.id, o->tokenizer, r.model.tokenizer.fingerprint,
+           r.model.tokenizer.weights);
+    if (r.is_text) print_prompts(&r);
+    else print_classes(&r);
     print_method(&r);
     r.start = r.said = clock_seconds();
     if (o->npz[0]) draw_npz(&r);

@@ -468,34 +468,47 @@ static inline image_t image_grid(const uint8_t* pixels, // (rows * columns, heig
     return grid;
 }
 
-// A pair for a tEXt chunk. The key has 1 to 79 characters; both are plain ASCII for every viewer to show them.
+// A pair for a text chunk. The key has 1 to 79 characters of plain ASCII. A value of plain ASCII makes a tEXt chunk,
+// which every viewer shows; another one, which is UTF-8, an iTXt chunk (PNG section 11.3.4).
 typedef struct { const char* key; const char* value; } image_text_t;
 
 static inline void image_put_big_endian(uint8_t* p, uint32_t value) {
     for (int i = 0; i < 4; i++) p[i] = (uint8_t)(value >> (24 - 8 * i));
 }
 
-// Writes the chunk "length, tEXt, key, 0, value, crc" (PNG section 11.3.4.3) at `out`; returns the byte after it.
+// What stands between key and value: a zero; in iTXt also "not compressed" and two empty strings.
+enum { IMAGE_TEXT_GAP = 1, IMAGE_UTF8_GAP = 5 };
+
+static inline int image_text_is_ascii(const char* text) {
+    while (*text && (unsigned char)*text < 0x80) text++;
+    return !*text;
+}
+
+// Writes the chunk "length, tEXt or iTXt, key, gap, value, crc" at `out`; returns the byte after it.
 static inline uint8_t* image_put_text(uint8_t* out, image_text_t text) {
+    int ascii = image_text_is_ascii(text.value), gap = ascii ? IMAGE_TEXT_GAP : IMAGE_UTF8_GAP;
     size_t key = strlen(text.key), value = strlen(text.value);
-    size_t length = key + 1 + value;
+    size_t length = key + gap + value;
     image_put_big_endian(out, (uint32_t)length);
-    memcpy(out + 4, "tEXt", 4);
-    memcpy(out + 8, text.key, key + 1);
-    memcpy(out + 8 + key + 1, text.value, value);
+    memcpy(out + 4, ascii ? "tEXt" : "iTXt", 4);
+    memcpy(out + 8, text.key, key);
+    memset(out + 8 + key, 0, gap);
+    memcpy(out + 8 + key + gap, text.value, value);
     image_put_big_endian(out + 8 + length, (uint32_t)crc32(0, out + 4, (uInt)(4 + length)));
     return out + 12 + length;
 }
 
-// The value of a tEXt chunk of a PNG file, for the caller to free. NULL where there is none, and no such file.
+// The value of a text chunk of a PNG file, for the caller to free. NULL where there is none, and no such file.
 static inline char* image_read_text(const char* path, const char* key) {
-    size_t size = 0, at = 8, n = strlen(key) + 1;
+    size_t size = 0, at = 8;
     uint8_t* bytes = image_read_file(path, &size);
     char* value = NULL;
     while (bytes && !value && at + 12 <= size) {
         size_t length = image_big_endian(bytes + at);
         if (length > size - at - 12) break;
-        if (!memcmp(bytes + at + 4, "tEXt", 4) && length >= n && !memcmp(bytes + at + 8, key, n)) {
+        int ascii = !memcmp(bytes + at + 4, "tEXt", 4), utf8 = !memcmp(bytes + at + 4, "iTXt", 4);
+        size_t n = strlen(key) + (utf8 ? IMAGE_UTF8_GAP : IMAGE_TEXT_GAP);
+        if ((ascii || utf8) && length >= n && !memcmp(bytes + at + 8, key, strlen(key) + 1)) {
             value = (char*)malloc_check(length - n + 1, "a text");
             memcpy(value, bytes + at + 8 + n, length - n);
             value[length - n] = 0;
@@ -513,14 +526,14 @@ static inline uint8_t* image_encode_png(const image_t* image, const image_text_t
     uint8_t* plain = stbi_write_png_to_mem(image->pixels, 0, image->width, image->height, 3, &length);
     if (!plain) return NULL;
     size_t room = (size_t)length;
-    for (int i = 0; i < count; i++) room += 12 + strlen(texts[i].key) + 1 + strlen(texts[i].value);
+    for (int i = 0; i < count; i++) room += 12 + strlen(texts[i].key) + IMAGE_UTF8_GAP + strlen(texts[i].value);
     uint8_t* bytes = (uint8_t*)malloc_check(room, "a PNG file");
     memcpy(bytes, plain, head);
     uint8_t* at = bytes + head;
     for (int i = 0; i < count; i++) at = image_put_text(at, texts[i]);
     memcpy(at, plain + head, (size_t)length - head);
     free(plain);
-    *size = room;
+    *size = (size_t)(at - bytes) + (size_t)length - head;
     return bytes;
 }
 
