@@ -152,6 +152,10 @@ static const char* open_samples(eval_t* e, image_source_t* samples, pipeline_t* 
     dit_sampler_options_t sampler = drawing_sampler(&o->drawing, o->batch, o->seed);
     if (o->sweep) sampler.guidance.w = 2; // there is room for guidance
     drawing_open(g, &o->drawing, tokenizer, (autoencoder_weights_t)o->tokenizer_weights, sampler);
+    if (g->is_text) {
+        fatal("%s draws captions: draw them with ./sample -prompts FILE -images FOLDER, and measure that folder "
+              "(-samples)", o->drawing.dit);
+    }
     pipeline_load(g);
     sampler.guidance.w = o->drawing.cfg;
     pipeline_use(g, sampler);

@@ -169,7 +169,7 @@ static dit_sampler_options_t caption_options(double w, int energy, ddpm_kind_t p
 
 #define VAVAE "tests/fixtures/published_vavae.pt" // latents of two channels, one position for 16 pixels
 
-// Writes a mini transformer of random weights as train_dit does; with `metadata` NULL as FLUX's are.
+// Writes a small transformer of random weights as train_dit does; with `metadata` NULL as FLUX's are.
 static void write_transformer(const char* name, const char* tokenizer, const char* text, const char* encoder) {
     static mmdit_t net;
     char path[TEMPORARY_PATH], tensor[200];
@@ -178,9 +178,7 @@ static void write_transformer(const char* name, const char* tokenizer, const cha
     size_t C = 2;
     memset(&net, 0, sizeof net);
     memset(&p, 0, sizeof p);
-    net.config = *mmdit_config_find("mini");
-    net.config.doubles = net.config.singles = 1;
-    net.config.C = (int)C, net.config.h = net.config.w = 3;
+    net.config = (mmdit_config_t){"small", 128, 4, 1, 1, {8, 12, 12}, WORD_WIDTH, WORD_WIDTH, 0, (int)C, 3, 3};
     mmdit_register(&net, &p.table, "");
     params_allocate(&p, p.table.total, 0, "weights");
     params_init(&p, 5);
@@ -300,7 +298,7 @@ static void test_bad_captions(const char* fingerprint, const char* encoder) {
     check_message(draw_badly, "size", "-size 48x40: ", "multiples of 16 from 16 to 4096");
     check_message(draw_badly, "long", "-size 48x4112: ", "multiples of 16 from 16 to 4096");
     check_message(draw_badly, "tokenizer", "trained on latents of tokenizer 0123456789abcdef", "-tokenizer");
-    check_message(draw_badly, "encoder", "trained with the text encoder \"T5 of somebody else\"", "-t5_vocabulary");
+    check_message(draw_badly, "encoder", "trained with the text encoder \"T5 of somebody else\"", "-t5, -text_clip");
     check_message(draw_badly, "text", "\"words 16 1\"", "damaged");
     check_message(draw_badly, "t5", "-text t5 needs T5 v1.1's encoder", "give it with -t5");
     check_message(draw_badly, "flux", "-raw is for checkpoints of train_dit", "is none");

@@ -52,6 +52,61 @@ elif grep -q 'golden retriever' "$work/out" && grep -q -- '-preset imagenet' "$w
 else
     fail "-class 207 says what it is, what it needs, and what can be drawn" "$(tail -n 1 "$work/out")"
 fi
+# refused NAME PATTERN FLAGS...: the program ends with exit code 1 and says so
+refused() {
+    name=$1
+    pattern=$2
+    shift 2
+    "$build/sample" "$@" >"$work/out" 2>&1
+    code=$?
+    if [ $code -eq 1 ] && grep -Eq -e "$pattern" "$work/out"; then ok "$name"; else fail "$name" "$code, $(tail -n 1 "$work/out")"; fi
+}
+classes="-dit miniature/dit.safetensors -tokenizer miniature/tokenizer.safetensors"
+# shellcheck disable=SC2086
+refused "a prompt for a model of classes is refused" 'draws classes and reads no prompt: give -class' -prompt "a red circle" $classes
+refused "so is a class beside a prompt" '-class and -prompt: give one of them' -prompt "a red circle" -class 7
+refused "so is a size for classes" '-size: miniature/dit.safetensors draws classes' -class 7 -size 48x48
+refused "so is a negative prompt for classes" '-negative: miniature/dit.safetensors draws classes' -class 7 -negative red
+if [ -s miniature/t2i.safetensors ]; then
+    refused "an empty prompt is refused" '-prompt is empty; say what to show' -prompt "  "
+    refused "so is a file without one" 'there is no prompt in it' -prompts /dev/null
+    refused "so is a class of a text-to-image transformer" 'is a text-to-image transformer: say what to draw with -prompt' \
+        -preset t2i_mini -class 7
+    refused "so is a size that the tokenizer cannot have" '-size 50x48: .*multiples of 8' -prompt "a red circle" -size 50x48
+    printf '{"tag": "counting", "prompt": "two red circles on a gray background"}\n{"prompt": "a \360\237\231\202 \\u00e9"}\n' >"$work/p.jsonl"
+    prompts() { "$build/sample" -prompts "$work/p.jsonl" -n 2 -steps 2 "$@" >"$work/out" 2>&1; }
+    prompts -batch 1 -npz "$work/t1.npz"
+    prompts -npz "$work/t4.npz"
+    if [ -s "$work/t1.npz" ] && cmp -s "$work/t1.npz" "$work/t4.npz"; then
+        ok "captions have the same pictures alone and in batches"
+    else
+        fail "captions have the same pictures alone and in batches" "$(tail -n 1 "$work/out")"
+    fi
+    prompts -images "$work/g" -size 40x56
+    if [ "$(find "$work/g" -name '0000?.png' | wc -l)" -eq 4 ] && cmp -s "$work/g/00001/metadata.jsonl" - <<EOF
+$(sed -n 2p "$work/p.jsonl")
+EOF
+    then
+        ok "prompts with JSON make GenEval's folders"
+    else
+        fail "prompts with JSON make GenEval's folders" "$(find "$work/g")"
+    fi
+    if grep -qa 'tEXtPrompt.two red circles' "$work/g/00000/samples/00001.png" && prompts -images "$work/g" -size 40x56 &&
+        grep -q '0 images; 4 of the same settings were there' "$work/out"; then
+        ok "  whose pictures name their prompt, and are kept"
+    else
+        fail "  whose pictures name their prompt, and are kept" "$(tail -n 1 "$work/out")"
+    fi
+    # shellcheck disable=SC2046
+    "$build/sample" -prompt "$(printf 'red %.0s' $(seq 10000))" -n 1 -steps 2 -out "$work/long.png" >"$work/out" 2>&1
+    if [ -s "$work/long.png" ] && grep -q 'and its end is cut' "$work/out"; then
+        ok "a prompt of 10,000 words is cut, and that is said"
+    else
+        fail "a prompt of 10,000 words is cut, and that is said" "$(tail -n 1 "$work/out")"
+    fi
+else
+    echo "skipped: the trained miniature of text to image is not there"
+fi
 "$build/sample" -class balanced -n 20 -steps 5 -batch 1 -npz "$work/one.npz" >/dev/null 2>&1
 "$build/sample" -class balanced -n 20 -steps 5 -batch 7 -npz "$work/seven.npz" >/dev/null 2>&1
 OMP_NUM_THREADS=1 "$build/sample" -class balanced -n 20 -steps 5 -npz "$work/all.npz" >/dev/null 2>&1

@@ -68,7 +68,9 @@ static inline int drawing_flags(drawing_options_t* o, const char* cfg, cli_flag_
     };
     int n = (int)(sizeof flags / sizeof flags[0]);
     memcpy(out, flags, sizeof flags);
-    return n + caption_encoder_flags(&o->text, out + n);
+    int all = n + caption_encoder_flags(&o->text, out + n);
+    while (n < all) out[n++].saving = CLI_NOT_SAVED; // the encoder's name says it all
+    return all;
 }
 
 // What the flags say of the sampler.

@@ -167,7 +167,7 @@ void pipeline_use_text(pipeline_t* g, const caption_encoder_options_t* options, 
     caption_encoder_check_widths(&g->encoder, g->mmdit.config.text, g->mmdit.config.vector, g->path);
     if (name && name[0] && strcmp(name, g->encoder.name)) {
         fatal("%s was trained with the text encoder \"%s\", and the one given is \"%s\": it would read other words; "
-              "give the files it was trained with (-t5, -t5_vocabulary, -clip, -clip_vocabulary)", g->path, name,
+              "give the files it was trained with (-t5, -text_clip and their vocabularies)", g->path, name,
               g->encoder.name);
     }
 }

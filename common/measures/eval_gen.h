@@ -90,20 +90,15 @@ static inline void gen_scores(gen_t* g, result_t* result, const image_source_t* 
 static inline void gen_drawing_protocol(const gen_t* g, result_t* result, const image_source_t* set) {
     const eval_options_t* o = &g->e->options;
     const pipeline_t* d = set->pipeline;
-    char hash[17], sampler[80];
-    const flow_guidance_t* w = &d->sampler.network.guidance;
+    char hash[17], text[120];
     report_protocol(result, "DiT", "%s, tokenizer %s", d->net.config.id, d->tokenizer.fingerprint);
     report_protocol(result, "tokenizer's weights", "%s", d->tokenizer.weights);
     report_weights(result, "weights", o->drawing.raw, d->ema);
     report_protocol(result, "labels", "%s", o->balanced ? "balanced" : "uniform random");
-    dit_sampler_text(sampler, sizeof sampler, &d->options);
-    report_protocol(result, "sampler", "%s, seed %zu", sampler, o->seed);
-    if (w->w > 1) {
-        report_protocol(result, "guidance", "%g on the first %d of %d channels, from t = %g on", w->w, w->channels,
-                        d->net.config.C, w->start);
-    } else {
-        report_protocol(result, "guidance", "none");
-    }
+    dit_sampler_text(text, sizeof text, &d->options);
+    report_protocol(result, "sampler", "%s, seed %zu", text, o->seed);
+    dit_sampler_guidance_text(text, sizeof text, &d->sampler);
+    report_protocol(result, "guidance", "%s", text);
     report_protocol(result, "latent statistics", "hash %s", fingerprint_text(hash, pipeline_statistics_hash(d)));
 }
 

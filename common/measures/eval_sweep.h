@@ -52,10 +52,10 @@ static inline void sweep_key(sweep_t* w, const pipeline_t* g, const feature_net_
     char text[2000];
     memset(&info, 0, sizeof info);
     stat(g->path, &info);
-    int n = snprintf(text, sizeof text, "%s %lld %lld %s %s %d %016llx %d %zu %d %d %g %g %d %d %d %d %g %016llx",
+    int n = snprintf(text, sizeof text, "%s %lld %lld %s %s %d %016llx %d %zu %d %d %g %g %d %d %d %d %g %d %016llx",
                      g->path, (long long)info.st_size, (long long)info.st_mtime, g->tokenizer.fingerprint, net->hash,
                      o->input, (unsigned long long)reference->hash, o->n, o->seed, d->solver, d->cfg_channels, d->cfg_start,
-                     d->shift, o->balanced, d->raw, d->predicts, d->process, d->eta,
+                     d->shift, o->balanced, d->raw, d->predicts, d->process, d->eta, d->cfg_energy,
                      (unsigned long long)pipeline_statistics_hash(g));
     fingerprint_text(w->key, image_hash(0, (const uint8_t*)text, (size_t)n));
 }
