@@ -7,6 +7,9 @@
 //     ./eval -gen    -dit runs/mini/dit.safetensors                gFID, sFID, IS, precision, recall, KID
 //     ./eval -sweep  -dit runs/mini/dit.safetensors                gFID against steps and guidance, plotted
 //     ./eval -scenes -tokenizer A,B                                do reconstructions show the scenes that were drawn?
+//     ./eval -captions FOLDER -clip FILE ...                       CLIP score, aesthetic score, HPSv2 of pictures
+//     ./eval -pick A,B -pick_model FILE ...                        PickScore of two systems
+//     ./eval -geneval RESULTS.jsonl                                GenEval's scores
 //     ./eval -inspect FILE                                         the tensors in a file of weights
 //     ./eval -preset imagenet -recon -data IMAGENET -features pt_inception-2015-12-05-6726825d.pth ...
 //
@@ -16,14 +19,18 @@
 // images are shared among all, and the scores are those of one.
 //
 // Reading order: here what is opened and in which order; then a mode of interest: common/measures/eval_recon.h,
-// eval_gen.h, eval_probe.h, eval_latent.h, eval_sweep.h, eval_scenes.h. What they print and log:
-// common/measures/report.h.
+// eval_gen.h, eval_probe.h, eval_latent.h, eval_sweep.h, eval_scenes.h, eval_captions.h. What they print and
+// log: common/measures/report.h.
 #include <unistd.h>
 
 // defines: eval_t, eval_flags, eval_presets
 #include "common/measures/eval_options.h"
+// defines: eval_captions, eval_pick
+#include "common/measures/eval_captions.h"
 // defines: eval_gen
 #include "common/measures/eval_gen.h"
+// defines: eval_geneval
+#include "common/measures/eval_geneval.h"
 // defines: eval_image
 #include "common/measures/eval_image.h"
 // defines: eval_latent
@@ -32,7 +39,7 @@
 #include "common/measures/eval_probe.h"
 // defines: eval_recon
 #include "common/measures/eval_recon.h"
-// defines: eval_scenes_tokenizer
+// defines: eval_scenes_tokenizer, eval_scenes_folder
 #include "common/measures/eval_scenes.h"
 // defines: eval_sweep, eval_sweep_check
 #include "common/measures/eval_sweep.h"
@@ -42,13 +49,13 @@
 enum { MAX_TOKENIZERS = 16 };
 
 // The paths in "a,b,c", cut in place.
-static int split_paths(char* text, char** paths) {
+static int split_paths(const char* flag, char* text, char** paths) {
     int n = 0;
     for (char* at = strtok(text, ","); at; at = strtok(NULL, ",")) {
-        if (n == MAX_TOKENIZERS) fatal("-tokenizer: at most %d files", MAX_TOKENIZERS);
+        if (n == MAX_TOKENIZERS) fatal("-%s: at most %d paths", flag, MAX_TOKENIZERS);
         paths[n++] = at;
     }
-    if (!n) fatal("-tokenizer: give one or more files with commas between them");
+    if (!n) fatal("-%s: give one or more paths with commas between them", flag);
     return n;
 }
 
@@ -128,7 +135,7 @@ static void measure_tokenizers(eval_t* e, char** paths, int n) {
         if (o->recon) {
             eval_recon(e, paths[i], &a, open_features(e, a.H, a.W, 0), open_lpips(e, o->batch, a.H, a.W), &shared);
         }
-        if (o->scenes) eval_scenes_tokenizer(e, paths[i], &a);
+        if (o->scenes && !o->samples[0]) eval_scenes_tokenizer(e, paths[i], &a);
         if (o->probe) eval_probe(e, paths[i], &a);
         if (o->latent) eval_latent(e, paths[i], &a, &picture, i == 0, i == n - 1);
         autoencoder_close(&a);
@@ -178,20 +185,43 @@ static void measure_samples(eval_t* e, const char* tokenizer) {
     if (g.path) pipeline_close(&g);
 }
 
+// -captions and -pick: pictures and their prompts.
+static void measure_prompted(eval_t* e) {
+    const eval_options_t* o = &e->options;
+    need_file(e, "clip_vocabulary", o->clip_vocabulary, "CLIP's merges.txt or bpe_simple_vocab_16e6.txt.gz");
+    if (o->captions[0]) {
+        if (!o->clip[0] && !o->hps[0]) fatal("-captions: by which network? Give -clip FILE or -hps FILE, or both");
+        if (o->clip[0]) need_file(e, "clip", o->clip, "CLIP's weights");
+        if (o->hps[0]) need_file(e, "hps", o->hps, "HPS_v2.1_compressed.pt");
+        if (o->aesthetic[0]) need_file(e, "aesthetic", o->aesthetic, "sac+logos+ava1-l14-linearMSE.pth");
+        if (o->aesthetic[0] && !o->clip[0]) fatal("-aesthetic needs the vectors of OpenAI's L/14: give it with -clip");
+        eval_captions(e);
+    }
+    if (o->pick[0]) {
+        char *text = strdup(o->pick), *paths[MAX_TOKENIZERS];
+        if (split_paths("pick", text, paths) != 2) fatal("-pick %s: give two folders, A,B", o->pick);
+        need_file(e, "pick_model", o->pick_model, "PickScore_v1's weights");
+        const char* folders[2] = {paths[0], paths[1]};
+        eval_pick(e, folders);
+        free(text);
+    }
+}
+
 static void parse(eval_t* e, int argc, char** argv) {
     static cli_flag_t flags[EVAL_FLAGS];
     const eval_options_t* o = &e->options;
     cli_init(&e->cli, "./eval", "Measures tokenizers, latents and samples.", flags, eval_flags(&e->options, flags),
              eval_presets, EVAL_PRESETS);
     cli_parse(&e->cli, argc, argv);
-    if (!o->recon && !o->gen && !o->probe && !o->latent && !o->sweep && !o->scenes && !o->inspect[0]) {
-        fatal("what shall be measured? Give -recon, -probe, -latent, -gen, -sweep, -scenes or -inspect FILE (-h "
-              "explains them)");
+    int others = o->gen || o->probe || o->latent || o->sweep || o->scenes || o->captions[0] || o->pick[0] ||
+                 o->geneval[0];
+    if (!o->recon && !others && !o->inspect[0]) {
+        fatal("what shall be measured? Give -recon, -probe, -latent, -gen, -sweep, -scenes, -captions FOLDER, -pick "
+              "A,B, -geneval FILE or -inspect FILE (-h explains them)");
     }
     if (o->drawing.raw && !o->gen && !o->sweep) {
         fatal("-raw is about the weights of a DiT, and none is measured; a tokenizer's: -tokenizer_weights raw");
     }
-    int others = o->gen || o->probe || o->latent || o->sweep || o->scenes;
     if (o->image[0] && (!o->recon || others)) fatal("-image %s is for -recon alone; leave the other out", o->image);
     if (o->crop == CROP_ASPECT && (o->gen || o->probe || o->sweep)) {
         fatal("-crop aspect is for -recon and -latent: -gen, -sweep and -probe compare images of one size");
@@ -217,10 +247,13 @@ int main(int argc, char** argv) {
     e.stream = device_open(e.comm.local_rank);
     comm_attach(&e.comm, e.stream);
     char *text = strdup(o->tokenizer), *paths[MAX_TOKENIZERS];
-    int n = split_paths(text, paths);
+    int n = split_paths("tokenizer", text, paths), drawn = o->scenes && o->samples[0];
     if (o->image[0]) measure_image(&e, paths, n);
-    else if (o->recon || o->probe || o->latent || o->scenes) measure_tokenizers(&e, paths, n);
+    else if (o->recon || o->probe || o->latent || (o->scenes && !drawn)) measure_tokenizers(&e, paths, n);
+    if (drawn) eval_scenes_folder(&e);
     if (o->gen || o->sweep) measure_samples(&e, paths[n - 1]);
+    if (o->captions[0] || o->pick[0]) measure_prompted(&e);
+    if (o->geneval[0]) eval_geneval(&e);
     report_tables(&e.report);
     report_free(&e.report);
     free(text);

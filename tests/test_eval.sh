@@ -199,6 +199,30 @@ check "  the same in batches of 5" same scenes scenes5 1e-9 single counting two 
 # shellcheck disable=SC2086
 expect "-scenes of what are none" 1 'shapes are no scenes; give -data scenes:48:mixed' "$eval" $mini -scenes -out ""
 
+# ---- pictures with prompts
+fixture=$here/tests/fixtures/captions.safetensors # CLIP of the smallest size, with an aesthetic head
+cp -r photos prompted
+for i in colour palette grey; do echo "two red circles on a gray background" >prompted/$i.txt; done
+printf '#version: 0.2\na b\nab c</w>\n' >merges.txt
+suits="-clip $fixture -clip_vocabulary merges.txt -aesthetic $fixture -hps $fixture -pick_model $fixture"
+# shellcheck disable=SC2086
+check "-captions and -pick" measure captions -captions prompted -pick prompted,prompted $suits
+check "  all scores, with their networks" grep -q 'CLIP score.*aesthetic.*HPSv2' out
+check "  a system against itself" test "$(sed -n 2p captions.json | sed 's/.*"PickScore": \([0-9.]*\).*/\1/')" = 0.5
+# shellcheck disable=SC2086
+measure captions2 -captions prompted -batch 2 $suits
+check "  the same in batches of 2" same captions captions2 1e-6 "CLIP score" aesthetic HPSv2
+check "-scenes of a folder" measure folder_scenes -scenes -samples prompted
+check "  photographs show none" test "$(value folder_scenes overall)" = 0
+for i in single_object two_object counting colors position color_attr colors; do
+    echo "{\"tag\": \"$i\", \"correct\": true}"
+done | sed '$s/true/false/' >results.jsonl
+check "-geneval" measure geneval -geneval results.jsonl
+check "  the mean of the tasks" near "$(value geneval GenEval)" 0.9166667 1e-6
+# shellcheck disable=SC2086
+expect "-captions without a network" 1 'by which network' "$eval" -captions prompted -clip_vocabulary merges.txt
+expect "-pick of one folder" 1 'give two folders' "$eval" -pick prompted -clip_vocabulary merges.txt
+
 # ---- probe and latent space
 check "-probe" measure probe -probe -probe_images 60
 check "  both readings" grep -q 'probe whole latent %.*probe mean latent %' out

@@ -25,6 +25,26 @@ enum { MOST = 112 * 112 * 3 }; // bytes of the largest canvas
 // ---------------------------------------------------------------------------------------------------------------------
 // Scenes
 
+// What a caption says is read back; with a letter more or less it is no caption.
+static void check_read(const scene_t* s, const char* text) {
+    scene_t read;
+    char other[SCENE_CAPTION + 1];
+    check(scene_of_caption(&read, text), text);
+    check(read.kind == s->kind && read.ground == s->ground && read.count == s->count, "kind, ground, number");
+    check(s->kind != SCENE_POSITION || read.relation == s->relation, "the relation");
+    for (int k = 0; k < s->count && k < 2; k++) {
+        if (k && s->kind == SCENE_COUNTING) break;
+        const scene_object_t *a = &read.objects[k], *b = &s->objects[k];
+        check(a->shape == b->shape && a->colour == b->colour, "objects");
+    }
+    snprintf(other, sizeof other, "%sx", text);
+    check(!scene_of_caption(&read, other), "something behind it");
+    snprintf(other, sizeof other, "%s", text + 1);
+    check(!scene_of_caption(&read, other), "something missing");
+    other[0] = 0;
+    check(!scene_of_caption(&read, other), "nothing");
+}
+
 static void test_captions(void) {
     static const char* const words[] = {
         "a", "above", "and", "background", "below", "black", "blue", "circle", "circles", "cyan", "four", "gray",
@@ -47,6 +67,7 @@ static void test_captions(void) {
     for (int i = 0; i < 4000; i++) {
         s = scene_of(i % 2, (uint64_t)i / 2, 48, 1);
         scene_caption(text, &s);
+        check_read(&s, text);
         int n = 0;
         for (char *rest = text, *word; (word = strsep(&rest, " ")); n++) {
             int k = 0;

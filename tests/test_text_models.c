@@ -1,15 +1,19 @@
 // The frozen text encoders: T5's and CLIP's against numbers of the originals, a batch against its texts alone, sizes of
 // the published models, and their files under all names, whole and in several files. And what joins them with the
-// tokenizers: from a caption to rows.
+// tokenizers: from a caption to rows, and from pictures with captions to scores.
 
 // defines: caption_encoder_t, caption_encoder_options_t, caption_encoder_*
 #include "common/drawing/caption_encoder.h"
 // defines: scene_of, scene_caption
 #include "common/data/scenes.h"
+// defines: prompted_t, prompted_open, pick_check, pick_mean, clip_score_*, aesthetic_*, clip_input
+#include "common/measures/eval_captions.h"
 // defines: t5_t, clip_text_t, clip_image_t, t5_load, clip_load_text, clip_load_image, *_config_of_file
 #include "common/models/text_weights.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error
 #include "tests/test.h"
+// defines: fixture_open, fixture_tensor
+#include "tests/fixture.h"
 // defines: random_buffer (these tests run in double)
 #include "tests/gradient.h"
 // defines: temporary_begin, temporary_path, temporary_write, check_message
@@ -242,7 +246,7 @@ static void test_clip_batch(void) {
 static void test_counts(void) {
     if (!test_case("sizes of the published models")) return;
     static const size_t t5_counts[T5_CONFIGS] = {35332800, 109628544, 341231104, 1223527424, 4762310656};
-    static const size_t clip_counts[CLIP_CONFIGS] = {151277313, 149620737, 427616513, 427944193, 986109441};
+    static const size_t clip_counts[CLIP_CONFIGS] = {151277313, 149620737, 427616513, 427944193, 986109441, 19809};
     for (int i = 0; i < T5_CONFIGS; i++) {
         static t5_t t;
         param_table_t table = {NULL, 0, 0, 0};
@@ -734,6 +738,229 @@ static void test_t5_captions(void) {
     test_end_case();
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Scores of pictures with captions
+
+#define CAPTIONS_FIXTURE "tests/fixtures/captions.safetensors"
+enum { SHOTS = 5, SHOT_SIDE = 12 };
+static const int shot_sizes[SHOTS][2] = {{12, 12}, {40, 30}, {17, 64}, {9, 7}, {97, 131}}; // height, width
+static const char toy_merges[] = "#version: 0.2\na b\nab c</w>\n";
+
+// The picture of dev/reference/make_captions_fixture.py.
+static image_t make_shot(int height, int width) {
+    image_t image = image_create(height, width);
+    for (int i = 0; i < height * width * 3; i++) {
+        int y = i / 3 / width, x = i / 3 % width, c = i % 3;
+        int smooth = (y * (3 + c) + x * (5 - c)) % 511, edge = (x / 37 + y / 29 + c) % 3 == 0 ? 120 : 0;
+        int noise = (y * 7919 + x * 104729 + c * 1299709) % 65537 * 31 % 97;
+        int value = (smooth > 255 ? 510 - smooth : smooth) + edge + noise - 60;
+        image.pixels[i] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+    }
+    return image;
+}
+
+// Both ways of a picture to CLIP against Pillow's and torchvision's. Bytes are equal; floats are summed in another
+// order there.
+static void test_clip_input(void) {
+    if (!test_case("scores: a picture's way to CLIP, by Pillow and by torchvision")) return;
+    static double got[SHOT_SIDE * SHOT_SIDE * 3];
+    safetensors_t f;
+    fixture_open(&f, "captions");
+    for (int i = 0; i < SHOTS; i++) {
+        image_t image = make_shot(shot_sizes[i][0], shot_sizes[i][1]);
+        for (int how = 0; how < 2; how++) {
+            char name[64];
+            double worst = 0;
+            snprintf(name, sizeof name, "answer.%s.%d.%d", how ? "pad" : "crop", image.height, image.width);
+            double* want = fixture_tensor(&f, name);
+            memset(got, 0xFF, sizeof got);
+            clip_input(got, &image, SHOT_SIDE, (clip_input_t)how);
+            for (int k = 0; k < SHOT_SIDE * SHOT_SIDE * 3; k++) {
+                worst = fmax(worst, fabs((got[k] + 1) / 2 - want[k]));
+                if (!isfinite(got[k])) worst = INFINITY;
+            }
+            check_error(name, worst, how ? 1e-6 : 1e-7);
+            free(want);
+        }
+        image_free(&image);
+    }
+    safetensors_close(&f);
+    test_end_case();
+}
+
+// Cosines and the aesthetic score of transformers' CLIPModel, in one batch and one by one.
+static void test_scores(void) {
+    if (!test_case("scores: cosines and aesthetic score of the originals")) return;
+    static clip_score_t net;
+    static double pixels[SHOTS * SHOT_SIDE * SHOT_SIDE * 3], images[SHOTS * 12], texts[SHOTS * 12];
+    static const char* const captions[4] = {"abc", "A red CIRCLE, on a gray background!", "ab abab don't 42", ""};
+    char path[TEMPORARY_PATH], *long_text = repeat("word ", 100);
+    aesthetic_t aesthetic;
+    safetensors_t f;
+    fixture_open(&f, "captions");
+    temporary_write("toy_merges.txt", toy_merges, sizeof toy_merges - 1);
+    temporary_path(path, "toy_merges.txt");
+    double* want_aesthetic = fixture_tensor(&f, "answer.aesthetic");
+    for (int how = 0; how < 2; how++) {
+        double* want = fixture_tensor(&f, how ? "answer.cosine.pad" : "answer.cosine.crop");
+        for (int batch = SHOTS; batch >= 1; batch -= SHOTS - 1) {
+            clip_score_open(&net, CAPTIONS_FIXTURE, path, batch);
+            aesthetic_open(&aesthetic, CAPTIONS_FIXTURE, 12);
+            check_error("the scale", fabs(net.scale - exp(3.25)), 1e-12);
+            memset(net.plan.memory, 0xFF, plan_bytes(&net.plan)); // NaN
+            for (int i = 0; i < SHOTS; i++) {
+                image_t image = make_shot(shot_sizes[i][0], shot_sizes[i][1]);
+                clip_input(pixels + i * SHOT_SIDE * SHOT_SIDE * 3, &image, SHOT_SIDE, (clip_input_t)how);
+                image_free(&image);
+            }
+            for (int i = 0; i < SHOTS; i += batch) {
+                const char* all[SHOTS] = {captions[0], captions[1], captions[2], captions[3], long_text};
+                check(clip_score_images(&net, images + i * 12, pixels + i * SHOT_SIDE * SHOT_SIDE * 3, batch, 0) == batch,
+                      "all have a vector");
+                check(clip_score_texts(&net, texts + i * 12, all + i, batch, 0) == batch, "all have a vector");
+            }
+            check(net.cut == 1, "one caption is cut");
+            for (int i = 0; i < SHOTS; i++) {
+                check_error("cosine", fabs(dot(images + i * 12, texts + i * 12, 12) - want[i]), 1e-6);
+                if (how) continue;
+                check_error("aesthetic", fabs(aesthetic_score(&aesthetic, images + i * 12) - want_aesthetic[i]), 1e-6);
+            }
+            aesthetic_close(&aesthetic);
+            clip_score_close(&net);
+        }
+        free(want);
+    }
+    free(want_aesthetic);
+    free(long_text);
+    safetensors_close(&f);
+    test_end_case();
+}
+
+static void write_shot(const char* file, const char* prompt) {
+    char path[TEMPORARY_PATH], error[IMAGE_ERROR_SIZE];
+    image_t image = make_shot(8, 8);
+    image_text_t text = {"Prompt", prompt};
+    check(image_write_png(temporary_path(path, file), &image, &text, prompt != NULL, error), error);
+    image_free(&image);
+}
+static void write_words(const char* file, const char* words) { temporary_write(file, words, strlen(words)); }
+
+static void open_prompted(const char* folder) {
+    prompted_t p;
+    prompted_open(&p, folder);
+    prompted_close(&p);
+}
+
+// The prompts of a folder, one behind the other.
+static void check_prompts(const char* folder, const char* want, size_t distinct) {
+    prompted_t p;
+    char path[TEMPORARY_PATH], all[400] = "";
+    prompted_open(&p, temporary_path(path, folder));
+    for (size_t i = 0; i < p.prompts.count; i++) {
+        size_t used = strlen(all);
+        snprintf(all + used, sizeof all - used, "%s=%s;", path_name(p.pictures.items[i]), p.prompts.items[i]);
+    }
+    check(!strcmp(all, want) && p.distinct == distinct, "pictures and their prompts");
+    if (strcmp(all, want)) printf("     %s\n", all);
+    prompted_close(&p);
+}
+
+static void pick_folders(const char* folders) { // "A B"
+    char first[TEMPORARY_PATH], second[TEMPORARY_PATH], a[32], b[32];
+    prompted_t p[2];
+    sscanf(folders, "%31s %31s", a, b);
+    prompted_open(&p[0], temporary_path(first, a));
+    prompted_open(&p[1], temporary_path(second, b));
+    pick_check(&p[0], first, &p[1], second);
+}
+
+static void test_prompted(void) {
+    if (!test_case("scores: folders of pictures with prompts; what does not fit")) return;
+    char path[TEMPORARY_PATH];
+    temporary_mkdir("plain");
+    write_shot("plain/00001_0.png", "two \xC3\xA9");
+    write_shot("plain/00000_1.png", "one");
+    write_shot("plain/00000_0.png", "one");
+    write_shot("plain/other.png", NULL);
+    write_words("plain/other.txt", "  with a text\nof two lines \n");
+    check_prompts("plain", "00000_0.png=one;00000_1.png=one;00001_0.png=two \xC3\xA9;other.png=with a text of two lines;", 3);
+    temporary_mkdir("geneval"), temporary_mkdir("geneval/00000"), temporary_mkdir("geneval/00000/samples");
+    temporary_mkdir("geneval/00001"), temporary_mkdir("geneval/00001/samples");
+    write_words("geneval/00000/metadata.jsonl", "{\"tag\": \"x\", \"include\": [1], \"prompt\": \"a \\u00e9\"}\n");
+    write_words("geneval/00001/metadata.jsonl", "{\"prompt\": \"b\"}");
+    write_shot("geneval/00000/samples/0000.png", NULL);
+    write_shot("geneval/00000/samples/0001.png", NULL);
+    check_message(open_prompted, temporary_path(path, "geneval"), "holds no pictures of its prompt \"b\"", "00001");
+    write_shot("geneval/00001/samples/0000.png", "another");
+    check_prompts("geneval", "0000.png=a \xC3\xA9;0001.png=a \xC3\xA9;0000.png=b;", 2);
+    check_message(pick_folders, "plain geneval", "has 4 pictures and", "the same prompts");
+    write_words("geneval/00001/metadata.jsonl", "{\"tag\": \"b\"}");
+    check_message(open_prompted, temporary_path(path, "geneval"), "metadata.jsonl", "no \"prompt\"");
+    temporary_mkdir("geneval/more");
+    check_message(open_prompted, temporary_path(path, "geneval"), "metadata.jsonl", NULL);
+    write_words("geneval/00001/metadata.jsonl", "{\"prompt\": \"b\"}");
+    check_message(open_prompted, temporary_path(path, "geneval"), "1 of its 3 folders have no metadata.jsonl", NULL);
+    temporary_mkdir("second");
+    write_shot("second/a.png", "one"), write_shot("second/b.png", "one"), write_shot("second/c.png", "three");
+    write_shot("second/d.png", "one");
+    check_message(pick_folders, "plain second", "picture 2 of", "three");
+    write_words("plain/lonely.txt", "a prompt");
+    check_message(open_prompted, temporary_path(path, "plain"), "lonely.txt is a prompt without a picture", NULL);
+    write_shot("plain/lonely.png", NULL);
+    write_words("plain/lonely.txt", " \n");
+    check_message(open_prompted, temporary_path(path, "plain"), "lonely.png: its prompt is empty", NULL);
+    write_shot("plain/silent.png", NULL);
+    write_words("plain/lonely.txt", "x");
+    check_message(open_prompted, temporary_path(path, "plain"), "silent.png has no prompt", "sample");
+    temporary_mkdir("empty");
+    check_message(open_prompted, temporary_path(path, "empty"), "holds no pictures", NULL);
+    check_message(open_prompted, "/nowhere", "is no folder", NULL);
+    test_end_case();
+}
+
+static void test_pick(void) {
+    if (!test_case("scores: PickScore of two systems sums to 1, and leaves out what one of them lacks")) return;
+    double read_a[3] = {1, 1, 0}, read_b[3] = {1, 1, 1}, a[3] = {.2, .1, .3}, b[3] = {.1, .3, .1};
+    caption_scores_t A = {3, read_a, a, NULL, 0}, B = {3, read_b, b, NULL, 0};
+    size_t n;
+    double first = pick_mean(&A, &B, 10, &n), second = pick_mean(&B, &A, 10, &n);
+    check(n == 2, "pairs");
+    check_error("softmax", fabs(first - (exp(2) / (exp(2) + exp(1)) + exp(1) / (exp(1) + exp(3))) / 2), 1e-12);
+    check_error("the sum", fabs(first + second - 1), 1e-12);
+    check_error("CLIP score", fabs(caption_scores_mean(&A, a, 1) - .15), 1e-12);
+    a[1] = -.1;
+    check_error("no cosine below zero counts", fabs(caption_scores_mean(&A, a, 1) - .1), 1e-12);
+    check_error("in HPSv2 it does", fabs(caption_scores_mean(&A, a, 0) - .05), 1e-12);
+    test_end_case();
+}
+
+static void open_score(const char* path) {
+    static clip_score_t net;
+    char merges[TEMPORARY_PATH];
+    clip_score_open(&net, path, temporary_path(merges, "toy_merges.txt"), 1);
+}
+static void open_aesthetic(const char* path) {
+    aesthetic_t a;
+    aesthetic_open(&a, path, 768);
+}
+
+static void test_score_files(void) {
+    if (!test_case("scores: files that do not fit")) return;
+    static clip_bed_t bed;
+    char path[TEMPORARY_PATH];
+    clip_bed_begin(&bed, &clip_configs[CLIP_CONFIGS - 1], 1, 1, 1);
+    temporary_write("toy_merges.txt", toy_merges, sizeof toy_merges - 1);
+    write_clip("text.safetensors", &bed.params, hugging_face, hugging_face_block, "", 1);
+    check_message(open_score, temporary_path(path, "text.safetensors"), "missing", "projection");
+    write_clip("whole.safetensors", &bed.params, hugging_face, hugging_face_block, "", 0);
+    write_words("toy_merges.txt", "#version: 0.2\na b\n");
+    check_message(open_score, temporary_path(path, "whole.safetensors"), "has 515 numbers", "rows for 516");
+    check_message(open_aesthetic, CAPTIONS_FIXTURE, "scores vectors of 12 values, and those of -clip have 768", "L/14");
+    check_message(open_aesthetic, temporary_path(path, "whole.safetensors"), "no layers.0.weight", NULL);
+    clip_bed_end(&bed);
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     temporary_begin();
@@ -749,6 +976,11 @@ int main(int argc, char** argv) {
     test_clip_files();
     test_fixed_captions();
     test_t5_captions();
+    test_clip_input();
+    test_scores();
+    test_prompted();
+    test_pick();
+    test_score_files();
     temporary_end();
     return test_finish();
 }

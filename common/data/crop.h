@@ -1,4 +1,4 @@
-// crop.h: the two centre crops that tokenizers are measured with.
+// crop.h: the two centre crops that tokenizers are measured with, and the resizing that they and others stand on.
 //
 // ADM's (Dhariwal & Nichol 2021, guided_diffusion/image_datasets.py), to the bit: LightningDiT's latents and ImageNet's
 // reference statistics are made with it, and reconstruction is measured with it unless `-crop tv` asks for the other.
@@ -19,21 +19,25 @@
 // computed in double, then in integers with 22 fraction bits, so that the bytes do not depend on the compiler.
 // torchvision's weights are the same with the triangle 1 - |x| as the filter. PyTorch (UpSampleKernel.cpp) has them,
 // and their positions, in float, which shows in the fifth digit far from the edge; so they are float here.
-// Look next at common/drawing/extract.h, a user.
+// Look next at common/drawing/extract.h, a user, and at common/measures/clip_input.h, CLIP's crops.
 #pragma once
 #include <math.h>
 
 // defines: image_t, image_create, image_free
 #include "common/data/image.h"
 
-typedef enum { FILTER_BOX, FILTER_BICUBIC } filter_t;
+typedef enum { FILTER_BOX, FILTER_TRIANGLE, FILTER_BICUBIC } filter_t;
 
-static inline double filter_support(filter_t filter) { return filter == FILTER_BOX ? 0.5 : 2; }
+static inline double filter_support(filter_t filter) {
+    static const double supports[] = {0.5, 1, 2};
+    return supports[filter];
+}
 
 static inline double filter_weight(filter_t filter, double x) {
     if (filter == FILTER_BOX) return x > -0.5 && x <= 0.5;
     const double a = -0.5;
     x = fabs(x);
+    if (filter == FILTER_TRIANGLE) return x < 1 ? 1 - x : 0;
     if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
     if (x < 2) return a * (((x - 5) * x + 8) * x - 4);
     return 0;
@@ -139,11 +143,12 @@ typedef struct {
     int most;
     int *first, *count; // (size)
     float* weight;      // (size, most)
-} triangle_taps_t;
+} float_taps_t;
 
-static inline triangle_taps_t triangle_taps(int n, int m, int from, int size) {
-    float scale = (float)n / m, support = scale > 1 ? scale : 1, inverse = 1 / support;
-    triangle_taps_t t;
+static inline float_taps_t float_taps(filter_t filter, int n, int m, int from, int size) {
+    float scale = (float)n / m, stretch = scale > 1 ? scale : 1, inverse = 1 / stretch;
+    float support = (float)filter_support(filter) * stretch;
+    float_taps_t t;
     t.most = 2 * (int)ceilf(support) + 1;
     t.first = (int*)malloc_check(2 * size * sizeof(int), "the resize table");
     t.count = t.first + size;
@@ -156,29 +161,28 @@ static inline triangle_taps_t triangle_taps(int n, int m, int from, int size) {
         t.first[k] = low;
         t.count[k] = high - low;
         for (int i = 0; i < high - low; i++) {
-            float x = fabsf((float)((low + i - centre + 0.5) * inverse));
-            sum += w[i] = x < 1 ? 1 - x : 0;
+            sum += w[i] = (float)filter_weight(filter, (float)((low + i - centre + 0.5) * inverse));
         }
         for (int i = 0; i < high - low; i++) w[i] /= sum;
     }
     return t;
 }
 
-static inline void triangle_taps_free(triangle_taps_t* t) {
+static inline void float_taps_free(float_taps_t* t) {
     free(t->first);
     free(t->weight);
 }
 
-// torchvision's centre crop, in [-1, 1]. Columns come first, and only those rows and columns that the square needs.
-static inline void image_centre_crop_tv_floats(floatS* out, // (size, size, 3)
-                                               const image_t* in, int size) {
-    int H = in->height, W = in->width, side = H < W ? H : W;
-    int height = (int)((int64_t)size * H / side), width = (int)((int64_t)size * W / side);
-    int top = (int)nearbyint((height - size) / 2.0), left = (int)nearbyint((width - size) / 2.0); // ties to even
-    triangle_taps_t across = triangle_taps(W, width, left, size), down = triangle_taps(H, height, top, size);
-    int low = down.first[0], high = down.first[size - 1] + down.count[size - 1];
-    size_t row = (size_t)size * 3;
-    float* wide = (float*)malloc_check((high - low) * row * sizeof(float), "a crop"); // (high - low, size, 3) in [0, 1]
+// What torchvision's resize of a float tensor to height x width has in the window of h x w pixels at (top, left), in
+// [0, 1] but for what a bicubic filter overshoots. Columns come first, and only those rows that the window needs.
+static inline void image_resize_floats(float* out, // (h, w, 3)
+                                       const image_t* in, filter_t filter, int height, int width, int top, int left,
+                                       int h, int w) {
+    int W = in->width;
+    float_taps_t across = float_taps(filter, W, width, left, w), down = float_taps(filter, in->height, height, top, h);
+    int low = down.first[0], high = down.first[h - 1] + down.count[h - 1];
+    size_t row = (size_t)w * 3;
+    float* wide = (float*)malloc_check((high - low) * row * sizeof(float), "a crop"); // (high - low, w, 3)
     for (int y = low; y < high; y++) {
         for (size_t k = 0; k < row; k++) {
             const float* weight = across.weight + k / 3 * across.most;
@@ -188,17 +192,30 @@ static inline void image_centre_crop_tv_floats(floatS* out, // (size, size, 3)
             wide[(y - low) * row + k] = sum;
         }
     }
-    for (int y = 0; y < size; y++) {
+    for (int y = 0; y < h; y++) {
         const float *weight = down.weight + (size_t)y * down.most, *at = wide + (down.first[y] - low) * row;
         for (size_t k = 0; k < row; k++) {
             float sum = 0;
             for (int i = 0; i < down.count[y]; i++) sum += weight[i] * at[i * row + k];
-            out[y * row + k] = (floatS)((sum - 0.5f) / 0.5f);
+            out[y * row + k] = sum;
         }
     }
     free(wide);
-    triangle_taps_free(&across);
-    triangle_taps_free(&down);
+    float_taps_free(&across);
+    float_taps_free(&down);
+}
+
+// torchvision's centre crop, in [-1, 1].
+static inline void image_centre_crop_tv_floats(floatS* out, // (size, size, 3)
+                                               const image_t* in, int size) {
+    int H = in->height, W = in->width, side = H < W ? H : W;
+    int height = (int)((int64_t)size * H / side), width = (int)((int64_t)size * W / side);
+    int top = (int)nearbyint((height - size) / 2.0), left = (int)nearbyint((width - size) / 2.0); // ties to even
+    size_t n = (size_t)size * size * 3;
+    float* values = (float*)malloc_check(n * sizeof(float), "a crop");
+    image_resize_floats(values, in, FILTER_TRIANGLE, height, width, top, left, size, size);
+    for (size_t i = 0; i < n; i++) out[i] = (floatS)((values[i] - 0.5f) / 0.5f);
+    free(values);
 }
 
 // The same in bytes.

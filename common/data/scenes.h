@@ -23,6 +23,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 // defines: shape_box
 #include "common/data/shapes.h"
@@ -175,4 +176,45 @@ static inline const char* scene_caption(char text[SCENE_CAPTION], const scene_t*
     }
     snprintf(text + n, SCENE_CAPTION - n, " on a %s background", scene_grounds[s->ground]);
     return text;
+}
+
+// The number of the name that stands at *at, behind blanks; *at goes on behind it. -1: none of them does.
+static inline int scene_take(const char** at, const char* const* names, int n) {
+    while (**at == ' ') ++*at;
+    for (int k = 0; k < n; k++) {
+        size_t length = strlen(names[k]);
+        if (strncmp(*at, names[k], length)) continue;
+        *at += length;
+        return k;
+    }
+    return -1;
+}
+
+// Reads what a caption says: kind, ground, count, relation, and the objects' shapes and colours. 0 where it is no
+// caption of a scene.
+static inline int scene_of_caption(scene_t* s, const char* caption) {
+    static const char* const numbers[SCENE_OBJECTS] = {"a", "two", "three", "four"};
+    static const char *const plural = "s", *const joined = "and", *const on = "on a", *const one = "a";
+    const char* at = caption;
+    char again[SCENE_CAPTION];
+    memset(s, 0, sizeof *s);
+    s->count = 1 + scene_take(&at, numbers, SCENE_OBJECTS);
+    s->kind = s->count > 1 ? SCENE_COUNTING : SCENE_SINGLE;
+    for (int k = 0; k < 2; k++) {
+        s->objects[k].colour = scene_take(&at, scene_colours, SCENE_COLOURS);
+        s->objects[k].shape = scene_take(&at, scene_shapes, SCENE_SHAPES);
+        if (s->kind == SCENE_COUNTING) scene_take(&at, &plural, 1);
+        if (k) break;
+        s->relation = scene_take(&at, scene_relations, SCENE_RELATIONS);
+        int names_two = s->relation >= 0 || !scene_take(&at, &joined, 1);
+        if (!names_two) break;
+        s->kind = s->relation >= 0 ? SCENE_POSITION : SCENE_TWO;
+        s->count = 2;
+        scene_take(&at, &one, 1);
+    }
+    scene_take(&at, &on, 1);
+    s->ground = scene_take(&at, scene_grounds, SCENE_GROUNDS);
+    int known = s->count > 0 && s->ground >= 0;
+    for (int k = 0; k < 2; k++) known = known && s->objects[k].colour >= 0 && s->objects[k].shape >= 0;
+    return known && !strcmp(scene_caption(again, s), caption); // nothing else is there
 }

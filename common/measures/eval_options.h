@@ -15,7 +15,7 @@
 // defines: report_t
 #include "common/measures/report.h"
 
-enum { EVAL_FLAGS = 72, EVAL_BATCH = 4096 }; // at most
+enum { EVAL_FLAGS = 96, EVAL_BATCH = 4096 }; // at most
 enum { EVAL_INPUT_AUTO, EVAL_INPUT_PT, EVAL_INPUT_TF }; // -input
 
 typedef struct {
@@ -23,7 +23,7 @@ typedef struct {
     const char *preset, *inspect, *tokenizer, *features, *lpips_weights, *encoder;
     const char *encoder_weights, *data, *samples, *reference, *save_reference, *sweep_steps, *sweep_cfg, *pca;
     const char *out, *json;
-    const char* image;
+    const char *image, *captions, *clip, *clip_vocabulary, *hps, *aesthetic, *pick, *pick_model, *geneval;
     int side;
     int recon, gen, probe, latent, sweep, scenes, tokenizer_weights;
     int images, reference_images, crop, force, input, n, balanced;
@@ -93,7 +93,15 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          CLI_NOT_SAVED},
         {NULL, "scenes", CLI_BOOL, &o->scenes, "0", NULL,
          "whether pictures show the drawn scenes that their captions name: reconstructions of held-out ones by each "
-         "tokenizer", CLI_NOT_SAVED},
+         "tokenizer, or those in the folder -samples", CLI_NOT_SAVED},
+        {NULL, "captions", CLI_STRING, &o->captions, "", NULL,
+         "a folder of pictures with their prompts, as ./sample -prompts writes it: CLIP score, aesthetic score, HPSv2",
+         CLI_NOT_SAVED},
+        {NULL, "pick", CLI_STRING, &o->pick, "", NULL,
+         "A,B: two such folders, of the same prompts: PickScore, how probably each one's pictures are chosen",
+         CLI_NOT_SAVED},
+        {NULL, "geneval", CLI_STRING, &o->geneval, "", NULL,
+         "sum up GenEval's file of results (.jsonl), or judge the boxes that a detector wrote", CLI_NOT_SAVED},
         {NULL, "inspect", CLI_STRING, &o->inspect, "", NULL,
          "list the tensors of a file: safetensors, PyTorch (.pt, .pth, .ckpt), NumPy (.npz, .npy)", CLI_NOT_SAVED},
         {NULL, "preset", CLI_PRESET, &o->preset, "mini", NULL,
@@ -108,6 +116,16 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "scores have other names", CLI_SAVED},
         {NULL, "lpips_weights", CLI_STRING, &o->lpips_weights, "", NULL,
          "VGG16 with LPIPS' heads, as for train_tokenizer; empty: no LPIPS", CLI_SAVED},
+        {NULL, "clip", CLI_STRING, &o->clip, "", NULL,
+         "-captions: CLIP as published by OpenAI, OpenCLIP or Hugging Face, of any size; its score is named with it",
+         CLI_SAVED},
+        {NULL, "clip_vocabulary", CLI_STRING, &o->clip_vocabulary, "", NULL,
+         "its merges.txt or bpe_simple_vocab_16e6.txt.gz, also for the following", CLI_SAVED},
+        {NULL, "aesthetic", CLI_STRING, &o->aesthetic, "", NULL,
+         "-captions: sac+logos+ava1-l14-linearMSE.pth, with OpenAI's L/14 as -clip", CLI_SAVED},
+        {NULL, "hps", CLI_STRING, &o->hps, "", NULL,
+         "-captions: HPS_v2.1_compressed.pt, or v2.0's HPS_v2_compressed.pt", CLI_SAVED},
+        {NULL, "pick_model", CLI_STRING, &o->pick_model, "", NULL, "-pick: PickScore_v1's weights", CLI_SAVED},
         {"Images", "data", CLI_STRING, &o->data, "", NULL,
          "data set, as for train_tokenizer; its val split is what -recon, -probe and -latent measure on", CLI_SAVED},
         {NULL, "images", CLI_INT, &o->images, "50000", "[2, inf)", "of the val split, by lot if it has more",

@@ -2,12 +2,13 @@
 //
 //     ./eval -scenes -tokenizer A,B        held-out scenes, drawn, encoded and decoded: the ceiling of all that is
 //                                          drawn in this latent space
+//     ./eval -scenes -samples FOLDER       pictures with their prompts (common/measures/prompted.h)
 //
-// The scenes are the val split of -data (scenes:48:mixed, say; without it, what the tokenizer was trained on), by lot
-// if it has more than -images. Each keeps its canvas: none is resized or cropped. A program with no network in it judges
-// (common/measures/scenes.h): correct pictures of each kind, their mean as the overall score, and of all pictures the
-// share that has the ground, the number of objects, and the colours whatever the shapes. Processes share the scenes by
-// number. Look next at common/measures/scenes.h.
+// Held-out scenes are the val split of -data (scenes:48:mixed, say; without it, what the tokenizer was trained on), by
+// lot if it has more than -images. Each keeps its canvas: none is resized or cropped. A program with no network in it
+// judges (common/measures/scenes.h): correct pictures of each kind, their mean as the overall score, and of all
+// pictures the share that has the ground, the number of objects, and the colours whatever the shapes. Processes share
+// the scenes by number. Look next at common/measures/scenes.h.
 #pragma once
 // defines: dataset_t, dataset_open, dataset_scene, dataset_close
 #include "common/data/dataset.h"
@@ -15,6 +16,8 @@
 #include "common/drawing/autoencoder.h"
 // defines: eval_t, eval_data, EVAL_BATCH
 #include "common/measures/eval_options.h"
+// defines: prompted_t, prompted_open, prompted_close
+#include "common/measures/prompted.h"
 // defines: scene_scores_t, scene_scores_add, scene_score, scene_overall, scene_share
 #include "common/measures/scenes.h"
 // defines: progress_t, progress_begin, progress_say
@@ -114,6 +117,42 @@ static inline void scenes_report(result_t* result, const scene_scores_t* s) {
     report_detail(result, "ground", "%.3f", scene_share(s, s->ground));
     report_detail(result, "number", "%.3f", scene_share(s, s->number));
     report_detail(result, "colours", "%.3f", scene_share(s, s->colours));
+}
+
+// -samples: the pictures of a folder whose prompts are captions of scenes. Every process looks at all.
+static inline void eval_scenes_folder(eval_t* e) {
+    const char* folder = e->options.samples;
+    char error[IMAGE_ERROR_SIZE];
+    scene_scores_t scores;
+    prompted_t p;
+    size_t unreadable = 0;
+    memset(&scores, 0, sizeof scores);
+    result_t* result = report_begin(&e->report, "scenes", "samples", folder);
+    prompted_open(&p, folder);
+    for (size_t i = 0; i < p.pictures.count; i++) {
+        scene_t scene;
+        image_t image;
+        if (!scene_of_caption(&scene, p.prompts.items[i])) {
+            fatal("-scenes: %s was drawn from \"%.80s\", which is no caption of a scene; want one such as \"a red "
+                  "circle and a blue square on a black background\"", p.pictures.items[i], p.prompts.items[i]);
+        }
+        if (!image_load(&image, p.pictures.items[i], error)) {
+            warn("%s; it is left out", error);
+            unreadable++;
+            continue;
+        }
+        scene.H = image.height;
+        scene.W = image.width;
+        scene_scores_add(&scores, image.pixels, &scene);
+        image_free(&image);
+    }
+    if (unreadable == p.pictures.count) fatal("%s: none of its %zu pictures can be read", folder, unreadable);
+    scenes_report(result, &scores);
+    report_protocol(result, "pictures", "%zu of %zu prompts", p.pictures.count - unreadable, p.distinct);
+    report_protocol(result, "judge", "common/measures/scenes.h");
+    if (unreadable) report_protocol(result, "unreadable", "%zu pictures left out", unreadable);
+    report_end(&e->report, result);
+    prompted_close(&p);
 }
 
 // Reconstructions by one tokenizer, whose file is `path`.

@@ -34,6 +34,8 @@ static const clip_config_t clip_configs[] = {
     {"clip-l14",      768, ACT_QUICK_GELU, 14, 16, 1024, 24, 16, 4096,   768, 12, 12, 3072,  77, 49408},
     {"clip-l14-336",  768, ACT_QUICK_GELU, 14, 24, 1024, 24, 16, 4096,   768, 12, 12, 3072,  77, 49408},
     {"openclip-h14", 1024, ACT_GELU,       14, 16, 1280, 32, 16, 5120,  1024, 24, 16, 4096,  77, 49408},
+    // As small as a test can use; its vocabulary has two merges.
+    {"clip-tiny",      12, ACT_QUICK_GELU,  4,  3,   16,  2,  2,   24,    16,  2,  2,   40,  77,   516},
 };
 enum { CLIP_CONFIGS = sizeof clip_configs / sizeof *clip_configs };
 

@@ -221,6 +221,19 @@ const clip_config_t* clip_config_of_file(const char* path) {
           patch, rows);
 }
 
+// What a cosine is multiplied with, exp(logit_scale); 0 where the file does not tell.
+double clip_scale_of_file(const char* path) {
+    safetensors_t f;
+    char name[WEIGHTS_NAME];
+    floatS value = -INFINITY;
+    tensor_file_open_or_die(&f, path);
+    clip_place_t at = clip_find(&f);
+    const st_tensor_t* t = safetensors_find(&f, param_name(name, at.top, "logit_scale"));
+    if (t && t->numel == 1) safetensors_read(t, &value);
+    safetensors_close(&f);
+    return exp((double)value);
+}
+
 // Takes what a tower needs of the tensors that belong to neither: its projection, where it is registered.
 static inline void clip_take_tops(weights_loader_t* l, const char* prefix, const weights_rule_t* rules) {
     char ours[WEIGHTS_NAME];

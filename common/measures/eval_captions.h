@@ -1,0 +1,249 @@
+// eval_captions.h: `./eval -captions FOLDER`: how well drawn pictures suit their prompts (AlignTok, Tables 5 and 11 to
+// 15), and `./eval -pick A,B`, which of two systems' pictures of the same prompts would be chosen.
+//
+//     -clip FILE -clip_vocabulary FILE          CLIP score; with -aesthetic FILE, of an L/14, the aesthetic score
+//     -hps FILE                                 HPSv2
+//     -pick A,B -pick_model FILE                PickScore, the mean of softmax over the pictures of A and B
+//
+// One network after the other goes through all pictures; processes share these by number. A picture that cannot be read
+// is named, counted and left out. Look next at common/measures/clip_score.h for the scores and prompted.h there for the
+// folders.
+#pragma once
+// defines: prompted_t, prompted_open, prompted_close
+#include "common/measures/prompted.h"
+// defines: clip_score_t, clip_score_*, aesthetic_t, aesthetic_*, clip_input
+#include "common/measures/clip_score.h"
+// defines: eval_t
+#include "common/measures/eval_options.h"
+// defines: progress_t, progress_begin, progress_say
+#include "common/program/progress.h"
+
+// What a network says of each picture of a folder.
+typedef struct {
+    size_t count;
+    double *read, *cosine, *aesthetic; // (count) one after another: sums over ranks are one call
+    double cut;                        // captions that are longer than the network reads
+} caption_scores_t;
+
+static inline void caption_scores_open(caption_scores_t* c, size_t count) {
+    c->count = count;
+    c->read = (double*)calloc_check(3 * count, sizeof(double), "scores");
+    c->cosine = c->read + count;
+    c->aesthetic = c->cosine + count;
+    c->cut = 0;
+}
+
+// The mean of values over the pictures that could be read.
+static inline double caption_scores_mean(const caption_scores_t* c, const double* values, int above_zero) { // (count)
+    double sum = 0, n = 0;
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->read[i] != 0) sum += above_zero && values[i] < 0 ? 0 : values[i];
+        n += c->read[i];
+    }
+    return sum / n;
+}
+
+// A batch on its way through a network.
+typedef struct {
+    int n;
+    size_t* numbers;                  // (batch) of the pictures
+    const char** prompts;             // (batch)
+    floatS *pixels, *images, *texts;  // (batch, side, side, 3), (batch, embed) twice
+} caption_batch_t;
+
+static inline void caption_batch_score(caption_batch_t* b, clip_score_t* net, const prompted_t* p,
+                                       const aesthetic_t* aesthetic, caption_scores_t* out, stream_t s) {
+    int E = net->config->embed;
+    if (!b->n) return;
+    int images = clip_score_images(net, b->images, b->pixels, b->n, s);
+    if (images < b->n) {
+        fatal("%s makes no finite vector of %s; copy the file again", net->path, p->pictures.items[b->numbers[images]]);
+    }
+    int texts = clip_score_texts(net, b->texts, b->prompts, b->n, s);
+    if (texts < b->n) fatal("%s makes no finite vector of the prompt \"%.80s\"; copy the file again", net->path,
+                            b->prompts[texts]);
+    for (int i = 0; i < b->n; i++) {
+        size_t k = b->numbers[i];
+        out->read[k] = 1;
+        for (int e = 0; e < E; e++) {
+            out->cosine[k] += (double)b->images[(size_t)i * E + e] * b->texts[(size_t)i * E + e];
+        }
+        if (aesthetic) out->aesthetic[k] = aesthetic_score(aesthetic, b->images + (size_t)i * E);
+    }
+    b->n = 0;
+}
+
+// All pictures through a network, and what all processes have put together.
+static inline void captions_measure(eval_t* e, clip_score_t* net, const prompted_t* p, clip_input_t how,
+                                    const aesthetic_t* aesthetic, caption_scores_t* out) {
+    comm_t* c = &e->comm;
+    char error[IMAGE_ERROR_SIZE];
+    size_t batch = (size_t)net->batch, values = (size_t)net->side * net->side * 3, E = (size_t)net->config->embed;
+    caption_batch_t b = {0, NULL, NULL, NULL, NULL, NULL};
+    b.numbers = (size_t*)malloc_check(batch * sizeof(size_t), "pictures");
+    b.prompts = (const char**)malloc_check(batch * sizeof(char*), "prompts");
+    b.pixels = (floatS*)malloc_check(batch * (values + 2 * E) * sizeof(floatS), "pictures");
+    b.images = b.pixels + batch * values;
+    b.texts = b.images + batch * E;
+    caption_scores_open(out, p->pictures.count);
+    progress_t progress = progress_begin("captions", (double)out->count, comm_is_first(c));
+    for (size_t i = (size_t)c->rank; i < out->count; i += (size_t)c->size) {
+        image_t image;
+        if (!image_load(&image, p->pictures.items[i], error)) {
+            warn("%s; it is left out", error);
+            continue;
+        }
+        clip_input(b.pixels + b.n * values, &image, net->side, how);
+        image_free(&image);
+        b.numbers[b.n] = i;
+        b.prompts[b.n++] = p->prompts.items[i];
+        if ((size_t)b.n == batch) caption_batch_score(&b, net, p, aesthetic, out, e->stream);
+        progress_say(&progress, (double)i);
+    }
+    caption_batch_score(&b, net, p, aesthetic, out, e->stream);
+    free(b.numbers);
+    free(b.prompts);
+    free(b.pixels);
+    out->cut = (double)net->cut;
+    comm_sum_host(c, &out->cut, 1);
+    comm_sum_host(c, out->read, (int)(3 * out->count));
+}
+
+// How many pictures could be read; none is the end.
+static inline size_t captions_read(const caption_scores_t* c, const char* folder) {
+    size_t n = 0;
+    for (size_t i = 0; i < c->count; i++) n += c->read[i] != 0;
+    if (!n) fatal("%s: none of its %zu pictures can be read", folder, c->count);
+    return n;
+}
+
+static inline void captions_protocol(result_t* result, const clip_score_t* net, const char* whose, clip_input_t how,
+                                     const caption_scores_t* c) {
+    char hash[17], key[REPORT_NAME];
+    snprintf(key, sizeof key, "%s network", whose);
+    report_protocol(result, key, "%s, %.100s, hash %s", net->config->id, net->path,
+                    fingerprint_text(hash, caption_encoder_hash(net->path)));
+    snprintf(key, sizeof key, "%s input", whose);
+    report_protocol(result, key, "%d x %d, %s", net->side, net->side, clip_inputs[how]);
+    if (c->cut == 0) return;
+    snprintf(key, sizeof key, "%s cut", whose);
+    report_protocol(result, key, "%.0f captions to %d numbers", c->cut, CLIP_LENGTH);
+}
+
+static inline void captions_pictures(result_t* result, const prompted_t* p, size_t read) {
+    report_protocol(result, "pictures", "%zu of %zu prompts", read, p->distinct);
+    if (read < p->pictures.count) {
+        report_protocol(result, "unreadable", "%zu pictures left out", p->pictures.count - read);
+    }
+    report_protocol(result, "precision", "%s", PRECISION_NAME);
+}
+
+// CLIP score, and the aesthetic score where it is asked for.
+static inline void captions_clip(eval_t* e, result_t* result, const prompted_t* p) {
+    static clip_score_t net;
+    const eval_options_t* o = &e->options;
+    aesthetic_t aesthetic;
+    caption_scores_t c;
+    clip_score_open(&net, o->clip, o->clip_vocabulary, o->batch);
+    if (o->aesthetic[0]) aesthetic_open(&aesthetic, o->aesthetic, net.config->embed);
+    captions_measure(e, &net, p, CLIP_INPUT_CROP, o->aesthetic[0] ? &aesthetic : NULL, &c);
+    size_t read = captions_read(&c, o->captions);
+    report_score(result, "CLIP score", "%.3f", 100 * caption_scores_mean(&c, c.cosine, 1));
+    if (o->aesthetic[0]) report_score(result, "aesthetic", "%.3f", caption_scores_mean(&c, c.aesthetic, 0));
+    captions_protocol(result, &net, "CLIP", CLIP_INPUT_CROP, &c);
+    if (o->aesthetic[0]) report_protocol(result, "aesthetic head", "%.180s, folded", o->aesthetic);
+    if (!o->hps[0]) captions_pictures(result, p, read);
+    if (o->aesthetic[0]) aesthetic_close(&aesthetic);
+    clip_score_close(&net);
+    free(c.read);
+}
+
+static inline void captions_hps(eval_t* e, result_t* result, const prompted_t* p) {
+    static clip_score_t net;
+    const eval_options_t* o = &e->options;
+    caption_scores_t c;
+    clip_score_open(&net, o->hps, o->clip_vocabulary, o->batch);
+    captions_measure(e, &net, p, CLIP_INPUT_PAD, NULL, &c);
+    size_t read = captions_read(&c, o->captions);
+    report_score(result, "HPSv2", "%.4f", caption_scores_mean(&c, c.cosine, 0));
+    captions_protocol(result, &net, "HPSv2", CLIP_INPUT_PAD, &c);
+    captions_pictures(result, p, read);
+    clip_score_close(&net);
+    free(c.read);
+}
+
+// -captions
+static inline void eval_captions(eval_t* e) {
+    const eval_options_t* o = &e->options;
+    prompted_t p;
+    prompted_open(&p, o->captions);
+    result_t* result = report_begin(&e->report, "captions", "pictures", o->captions);
+    if (o->clip[0]) captions_clip(e, result, &p);
+    if (o->hps[0]) captions_hps(e, result, &p);
+    report_end(&e->report, result);
+    prompted_close(&p);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Two systems
+
+// Ends the program unless both folders have the same prompts, each as often.
+static inline void pick_check(const prompted_t* a, const char* path_a, const prompted_t* b, const char* path_b) {
+    size_t na = a->pictures.count, nb = b->pictures.count;
+    if (na != nb) {
+        fatal("-pick: %s has %zu pictures and %s %zu; both systems must draw the same prompts, each as often", path_a,
+              na, path_b, nb);
+    }
+    for (size_t i = 0; i < na; i++) {
+        if (!strcmp(a->prompts.items[i], b->prompts.items[i])) continue;
+        fatal("-pick: picture %zu of %s was drawn from \"%.80s\" and that of %s from \"%.80s\"; both systems must draw "
+              "the same prompts, in one order", i, path_a, a->prompts.items[i], path_b, b->prompts.items[i]);
+    }
+}
+
+// The mean probability that the picture of the first is chosen; *n: pairs that both could be read.
+static inline double pick_mean(const caption_scores_t* a, const caption_scores_t* b, double scale, size_t* n) {
+    double sum = 0;
+    *n = 0;
+    for (size_t i = 0; i < a->count; i++) {
+        if (a->read[i] == 0 || b->read[i] == 0) continue;
+        sum += 1 / (1 + exp(scale * (b->cosine[i] - a->cosine[i])));
+        ++*n;
+    }
+    return sum / (double)*n;
+}
+
+// -pick A,B
+static inline void eval_pick(eval_t* e, const char* const path[2]) {
+    static clip_score_t net;
+    const eval_options_t* o = &e->options;
+    prompted_t p[2];
+    caption_scores_t c[2];
+    result_t* result[2];
+    size_t pairs;
+    for (int k = 0; k < 2; k++) {
+        prompted_open(&p[k], path[k]);
+        result[k] = report_begin(&e->report, "pick", "pictures", path[k]);
+    }
+    pick_check(&p[0], path[0], &p[1], path[1]);
+    clip_score_open(&net, o->pick_model, o->clip_vocabulary, o->batch);
+    if (net.scale == 0) fatal("-pick_model %s has no logit_scale; give PickScore_v1's whole file", o->pick_model);
+    for (int k = 0; k < 2; k++) {
+        net.cut = 0;
+        captions_measure(e, &net, &p[k], CLIP_INPUT_CROP, NULL, &c[k]);
+        captions_read(&c[k], path[k]);
+    }
+    double first = pick_mean(&c[0], &c[1], net.scale, &pairs);
+    for (int k = 0; k < 2; k++) {
+        report_score(result[k], "PickScore", "%.4f", k ? 1 - first : first);
+        report_detail(result[k], "PickScore raw", "%.3f", net.scale * caption_scores_mean(&c[k], c[k].cosine, 0));
+        report_protocol(result[k], "against", "%s", path[1 - k]);
+        report_protocol(result[k], "pairs", "%zu of %zu prompts", pairs, p[k].distinct);
+        captions_protocol(result[k], &net, "PickScore", CLIP_INPUT_CROP, &c[k]);
+        report_protocol(result[k], "precision", "%s", PRECISION_NAME);
+        report_end(&e->report, result[k]);
+        free(c[k].read);
+        prompted_close(&p[k]);
+    }
+    clip_score_close(&net);
+}
