@@ -152,6 +152,8 @@ def main():
     vision = dict(hidden_size=40, intermediate_size=72, num_hidden_layers=2, num_attention_heads=5, image_size=28, patch_size=7)
     check_clip(program, folder / "clip", text, vision, 20, "quick_gelu", True)
     check_clip(program, folder / "clip_gelu", text, vision, 20, "gelu", True)
+    wide = dict(vision, hidden_size=160, num_attention_heads=2)  # heads of 80, as in H/14's image tower
+    check_clip(program, folder / "clip_80", text, wide, 20, "gelu", True)
     if arguments.full:
         check_t5(program, folder / "t5_small", False, vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8,
                  num_heads=6)
