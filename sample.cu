@@ -11,8 +11,8 @@
 //         -latent_stats latents_stats.pt -class 207        LightningDiT and VA-VAE as published, without conversion
 //     ./sample -preset dit -class 207                  DiT-XL/2 as published, with Stable Diffusion's autoencoder; or
 //     sit
-//     ./sample -preset t2i -t5 T5 -t5_vocabulary spiece.model -clip CLIP -clip_vocabulary merges.txt -size 512x384
-//         -prompt "a harbour in the morning" -negative "people"         a text-to-image transformer trained on captions
+//     ./sample -preset t2i -t5 T5 -t5_vocabulary spiece.model -text_clip CLIP -text_clip_vocabulary merges.txt
+//         -size 512x384 -prompt "a harbour in the morning" -negative "people"         a text-to-image transformer trained on captions
 //     ./sample -preset t2i ... -prompts prompts.jsonl -n 4 -images FOLDER             for GenEval's tools
 //
 // Image j of a class or a prompt is drawn from noise that the seed and j determine: the same whatever else is drawn, in

@@ -2,7 +2,7 @@
 // way for training, drawing and measuring.
 //
 //     -text fixed   the rows of common/text/word_rows.h, for the miniature world: nothing is read from a file
-//     -text t5      T5's encoder makes the rows and CLIP's text tower the vector; without -clip there is no vector
+//     -text t5      T5's encoder makes the rows and CLIP's text tower the vector; without -text_clip there is no vector
 //
 //     caption_encoder_open(&e, &options, 64);                    // at most so many captions at once
 //     caption_encoder_batch(&e, captions, n, &batch, s);         // batch: see text_batch_t
@@ -79,9 +79,9 @@ static inline int caption_encoder_flags(caption_encoder_options_t* o, cli_flag_t
         {NULL, "t5", CLI_STRING, &o->t5, "", NULL,
          "T5 v1.1's encoder as published: a file, or the folder or index of one in several", CLI_NOT_SAVED},
         {NULL, "t5_vocabulary", CLI_STRING, &o->t5_vocabulary, "", NULL, "its spiece.model", CLI_NOT_SAVED},
-        {NULL, "clip", CLI_STRING, &o->clip, "", NULL,
+        {NULL, "text_clip", CLI_STRING, &o->clip, "", NULL,
          "CLIP as published, for the pooled vector; none: the transformer reads T5 alone", CLI_NOT_SAVED},
-        {NULL, "clip_vocabulary", CLI_STRING, &o->clip_vocabulary, "", NULL,
+        {NULL, "text_clip_vocabulary", CLI_STRING, &o->clip_vocabulary, "", NULL,
          "its merges.txt or bpe_simple_vocab_16e6.txt.gz", CLI_NOT_SAVED},
         {NULL, "text_len", CLI_INT, &o->length, "256", "[2, 512]", "most rows of a caption; what is longer is cut",
          CLI_SAVED},
@@ -165,7 +165,7 @@ static inline void caption_encoder_check_widths(const caption_encoder_t* e, int 
     }
     if (e->dv != dv) {
         fatal("%s reads pooled vectors of %d values, and the encoder's have %d (0: none): give the CLIP that it was "
-              "trained with (-clip: L/14 has 768, B/32 512, H/14 1024), or none", path, dv, e->dv);
+              "trained with (-text_clip: L/14 has 768, B/32 512, H/14 1024), or none", path, dv, e->dv);
     }
 }
 
@@ -182,8 +182,8 @@ static inline void caption_encoder_open_models(caption_encoder_t* e) {
     caption_encoder_need("t5", o->t5, "T5 v1.1's encoder");
     caption_encoder_need("t5_vocabulary", o->t5_vocabulary, "T5's spiece.model");
     int has_clip = o->clip[0] != 0;
-    if (has_clip) caption_encoder_need("clip", o->clip, "CLIP's weights");
-    if (has_clip) caption_encoder_need("clip_vocabulary", o->clip_vocabulary, "CLIP's merges.txt");
+    if (has_clip) caption_encoder_need("text_clip", o->clip, "CLIP's weights");
+    if (has_clip) caption_encoder_need("text_clip_vocabulary", o->clip_vocabulary, "CLIP's merges.txt");
     unigram_open(&e->unigram, o->t5_vocabulary);
     e->t5.config = t5_config_of_file(o->t5);
     e->dt = e->t5.config.dim;
@@ -197,8 +197,8 @@ static inline void caption_encoder_open_models(caption_encoder_t* e) {
         const clip_config_t* config = clip_config_of_file(o->clip);
         clip_bpe_open(&e->bpe, o->clip_vocabulary);
         if (e->bpe.end + 1 != config->vocabulary) {
-            fatal("-clip_vocabulary %s has %d numbers, and -clip %s has rows for %d; give CLIP's own whole vocabulary",
-                  o->clip_vocabulary, e->bpe.end + 1, o->clip, config->vocabulary);
+            fatal("-text_clip_vocabulary %s has %d numbers, and -text_clip %s has rows for %d; give CLIP's own whole "
+                  "vocabulary", o->clip_vocabulary, e->bpe.end + 1, o->clip, config->vocabulary);
         }
         e->dv = config->text_dim;
         clip_register_text(&e->clip, config, &e->params.table, "clip.");
