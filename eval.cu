@@ -6,7 +6,7 @@
 //     ./eval -latent -tokenizer A,B,C                              Table 16, PCA pictures
 //     ./eval -gen    -dit runs/mini/dit.safetensors                gFID, sFID, IS, precision, recall, KID
 //     ./eval -sweep  -dit runs/mini/dit.safetensors                gFID against steps and guidance, plotted
-//     ./eval -scenes -tokenizer A,B                                do reconstructions show the scenes that were drawn?
+//     ./eval -scenes -tokenizer A,B [-dit DIT]                     do pictures show the scenes that captions name?
 //     ./eval -captions FOLDER -clip FILE ...                       CLIP score, aesthetic score, HPSv2 of pictures
 //     ./eval -pick A,B -pick_model FILE ...                        PickScore of two systems
 //     ./eval -geneval RESULTS.jsonl                                GenEval's scores
@@ -39,7 +39,7 @@
 #include "common/measures/eval_probe.h"
 // defines: eval_recon
 #include "common/measures/eval_recon.h"
-// defines: eval_scenes_tokenizer, eval_scenes_folder
+// defines: eval_scenes_tokenizer, eval_scenes_dit, eval_scenes_folder
 #include "common/measures/eval_scenes.h"
 // defines: eval_sweep, eval_sweep_check
 #include "common/measures/eval_sweep.h"
@@ -62,7 +62,7 @@ static int split_paths(const char* flag, char* text, char** paths) {
 static void need_file(const eval_t* e, const char* flag, const char* path, const char* what) {
     if (path[0] && !access(path, R_OK)) return;
     fatal("-%s %s: there is no such file; give %s%s", flag, path[0] ? path : "(empty)", what,
-          !strcmp(e->options.preset, "mini") ? ". The miniature comes with this repository: run in its folder" : "");
+          strstr(e->options.preset, "mini") ? ". The miniature comes with this repository: run in its folder" : "");
 }
 
 // The feature network for images of H x W, or NULL where -recon may do without.
@@ -207,6 +207,18 @@ static void measure_prompted(eval_t* e) {
     }
 }
 
+// -scenes: of the pictures in a folder, or of what a text-to-image transformer draws, where one is named.
+static void measure_scenes(eval_t* e, const char* tokenizer) {
+    const eval_options_t* o = &e->options;
+    int drawn = cli_source(&e->cli, "dit") == CLI_FROM_COMMAND_LINE || !strcmp(o->preset, "t2i_mini");
+    if (o->samples[0]) {
+        eval_scenes_folder(e);
+    } else if (drawn) {
+        need_file(e, "dit", o->drawing.dit, "a text-to-image transformer");
+        eval_scenes_dit(e, tokenizer);
+    }
+}
+
 static void parse(eval_t* e, int argc, char** argv) {
     static cli_flag_t flags[EVAL_FLAGS];
     const eval_options_t* o = &e->options;
@@ -219,7 +231,7 @@ static void parse(eval_t* e, int argc, char** argv) {
         fatal("what shall be measured? Give -recon, -probe, -latent, -gen, -sweep, -scenes, -captions FOLDER, -pick "
               "A,B, -geneval FILE or -inspect FILE (-h explains them)");
     }
-    if (o->drawing.raw && !o->gen && !o->sweep) {
+    if (o->drawing.raw && !o->gen && !o->sweep && !o->scenes) {
         fatal("-raw is about the weights of a DiT, and none is measured; a tokenizer's: -tokenizer_weights raw");
     }
     if (o->image[0] && (!o->recon || others)) fatal("-image %s is for -recon alone; leave the other out", o->image);
@@ -247,10 +259,10 @@ int main(int argc, char** argv) {
     e.stream = device_open(e.comm.local_rank);
     comm_attach(&e.comm, e.stream);
     char *text = strdup(o->tokenizer), *paths[MAX_TOKENIZERS];
-    int n = split_paths("tokenizer", text, paths), drawn = o->scenes && o->samples[0];
+    int n = split_paths("tokenizer", text, paths), ceiling = o->scenes && !o->samples[0];
     if (o->image[0]) measure_image(&e, paths, n);
-    else if (o->recon || o->probe || o->latent || (o->scenes && !drawn)) measure_tokenizers(&e, paths, n);
-    if (drawn) eval_scenes_folder(&e);
+    else if (o->recon || o->probe || o->latent || ceiling) measure_tokenizers(&e, paths, n);
+    if (o->scenes) measure_scenes(&e, paths[n - 1]);
     if (o->gen || o->sweep) measure_samples(&e, paths[n - 1]);
     if (o->captions[0] || o->pick[0]) measure_prompted(&e);
     if (o->geneval[0]) eval_geneval(&e);

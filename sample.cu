@@ -12,7 +12,7 @@
 //     ./sample -preset dit -class 207                  DiT-XL/2 as published, with Stable Diffusion's autoencoder; or
 //     sit
 //     ./sample -preset t2i -t5 T5 -t5_vocabulary spiece.model -text_clip CLIP -text_clip_vocabulary merges.txt
-//         -size 512x384 -prompt "a harbour in the morning" -negative "people"         a text-to-image transformer trained on captions
+//         -size 512x384 -prompt "a harbour in the morning" -negative "people"      a text-to-image transformer
 //     ./sample -preset t2i ... -prompts prompts.jsonl -n 4 -images FOLDER             for GenEval's tools
 //
 // Image j of a class or a prompt is drawn from noise that the seed and j determine: the same whatever else is drawn, in
@@ -83,9 +83,6 @@ static const cli_setting_t sample_preset_paper[] = {{"dit", "runs/dit_imagenet/d
     {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"steps", "250"}, {"cfg", "10"}, {"cfg_channels", "3"},
     {"cfg_start", "0.11"}, {"class", "random"}, {"n", "50000"}, {"npz", "samples.npz"}, {NULL, NULL}};
 
-// Text to image as the paper draws it: 50 steps of DDIM with noise, guidance 5 that keeps the energy.
-static const cli_setting_t sample_preset_t2i_method[] = {{"process", "ddim"}, {"eta", "1"}, {"steps", "50"},
-    {"shift", "-1"}, {"cfg", "5"}, {"cfg_channels", "0"}, {"cfg_energy", "1"}, {NULL, NULL}};
 static const cli_setting_t sample_preset_t2i[] = {{"preset", "t2i_method"}, {"dit", "runs/t2i_512/dit.safetensors"},
     {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"n", "4"}, {NULL, NULL}};
 static const cli_setting_t sample_preset_t2i_mini[] = {{"preset", "t2i_method"}, {"dit", "miniature/t2i.safetensors"},
@@ -100,7 +97,7 @@ static const cli_preset_t presets[] = {
     {"t2i_mini", "the trained miniature of text to image (drawn scenes, 48 pixels): for -prompt where none is named",
      sample_preset_t2i_mini},
     {"t2i", "the paper's text-to-image transformer, as train_dit -preset t2i_512 leaves it", sample_preset_t2i},
-    {"t2i_method", "how both draw, with another -dit and -tokenizer", sample_preset_t2i_method},
+    {"t2i_method", "how both draw, with another -dit and -tokenizer", drawing_preset_t2i_method},
 };
 
 static int make_flags(sample_options_t* o, cli_flag_t* out) {

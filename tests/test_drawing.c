@@ -249,6 +249,20 @@ static uint8_t* draw_pictures(const char* name, int raw, int batch, const char* 
     return pixels;
 }
 
+// Loaded for 48 x 48 and turned to 32 x 48, it draws what it draws when it is loaded for that.
+static void check_turn(const uint8_t* all) { // (5, 32, 48, 3)
+    static pipeline_t g;
+    static uint8_t pixels[5 * 48 * 48 * 3];
+    static const uint64_t numbers[5] = {0, 0, 1, 0, 7};
+    open_pipeline(&g, "dit", 0, 2, "", 48, 48);
+    pipeline_draw_captions(&g, pixels, numbers, shown, 5, 0);
+    pipeline_turn(&g, 32, 48);
+    memset(pixels, 0xA5, sizeof pixels);
+    pipeline_draw_captions(&g, pixels, numbers, shown, 5, 0);
+    check(!memcmp(all, pixels, 5 * 32 * 48 * 3), "turned to another size");
+    pipeline_close(&g);
+}
+
 static void test_pictures(const char* fingerprint, const char* encoder) {
     if (!test_case("captions: pictures of a checkpoint, whatever the batch")) return;
     enum { ONE = 32 * 48 * 3 };
@@ -265,6 +279,7 @@ static void test_pictures(const char* fingerprint, const char* encoder) {
         check(memcmp(all, different, 5 * ONE), other ? "the raw weights draw otherwise" : "so does a negative prompt");
         free(different);
     }
+    check_turn(all);
     free(all);
     free(draw_pictures("dit", 0, 2, "", 0, 0));
     test_end_case();

@@ -192,10 +192,31 @@ measure one -gen -steps 5
 check "  a point is what -gen measures" near "$(awk '$2 == 5 { print $4 }' pictures/sweep.txt)" "$(value one FD-mini)" 1e-9
 
 # ---- drawn scenes
-check "-scenes of reconstructions" measure scenes -scenes -data scenes:32:mixed
+scenes() { # scenes NAME FLAGS...
+    json=$1.json
+    shift
+    "$eval" -tokenizer "$here/miniature/tokenizer.safetensors" -scenes -data scenes:32:mixed -images 40 -json "$json" "$@" >out 2>said
+}
+check "-scenes of reconstructions" scenes scenes
 check "  one number for each kind, and their mean" grep -q 'single.*counting.*two.*position.*overall.*ground.*number' out
-measure scenes5 -scenes -data scenes:32:mixed -batch 5
+scenes scenes5 -batch 5
 check "  the same in batches of 5" same scenes scenes5 1e-9 single counting two position overall ground number colours
+if [ -s "$here/miniature/t2i.safetensors" ]; then
+    cp -r "$here/miniature" . # where the preset looks for it
+    draws() { "$eval" -preset t2i_mini -scenes -images 9 -steps 2 -json "$1.json" -batch "$2" >out 2>said; }
+    check "-scenes of a text-to-image transformer" draws drawn 64
+    check "  beside the tokenizer's ceiling" test "$(grep -c '"overall"' drawn.json)" -eq 2
+    check "  with how it was drawn" grep -q '"text encoder": "fixed.*"sampler": "ddim, eta 1, 2 steps' drawn.json
+    draws drawn4 4
+    sed -n '/"generator"/p' drawn.json >d64.json
+    sed -n '/"generator"/p' drawn4.json >d4.json
+    check "  the same in batches of 4" same d64 d4 1e-9 single counting two position overall ground number colours
+else
+    echo "skipped: the trained miniature of text to image is not there"
+fi
+# shellcheck disable=SC2086
+expect "-scenes by a transformer of classes" 1 'draws classes and reads no captions' \
+    "$eval" $mini -scenes -data scenes:32 -images 4
 # shellcheck disable=SC2086
 expect "-scenes of what are none" 1 'shapes are no scenes; give -data scenes:48:mixed' "$eval" $mini -scenes -out ""
 

@@ -27,6 +27,10 @@ static const cli_setting_t drawing_preset_sit[] = {{"dit", "SiT-XL-2-256x256.pt"
     {"tokenizer", "vae-ft-mse-840000-ema-pruned.ckpt"}, {"latent_scale", "0.18215"}, {"predicts", "velocity"},
     {"steps", "250"}, {"solver", "dopri5"}, {"shift", "0"}, {"cfg_channels", "3"}, {NULL, NULL}};
 
+// Text to image as the paper draws it: 50 steps of DDIM with noise, guidance 5 that keeps the energy.
+static const cli_setting_t drawing_preset_t2i_method[] = {{"process", "ddim"}, {"eta", "1"}, {"steps", "50"},
+    {"shift", "-1"}, {"cfg", "5"}, {"cfg_channels", "0"}, {"cfg_energy", "1"}, {NULL, NULL}};
+
 // cfg: the default guidance.
 static inline int drawing_flags(drawing_options_t* o, const char* cfg, cli_flag_t out[DRAWING_FLAGS]) {
     const cli_flag_t flags[] = {

@@ -221,6 +221,18 @@ void pipeline_load(pipeline_t* g) {
     safetensors_close(&g->file);
 }
 
+// The next captions are drawn as images of H x W pixels, no more than it was loaded for.
+void pipeline_turn(pipeline_t* g, int H, int W) {
+    mmdit_config_t* c = &g->mmdit.config;
+    int factor = autoencoder_factor(&g->tokenizer);
+    if (H % factor || W % factor) {
+        fatal("images of %d x %d pixels do not suit tokenizer %s: want multiples of %d", W, H, g->tokenizer_path,
+              factor);
+    }
+    c->h = H / factor;
+    c->w = W / factor;
+}
+
 // Draws in another way from here on. Guidance needs that pipeline_load has planned for it, with a scale above 1.
 void pipeline_use(pipeline_t* g, dit_sampler_options_t options) {
     dit_sampler_close(&g->sampler);

@@ -13,7 +13,7 @@
 // image, 400 MB at 50,000. Processes share the samples by number, and the work on these features. Look next at
 // common/measures/reference_statistics.h and common/drawing/pipeline.h.
 #pragma once
-// defines: eval_t
+// defines: eval_t, eval_drawing_protocol
 #include "common/measures/eval_options.h"
 // defines: frechet_distance
 #include "common/measures/frechet.h"
@@ -87,21 +87,6 @@ static inline void gen_scores(gen_t* g, result_t* result, const image_source_t* 
     report_protocol(result, "KID by", "%d subsets of %d", kid.subsets, kid.size);
 }
 
-static inline void gen_drawing_protocol(const gen_t* g, result_t* result, const image_source_t* set) {
-    const eval_options_t* o = &g->e->options;
-    const pipeline_t* d = set->pipeline;
-    char hash[17], text[120];
-    report_protocol(result, "DiT", "%s, tokenizer %s", d->net.config.id, d->tokenizer.fingerprint);
-    report_protocol(result, "tokenizer's weights", "%s", d->tokenizer.weights);
-    report_weights(result, "weights", o->drawing.raw, d->ema);
-    report_protocol(result, "labels", "%s", o->balanced ? "balanced" : "uniform random");
-    dit_sampler_text(text, sizeof text, &d->options);
-    report_protocol(result, "sampler", "%s, seed %zu", text, o->seed);
-    dit_sampler_guidance_text(text, sizeof text, &d->sampler);
-    report_protocol(result, "guidance", "%s", text);
-    report_protocol(result, "latent statistics", "hash %s", fingerprint_text(hash, pipeline_statistics_hash(d)));
-}
-
 static inline void gen_protocol(gen_t* g, result_t* result, const image_source_t* set) {
     const reference_statistics_t* r = g->reference;
     char hash[17];
@@ -111,7 +96,7 @@ static inline void gen_protocol(gen_t* g, result_t* result, const image_source_t
     else report_protocol(result, "gFID reference", "%s, hash %s", r->name, fingerprint_text(hash, r->hash));
     if (r->has_images) report_protocol(result, "precision, recall, KID", "against %zu images", r->features.rows_n);
     feature_net_protocol(result, g->net, g->input);
-    if (set->kind == SOURCE_PIPELINE) gen_drawing_protocol(g, result, set);
+    if (set->kind == SOURCE_PIPELINE) eval_drawing_protocol(g->e, result, set->pipeline);
     if (set->damaged) report_protocol(result, "unreadable", "%zu images left out", set->damaged);
     if (g->features.n < (size_t)g->net->dim) {
         report_protocol(result, "note", "fewer samples than the %d features: biased upward, compare at equal numbers",

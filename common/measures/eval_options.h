@@ -58,6 +58,24 @@ static inline void eval_output_path(const eval_t* e, char* path, size_t size, co
              suffix);
 }
 
+// How pictures were drawn, and by what.
+static inline void eval_drawing_protocol(const eval_t* e, result_t* result, const pipeline_t* d) {
+    const eval_options_t* o = &e->options;
+    char hash[17], text[120];
+    report_protocol(result, "DiT", "%s, tokenizer %s", d->is_text ? "text to image" : d->net.config.id,
+                    d->tokenizer.fingerprint);
+    report_protocol(result, "tokenizer's weights", "%s", d->tokenizer.weights);
+    report_weights(result, "weights", o->drawing.raw, d->ema);
+    if (d->is_text) report_protocol(result, "text encoder", "%s", d->encoder.name);
+    else report_protocol(result, "labels", "%s", o->balanced ? "balanced" : "uniform random");
+    dit_sampler_text(text, sizeof text, &d->options);
+    report_protocol(result, "sampler", "%s, seed %zu", text, o->seed);
+    dit_sampler_guidance_text(text, sizeof text, &d->sampler);
+    report_protocol(result, "guidance", "%s", text);
+    if (d->is_text && d->negative[0]) report_protocol(result, "negative prompt", "%s", d->negative);
+    report_protocol(result, "latent statistics", "hash %s", fingerprint_text(hash, pipeline_statistics_hash(d)));
+}
+
 static const cli_setting_t eval_preset_mini[] = {{"tokenizer", "miniature/tokenizer.safetensors"},
     {"dit", "miniature/dit.safetensors"}, {"features", "miniature/vgg.safetensors"},
     {"lpips_weights", "miniature/vgg.safetensors"}, {"crop", "tv"}, {"images", "2048"}, {"n", "1000"},
@@ -70,10 +88,16 @@ static const cli_setting_t eval_preset_paper[] = {{"tokenizer", "runs/imagenet/s
     {"cfg", "10"}, {"cfg_channels", "3"}, {"cfg_start", "0.11"},
     {"reference", "VIRTUAL_imagenet256_labeled.npz"}, {NULL, NULL}};
 
+static const cli_setting_t eval_preset_t2i_mini[] = {{"preset", "t2i_method"}, {"dit", "miniature/t2i.safetensors"},
+    {"tokenizer", "miniature/t2i_tokenizer.safetensors"}, {"data", "scenes:48:mixed"}, {"images", "1000"},
+    {NULL, NULL}};
+
 static const cli_preset_t eval_presets[] = {
     {"mini", "the trained miniature that comes with this repository (garments, 32 pixels)", eval_preset_mini},
     {"imagenet", "what train_tokenizer and train_dit -preset imagenet leave", eval_preset_imagenet},
     {"paper", "the same by the paper's protocol: 50,000 samples, 250 steps, ADM's reference", eval_preset_paper},
+    {"t2i_mini", "the trained miniature of text to image (drawn scenes, 48 pixels), for -scenes", eval_preset_t2i_mini},
+    {"t2i_method", "how text to image is drawn, with another -dit and -tokenizer", drawing_preset_t2i_method},
     {"dit", "DiT-XL/2 and Stable Diffusion's autoencoder, files as published, in this folder", drawing_preset_dit},
     {"sit", "SiT-XL/2, likewise", drawing_preset_sit},
 };
@@ -93,7 +117,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          CLI_NOT_SAVED},
         {NULL, "scenes", CLI_BOOL, &o->scenes, "0", NULL,
          "whether pictures show the drawn scenes that their captions name: reconstructions of held-out ones by each "
-         "tokenizer, or those in the folder -samples", CLI_NOT_SAVED},
+         "tokenizer, and what a text-to-image -dit draws of their captions; or the pictures in the folder -samples",
+         CLI_NOT_SAVED},
         {NULL, "captions", CLI_STRING, &o->captions, "", NULL,
          "a folder of pictures with their prompts, as ./sample -prompts writes it: CLIP score, aesthetic score, HPSv2",
          CLI_NOT_SAVED},
@@ -141,7 +166,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
         {NULL, "side", CLI_INT, &o->side, "0", "[0, 16384]",
          "-image: pixels that its shorter side is resized to; 0: its own size", CLI_SAVED},
         {NULL, "samples", CLI_STRING, &o->samples, "", NULL,
-         "-gen: an .npz file or a folder of images instead of drawing them", CLI_SAVED},
+         "-gen: an .npz file or a folder of images instead of drawing them; -scenes: a folder, with their prompts",
+         CLI_SAVED},
         {NULL, "reference", CLI_STRING, &o->reference, "train", NULL,
          "-gen: train (the training split of -data), another folder, or an .npz: ADM's, pytorch-fid's, ours",
          CLI_SAVED},

@@ -2,6 +2,8 @@
 //
 //     ./eval -scenes -tokenizer A,B        held-out scenes, drawn, encoded and decoded: the ceiling of all that is
 //                                          drawn in this latent space
+//     ./eval -scenes -tokenizer A -dit DIT ...    and beside it what a text-to-image transformer draws of their
+//                                          captions, one picture of each
 //     ./eval -scenes -samples FOLDER       pictures with their prompts (common/measures/prompted.h)
 //
 // Held-out scenes are the val split of -data (scenes:48:mixed, say; without it, what the tokenizer was trained on), by
@@ -14,7 +16,9 @@
 #include "common/data/dataset.h"
 // defines: autoencoder_t, autoencoder_resize, autoencoder_sample, autoencoder_decode
 #include "common/drawing/autoencoder.h"
-// defines: eval_t, eval_data, EVAL_BATCH
+// defines: pipeline_t, pipeline_turn, pipeline_load, pipeline_draw_captions
+#include "common/drawing/pipeline.h"
+// defines: eval_t, eval_data, eval_drawing_protocol
 #include "common/measures/eval_options.h"
 // defines: prompted_t, prompted_open, prompted_close
 #include "common/measures/prompted.h"
@@ -23,11 +27,12 @@
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"
 
-// Makes pictures of scenes of one canvas.
+// Makes pictures of scenes of one canvas: draws them from their captions, or reconstructs them.
 typedef struct {
     eval_t* e;
-    autoencoder_t* tokenizer;
-    floatS* values; // (batch, H, W, 3) of the largest canvas
+    pipeline_t* pipeline;     // NULL: reconstructs
+    autoencoder_t* tokenizer; // the pipeline's where there is one
+    floatS* values;           // (batch, H, W, 3) of the largest canvas
 } scene_maker_t;
 
 // Scenes of one canvas.
@@ -57,18 +62,46 @@ static inline void scene_reconstruct(scene_maker_t* m, scene_batch_t* b) {
     image_bytes_from_floats(b->pixels, m->values, n);
 }
 
+// The pixels of a batch of scenes become what is drawn of their captions. The noise of each has the scene's number.
+static inline void scene_draw_captions(scene_maker_t* m, scene_batch_t* b) {
+    char(*texts)[SCENE_CAPTION] = (char(*)[SCENE_CAPTION])malloc_check(b->n * sizeof *texts, "captions");
+    const char** captions = (const char**)malloc_check(b->n * sizeof *captions, "captions");
+    for (int i = 0; i < b->n; i++) captions[i] = scene_caption(texts[i], &b->scenes[i]);
+    pipeline_draw_captions(m->pipeline, b->pixels, b->numbers, captions, b->n, m->e->stream);
+    free(captions);
+    free(texts);
+}
+
 static inline void scene_batch_judge(scene_batch_t* b, scene_maker_t* m, scene_scores_t* scores) {
     if (!b->n) return;
-    scene_reconstruct(m, b);
+    if (m->pipeline) scene_draw_captions(m, b);
+    else scene_reconstruct(m, b);
     for (int i = 0; i < b->n; i++) {
         scene_scores_add(scores, b->pixels + (size_t)i * b->H * b->W * 3, &b->scenes[i]);
     }
     b->n = 0;
 }
 
-// The first `count` scenes of a permutation, one canvas after the other.
+// The sum over all processes.
+static inline void scenes_merge(comm_t* c, scene_scores_t* s) {
+    enum { N = sizeof(scene_scores_t) / sizeof(size_t) };
+    size_t* counts = s->pictures;
+    double sums[N];
+    for (int i = 0; i < N; i++) sums[i] = (double)counts[i];
+    comm_sum_host(c, sums, N);
+    for (int i = 0; i < N; i++) counts[i] = (size_t)sums[i];
+}
+
+// The held-out scenes. Returns how many of them are looked at.
+static inline size_t scenes_open(dataset_t* set, const eval_options_t* o, const char* data) {
+    dataset_open(set, data, SPLIT_VAL);
+    if (set->kind != DATASET_SCENES) fatal("-scenes: %s are no scenes; give -data scenes:48:mixed, say", data);
+    return (size_t)o->images < set->count ? (size_t)o->images : set->count;
+}
+
+// The first `count` scenes of a permutation, one canvas after the other; what all processes have seen of them.
 static inline void scenes_measure(scene_maker_t* m, const dataset_t* set, size_t count, scene_scores_t* scores) {
-    const comm_t* c = &m->e->comm;
+    comm_t* c = &m->e->comm;
     int batch = m->e->options.batch, side = set->rows;
     size_t room = (size_t)batch * side * side * 3; // no canvas has more pixels than the square
     scene_batch_t b = {0, 0, 0, NULL, NULL, NULL};
@@ -76,12 +109,14 @@ static inline void scenes_measure(scene_maker_t* m, const dataset_t* set, size_t
     b.scenes = (scene_t*)malloc_check(batch * sizeof(scene_t), "scenes");
     b.pixels = (uint8_t*)malloc_check(room, "pictures");
     m->values = (floatS*)malloc_check(room * sizeof(floatS), "pictures");
+    memset(scores, 0, sizeof *scores);
     progress_t p = progress_begin("scenes", (double)count, comm_is_first(c));
     size_t done = 0;
     for (int canvas = 0; canvas < (set->mixed ? SCENE_CANVASES : 1); canvas++) {
         b.H = scene_canvas_height(side, canvas);
         b.W = 2 * side - b.H;
-        autoencoder_resize(m->tokenizer, b.H, b.W);
+        if (m->pipeline) pipeline_turn(m->pipeline, b.H, b.W);
+        else autoencoder_resize(m->tokenizer, b.H, b.W);
         for (size_t place = c->rank; place < count; place += c->size) {
             size_t number = random_permute(0, RANDOM_DATA_ORDER, 0, place, set->count);
             scene_t scene = dataset_scene(set, number);
@@ -99,16 +134,7 @@ static inline void scenes_measure(scene_maker_t* m, const dataset_t* set, size_t
     free(b.scenes);
     free(b.pixels);
     free(m->values);
-}
-
-// The sum over all processes.
-static inline void scenes_merge(comm_t* c, scene_scores_t* s) {
-    enum { N = sizeof(scene_scores_t) / sizeof(size_t) };
-    size_t* counts = s->pictures;
-    double sums[N];
-    for (int i = 0; i < N; i++) sums[i] = (double)counts[i];
-    comm_sum_host(c, sums, N);
-    for (int i = 0; i < N; i++) counts[i] = (size_t)sums[i];
+    scenes_merge(c, scores);
 }
 
 static inline void scenes_report(result_t* result, const scene_scores_t* s) {
@@ -162,14 +188,10 @@ static inline void eval_scenes_tokenizer(eval_t* e, const char* path, autoencode
     int H = a->H, W = a->W;
     dataset_t set;
     scene_scores_t scores;
-    scene_maker_t maker = {e, a, NULL};
-    memset(&scores, 0, sizeof scores);
-    dataset_open(&set, data, SPLIT_VAL);
-    if (set.kind != DATASET_SCENES) fatal("-scenes: %s are no scenes; give -data scenes:48:mixed, say", data);
-    size_t count = (size_t)o->images < set.count ? (size_t)o->images : set.count;
+    scene_maker_t maker = {e, NULL, a, NULL};
+    size_t count = scenes_open(&set, o, data);
     result_t* result = report_begin(&e->report, "scenes", "tokenizer", path);
     scenes_measure(&maker, &set, count, &scores);
-    scenes_merge(&e->comm, &scores);
     scenes_report(result, &scores);
     report_protocol(result, "pictures", "%zu reconstructions", count);
     report_protocol(result, "scenes", "%s, val split, by lot", data);
@@ -182,4 +204,31 @@ static inline void eval_scenes_tokenizer(eval_t* e, const char* path, autoencode
     report_end(&e->report, result);
     dataset_close(&set);
     autoencoder_resize(a, H, W);
+}
+
+// What -dit draws of the captions of held-out scenes.
+static inline void eval_scenes_dit(eval_t* e, const char* tokenizer) {
+    static pipeline_t g;
+    const eval_options_t* o = &e->options;
+    dataset_t set;
+    scene_scores_t scores;
+    if (o->drawing.size[0]) fatal("-size %s: scenes have the sizes of their canvases; leave it out", o->drawing.size);
+    drawing_open(&g, &o->drawing, tokenizer, (autoencoder_weights_t)o->tokenizer_weights,
+                 drawing_sampler(&o->drawing, o->batch, o->seed));
+    if (!g.is_text) fatal("-scenes: %s draws classes and reads no captions; give a text-to-image transformer", g.path);
+    size_t count = scenes_open(&set, o, eval_data(o, g.tokenizer.data));
+    pipeline_set_size(&g, set.rows, set.columns); // no canvas has more pixels
+    pipeline_load(&g);
+    scene_maker_t maker = {e, &g, &g.tokenizer, NULL};
+    result_t* result = report_begin(&e->report, "scenes", "generator", g.path);
+    scenes_measure(&maker, &set, count, &scores);
+    scenes_report(result, &scores);
+    report_protocol(result, "pictures", "%zu, one of each caption", count);
+    report_protocol(result, "captions", "%s, val split, by lot", set.folder);
+    report_protocol(result, "judge", "common/measures/scenes.h");
+    eval_drawing_protocol(e, result, &g);
+    report_protocol(result, "precision", "%s", PRECISION_NAME);
+    report_end(&e->report, result);
+    dataset_close(&set);
+    pipeline_close(&g);
 }

@@ -10,6 +10,8 @@
 #pragma once
 // defines: caption_append, caption_sibling
 #include "common/data/captions.h"
+// defines: prompt_of_json
+#include "common/drawing/prompts.h"
 // defines: image_read_text, image_read_file
 #include "common/data/image.h"
 // defines: listing_t, string_list_t, dataset_list_folder, dataset_list_tree, path_is_file
@@ -51,38 +53,14 @@ static inline char* prompted_read(const char* path) {
 // ---------------------------------------------------------------------------------------------------------------------
 // GenEval's folders
 
-// The "prompt" of the first line of a text, for the caller to free.
-static inline char* prompted_metadata(const char* path, const char* text) {
-    char error[300], *prompt = NULL;
-    json_reader_t r;
-    size_t size = strcspn(text, "\n");
-    memset(&r, 0, sizeof r);
-    r.begin = r.at = (const unsigned char*)text;
-    r.end = r.begin + size;
-    char* strings = r.strings = (char*)malloc_check(size + 1, "a line of JSON");
-    r.error = error;
-    r.error_size = sizeof error;
-    json_where(&r, "line 1");
-    json_expect(&r, '{');
-    for (int first = 1; json_more(&r, '}', first); first = 0) {
-        const char* key = json_key(&r);
-        if (!strcmp(key, "prompt") && !prompt) prompt = string_copy(json_string(&r));
-        else json_skip_value(&r, 0);
-    }
-    json_end(&r);
-    if (!prompt) json_fail(&r, "it has no \"prompt\"");
-    if (r.failed) fatal("%s: %s; write it as GenEval has it: {\"prompt\": \"a photo of a bench\", ...}", path, error);
-    free(strings);
-    return prompt;
-}
-
 // The pictures of one prompt. Returns 0 where the folder is none of GenEval's.
 static inline int prompted_add_geneval(prompted_t* p, const char* folder) {
     listing_t l;
     char *path = dataset_join(folder, "metadata.jsonl"), *samples = dataset_join(folder, "samples");
     char* text = prompted_read(path);
     if (text) {
-        char* prompt = prompted_metadata(path, text);
+        text[strcspn(text, "\n")] = 0;
+        char* prompt = prompt_of_json(text, path, 1);
         if (!path_is_folder(samples)) fatal("%s has a prompt but no pictures: there is no %s", folder, samples);
         memset(&l, 0, sizeof l);
         dataset_list_folder(samples, &l);
