@@ -46,10 +46,38 @@ static inline double caption_scores_mean(const caption_scores_t* c, const double
 // A batch on its way through a network.
 typedef struct {
     int n;
-    size_t* numbers;                  // (batch) of the pictures
-    const char** prompts;             // (batch)
-    floatS *pixels, *images, *texts;  // (batch, side, side, 3), (batch, embed) twice
+    uint8_t* ok;                     // (batch) could the picture be read?
+    size_t* numbers;                 // (batch) of the pictures
+    const char** prompts;            // (batch)
+    floatS *pixels, *images, *texts; // (batch, side, side, 3), (batch, embed) twice
 } caption_batch_t;
+
+// Pictures first, first + stride, ..., at most `batch` of them; those that cannot be read are left out.
+static inline void caption_batch_read(caption_batch_t* b, const clip_score_t* net, const prompted_t* p,
+                                      clip_input_t how, size_t first, size_t stride) {
+    size_t values = (size_t)net->side * net->side * 3, count = p->pictures.count;
+    int n = 0;
+    while (n < net->batch && first + n * stride < count) n++;
+    #pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < n; i++) {
+        image_t image;
+        char error[IMAGE_ERROR_SIZE];
+        b->ok[i] = (uint8_t)image_load(&image, p->pictures.items[first + i * stride], error);
+        if (!b->ok[i]) {
+            warn("%s; it is left out", error);
+            continue;
+        }
+        clip_input(b->pixels + i * values, &image, net->side, how);
+        image_free(&image);
+    }
+    b->n = 0;
+    for (int i = 0; i < n; i++) {
+        if (!b->ok[i]) continue;
+        if (b->n < i) memcpy(b->pixels + b->n * values, b->pixels + i * values, values * sizeof(floatS));
+        b->numbers[b->n] = first + i * stride;
+        b->prompts[b->n++] = p->prompts.items[first + i * stride];
+    }
+}
 
 static inline void caption_batch_score(caption_batch_t* b, clip_score_t* net, const prompted_t* p,
                                        const aesthetic_t* aesthetic, caption_scores_t* out, stream_t s) {
@@ -60,8 +88,9 @@ static inline void caption_batch_score(caption_batch_t* b, clip_score_t* net, co
         fatal("%s makes no finite vector of %s; copy the file again", net->path, p->pictures.items[b->numbers[images]]);
     }
     int texts = clip_score_texts(net, b->texts, b->prompts, b->n, s);
-    if (texts < b->n) fatal("%s makes no finite vector of the prompt \"%.80s\"; copy the file again", net->path,
-                            b->prompts[texts]);
+    if (texts < b->n) {
+        fatal("%s makes no finite vector of the prompt \"%.80s\"; copy the file again", net->path, b->prompts[texts]);
+    }
     for (int i = 0; i < b->n; i++) {
         size_t k = b->numbers[i];
         out->read[k] = 1;
@@ -70,16 +99,16 @@ static inline void caption_batch_score(caption_batch_t* b, clip_score_t* net, co
         }
         if (aesthetic) out->aesthetic[k] = aesthetic_score(aesthetic, b->images + (size_t)i * E);
     }
-    b->n = 0;
 }
 
 // All pictures through a network, and what all processes have put together.
 static inline void captions_measure(eval_t* e, clip_score_t* net, const prompted_t* p, clip_input_t how,
                                     const aesthetic_t* aesthetic, caption_scores_t* out) {
     comm_t* c = &e->comm;
-    char error[IMAGE_ERROR_SIZE];
     size_t batch = (size_t)net->batch, values = (size_t)net->side * net->side * 3, E = (size_t)net->config->embed;
-    caption_batch_t b = {0, NULL, NULL, NULL, NULL, NULL};
+    size_t step = batch * (size_t)c->size;
+    caption_batch_t b = {0, NULL, NULL, NULL, NULL, NULL, NULL};
+    b.ok = (uint8_t*)malloc_check(batch, "pictures");
     b.numbers = (size_t*)malloc_check(batch * sizeof(size_t), "pictures");
     b.prompts = (const char**)malloc_check(batch * sizeof(char*), "prompts");
     b.pixels = (floatS*)malloc_check(batch * (values + 2 * E) * sizeof(floatS), "pictures");
@@ -87,20 +116,12 @@ static inline void captions_measure(eval_t* e, clip_score_t* net, const prompted
     b.texts = b.images + batch * E;
     caption_scores_open(out, p->pictures.count);
     progress_t progress = progress_begin("captions", (double)out->count, comm_is_first(c));
-    for (size_t i = (size_t)c->rank; i < out->count; i += (size_t)c->size) {
-        image_t image;
-        if (!image_load(&image, p->pictures.items[i], error)) {
-            warn("%s; it is left out", error);
-            continue;
-        }
-        clip_input(b.pixels + b.n * values, &image, net->side, how);
-        image_free(&image);
-        b.numbers[b.n] = i;
-        b.prompts[b.n++] = p->prompts.items[i];
-        if ((size_t)b.n == batch) caption_batch_score(&b, net, p, aesthetic, out, e->stream);
-        progress_say(&progress, (double)i);
+    for (size_t first = (size_t)c->rank; first < out->count; first += step) {
+        caption_batch_read(&b, net, p, how, first, (size_t)c->size);
+        caption_batch_score(&b, net, p, aesthetic, out, e->stream);
+        progress_say(&progress, (double)(first + step));
     }
-    caption_batch_score(&b, net, p, aesthetic, out, e->stream);
+    free(b.ok);
     free(b.numbers);
     free(b.prompts);
     free(b.pixels);
