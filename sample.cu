@@ -371,26 +371,36 @@ static void progress(void* run, int step, int steps, double t) {
     fflush(stdout);
 }
 
-// Images [first, first + count) of all.
-static void draw(sample_t* r, uint8_t* pixels, size_t first, size_t count) {
-    size_t image = autoencoder_image_values(&r->model.tokenizer), batch = (size_t)r->model.sampler.options.batch;
-    uint64_t* numbers = (uint64_t*)malloc_check(batch * sizeof(uint64_t), "images");
-    int* labels = (int*)malloc_check(batch * sizeof(int), "labels");
-    const char** captions = (const char**)malloc_check(batch * sizeof *captions, "captions");
-    for (size_t k = 0; k < count; k += batch) {
-        size_t n = count - k < batch ? count - k : batch;
-        for (size_t i = 0; i < n; i++) {
-            image_of(r, first + k + i, &numbers[i], &labels[i]);
-            if (r->is_text) captions[i] = prompt_of(r, labels[i]);
-        }
-        uint8_t* at = pixels + k * image;
-        if (r->is_text) pipeline_draw_captions(&r->model, at, numbers, captions, (int)n, r->stream);
-        else pipeline_draw(&r->model, at, numbers, labels, (int)n, r->stream);
-        r->drawn += n;
+// Images drawn at once.
+static size_t batch_of(const sample_t* r) { return (size_t)r->model.sampler.options.batch; }
+
+// The images with these numbers among all, at most batch_of.
+static void draw_batch(sample_t* r, uint8_t* pixels, const size_t* which, size_t n) { // (n, H, W, 3), (n)
+    uint64_t* numbers = (uint64_t*)malloc_check(n * sizeof(uint64_t), "images");
+    int* labels = (int*)malloc_check(n * sizeof(int), "labels");
+    const char** captions = (const char**)malloc_check(n * sizeof *captions, "captions");
+    for (size_t i = 0; i < n; i++) {
+        image_of(r, which[i], &numbers[i], &labels[i]);
+        if (r->is_text) captions[i] = prompt_of(r, labels[i]);
     }
+    if (r->is_text) pipeline_draw_captions(&r->model, pixels, numbers, captions, (int)n, r->stream);
+    else pipeline_draw(&r->model, pixels, numbers, labels, (int)n, r->stream);
+    r->drawn += n;
     free(numbers);
     free(labels);
     free(captions);
+}
+
+// Images [first, first + count) of all.
+static void draw(sample_t* r, uint8_t* pixels, size_t first, size_t count) {
+    size_t image = autoencoder_image_values(&r->model.tokenizer), batch = batch_of(r);
+    size_t* which = (size_t*)malloc_check(batch * sizeof(size_t), "images");
+    for (size_t k = 0; k < count; k += batch) {
+        size_t n = count - k < batch ? count - k : batch;
+        for (size_t i = 0; i < n; i++) which[i] = first + k + i;
+        draw_batch(r, pixels + k * image, which, n);
+    }
+    free(which);
 }
 
 // `subject`: what it shows.
@@ -454,27 +464,41 @@ static size_t singles_there(const sample_t* r) {
     return there;
 }
 
-// Images [rank, rank + 1, ...) W apart, one PNG each; those of the same settings that are there are kept.
+static void write_singles(sample_t* r, uint8_t* pixels, const size_t* which, size_t n) { // (n, H, W, 3), (n)
+    size_t image = autoencoder_image_values(&r->model.tokenizer);
+    for (size_t i = 0; i < n; i++) {
+        char path[PROMPT_PATH], class_number[32];
+        uint64_t number;
+        int label;
+        image_of(r, which[i], &number, &label);
+        snprintf(class_number, sizeof class_number, "%d", label);
+        image_t picture = {r->model.tokenizer.H, r->model.tokenizer.W, pixels + i * image};
+        write_picture(r, single_path(r, which[i], path), &picture, r->is_text ? prompt_of(r, label) : class_number);
+    }
+}
+
+// Images rank, rank + W, ... of W processes, one PNG each, a batch drawn at once; those of the same settings that are
+// there are kept.
 static void draw_single(sample_t* r) {
     const sample_options_t* o = &r->options;
-    size_t W = (size_t)r->comm.size;
+    size_t W = (size_t)r->comm.size, batch = batch_of(r), n = 0;
     make_folder(o->images);
     r->mine = (r->total + W - 1 - r->comm.rank) / W - singles_there(r);
     double drawn = (double)r->mine;
     comm_sum_host(&r->comm, &drawn, 1); // all have looked before one draws
-    image_t picture = image_create(r->model.tokenizer.H, r->model.tokenizer.W);
+    uint8_t* pixels = (uint8_t*)malloc_check(batch * autoencoder_image_values(&r->model.tokenizer), "pictures");
+    size_t* which = (size_t*)malloc_check(batch * sizeof(size_t), "images");
     for (size_t k = (size_t)r->comm.rank; k < r->total; k += W) {
-        char path[PROMPT_PATH], class_number[32];
-        uint64_t number;
-        int label;
-        image_of(r, k, &number, &label);
-        if (r->is_text) prompt_make_folder(&r->prompts, o->images, (size_t)label);
-        if (!access(single_path(r, k, path), F_OK)) continue;
-        draw(r, picture.pixels, k, 1);
-        snprintf(class_number, sizeof class_number, "%d", label);
-        write_picture(r, path, &picture, r->is_text ? prompt_of(r, label) : class_number);
+        char path[PROMPT_PATH];
+        if (r->is_text) prompt_make_folder(&r->prompts, o->images, k / (size_t)o->n);
+        if (access(single_path(r, k, path), F_OK)) which[n++] = k;
+        if (!n || (n < batch && k + W < r->total)) continue;
+        draw_batch(r, pixels, which, n);
+        write_singles(r, pixels, which, n);
+        n = 0;
     }
-    image_free(&picture);
+    free(pixels);
+    free(which);
     comm_any(&r->comm, 0);
     printf("wrote          %s: %.0f images", o->images, drawn);
     if (drawn < (double)r->total) printf("; %.0f of the same settings were there", (double)r->total - drawn);
