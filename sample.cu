@@ -33,7 +33,7 @@
 #include "common/training/comm.h"
 // defines: make_folder
 #include "common/files/folder.h"
-// defines: drawing_options_t, drawing_flags, drawing_sampler, drawing_open, drawing_preset_*
+// defines: drawing_options_t, drawing_flags, drawing_text_flags, drawing_sampler, drawing_open, drawing_open_text, ...
 #include "common/drawing/drawing_options.h"
 // defines: pipeline_t, pipeline_hash, pipeline_load, pipeline_draw, pipeline_draw_captions, pipeline_label
 #include "common/drawing/pipeline.h"
@@ -140,6 +140,7 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
     int n = sizeof what / sizeof what[0];
     memcpy(out, what, sizeof what);
     n += drawing_flags(&o->drawing, "4", out + n);
+    n += drawing_text_flags(&o->drawing, out + n);
     memcpy(out + n, where, sizeof where);
     return n + (int)(sizeof where / sizeof where[0]);
 }
@@ -619,6 +620,7 @@ static void open_models(sample_t* r) {
     pipeline_t* g = &r->model;
     drawing_open(g, &o->drawing, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights,
                  drawing_sampler(&o->drawing, o->batch, o->seed));
+    drawing_open_text(g, &o->drawing);
     r->settings = all_settings(r, pipeline_hash(g));
     pipeline_load(g);
     g->sampler.sampler.progress = progress;
