@@ -87,7 +87,7 @@ static const cli_setting_t sample_preset_paper[] = {{"dit", "runs/dit_imagenet/d
 static const cli_setting_t sample_preset_t2i_method[] = {{"process", "ddim"}, {"eta", "1"}, {"steps", "50"},
     {"shift", "-1"}, {"cfg", "5"}, {"cfg_channels", "0"}, {"cfg_energy", "1"}, {NULL, NULL}};
 static const cli_setting_t sample_preset_t2i[] = {{"preset", "t2i_method"}, {"dit", "runs/t2i_512/dit.safetensors"},
-    {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"n", "4"}, {NULL, NULL}};
+    {"tokenizer", "runs/laion/stage3.safetensors"}, {"size", "512x512"}, {"n", "4"}, {NULL, NULL}};
 static const cli_setting_t sample_preset_t2i_mini[] = {{"preset", "t2i_method"}, {"dit", "miniature/t2i.safetensors"},
     {"tokenizer", "miniature/t2i_tokenizer.safetensors"}, {NULL, NULL}};
 
