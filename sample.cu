@@ -33,7 +33,7 @@
 #include "common/training/comm.h"
 // defines: make_folder
 #include "common/files/folder.h"
-// defines: drawing_options_t, drawing_flags, drawing_sampler, drawing_open, drawing_preset_*
+// defines: drawing_options_t, drawing_flags, drawing_text_flags, drawing_sampler, drawing_open, drawing_open_text, ...
 #include "common/drawing/drawing_options.h"
 // defines: pipeline_t, pipeline_hash, pipeline_load, pipeline_draw, pipeline_draw_captions, pipeline_label
 #include "common/drawing/pipeline.h"
@@ -84,7 +84,7 @@ static const cli_setting_t sample_preset_paper[] = {{"dit", "runs/dit_imagenet/d
     {"cfg_start", "0.11"}, {"class", "random"}, {"n", "50000"}, {"npz", "samples.npz"}, {NULL, NULL}};
 
 static const cli_setting_t sample_preset_t2i[] = {{"preset", "t2i_method"}, {"dit", "runs/t2i_512/dit.safetensors"},
-    {"tokenizer", "runs/imagenet/stage3.safetensors"}, {"n", "4"}, {NULL, NULL}};
+    {"tokenizer", "runs/laion/stage3.safetensors"}, {"size", "512x512"}, {"n", "4"}, {NULL, NULL}};
 static const cli_setting_t sample_preset_t2i_mini[] = {{"preset", "t2i_method"}, {"dit", "miniature/t2i.safetensors"},
     {"tokenizer", "miniature/t2i_tokenizer.safetensors"}, {NULL, NULL}};
 
@@ -137,6 +137,7 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
     int n = sizeof what / sizeof what[0];
     memcpy(out, what, sizeof what);
     n += drawing_flags(&o->drawing, "4", out + n);
+    n += drawing_text_flags(&o->drawing, out + n);
     memcpy(out + n, where, sizeof where);
     return n + (int)(sizeof where / sizeof where[0]);
 }
@@ -640,6 +641,7 @@ static void open_models(sample_t* r) {
     pipeline_t* g = &r->model;
     drawing_open(g, &o->drawing, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights,
                  drawing_sampler(&o->drawing, o->batch, o->seed));
+    drawing_open_text(g, &o->drawing);
     r->settings = all_settings(r, pipeline_hash(g));
     pipeline_load(g);
     g->sampler.sampler.progress = progress;

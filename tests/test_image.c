@@ -462,9 +462,16 @@ static inline void test_png_text(void) {
     char path[TEMPORARY_PATH], error[IMAGE_ERROR_SIZE], configuration[3000];
     for (int i = 0; i < 2999; i++) configuration[i] = (char)(' ' + i % 95);
     configuration[2999] = 0;
-    image_text_t texts[3] = {{"seed", "42"}, {"configuration", configuration}, {"empty", ""}};
+    image_text_t texts[4] = {{"seed", "42"}, {"configuration", configuration}, {"empty", ""},
+                             {"prompt", "caf\xC3\xA9 \xF0\x9F\x99\x82"}};
     image_t image = random_image(33, 21), again;
-    check(image_write_png(temporary_path(path, "text.png"), &image, texts, 3, error), "it is written");
+    check(image_write_png(temporary_path(path, "text.png"), &image, texts, 4, error), "it is written");
+    for (int i = 0; i < 4; i++) {
+        char* value = image_read_text(path, texts[i].key);
+        check(value && !strcmp(value, texts[i].value), "a text that is read again");
+        free(value);
+    }
+    check(!image_read_text(path, "see") && !image_read_text(path, "prompt2"), "none of other keys");
     size_t size = 0;
     uint8_t* bytes = (uint8_t*)temporary_read("text.png", &size);
     int found = 0;
@@ -483,6 +490,7 @@ static inline void test_png_text(void) {
         at += 12 + length;
     }
     check(found == 3, "three text chunks");
+    check(memmem(bytes, size, "iTXtprompt\0\0\0\0\0caf", 18) != NULL, "and one in UTF-8");
     check(image_load(&again, path, error), "the file is read again");
     check(again.height == 33 && again.width == 21, "the same size");
     check(!memcmp(again.pixels, image.pixels, 33 * 21 * 3), "the same pixels");

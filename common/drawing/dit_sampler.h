@@ -248,8 +248,9 @@ void dit_sampler_open_captions(dit_sampler_t* d, mmdit_t* net, const params_t* p
     const mmdit_config_t* c = &net->config;
     int tokens = net->text_rows + net->image_rows;
     if (tokenizer->z != c->C) {
-        fatal("the tokenizer makes latents of %d channels, and the text-to-image transformer was trained on %d; give "
-              "the tokenizer that made its latents", tokenizer->z, c->C);
+        fatal("the tokenizer makes latents of %d channels, and the text-to-image transformer was trained on %d%s; give "
+              "the tokenizer that made its latents", tokenizer->z, c->C,
+              c->C == 4 * tokenizer->z ? " (2 x 2 positions in one, as FLUX's are, which is not drawn here)" : "");
     }
     if (options.predicts == PREDICTS_NOISE) {
         fatal("-predicts noise: text-to-image transformers predict a velocity; leave it out");

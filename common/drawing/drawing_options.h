@@ -10,12 +10,14 @@
 // caption_encoder.h: caption_encoder_options_t, caption_encoder_flags
 #include "common/drawing/pipeline.h"
 
-enum { DRAWING_FLAGS = 16 + CAPTION_ENCODER_FLAGS };
+enum { DRAWING_FLAGS = 14, DRAWING_TEXT_FLAGS = 2 + CAPTION_ENCODER_FLAGS };
 
 typedef struct {
-    const char *dit, *latent_stats, *negative, *size;
+    const char *dit, *latent_stats;
     int raw, predicts, steps, solver, process, cfg_channels, cfg_energy;
     double latent_scale, eta, shift, cfg, cfg_start;
+    // text to image
+    const char *size, *negative;
     caption_encoder_options_t text;
 } drawing_options_t;
 
@@ -33,7 +35,7 @@ static const cli_setting_t drawing_preset_t2i_method[] = {{"process", "ddim"}, {
 
 // cfg: the default guidance.
 static inline int drawing_flags(drawing_options_t* o, const char* cfg, cli_flag_t out[DRAWING_FLAGS]) {
-    const cli_flag_t flags[] = {
+    const cli_flag_t flags[DRAWING_FLAGS] = {
         {"Diffusion transformer", "dit", CLI_STRING, &o->dit, "", NULL,
          "weights: a checkpoint of train_dit, an exported one, or LightningDiT's, DiT's, SiT's or FLUX's as published "
          "(.pt, .safetensors)", CLI_SAVED},
@@ -65,6 +67,14 @@ static inline int drawing_flags(drawing_options_t* o, const char* cfg, cli_flag_
          "an image's velocity keeps the length that it has without guidance (EP-CFG)", CLI_SAVED},
         {NULL, "cfg_start", CLI_NUMBER, &o->cfg_start, "0", "[0, 1]", "time from which guidance acts (1 is data)",
          CLI_SAVED},
+    };
+    memcpy(out, flags, sizeof flags);
+    return DRAWING_FLAGS;
+}
+
+// Those of text to image alone, for who draws captions. A picture's settings name the encoder itself.
+static inline int drawing_text_flags(drawing_options_t* o, cli_flag_t out[DRAWING_TEXT_FLAGS]) {
+    const cli_flag_t flags[] = {
         {"Text to image", "size", CLI_STRING, &o->size, "", NULL,
          "WIDTHxHEIGHT in pixels, such as 512x384; empty: as the tokenizer was trained", CLI_SAVED},
         {NULL, "negative", CLI_STRING, &o->negative, "", NULL,
@@ -72,39 +82,38 @@ static inline int drawing_flags(drawing_options_t* o, const char* cfg, cli_flag_
     };
     int n = (int)(sizeof flags / sizeof flags[0]);
     memcpy(out, flags, sizeof flags);
-    int all = n + caption_encoder_flags(&o->text, out + n);
-    while (n < all) out[n++].saving = CLI_NOT_SAVED; // the encoder's name says it all
-    return all;
+    caption_encoder_flags(&o->text, out + n);
+    while (n < DRAWING_TEXT_FLAGS) out[n++].saving = CLI_NOT_SAVED;
+    return n;
 }
 
 // What the flags say of the sampler.
 static inline dit_sampler_options_t drawing_sampler(const drawing_options_t* o, int batch, size_t seed) {
-    dit_sampler_options_t s = {(flow_solver_t)o->solver, o->steps, o->shift, 
+    dit_sampler_options_t s = {(flow_solver_t)o->solver, o->steps, o->shift,
                                {o->cfg, o->cfg_start, o->cfg_channels, o->cfg_energy}, batch, seed,
                                (dit_prediction_t)o->predicts, (ddpm_kind_t)o->process, o->eta};
     return s;
 }
 
-// The caption encoder and the size of a text-to-image transformer.
-static inline void drawing_open_text(pipeline_t* g, const drawing_options_t* o) {
-    int W = 0, H = 0;
-    char rest;
-    if (o->size[0] && (sscanf(o->size, "%dx%d%c", &W, &H, &rest) != 2 || W < 1 || H < 1)) {
-        fatal("-size %s: want WIDTHxHEIGHT in pixels, such as 512x384", o->size);
-    }
-    pipeline_use_text(g, &o->text, o->negative, H, W);
-}
-
-// pipeline_open, with the statistics and the text encoder that are given.
+// pipeline_open, with the statistics that are given.
 static inline void drawing_open(pipeline_t* g, const drawing_options_t* o, const char* tokenizer,
                                 autoencoder_weights_t weights, dit_sampler_options_t sampler) {
     pipeline_open(g, o->dit, o->raw, tokenizer, weights, sampler);
     if (o->latent_scale > 0) pipeline_use_scale(g, o->latent_scale);
     if (o->latent_stats[0]) pipeline_use_statistics(g, o->latent_stats);
-    if (g->is_text) {
-        drawing_open_text(g, o);
-    } else if (o->size[0] || o->negative[0]) {
+}
+
+// After drawing_open, by who draws captions too: the text encoder and the size of a text-to-image transformer.
+static inline void drawing_open_text(pipeline_t* g, const drawing_options_t* o) {
+    int W = 0, H = 0;
+    char rest;
+    if (!g->is_text && !o->size[0] && !o->negative[0]) return;
+    if (!g->is_text) {
         fatal("-%s: %s draws classes, which have no caption, in the size it was trained on; leave it out",
               o->size[0] ? "size" : "negative", o->dit);
     }
+    if (o->size[0] && (sscanf(o->size, "%5dx%5d%c", &W, &H, &rest) != 2 || W < 1 || H < 1)) {
+        fatal("-size %s: want WIDTHxHEIGHT in pixels, such as 512x384", o->size);
+    }
+    pipeline_use_text(g, &o->text, o->negative, H, W);
 }
