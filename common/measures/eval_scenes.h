@@ -84,8 +84,8 @@ static inline void scene_batch_judge(scene_batch_t* b, scene_maker_t* m, scene_s
 
 // The sum over all processes.
 static inline void scenes_merge(comm_t* c, scene_scores_t* s) {
-    enum { N = sizeof(scene_scores_t) / sizeof(size_t) };
-    size_t* counts = s->pictures;
+    enum { N = sizeof(scene_scores_t) / sizeof(size_t) }; // all of it are counts
+    size_t* counts = (size_t*)s;
     double sums[N];
     for (int i = 0; i < N; i++) sums[i] = (double)counts[i];
     comm_sum_host(c, sums, N);
