@@ -8,7 +8,7 @@
 #include "common/training/comm.h"
 // defines: AUTOENCODER_WEIGHTS, AUTOENCODER_WEIGHTS_HELP
 #include "common/training/tokenizer_checkpoint.h"
-// defines: drawing_options_t, drawing_flags, drawing_preset_*
+// defines: drawing_options_t, drawing_flags, drawing_preset_*; by pipeline.h: caption_encoder_flags, pipeline_t
 #include "common/drawing/drawing_options.h"
 // defines: make_folder
 #include "common/files/folder.h"
@@ -72,7 +72,6 @@ static inline void eval_drawing_protocol(const eval_t* e, result_t* result, cons
     report_protocol(result, "sampler", "%s, seed %zu", text, o->seed);
     dit_sampler_guidance_text(text, sizeof text, &d->sampler);
     report_protocol(result, "guidance", "%s", text);
-    if (d->is_text && d->negative[0]) report_protocol(result, "negative prompt", "%s", d->negative);
     report_protocol(result, "latent statistics", "hash %s", fingerprint_text(hash, pipeline_statistics_hash(d)));
 }
 
@@ -229,6 +228,7 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
     int n = sizeof what / sizeof what[0];
     memcpy(out, what, sizeof what);
     n += drawing_flags(&o->drawing, "1", out + n);
+    n += caption_encoder_flags(&o->drawing.text, out + n);
     memcpy(out + n, how, sizeof how);
     return n + (int)(sizeof how / sizeof how[0]);
 }

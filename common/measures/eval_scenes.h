@@ -16,7 +16,7 @@
 #include "common/data/dataset.h"
 // defines: autoencoder_t, autoencoder_resize, autoencoder_sample, autoencoder_decode
 #include "common/drawing/autoencoder.h"
-// defines: pipeline_t, pipeline_turn, pipeline_load, pipeline_draw_captions
+// defines: pipeline_t, pipeline_use_text, pipeline_turn, pipeline_load, pipeline_draw_captions
 #include "common/drawing/pipeline.h"
 // defines: eval_t, eval_data, eval_drawing_protocol
 #include "common/measures/eval_options.h"
@@ -212,12 +212,11 @@ static inline void eval_scenes_dit(eval_t* e, const char* tokenizer) {
     const eval_options_t* o = &e->options;
     dataset_t set;
     scene_scores_t scores;
-    if (o->drawing.size[0]) fatal("-size %s: scenes have the sizes of their canvases; leave it out", o->drawing.size);
     drawing_open(&g, &o->drawing, tokenizer, (autoencoder_weights_t)o->tokenizer_weights,
                  drawing_sampler(&o->drawing, o->batch, o->seed));
     if (!g.is_text) fatal("-scenes: %s draws classes and reads no captions; give a text-to-image transformer", g.path);
     size_t count = scenes_open(&set, o, eval_data(o, g.tokenizer.data));
-    pipeline_set_size(&g, set.rows, set.columns); // no canvas has more pixels
+    pipeline_use_text(&g, &o->drawing.text, "", set.rows, set.columns); // no canvas has more pixels
     pipeline_load(&g);
     scene_maker_t maker = {e, &g, &g.tokenizer, NULL};
     result_t* result = report_begin(&e->report, "scenes", "generator", g.path);
