@@ -64,8 +64,8 @@ static inline void eval_geneval(eval_t* e) {
     }
     if (!missing) report_score(result, "GenEval", "%.4f", geneval_overall(&s));
     report_protocol(result, "pictures", "%zu", n);
-    if (missing) report_protocol(result, "GenEval", "not there: %zu of its tasks have no pictures", missing);
-    else report_protocol(result, "GenEval", "mean of the tasks");
+    if (missing) report_protocol(result, "overall", "not measured: %zu of the tasks have no pictures", missing);
+    else report_protocol(result, "overall", "GenEval, the mean of the tasks");
     if (results.length) report_protocol(result, "judged by", "common/measures/geneval.h, from boxes");
     report_end(&e->report, result);
     if (results.length && e->options.out[0]) {
