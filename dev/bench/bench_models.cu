@@ -324,7 +324,7 @@ static void dit_step(void* state, stream_t s) {
     algorithms_step(s, 0);
     dit_report_t report = dit_read(&training->dit, training->measures, s);
     if (!isfinite(report.norm)) fatal("the gradient of step %lld is not finite", (long long)training->step);
-    dit_update(&training->dit, report.norm, s);
+    dit_update(&training->dit, training->step, report.norm, s);
 }
 
 static size_t plan_dit(dit_t* d, dit_config_t config, int recompute) {
@@ -363,7 +363,7 @@ static void bench_dit_at(const bench_t* bench, int images) {
     print_dit_config(text, sizeof text, bench, images, recompute);
     bench_time_t time = bench_measure(dit_step, &training, bench->runs, 1, bench->stream);
     d->config.recompute = 0; // what is computed twice counts once
-    report(bench, "dit", time, dit_step_macs(d), images, bytes, text);
+    report(bench, "dit", time, dit_step_macs(d, 0), images, bytes, text);
     host_free(training.measures);
     dit_free(d);
 }
