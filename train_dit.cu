@@ -144,6 +144,8 @@ static void check_needs(run_t* run) {
     } else if (o->text_cache[0] && !o->extract_text && !o->extract && access(o->text_cache, R_OK)) {
         needs_add(&needs, "-text_cache %s: there is no such file; -extract_text 1 makes it", o->text_cache);
     }
+    int begins = !o->extract && !o->extract_text && access(run->checkpoint_path, F_OK); // else it resumes
+    if (begins && o->from[0]) needs_file(&needs, "from", o->from, "the run to begin from");
     if (no_latents) {
         static const char* const own[] = {"extract", "dry_run", NULL};
         needs_same_flags(&run->cli, own, &flags);
@@ -706,8 +708,8 @@ static int train(run_t* run) {
 static int extract(run_t* run) {
     const dit_options_t* o = &run->options;
     dataset_t set;
-    if (o->extract_text && comm_is_first(&run->comm)) caption_data_extract_text(o, run->stream);
-    comm_wait_for_all(&run->comm);
+    if (o->extract_text && run->comm.size > 1) fatal("-extract_text 1 is the work of one process; start it alone");
+    if (o->extract_text) caption_data_extract_text(o, run->stream);
     if (!o->extract) return 0;
     if (run->with_captions) caption_data_open_set(&set, o);
     int threads = o->run.workers > 0 ? o->run.workers : machine_cores(run->comm.local_size);
