@@ -218,7 +218,7 @@ expect "-from of classes" 1 'run/dit.safetensors was trained with text encoder \
 expect "-from without state" 1 'was written by -export' t2i -out refused -from t2i.safetensors -steps 1
 expect "latents of classes for captions" 1 'tensor caption_id is missing; it is no shard of images with captions' \
     t2i -latents latents -out refused -steps 1
-expect "latents of captions for classes" 1 'latents_003x005_rank00_shard000.safetensors' dit -latents scenes -out refused -steps 1
+expect "latents of captions for classes" 1 'latents_003x005_rank00_shard000.safetensors holds latents of images with captions' dit -latents scenes -out refused -steps 1
 mkdir captions
 for i in 1 2 3; do
     cp "photos/cats/$i.ppm" "captions/$i.ppm"
