@@ -2,21 +2,28 @@
 FLUX's names and shapes.
 
     s = SiLU(time_in(features of 1000 t) + vector_in(pooled));    a modulation = linear of s
-    double block, in each stream:  x += g1 proj(attention(qkv(LN(x) (1 + sc1) + sh1)));  x += g2 mlp(LN(x) (1 + sc2) + sh2)
+    double block, in each stream:  x += g1 proj(attention(qkv(LN(x) (1 + sc1) + sh1)))
+                                   x += g2 mlp(LN(x) (1 + sc2) + sh2)
     single block:                  x += g linear2([attention(qkv), gelu(u)]), [qkv, u] = linear1(LN(x) (1 + sc) + sh)
 
 Time 0 is data. Captions have different lengths: row l of a caption takes part where `mask` says so. Written from the
-mathematics (spec/text_to_image.md); make_mmdit_steps.py compares it with minFM's own answers before it uses it.
+mathematics (spec/text_to_image.md); make_mmdit_steps.py compares it with minFM's own answers before it uses it. Look
+next at bench_dit.py, which times it.
 """
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 FREQUENCIES = 128
+SIZES = {  # dim, heads, double and single blocks, axes, text, vector
+    "2B": (2048, 16, 8, 16, (16, 56, 56), 4096, 768), "2B-deep": (1536, 12, 13, 26, (16, 56, 56), 4096, 768),
+    "2B-short": (2048, 16, 7, 14, (16, 56, 56), 4096, 768), "tiny": (1024, 16, 8, 16, (8, 28, 28), 768, 768),
+    "t2i-mini": (128, 4, 2, 4, (8, 12, 12), 64, 64),
+}
 
 
 def features(t):
-    angle = 1000 * t[:, None] * 10000.0 ** (-torch.arange(FREQUENCIES, dtype=t.dtype) / FREQUENCIES)
+    angle = 1000 * t[:, None] * 10000.0 ** (-torch.arange(FREQUENCIES, dtype=t.dtype, device=t.device) / FREQUENCIES)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
@@ -84,8 +91,9 @@ def attention(q, k, v, rotation, mask):
     def turn(x):
         a, b = x[..., 0::2], x[..., 1::2]
         return torch.stack([a * cosine - b * sine, a * sine + b * cosine], dim=-1).flatten(-2)
-    q, k, v = (x.transpose(1, 2) for x in (turn(q), turn(k), v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None]).transpose(1, 2).flatten(-2)
+    q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (turn(q), turn(k), v))
+    mask = None if mask is None else mask[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
 
 
 class DoubleBlock(nn.Module):
@@ -145,20 +153,40 @@ class MMDiT(nn.Module):
         self.double_blocks = nn.ModuleList(DoubleBlock(dim, heads) for _ in range(doubles))
         self.single_blocks = nn.ModuleList(SingleBlock(dim, heads) for _ in range(singles))
         self.final_layer = Final(dim, channels)
+        self.tables = {}  # of rotations, by rows and size
+
+    def rotation(self, rows, h, w, like):
+        if (rows, h, w) not in self.tables:
+            self.tables[rows, h, w] = [part.to(like) for part in rotations(self.axes, rows, h, w, torch.float64)]
+        return self.tables[rows, h, w]
+
+    def macs(self, rows, h, w):
+        """Of an image's forward."""
+        blocks, (D, inputs) = len(self.double_blocks) + len(self.single_blocks), self.txt_in.weight.shape
+        T, C, vector = rows + h * w, self.img_in.weight.shape[1], self.vector_in.in_layer.weight.shape[1]
+        modulations = 12 * len(self.double_blocks) + 3 * len(self.single_blocks) + 2
+        embedders = (2 * FREQUENCIES + vector + 2 * D) * D + rows * inputs * D + 2 * h * w * C * D
+        return blocks * (12 * D * D * T + 2 * T * T * D) + modulations * D * D + embedders
 
     def forward(self, xt, t, text, mask, pooled, guidance=None):
-        """xt (B, h, w, C), text (B, L, dt), mask (B, L): True where a row is text."""
+        """xt (B, h, w, C), text (B, L, dt), mask (B, L): True where a row is text; None: everywhere."""
         B, h, w, C = xt.shape
         c = self.time_in(features(t)) + self.vector_in(pooled)
         if guidance is not None:
             c = c + self.guidance_in(features(guidance))
         s = F.silu(c)
         txt, img = self.txt_in(text), self.img_in(xt.reshape(B, h * w, C))
-        rotation = rotations(self.axes, text.shape[1], h, w, xt.dtype)
-        mask = torch.cat([mask, torch.ones(B, h * w, dtype=torch.bool)], dim=1)
+        rotation = self.rotation(text.shape[1], h, w, xt)
+        if mask is not None:
+            mask = torch.cat([mask, torch.ones(B, h * w, dtype=torch.bool)], dim=1)
         for block in self.double_blocks:
             txt, img = block(txt, img, s, rotation, mask)
         x = torch.cat([txt, img], dim=1)
         for block in self.single_blocks:
             x = block(x, s, rotation, mask)
         return self.final_layer(x[:, text.shape[1]:], s).reshape(xt.shape)
+
+
+def make_size(size, channels):
+    dim, heads, doubles, singles, axes, text, vector = SIZES[size]
+    return MMDiT(dim, heads, doubles, singles, axes, text, vector, channels)
