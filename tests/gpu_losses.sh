@@ -17,6 +17,7 @@ same_baseline_losses "$kinds/gpu_fp32" 10 1e-4 $flags
 same_dit_losses 10 4 "mini" gpu_fp32 gpu
 same_dit_losses 10 4 "mini -qk_norm 1 -recompute 1" gpu_fp32 gpu
 same_dit_losses 10 4 "tiny/2 -mlp gelu -shift 0" gpu_fp32 gpu
+same_caption_losses 10 "t2i-mini -decay 0.01 -recompute 1" gpu_fp32 gpu
 
 # the same bits from the same command, and from a run that was stopped and resumed; which algorithms of cuBLASLt are the fastest is
 # measured by the first, and the others take its choices

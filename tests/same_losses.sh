@@ -5,6 +5,7 @@
 # gradient too. And the same for LightningDiT on the latents of the last of these tokenizers:
 #     same_dit_losses STEPS SIDE MODEL KIND...     MODEL: a size and flags; KIND: a folder beside the CPU build's; bf16 unless
 #                                                  its name ends in fp32
+#     same_caption_losses STEPS MODEL KIND...      the same of text to image, on scenes of three sizes
 
 # compare_losses FILE FILE TOLERANCE: two JSON-lines logs; prints the largest difference
 compare_losses() {
@@ -98,16 +99,29 @@ same_baseline_losses() {
 # From the third step on of a run in the CPU build: in the first the output is zero, and the cosine's gradient enlarges rounding
 # without limit. SIDE is that of the latents.
 same_dit_losses() {
-    steps=$((3 + $1))
-    model="-model $3"
     dit="-latents latents -tokenizer base/stage3.safetensors -data shapes -z_channels 8 -latent_side $2 -classes 10 -batch 3
         -lr 1e-4 -clip 1 -log_every 1 -save_every 0 -grid_every 0 -sample_steps 3 -grid_columns 1 -grid_classes 1,2"
-    shift 3
     # shellcheck disable=SC2086
     [ -d latents ] || expect "latents" 0 '' "$build/train_dit" $dit -extract 1 -images 24 -extract_batch 4
+    compare_dit "$1" "-model $3" "$(shift 3; echo "$@")"
+}
+
+same_caption_losses() {
+    dit="-preset t2i_mini -data scenes:32:mixed -image_size 32 -latents scenes -tokenizer= -batch 3 -lr 1e-4 -log_every 1 -save_every 0
+        -grid_every 0"
+    # shellcheck disable=SC2086
+    [ -d scenes ] || expect "latents of scenes" 0 '' "$build/train_dit" $dit -tokenizer base/stage3.safetensors -extract 1 -images 24 \
+        -extract_batch 4
+    compare_dit "$1" "-model $2" "$(shift 2; echo "$@")"
+}
+
+# compare_dit STEPS MODEL KINDS: runs with the flags in $dit
+compare_dit() {
+    steps=$((3 + $1))
+    model=$2
     # shellcheck disable=SC2086
     expect "$model, the start" 0 '' "$build/train_dit" $dit $model -out start -steps 3 -restart 1
-    for kind in cpu "$@"; do
+    for kind in cpu $3; do
         case $kind in
         cpu) program=$build/train_dit ;;
         *) program=$(dirname "$build")/$kind/train_dit ;;

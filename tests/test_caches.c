@@ -1,5 +1,6 @@
-// test_caches.c: what a text-to-image training keeps on a disk: rows of captions, and latents of several sizes. Look
-// next at common/data/text_cache.h and common/data/bucket_latents.h.
+// test_caches.c: what a text-to-image training keeps on a disk: rows of captions, and latents of several sizes; and the
+// batches that it makes of them. Look next at common/data/text_cache.h, common/data/bucket_latents.h and
+// common/data/bucket_loader.h.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -7,6 +8,8 @@
 
 // defines: bucket_latents_t, bucket_shard_t, captions_fingerprint
 #include "common/data/bucket_latents.h"
+// defines: bucket_loader_t, bucket_loader_open, bucket_loader_next, bucket_loader_close, bucket_warp
+#include "common/data/bucket_loader.h"
 // defines: text_cache_t, text_cache_writer_t
 #include "common/data/text_cache.h"
 // defines: temporary_*, check_message
@@ -99,7 +102,7 @@ static void test_cache(void) {
     string_list_t captions = {NULL, 0, 0};
     for (int i = 0; i < 5; i++) string_list_add(&captions, string_copy(some[i]));
     make_cache("five.st", &captions, "mine");
-    text_cache_open(&c, temporary_path(path, "five.st"), "mine", DT, DV);
+    text_cache_open(&c, temporary_path(path, "five.st"), "mine");
     check(c.n == 5, "all");
     for (int i = 0; i < 5; i++) {
         check(text_cache_find(&c, some[i]) == i && text_cache_length(&c, i) == rows_of(some[i]), "by its text");
@@ -115,7 +118,7 @@ static void test_cache(void) {
     dataset_open(&d, "scenes", SPLIT_VAL);
     captions = text_cache_captions(&d);
     make_cache("scenes.st", &captions, "mine");
-    text_cache_open(&c, temporary_path(path, "scenes.st"), "mine", DT, DV);
+    text_cache_open(&c, temporary_path(path, "scenes.st"), "mine");
     int* of = text_cache_sets(&c, &d);
     for (size_t i = 0; i < d.count; i += 83) {
         char* caption = dataset_caption(&d, i);
@@ -131,14 +134,14 @@ static void test_cache(void) {
 static void child_cache(const char* name) {
     char path[TEMPORARY_PATH];
     text_cache_t c;
-    text_cache_open(&c, temporary_path(path, name), "mine", DT, DV);
+    text_cache_open(&c, temporary_path(path, name), "mine");
 }
 
 static void child_other_captions(const char* name) {
     char path[TEMPORARY_PATH];
     text_cache_t c;
     dataset_t d;
-    text_cache_open(&c, temporary_path(path, name), "mine", DT, DV);
+    text_cache_open(&c, temporary_path(path, name), "mine");
     dataset_open(&d, "scenes", SPLIT_TRAIN);
     text_cache_sets(&c, &d);
 }
@@ -150,14 +153,14 @@ static void child_no_captions(const char* spec) {
 }
 
 // A file of three sets with one thing wrong.
-static void make_strange(const char* name, int64_t change_offset, int64_t change_hash, size_t dt, const char* tensor) {
+static void make_strange(const char* name, int64_t change_offset, int64_t change_hash, const char* tensor) {
     char path[TEMPORARY_PATH];
     int64_t offsets[4] = {0, 1, 3, 4 + change_offset}, hash[3] = {(int64_t)caption_hash("") + (change_hash == 1), 7, 8};
     if (change_hash == 2) hash[2] = hash[1];
     if (change_offset < -1) offsets[3] = 4, offsets[2] = 1;
-    uint16_t t5[4 * 8] = {0};
+    uint16_t t5[4 * DT] = {0};
     float clip[3 * DV] = {0};
-    size_t rows[2] = {4, dt}, four[1] = {4}, three[2] = {3, DV};
+    size_t rows[2] = {4, DT}, four[1] = {4}, three[2] = {3, DV};
     st_writer_t w;
     safetensors_writer_init(&w);
     safetensors_writer_metadata(&w, "encoder", "mine");
@@ -166,7 +169,7 @@ static void make_strange(const char* name, int64_t change_offset, int64_t change
     safetensors_writer_tensor(&w, "clip", ST_F32, 2, three);
     safetensors_writer_tensor(&w, "hash", ST_I64, 1, three);
     safetensors_writer_begin(&w, temporary_path(path, name));
-    safetensors_writer_raw(&w, t5, 4 * dt * sizeof *t5);
+    safetensors_writer_raw(&w, t5, sizeof t5);
     safetensors_writer_raw(&w, offsets, sizeof offsets);
     safetensors_writer_raw(&w, clip, sizeof clip);
     safetensors_writer_raw(&w, hash, sizeof hash);
@@ -181,19 +184,17 @@ static void test_refused(void) {
     make_cache("lone.st", &captions, "mine");
     check_message(child_other_captions, "lone.st", "is the cache of other captions", "image 0 of scenes");
     string_list_free(&captions);
-    make_strange("good.st", 0, 0, DT, "t5");
+    make_strange("good.st", 0, 0, "t5");
     check(temporary_run_child(child_cache, "good.st") == 0, "without a fault");
-    make_strange("offset.st", 1, 0, DT, "t5");
+    make_strange("offset.st", 1, 0, "t5");
     check_message(child_cache, "offset.st", "offsets or hashes", NULL);
-    make_strange("still.st", -2, 0, DT, "t5");
+    make_strange("still.st", -2, 0, "t5");
     check_message(child_cache, "still.st", "offsets or hashes", NULL);
-    make_strange("first.st", 0, 1, DT, "t5");
+    make_strange("first.st", 0, 1, "t5");
     check_message(child_cache, "first.st", "offsets or hashes", "the first of which is empty");
-    make_strange("twice.st", 0, 2, DT, "t5");
+    make_strange("twice.st", 0, 2, "t5");
     check_message(child_cache, "twice.st", "offsets or hashes", NULL);
-    make_strange("width.st", 0, 0, DT + 1, "t5");
-    check_message(child_cache, "width.st", "tensor t5 is BF16 [4, 6]", NULL);
-    make_strange("name.st", 0, 0, DT, "t6");
+    make_strange("name.st", 0, 0, "t6");
     check_message(child_cache, "name.st", "tensor t5 is missing", NULL);
     check_message(child_no_captions, "shapes", "shapes has no captions", "-data scenes");
 }
@@ -286,6 +287,76 @@ static void test_latents(const char* folder, st_dtype_t dtype) {
     bucket_latents_close(&l);
 }
 
+enum { LOADED = 40, LOADED_BATCH = 6, LOADED_ROWS = 6 };
+
+// What a loader of rank `rank` of `world` gives in steps [first, LOADED), compared with the batches themselves. Returns
+// how many captions were dropped.
+static int check_loader(const bucket_latents_t* l, const dataset_t* d, const text_cache_t* cache, const int* sets,
+                        int rank, int world, int workers, uint64_t first) {
+    static bucket_loader_t loader;
+    floatS zero[C] = {0}, one[C] = {1, 1, 1}, x[LOADED_BATCH * 16 * C];
+    int64_t ids[LOADED_BATCH];
+    int B = LOADED_BATCH / world, dropped = 0;
+    bucket_loader_options_t o = {LOADED_BATCH, rank, world, workers, 9, zero, one, 0.25, LOADED_ROWS};
+    bucket_loader_open(&loader, l, d, cache, sets, &o, first);
+    for (uint64_t s = first; s < LOADED; s++) {
+        const bucket_batch_t* batch = bucket_loader_next(&loader);
+        const aspect_bucket_t* size = bucket_latents_size(l, 9, LOADED_BATCH, s);
+        bucket_latents_batch(l, 9, LOADED_BATCH, rank, world, s, zero, one, x, ids);
+        check(batch->h == size->H && batch->w == size->W, "the size of the step, in all processes");
+        check(!memcmp(batch->x1, x, (size_t)B * size->H * size->W * C * sizeof *x), "latents");
+        for (int b = 0; b < B; b++) {
+            uint64_t g = s * LOADED_BATCH + (uint64_t)(rank * B + b);
+            double z = 1 / (1 + exp(-(double)random_normal(9, RANDOM_TIMES, 0, g))), mu = 0.5;
+            mu += 0.65 * (size->H * size->W - 256) / 3840;
+            check_error("times", fabs(1 - batch->t[b] - exp(mu) / (exp(mu) + 1 / z - 1)), 1e-6);
+            int drop = random_uniform(9, RANDOM_LABEL_DROP, 0, g) < 0.25, set = drop ? 0 : sets[ids[b]];
+            char* caption = drop ? string_copy("") : dataset_caption(d, (size_t)ids[b]);
+            dropped += drop;
+            if (!cache) {
+                check(!strcmp(batch->captions[b], caption), "captions");
+            } else {
+                int length = text_cache_length(cache, set), L = length < batch->L ? length : batch->L;
+                const floatX* last = batch->rows + ((size_t)b * batch->L + batch->L - 1) * DT;
+                check(batch->L <= LOADED_ROWS && batch->first[b] == batch->L - L, "text of the caption's length");
+                check(last[1] == row_value(caption, length - 1, 1), "the mark of the end is the last row");
+                check(batch->pooled[b * DV] == row_value(caption, 100, 0), "its vector");
+            }
+            free(caption);
+        }
+    }
+    bucket_loader_close(&loader);
+    return dropped;
+}
+
+static void test_loader(void) {
+    char path[TEMPORARY_PATH], fingerprint[17];
+    dataset_t d;
+    bucket_latents_t l;
+    text_cache_t cache;
+    dataset_open(&d, "scenes", SPLIT_VAL);
+    string_list_t captions = text_cache_captions(&d);
+    make_cache("loaded.st", &captions, "mine");
+    text_cache_open(&cache, temporary_path(path, "loaded.st"), "mine");
+    check(cache.dt == DT && cache.dv == DV && !strcmp(cache.encoder, "mine"), "what a cache tells");
+    int* sets = text_cache_sets(&cache, &d);
+    make_latents("loaded", ST_F32, captions_fingerprint(fingerprint, &d));
+    bucket_latents_open(&l, temporary_path(path, "loaded"), C, fingerprint, d.count);
+    int all = check_loader(&l, &d, NULL, sets, 0, 1, 0, 0);
+    check(all > 30 && all < 90, "a quarter is dropped");
+    check(check_loader(&l, &d, &cache, sets, 0, 1, 1, 0) == all, "the same ones");
+    int halves = check_loader(&l, &d, &cache, sets, 0, 2, 1, 0) + check_loader(&l, &d, NULL, sets, 1, 2, 1, 0);
+    check(halves == all, "and in two processes");
+    check_loader(&l, &d, &cache, sets, 0, 3, 1, 17);
+    free(sets);
+    text_cache_close(&cache);
+    string_list_free(&captions);
+    bucket_latents_close(&l);
+    dataset_close(&d);
+    check(bucket_warp(0.5, 256) > 0.6224 && bucket_warp(0.5, 256) < 0.6225, "half of the way at 256 positions");
+    check(bucket_warp(1, 64) == 1 && bucket_warp(0, 64) == 0, "the ends stay");
+}
+
 static void child_latents(const char* folder) {
     bucket_latents_t l;
     open_latents(&l, folder);
@@ -331,6 +402,7 @@ int main(int argc, char** argv) {
     if (test_case("text caches that are refused")) { test_refused(); test_end_case(); }
     if (test_case("latents of several sizes, F32")) { test_latents("f32", ST_F32); test_end_case(); }
     if (test_case("latents of several sizes, F16")) { test_latents("f16", ST_F16); test_end_case(); }
+    if (test_case("batches of latents and text")) { test_loader(); test_end_case(); }
     if (test_case("latents that are refused")) { test_refused_latents(); test_end_case(); }
     temporary_end();
     return test_finish();

@@ -1,10 +1,11 @@
-// test_dit.c: training steps of LightningDiT and its files.
+// test_dit.c: training steps of LightningDiT and its files; and those of the text-to-image transformer.
 //
 //   fixture     ten steps that PyTorch took: losses, norms, weights, averages (tests/fixtures/dit_steps.safetensors)
 //   clipping    the update is that of scaled gradients, and is none where the norm is small enough
 //   resume      a run that is read back has the same bits, and takes the same next step
 //   weights     configuration from the shapes, averaged and raw weights, others' prefixes, export in F32 and F16
 //   refusals    foreign files, missing or wrong tensors
+//   captions    ten steps of PyTorch's, the path in the network's direction of time, sizes, warm-up, decay, files
 //
 // Look next at tests/test_lightningdit.c, the network alone, and tests/test_train_dit.sh, the program.
 
@@ -24,14 +25,25 @@ static void make_dit(dit_t* d, dit_config_t config) {
     dit_allocate(d);
     bed_poison(&d->plan);
     bed_poison(&d->work);
-    lightningdit_init(&d->net, &d->params, config.seed);
-    lightningdit_set_tables(&d->net, &d->params);
-    params_start_averages(&d->params);
+    dit_init(d);
+    dit_set_tables(d);
+}
+
+// Of either network, for B latents.
+static dit_config_t plain_config(int B) {
+    dit_config_t c;
+    memset(&c, 0, sizeof c);
+    c.batch = B;
+    c.beta1 = 0.9, c.beta2 = 0.95, c.eps = 1e-8, c.ema = 0.9;
+    c.seed = 5;
+    return c;
 }
 
 // A small network for 3 latents; `options` as for bed_config.
 static dit_config_t small_config(const char* id, const char* options) {
-    dit_config_t c = {bed_config(id, options), 3, 0, 0, 1, 1e-2, 0.9, 0.95, 1e-8, 0.01, 0.9, 0, 5};
+    dit_config_t c = plain_config(3);
+    c.net = bed_config(id, options);
+    c.w_cos = 1, c.lr = 1e-2, c.decay = 0.01;
     return c;
 }
 
@@ -48,7 +60,7 @@ static dit_report_t random_gradients(dit_t* d, int64_t step) {
 // Enough steps that every weight has left its initial value, and its average is another number.
 static void make_trained(dit_t* d, const char* id, const char* options) {
     make_dit(d, small_config(id, options));
-    for (int step = 0; step < 4; step++) dit_update(d, random_gradients(d, step).norm, 0);
+    for (int step = 0; step < 4; step++) dit_update(d, step, random_gradients(d, step).norm, 0);
 }
 
 static int same_floats(const floatS* a, const floatS* b, size_t n) { return !memcmp(a, b, n * sizeof(floatS)); }
@@ -115,7 +127,9 @@ static void test_steps(double bound, int recompute) {
     safetensors_t f;
     fixture_open(&f, "dit_steps");
     lightningdit_config_t net = {"fixture", 2, 32, 2, 1, 0, 0, 1, 0, 0, 4, 4, 7};
-    dit_config_t config = {net, FIXTURE_BATCH, recompute, 0, 1, 1e-3, 0.9, 0.95, 1e-8, 0, 0.9, 0, 5};
+    dit_config_t config = plain_config(FIXTURE_BATCH);
+    config.net = net, config.recompute = recompute;
+    config.w_cos = 1, config.lr = 1e-3;
     make_dit(&d, config);
     fixture_parameters(&f, &d.params);
     lightningdit_set_tables(&d.net, &d.params);
@@ -132,7 +146,7 @@ static void test_steps(double bound, int recompute) {
         check_error("cosine", fabs(r.cosine / cosine[step] - 1), bound);
         check_error("norm", fabs(r.norm / norm[step] - 1), bound);
         if (step == 0) check(r.cosine == 1 && r.norm > 6e7, "where the output is zero, the cosine is");
-        dit_update(&d, r.norm, 0);
+        dit_update(&d, step, r.norm, 0);
     }
     check_after(&f, &d.params, bound);
     floatS* all[] = {in.x1, in.x0, in.t, in.labels, mse, cosine, norm};
@@ -159,8 +173,8 @@ static void test_clipping(void) {
     scaled.params.t = clipped.params.t;
     for (size_t i = 0; i < n; i++) scaled.params.grads[i] = (floatS)(factor * clipped.params.grads[i]);
     clipped.config.clip = clip;
-    dit_update(&clipped, norm, 0);
-    dit_update(&scaled, norm * factor, 0);
+    dit_update(&clipped, 9, norm, 0);
+    dit_update(&scaled, 9, norm * factor, 0);
     check_error("first moment", relative_error_float(clipped.params.m, scaled.params.m, n), 1e-6);
     check_error("second moment", relative_error_float(clipped.params.v, scaled.params.v, n), 1e-6);
     check_error("weights", relative_error_float(clipped.params.values, scaled.params.values, n), 1e-6);
@@ -180,8 +194,8 @@ static void test_not_clipped(void) {
     test_state.random = state;
     random_gradients(&b, 9);
     a.config.clip = norm;
-    dit_update(&a, norm, 0);
-    dit_update(&b, norm, 0);
+    dit_update(&a, 9, norm, 0);
+    dit_update(&b, 9, norm, 0);
     check_same_state(&a.params, &b.params);
     dit_free(&a);
     dit_free(&b);
@@ -195,9 +209,10 @@ static char* save_dit(dit_t* d, char path[TEMPORARY_PATH], const char* name) {
     char error[1024];
     floatS statistics[16];
     for (int i = 0; i < 16; i++) statistics[i] = (floatS)(i + 1);
-    dit_info_t info = {11, 44, 0, "0123456789abcdef", "1 2 3", "{\"a\": 1}", "[\"cat\", \"dog\"]"};
-    int saved = dit_save(temporary_path(path, name), d, &info, statistics, statistics + d->config.net.C, error,
-                         sizeof error, 0);
+    int captions = dit_has_captions(&d->config);
+    dit_info_t info = {11, 44, 0, "0123456789abcdef", "1 2 3", "{\"a\": 1}", captions ? "" : "[\"cat\", \"dog\"]",
+                       captions ? "words" : "", captions ? "fixed 8 1" : ""};
+    int saved = dit_save(temporary_path(path, name), d, &info, statistics, statistics + d->C, error, sizeof error, 0);
     check(saved, "the checkpoint is written");
     return path;
 }
@@ -228,8 +243,8 @@ static void test_resume(const char* id, const char* options) {
     double norm = random_gradients(&a, 4).norm;
     test_state.random = state;
     check(random_gradients(&b, 4).norm == norm, "the same gradient");
-    dit_update(&a, norm, 0);
-    dit_update(&b, norm, 0);
+    dit_update(&a, 9, norm, 0);
+    dit_update(&b, 9, norm, 0);
     check_same_state(&a.params, &b.params);
     dit_free(&a);
     dit_free(&b);
@@ -448,6 +463,189 @@ static void test_classic(void) {
     temporary_end();
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Captions
+
+enum { ROWS = 6 };
+
+static dit_config_t caption_config(void) {
+    dit_config_t c = plain_config(3);
+    c.mmdit = *mmdit_config_find("t2i-nano");
+    c.mmdit.text = 5, c.mmdit.vector = 4;
+    c.mmdit.C = 5, c.mmdit.h = c.mmdit.w = 4;
+    c.text_rows = ROWS;
+    c.lr = 1e-2;
+    return c;
+}
+
+typedef struct {
+    floatX text[3 * ROWS * 5], pooled[3 * 4];
+    int first[3];
+} caption_rows_t;
+
+// Gradients of a random batch of 3 latents of h x w with captions of 6, 5 and 2 rows.
+static dit_report_t caption_gradients(dit_t* d, caption_rows_t* in, int h, int w, int64_t step) {
+    static const int first[3] = {0, 1, 4};
+    floatS host[16];
+    dit_set_size(d, h, w);
+    for (size_t i = 0; i < 3 * d->n; i++) d->x1[i] = (floatS)test_normal();
+    for (int b = 0; b < 3; b++) d->t[b] = (floatS)(0.4 * test_uniform() + 0.5);
+    for (int i = 0; i < 3 * ROWS * 5; i++) in->text[i] = (floatX)test_normal();
+    for (int i = 0; i < 3 * 4; i++) in->pooled[i] = (floatX)test_normal();
+    memcpy(in->first, first, sizeof first);
+    d->captions.L = ROWS, d->captions.text = in->text, d->captions.first = in->first, d->captions.pooled = in->pooled;
+    dit_gradients(d, step, 0);
+    return dit_read(d, host, 0);
+}
+
+// The path of one step of the fixture, and its captions: 4, 1 and 3 rows.
+static void set_caption_path(dit_t* d, caption_rows_t* in, floatS* const all[5], int step) {
+    static const int first[3] = {0, 3, 1};
+    const floatS *x1 = all[0] + step * 3 * d->n, *x0 = all[1] + step * 3 * d->n;
+    for (size_t i = 0; i < 3 * d->n; i++) {
+        floatS t = all[2][step * 3 + i / d->n];
+        d->t[i / d->n] = t;
+        d->xt[i] = (floatX)(t * x1[i] + (1 - t) * x0[i]);
+        d->u[i] = x1[i] - x0[i];
+    }
+    for (int i = 0; i < 3 * 4 * 5; i++) in->text[i] = (floatX)all[3][step * 3 * 4 * 5 + i];
+    for (int i = 0; i < 3 * 4; i++) in->pooled[i] = (floatX)all[4][step * 3 * 4 + i];
+    memcpy(in->first, first, sizeof first);
+    d->captions.L = 4, d->captions.text = in->text, d->captions.first = in->first, d->captions.pooled = in->pooled;
+}
+
+static void test_caption_steps(double bound) {
+    static const char* const names[5] = {"input.x1", "input.x0", "input.t", "input.text", "input.pooled"};
+    static const mmdit_config_t net = {"fixture", 16, 2, 1, 1, {2, 2, 4}, 5, 4, 0, 3, 3, 2};
+    static dit_t d;
+    static caption_rows_t in;
+    safetensors_t f;
+    floatS *all[5], host[7];
+    fixture_open(&f, "mmdit_steps");
+    dit_config_t config = plain_config(3);
+    config.mmdit = net, config.text_rows = 4;
+    config.lr = 1e-3, config.warmup = 4, config.decay = 0.1, config.clip = 4;
+    make_dit(&d, config);
+    fixture_parameters(&f, &d.params);
+    params_start_averages(&d.params);
+    for (int i = 0; i < 5; i++) all[i] = fixture_tensor(&f, names[i]);
+    floatS *mse = fixture_tensor(&f, "output.mse"), *norm = fixture_tensor(&f, "output.gradient_norm");
+    int clipped = 0;
+    for (int step = 0; step < FIXTURE_STEPS; step++) {
+        set_caption_path(&d, &in, all, step);
+        dit_gradients_of_path(&d, 0);
+        dit_report_t r = dit_read(&d, host, 0);
+        check_error("mse", fabs(r.mse / mse[step] - 1), bound);
+        check_error("norm", fabs(r.norm / norm[step] - 1), bound);
+        clipped += r.norm > 4;
+        dit_update(&d, step, r.norm, 0);
+    }
+    check(clipped > 0 && clipped < FIXTURE_STEPS, "some steps are clipped, some are not");
+    check_after(&f, &d.params, bound);
+    for (int i = 0; i < 5; i++) free(all[i]);
+    free(mse);
+    free(norm);
+    dit_free(&d);
+    safetensors_close(&f);
+}
+
+// The loss by hand, from the network's own output; time and velocity in FLUX's direction.
+static void check_caption_path(const dit_t* d, const dit_report_t* r) {
+    double mse = 0, off = 0;
+    for (size_t i = 0; i < 3 * d->n; i++) {
+        double t = (double)d->flux_time[i / d->n], v = (double)d->mmdit.v[i], u = (double)d->u[i];
+        mse += (v - u) * (v - u) / (double)(3 * d->n);
+        off = fmax(off, fabs((double)d->xt[i] - ((double)d->x1[i] + t * u)));
+    }
+    for (int b = 0; b < 3; b++) check(d->flux_time[b] == 1 - d->t[b], "time 0 is data");
+    check_error("xt = data + time velocity", off, 1e-6);
+    check_error("the loss", fabs(r->mse / mse - 1), 1e-5);
+    check(d->mmdit.in.t == d->flux_time && d->mmdit.N * d->C == (int)d->n, "what the network has seen");
+}
+
+static void test_caption_step(void) {
+    static dit_t d;
+    static caption_rows_t in;
+    make_dit(&d, caption_config());
+    for (int step = 0; step < 3; step++) { // several sizes with one plan
+        dit_report_t r = caption_gradients(&d, &in, 4 - step, 3 + step / 2, step);
+        check_caption_path(&d, &r);
+        check(isfinite(r.norm) && r.norm > 0, "a gradient");
+        dit_update(&d, step, r.norm, 0);
+    }
+    // the loss falls along the gradient as fast as its norm says
+    uint64_t state = test_state.random;
+    dit_report_t before = caption_gradients(&d, &in, 3, 4, 7);
+    size_t n = params_trained(&d.params);
+    double step = 2e-3 / before.norm;
+    for (size_t i = 0; i < n; i++) d.params.values[i] -= (floatX)(step / before.norm * d.params.grads[i] / 2);
+    test_state.random = state;
+    double low = caption_gradients(&d, &in, 3, 4, 7).mse;
+    check_error("descent", fabs((before.mse - low) / (step / 2 * before.norm) - 1), 0.05);
+    dit_free(&d);
+}
+
+// Without a gradient Adam's step is its decay alone.
+static void test_caption_decay(void) {
+    static dit_t d;
+    dit_config_t config = caption_config();
+    config.decay = 0.5, config.warmup = 4;
+    make_dit(&d, config);
+    const params_t* p = &d.params;
+    for (size_t i = 0; i < p->table.total; i++) d.params.values[i] = 1;
+    dit_update(&d, 1, 0, 0); // half of the warm-up: half of the rate
+    for (int i = 0; i < p->table.n; i++) {
+        const param_t* t = &p->table.items[i];
+        floatX want = t->ndim >= 2 ? (floatX)(1 - 0.5 * 1e-2 * 0.5) : 1;
+        for (size_t k = 0; k < t->count; k++) check(p->values[t->offset + k] == want, "matrices decay, vectors do not");
+    }
+    check(dit_learning_rate(&config, 0) == 1e-2 / 4 && dit_learning_rate(&config, 3) == 1e-2, "warm-up");
+    check(dit_learning_rate(&config, 1000) == 1e-2, "and then constant");
+    dit_free(&d);
+}
+
+static void test_caption_files(void) {
+    static dit_t a, b;
+    static caption_rows_t in;
+    char path[TEMPORARY_PATH], exported[TEMPORARY_PATH];
+    safetensors_t f;
+    make_dit(&a, caption_config());
+    for (int step = 0; step < 4; step++) dit_update(&a, step, caption_gradients(&a, &in, 3, 4, step).norm, 0);
+    save_dit(&a, path, "captions");
+    dit_config_t config = caption_config();
+    config.seed = 6;
+    make_dit(&b, config);
+    dit_info_t info = dit_open(&f, path);
+    check(!strcmp(info.text_encoder, "words") && !strcmp(info.text, "fixed 8 1") && !info.class_names[0], "texts");
+    dit_resume(&f, &info, path, &b);
+    safetensors_close(&f);
+    check_same_state(&a.params, &b.params);
+    b.config.seed = a.config.seed;
+    uint64_t state = test_state.random;
+    double norm = caption_gradients(&a, &in, 4, 4, 4).norm;
+    test_state.random = state;
+    check(caption_gradients(&b, &in, 4, 4, 4).norm == norm, "the same gradient");
+    dit_export(path, temporary_path(exported, "captions_export"), ST_F32);
+    info = dit_open(&f, exported);
+    mmdit_config_t c = mmdit_file_config(&f);
+    check(f.n == a.params.table.n + 2 && !strcmp(info.text, "fixed 8 1"), "what an exported file holds");
+    check(c.dim == 32 && c.heads == 2 && c.text == 5 && c.vector == 4 && c.C == 5 && c.axes[2] == 8, "its shapes");
+    params_t p;
+    mmdit_t net;
+    memset(&p, 0, sizeof p);
+    memset(&net, 0, sizeof net);
+    net.config = c;
+    net.config.h = net.config.w = 1;
+    mmdit_register(&net, &p.table, "");
+    params_allocate(&p, p.table.total, 0, "weights");
+    dit_read_weights(&f, exported, &p, 0);
+    safetensors_close(&f);
+    check(same_floats(p.values, a.params.ema[0], p.table.total), "the averages");
+    params_free(&p);
+    dit_free(&a);
+    dit_free(&b);
+}
+
 int main(int argc, char** argv) {
     static const char* const models[4][2] = {{"tiny/1", ""}, {"tiny/2", "Q"}, {"tiny/1", "N"}, {"tiny/2", "GQ"}};
     char name[128];
@@ -465,6 +663,10 @@ int main(int argc, char** argv) {
         snprintf(name, sizeof name, "weights, averages, prefixes, export, %s %s", models[i][0], models[i][1]);
         if (test_case(name)) { test_weights(models[i][0], models[i][1]); test_end_case(); }
     }
+    if (test_case("captions: ten steps against PyTorch")) { test_caption_steps(1e-4); test_end_case(); }
+    if (test_case("captions: a step's path, loss and gradient")) { test_caption_step(); test_end_case(); }
+    if (test_case("captions: decay of matrices, warm-up")) { test_caption_decay(); test_end_case(); }
+    if (test_case("captions: saved, resumed, exported")) { test_caption_files(); test_end_case(); }
     if (test_case("refusals")) { test_refusals(); test_end_case(); }
     if (test_case("an average beyond F16 is not exported in it")) { test_huge(); test_end_case(); }
     temporary_end();

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The GPU's whole code path without a GPU: train_tokenizer and train_dit on the CUDA kernels, in the emulator, do what the CPU
-# build does: in fp32 the tokenizer in all three stages, its variations, the baselines and LightningDiT; in bf16 the plain ones
+# build does: in fp32 the tokenizer in all three stages, its variations, the baselines and both transformers; in bf16 the plain ones
 # and low-rank pairs (fp32 proves what is computed; bf16 changes how numbers are stored, which each kernel's own test holds).
 # And a run resumes with the same bits.
 # Usage: sh tests/test_emulated.sh BUILD_FOLDER; the emulated programs stand beside it, in emu/ and emu_fp32/.
@@ -68,4 +68,6 @@ cd "$work" || exit 1
 # LightningDiT with every option, on the latents of that tokenizer
 same_dit_losses 2 3 "tiny/1 -qk_norm 1" emu_fp32 emu
 same_dit_losses 2 3 "tiny/1 -mlp gelu -shift 0 -recompute 1" emu_fp32
+# text to image
+same_caption_losses 2 "t2i-nano -decay 0.01 -recompute 1" emu_fp32 emu
 finish

@@ -471,7 +471,7 @@ static inline void read_stream(stored_t* out, const latents_t* l, latent_loader_
         memcpy(&out->t[step][o.rank * rows], b->t, rows * sizeof(floatS));
         memcpy(&out->labels[step][o.rank * rows], b->labels, rows * sizeof(int));
     }
-    check(loader.seconds_waited >= 0 && loader.seconds_waited < 10, "seconds waited");
+    check(loader.ring.seconds_waited >= 0 && loader.ring.seconds_waited < 10, "seconds waited");
     latent_loader_close(&loader);
 }
 

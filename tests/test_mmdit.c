@@ -60,7 +60,7 @@ static const struct { const char* id; int C, vector, guidance, tensors; size_t c
     {"2B", 32, 768, 0, 336, 2242863136},        {"2B", 32, 0, 0, 332, 2237091872},
     {"2B-deep", 32, 768, 0, 536, 2042739744},   {"2B-short", 32, 768, 0, 296, 1965931552},
     {"tiny", 64, 768, 0, 336, 560246848},       {"flux", 64, 768, 1, 780, 11901408320},
-    {"flux", 64, 768, 0, 776, 11891178560},     {"mini", 16, 64, 0, 96, 2296336},
+    {"flux", 64, 768, 0, 776, 11891178560},     {"t2i-mini", 16, 64, 0, 96, 2296336},
 };
 
 void test_sizes(void) {
@@ -94,14 +94,14 @@ void test_macs(void) {
         c.h = c.w = rows[i].side;
         check_error("2B", fabs(mmdit_macs(&c, rows[i].L) / 1e9 - rows[i].giga) / 0.051, 1);
     }
-    c = *mmdit_config_find("mini");
+    c = *mmdit_config_find("t2i-mini");
     c.C = 16, c.h = c.w = 6;
     check_error("mini", fabs(mmdit_macs(&c, 14) / 1e6 - 63.8) / 0.051, 1);
 }
 
 // Normal with deviation 0.02, zero, or one.
 void test_initial(void) {
-    mmdit_config_t c = *mmdit_config_find("mini");
+    mmdit_config_t c = *mmdit_config_find("t2i-mini");
     bed_t m;
     c.C = 16, c.h = c.w = 2, c.guidance = 1;
     bed_make(&m, c, 1, 1, 0, 0);
@@ -393,8 +393,8 @@ int main(int argc, char** argv) {
     if (test_case("fewer and smaller latents and fewer text rows than planned")) { test_smaller(); test_end_case(); }
     if (test_case("messages for bad input")) {
         check_message(run_unknown, "3B", "no text-to-image transformer named '3B'", "2B, 2B-deep");
-        check_message(run_wrong_axes, "mini", "8, 8 and 12 channels", "a head of 32");
-        check_message(run_no_channels, "mini", "0 x 0 x 0", "text rows of 64");
+        check_message(run_wrong_axes, "t2i-mini", "8, 8 and 12 channels", "a head of 32");
+        check_message(run_no_channels, "t2i-mini", "0 x 0 x 0", "text rows of 64");
         check_message(run_long_text, "", "6 text rows", "up to 2 with 5");
         check_message(run_large_size, "", "latents of 7 x 1", "up to 6 positions");
         test_end_case();

@@ -132,4 +132,22 @@ for kind in "2 0" "4 1"; do
     if compare_losses dit1/dit.jsonl "dit$n/dit.jsonl" 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
     else fail "LightningDiT, $n ranks, -zero $zero: the losses of one" "$(cat difference)"; fi
 done
+
+# text to image: all processes have the same size of latents in a step
+t2i_flags="-preset t2i_mini -model t2i-nano -data scenes:32:mixed -image_size 32 -latents scenes -batch 8 -decay 0.01 -warmup 2 -steps 5
+    -log_every 1 -save_every 0 -grid_every 0"
+# shellcheck disable=SC2086
+expect "latents of scenes, by two processes" 0 '' mpirun --oversubscribe -n 2 "$dit" $t2i_flags -tokenizer one/stage3.safetensors \
+    -extract 1 -images 41 -extract_batch 4
+check "  two shards of each size" test "$(ls scenes/*.safetensors | wc -l)" -eq 6
+# shellcheck disable=SC2086
+expect "text to image, one process" 0 '' "$dit" $t2i_flags -tokenizer= -out t2i1
+for kind in "2 0" "4 1"; do
+    n=${kind% *}
+    zero=${kind#* }
+    # shellcheck disable=SC2086
+    expect "text to image, $n ranks, -zero $zero" 0 '' mpirun --oversubscribe -n "$n" "$dit" $t2i_flags -tokenizer= -out "t2i$n" -zero "$zero"
+    if compare_losses t2i1/dit.jsonl "t2i$n/dit.jsonl" 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
+    else fail "text to image, $n ranks, -zero $zero: the losses of one" "$(cat difference)"; fi
+done
 finish

@@ -1,7 +1,7 @@
 #!/bin/sh
 # LightningDiT as a user runs it, on the latents of the nano tokenizer: an extraction that was stopped goes on with the same
 # bytes; so does a training run; exported weights draw; a picture is the same in whatever batch it is drawn, and so is an .npz
-# that was killed halfway. Files that do not belong together are refused.
+# that was killed halfway. Files that do not belong together are refused. And the same of text to image, on drawn scenes.
 # Usage: sh tests/test_train_dit.sh BUILD_FOLDER
 . tests/programs.sh "$1"
 
@@ -178,6 +178,68 @@ for weights in raw ema1; do
     expect "  and no others" 1 'would draw nonsense; give .* or its weights with -tokenizer_weights' "$build/sample" \
         -dit "run_$weights/dit.safetensors" -tokenizer world/stage1.safetensors -steps 3 -class 0 -n 1 -out weights.png
 done
+
+# --- text to image, on drawn scenes of three sizes
+t2i() {
+    "$build/train_dit" -preset t2i_mini -model t2i-nano -data scenes:32:mixed -image_size 32 -tokenizer world/stage1.safetensors \
+        -latents scenes -batch 6 -workers 0 -warmup 2 -log_every 1 -grid_every 0 -save_every 0 "$@"
+}
+expect "latents of scenes" 0 '' t2i -extract 1 -images 60
+check "  of three sizes" test "$(ls scenes | tr '\n' ' ')" = "latents_003x005_rank00_shard000.safetensors latents_004x004_rank00_shard000.safetensors \
+latents_005x003_rank00_shard000.safetensors "
+cp -r scenes scenes_before
+rm scenes/latents_005x003*
+expect "a missing shard" 0 '' t2i -extract 1 -images 60 -extract_batch 7
+check "  comes out alike" diff -r scenes scenes_before
+expect "8 steps in one go" 0 '' t2i -out t2i_run -steps 8
+check "  every line is JSON" every_line_is_json t2i_run/dit.jsonl
+{ exec "$build/train_dit" -preset t2i_mini -model t2i-nano -data scenes:32:mixed -image_size 32 -tokenizer world/stage1.safetensors \
+    -latents scenes -batch 6 -workers 1 -warmup 2 -log_every 1 -grid_every 0 -save_every 2 -out t2i_killed -steps 5000 >out 2>said; } &
+process=$!
+while kill -0 $process 2>/dev/null && [ ! -e t2i_killed/dit.safetensors ]; do sleep 0.02; done
+kill -9 $process 2>/dev/null
+wait $process 2>/dev/null
+step=$(grep -ao '"step":"[0-9]*"' t2i_killed/dit.safetensors | tr -dc 0-9)
+check "killed at a checkpoint" test "$step" -ge 2
+expect "  goes on" 0 '' t2i -out t2i_killed -steps $((step + 4))
+expect "  beside one that was not killed" 0 '' t2i -out t2i_whole -steps $((step + 4))
+check "  with the same bytes" cmp t2i_killed/dit.safetensors t2i_whole/dit.safetensors
+expect "a text cache" 0 '' t2i -extract_text 1 -text_cache words.st
+expect "8 steps with it" 0 '' t2i -out t2i_cached -steps 8 -text_cache words.st -workers 1
+losses t2i_run/dit.jsonl | cut -d, -f1-3 >a
+losses t2i_cached/dit.jsonl | cut -d, -f1-3 >b
+check "  the first losses are those of text encoded beside it" test "$(head -n 1 a)" = "$(head -n 1 b)"
+expect "exported" 0 '' t2i -out t2i_run -export t2i.safetensors
+check "  with what opens the text encoder again" grep -aq '"text":"fixed 16 1"' t2i.safetensors
+expect "another run from its weights" 0 '' t2i -out t2i_more -from t2i_run/dit.safetensors -steps 1
+check "  is told" grep -Eq '^from +t2i_run/dit.safetensors at its step 8' out
+expect "-from of classes" 1 'run/dit.safetensors was trained with text encoder \(none: it reads classes\)' \
+    t2i -out refused -from run/dit.safetensors -steps 1
+expect "-from without state" 1 'was written by -export' t2i -out refused -from t2i.safetensors -steps 1
+expect "latents of classes for captions" 1 'tensor caption_id is missing; it is no shard of images with captions' \
+    t2i -latents latents -out refused -steps 1
+expect "latents of captions for classes" 1 'latents_003x005_rank00_shard000.safetensors holds latents of images with captions' dit -latents scenes -out refused -steps 1
+mkdir captions
+for i in 1 2 3; do
+    cp "photos/cats/$i.ppm" "captions/$i.ppm"
+    echo "a cat, number $i" >"captions/$i.txt"
+done
+expect "other captions than the latents'" 1 'is of other captions \(.*\) than the data set' \
+    t2i -data captions:captions -out refused -steps 1
+expect "latents of photographs with captions" 0 '' t2i -data captions:captions -latents photo_scenes -extract 1
+check "  of which none is too small" grep -Eq '^images +3 of 3 pass the filters' out
+expect "no captions at all" 1 '-data shapes has no captions' t2i -data shapes -out refused -steps 1
+expect "a text cache that is not there" 1 '-text_cache nowhere.st: there is no such file; -extract_text 1 makes it' \
+    t2i -text_cache nowhere.st -out refused -steps 1
+expect "a text cache of other captions" 1 'words.st is the cache of other captions: it has not that of' \
+    t2i -data captions:captions -latents photo_scenes -text_cache words.st -out refused -steps 1
+expect "another text encoder than the run's" 1 'was trained with text encoder fixed table of 30 words, at most 16 rows, and this is' \
+    t2i -text_len 12 -out t2i_run -steps 9 -change 1
+expect "T5 that is not named" 1 '-text t5 needs T5 v1.1.s encoder' t2i -text t5 -out refused -steps 1
+expect "flags of the other kind" 1 '-qk_norm is for LightningDiT' t2i -qk_norm 1 -out refused
+expect "and the reverse" 1 '-text_cache is for text to image' dit -text_cache words.st -out refused
+expect "2B says what it is and needs" 0 '' "$build/train_dit" -preset t2i_256 -batch 1 -dry_run 1
+check "  2,242,863,136 parameters" grep -q '^parameters     2B: 2242863136$' out
 
 # --- samples
 expect "a picture of exported weights" 0 '' draw -class 0,1 -n 2 -out one.png

@@ -167,6 +167,20 @@ static inline size_t aspect_member(const aspect_t* a, size_t i) { return a->memb
 // Pixels of the largest size.
 static inline size_t aspect_pixels(const aspect_t* a) { return (size_t)a->side * (a->by_area ? a->side : a->longest); }
 
+// The bucket of the most pixels (of latents: positions), and how many they are.
+static inline const aspect_bucket_t* aspect_largest(const aspect_t* a) {
+    const aspect_bucket_t* most = a->buckets;
+    for (int k = 1; k < a->count; k++) {
+        const aspect_bucket_t* b = &a->buckets[k];
+        if ((size_t)b->H * b->W > (size_t)most->H * most->W) most = b;
+    }
+    return most;
+}
+static inline size_t aspect_most_positions(const aspect_t* a) {
+    const aspect_bucket_t* b = aspect_largest(a);
+    return (size_t)b->H * b->W;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The order of batches
 

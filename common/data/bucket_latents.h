@@ -92,6 +92,20 @@ static inline void bucket_shard_write(bucket_shard_t* s, const char* path, const
     free(s->caption_id);
 }
 
+// Is this shard there, whole, and what this extraction would write? One of other images or captions ends the program.
+static inline int bucket_shard_is_made(const char* path, size_t total, int C, int h, int w,
+                                       const latent_origin_t* origin, const char* captions) {
+    safetensors_t f;
+    if (!latent_file_is_made(path, total, C, h, w, origin)) return 0;
+    safetensors_open_or_die(&f, path);
+    if (!latent_text_is(&f, "captions", captions)) {
+        fatal("%s is of other captions (%s) than the data set (%s); give another -latents folder, or empty this one",
+              path, latent_metadata(&f, "captions"), captions);
+    }
+    safetensors_close(&f);
+    return 1;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading
 

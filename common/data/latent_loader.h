@@ -9,23 +9,20 @@
 //     time      t = sigmoid(z), z normal, by RANDOM_TIMES (logit-normal: Esser et al. 2024); or uniform
 //
 // One thread prepares the next batches while the device works on this one; a latent is some kilobytes copied out of the
-// page cache and transposed, so one thread feeds a GPU. Look next at common/training/dit.h, which takes the batches.
+// page cache and transposed, so one thread feeds a GPU. Look next at common/data/bucket_loader.h, the same for
+// captions, and common/training/dit.h, which takes the batches.
 #pragma once
-#include <pthread.h>
-
-// defines: clock_seconds
-#include "common/program/clock.h"
+// defines: batch_ring_t, batch_ring_open, batch_ring_next, batch_ring_close, BATCH_RING
+#include "common/data/batch_ring.h"
 // defines: host_malloc, host_free
 #include "common/device.h"
 // defines: latents_t, latents_read
 #include "common/data/latents.h"
 
-enum { LATENT_RING = 4 }; // batches that are held: the one in use and those prepared
-
 typedef struct {
     int batch;                // of a step, over all ranks
     int rank, world;          // this rank gets rows [rank, rank + 1) * batch / world
-    int workers;              // 0: latent_loader_next prepares the batch itself; else a thread does
+    int workers;              // 0: latent_loader_next prepares the batch itself; else a thread does (batch_ring.h)
     uint64_t seed;
     int flip;                 // half of the latents are those of the mirrored image
     const floatS *mean, *std; // (C)
@@ -47,15 +44,9 @@ typedef struct {
 typedef struct {
     const latents_t* latents;
     latent_loader_options_t options;
-    int B;                           // rows of this rank
-    latent_batch_t ring[LATENT_RING]; // the batch of step s is in slot s % LATENT_RING
-    pthread_t thread;
-    pthread_mutex_t mutex;           // guards what follows
-    pthread_cond_t room, ready;
-    uint64_t made, taken;            // steps before `made` are prepared, those before `taken` may be overwritten
-    uint64_t next;                   // what latent_loader_next returns
-    int stop;
-    double seconds_waited;
+    int B; // rows of this rank
+    latent_batch_t batches[BATCH_RING];
+    batch_ring_t ring;
 } latent_loader_t;
 
 // Prepares one row. g: number of the image in the stream.
@@ -80,27 +71,10 @@ static inline void latent_loader_row(const latent_loader_t* loader, latent_batch
     batch->t[row] = (floatS)t;
 }
 
-static inline void latent_loader_make(latent_loader_t* loader, uint64_t step) {
-    for (int row = 0; row < loader->B; row++) latent_loader_row(loader, &loader->ring[step % LATENT_RING], row, step);
-}
-
-static inline void* latent_loader_worker(void* argument) {
+// A batch_make_fn.
+static inline void latent_loader_make(void* argument, int slot, uint64_t step) {
     latent_loader_t* loader = (latent_loader_t*)argument;
-    pthread_mutex_lock(&loader->mutex);
-    while (!loader->stop) {
-        if (loader->made == loader->taken + LATENT_RING) {
-            pthread_cond_wait(&loader->room, &loader->mutex);
-            continue;
-        }
-        uint64_t step = loader->made;
-        pthread_mutex_unlock(&loader->mutex);
-        latent_loader_make(loader, step);
-        pthread_mutex_lock(&loader->mutex);
-        loader->made++;
-        pthread_cond_signal(&loader->ready);
-    }
-    pthread_mutex_unlock(&loader->mutex);
-    return NULL;
+    for (int row = 0; row < loader->B; row++) latent_loader_row(loader, &loader->batches[slot], row, step);
 }
 
 // The latents must outlive the loader.
@@ -114,52 +88,27 @@ void latent_loader_open(latent_loader_t* loader, const latents_t* latents, const
     loader->latents = latents;
     loader->options = *options;
     loader->B = options->batch / options->world;
-    loader->made = loader->taken = loader->next = first_step;
     size_t B = (size_t)loader->B, n = (size_t)latents->side * latents->side * latents->C;
-    for (int i = 0; i < LATENT_RING; i++) {
-        latent_batch_t* batch = &loader->ring[i];
+    for (int i = 0; i < BATCH_RING; i++) {
+        latent_batch_t* batch = &loader->batches[i];
         batch->x1 = (floatS*)host_malloc(B * n * sizeof(floatS), "a batch of latents");
         batch->t = (floatS*)host_malloc(B * sizeof(floatS), "a batch of times");
         batch->labels = (int*)host_malloc(B * sizeof(int), "a batch of labels");
     }
-    pthread_mutex_init(&loader->mutex, NULL);
-    pthread_cond_init(&loader->room, NULL);
-    pthread_cond_init(&loader->ready, NULL);
-    if (!options->workers) return;
-    int code = pthread_create(&loader->thread, NULL, latent_loader_worker, loader);
-    if (code) fatal("the thread that prepares latents cannot be started: %s; give -workers 0", strerror(code));
+    batch_ring_open(&loader->ring, latent_loader_make, loader, options->workers, first_step);
 }
 
 // The batch of the next step. What was returned before may be overwritten from here on.
 const latent_batch_t* latent_loader_next(latent_loader_t* loader) {
-    double start = clock_seconds();
-    uint64_t step = loader->next++;
-    if (loader->options.workers) {
-        pthread_mutex_lock(&loader->mutex);
-        loader->taken = step;
-        pthread_cond_signal(&loader->room);
-        while (loader->made <= step) pthread_cond_wait(&loader->ready, &loader->mutex);
-        pthread_mutex_unlock(&loader->mutex);
-    } else {
-        latent_loader_make(loader, step);
-    }
-    loader->seconds_waited += clock_seconds() - start;
-    return &loader->ring[step % LATENT_RING];
+    return &loader->batches[batch_ring_next(&loader->ring)];
 }
 
 void latent_loader_close(latent_loader_t* loader) {
-    pthread_mutex_lock(&loader->mutex);
-    loader->stop = 1;
-    pthread_cond_signal(&loader->room);
-    pthread_mutex_unlock(&loader->mutex);
-    if (loader->options.workers) pthread_join(loader->thread, NULL);
-    for (int i = 0; i < LATENT_RING; i++) {
-        host_free(loader->ring[i].x1);
-        host_free(loader->ring[i].t);
-        host_free(loader->ring[i].labels);
+    batch_ring_close(&loader->ring);
+    for (int i = 0; i < BATCH_RING; i++) {
+        host_free(loader->batches[i].x1);
+        host_free(loader->batches[i].t);
+        host_free(loader->batches[i].labels);
     }
-    pthread_mutex_destroy(&loader->mutex);
-    pthread_cond_destroy(&loader->room);
-    pthread_cond_destroy(&loader->ready);
     memset(loader, 0, sizeof *loader);
 }

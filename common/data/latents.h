@@ -292,6 +292,10 @@ static inline void latents_check(const latents_t* l) {
 
 static inline void latents_open_file(latents_t* l, latent_file_t* f, const char* path, int classes) {
     safetensors_open_or_die(&f->file, path);
+    if (safetensors_find(&f->file, "caption_id")) {
+        fatal("%s holds latents of images with captions: give latents of classes, or with -model a text-to-image "
+              "transformer", path);
+    }
     f->latents = latents_tensor(f, path, "latents", l->C, l->side);
     f->flipped = latents_tensor(f, path, "latents_flip", l->C, l->side);
     f->n = f->latents->shape[0];

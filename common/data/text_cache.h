@@ -15,7 +15,7 @@
 //     text_cache_begin(&w, path, encoder, lengths, captions.count, dt, dv);
 //     for each: text_cache_add(&w, caption, rows, pooled);
 //     text_cache_end(&w);
-//     text_cache_open(&cache, path, encoder, dt, dv);
+//     text_cache_open(&cache, path, encoder);
 //     int* sets = text_cache_sets(&cache, &set);                // (images) the set of each
 //     text_cache_batch(&cache, sets_of_batch, B, Lm, rows, first, pooled);
 // Look next at common/data/bucket_latents.h, which keeps the images of the same training.
@@ -144,6 +144,7 @@ typedef struct {
     uint32_t* taken;         // their sets + 1
     size_t n, places;
     int dt, dv;
+    const char* encoder;     // its fingerprint
 } text_cache_t;
 
 // A tensor of this type and shape; the first size may be any where `rows` is SIZE_MAX.
@@ -167,17 +168,23 @@ static inline int64_t* text_cache_integers(const st_tensor_t* t) {
     return out;
 }
 
-// Opens a file that this encoder made.
-static inline void text_cache_open(text_cache_t* c, const char* path, const char* encoder, int dt, int dv) {
+// The width of a tensor's rows; 0 where there is no such tensor, or none with rows.
+static inline int text_cache_width(const text_cache_t* c, const char* name) {
+    const st_tensor_t* t = safetensors_find(&c->file, name);
+    return t && t->ndim == 2 && t->shape[1] < 1 << 20 ? (int)t->shape[1] : 0;
+}
+
+// Opens a file that this encoder made; "": whichever did, and c->encoder tells.
+static inline void text_cache_open(text_cache_t* c, const char* path, const char* encoder) {
     memset(c, 0, sizeof *c);
     safetensors_open_or_die(&c->file, path);
-    const char* by = safetensors_metadata(&c->file, "encoder");
-    if (!by || strcmp(by, encoder)) {
-        fatal("%s was made by text encoder %s, and this is %s; make it again, or give that one", path, by ? by : "?",
+    c->encoder = safetensors_metadata(&c->file, "encoder");
+    if (!c->encoder) fatal("%s: metadata field \"encoder\" is missing; it is no text cache, make it again", path);
+    if (encoder[0] && strcmp(c->encoder, encoder)) {
+        fatal("%s was made by text encoder %s, and this is %s; make it again, or give that one", path, c->encoder,
               encoder);
     }
-    c->dt = dt;
-    c->dv = dv;
+    int dt = c->dt = text_cache_width(c, "t5"), dv = c->dv = text_cache_width(c, "clip");
     c->t5 = text_cache_tensor(c, path, "t5", ST_BF16, 2, SIZE_MAX, (size_t)dt);
     c->clip = text_cache_tensor(c, path, "clip", ST_F32, 2, SIZE_MAX, (size_t)dv);
     c->n = c->clip->shape[0];

@@ -36,10 +36,12 @@
 
 enum { TEXT_FIXED, TEXT_T5 }; // -text
 #define TEXT_KINDS "fixed|t5"
+#define TEXT_ROWS_ALLOWED "[2, 512]" // to TEXT_ROWS_MOST
 
 enum {
     CAPTION_ENCODER_FLAGS = 7,
     CAPTION_ENCODER_NAME = 160,
+    CAPTION_ENCODER_SAVED = 40,
     CAPTION_ROWS_STEP = 16,  // rows of a batch are a multiple of it, or all there may be
     CAPTION_SHOWN = 60       // bytes of a caption in a message
 };
@@ -56,7 +58,7 @@ typedef struct {
     caption_encoder_options_t options;
     int dt, dv;   // widths of a row and of the pooled vector (0: none)
     char name[CAPTION_ENCODER_NAME];
-    char saved[40];
+    char saved[CAPTION_ENCODER_SAVED];
     int capacity;
     int said_cut;          // that captions are cut has been said
     char unknown[400];     // words that have been named as unknown, with blanks around
@@ -83,8 +85,8 @@ static inline int caption_encoder_flags(caption_encoder_options_t* o, cli_flag_t
          "CLIP as published, for the pooled vector; none: the transformer reads T5 alone", CLI_NOT_SAVED},
         {NULL, "text_clip_vocabulary", CLI_STRING, &o->clip_vocabulary, "", NULL,
          "its merges.txt or bpe_simple_vocab_16e6.txt.gz", CLI_NOT_SAVED},
-        {NULL, "text_len", CLI_INT, &o->length, "256", "[2, 512]", "most rows of a caption; what is longer is cut",
-         CLI_SAVED},
+        {NULL, "text_len", CLI_INT, &o->length, "256", TEXT_ROWS_ALLOWED,
+         "most rows of a caption; what is longer is cut", CLI_SAVED},
         {NULL, "text_mask", CLI_BOOL, &o->mask, "1", NULL,
          "padding is left out; 0: it counts as text, as FLUX's published weights want it (with -text_len 512)",
          CLI_SAVED},
@@ -129,11 +131,16 @@ static inline uint64_t caption_encoder_file_hash(const char* path) {
     return h;
 }
 
+// All options but the paths, for caption_encoder_take_saved.
+static inline void caption_encoder_saved(char text[CAPTION_ENCODER_SAVED], const caption_encoder_options_t* o) {
+    snprintf(text, CAPTION_ENCODER_SAVED, "%s %d %d", o->kind == TEXT_FIXED ? "fixed" : "t5", o->length, o->mask);
+}
+
 static inline void caption_encoder_set_name(caption_encoder_t* e) {
     const caption_encoder_options_t* o = &e->options;
     char rows[48], hash[4][17] = {"", "", "-", "-"};
     snprintf(rows, sizeof rows, "at most %d rows%s", o->length, o->mask ? "" : ", padding counts");
-    snprintf(e->saved, sizeof e->saved, "%s %d %d", o->kind == TEXT_FIXED ? "fixed" : "t5", o->length, o->mask);
+    caption_encoder_saved(e->saved, o);
     if (o->kind == TEXT_FIXED) {
         snprintf(e->name, sizeof e->name, "fixed table of %d words, %s", WORD_COUNT, rows);
         return;
@@ -149,7 +156,7 @@ static inline void caption_encoder_set_name(caption_encoder_t* e) {
 static inline void caption_encoder_take_saved(caption_encoder_options_t* o, const char* saved, const char* path) {
     char kind[8];
     if (sscanf(saved, "%7s %d %d", kind, &o->length, &o->mask) != 3 || (strcmp(kind, "fixed") && strcmp(kind, "t5")) ||
-        o->length < 2 || o->length > 512 || o->mask < 0 || o->mask > 1) {
+        o->length < 2 || o->length > TEXT_ROWS_MOST || o->mask < 0 || o->mask > 1) {
         fatal("%s: metadata field \"text\" is \"%.80s\", which is no text encoder of ours; the file is damaged", path,
               saved);
     }
@@ -247,6 +254,25 @@ static inline void caption_encoder_close(caption_encoder_t* e) {
     free(e->ids);
     free(e->counts);
     memset(e, 0, sizeof *e);
+}
+
+// Bytes of the published encoders' weights whose rows and vectors have these widths, without opening them; 0: unknown.
+static inline size_t caption_encoder_published_bytes(int dt, int dv) {
+    static t5_t t5;
+    static clip_text_t clip;
+    param_table_t table = {NULL, 0, 0, 0};
+    for (int i = 0; i < T5_CONFIGS; i++) {
+        if (t5_configs[i].dim != dt) continue;
+        t5.config = t5_configs[i];
+        t5_register(&t5, &table, "t5.");
+    }
+    for (int i = CLIP_CONFIGS - 1; table.n && i >= 0; i--) {
+        if (clip_configs[i].text_dim != dv) continue;
+        clip_register_text(&clip, &clip_configs[i], &table, "clip.");
+        break;
+    }
+    free(table.items);
+    return table.total * sizeof(floatX);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -7,18 +7,25 @@
 //
 // Process r of W takes the images r, r + W, r + 2W, ... (a part of a folder by lot: extract_image); a shard is so many
 // of them. A shard that is there already, of the same tokenizer, image set and size, is kept: so an extraction that was
-// stopped goes on where it was. While the device encodes one batch, the host reads and cuts the next. Look next at
-// common/data/latents.h.
+// stopped goes on where it was. While the device encodes one batch, the host reads and cuts the next.
+//
+// Images with captions keep their aspect ratio: they are sorted into sizes (common/data/aspect.h), resized until they
+// cover theirs, and cut to it. They have no mirrored twins, which would make captions wrong, and their shards have one
+// size each (common/data/bucket_latents.h). Look next at common/data/latents.h.
 #pragma once
 #include <errno.h>
 #include <unistd.h>
 
-// defines: autoencoder_t, autoencoder_open, autoencoder_sample
+// defines: autoencoder_t, autoencoder_open, autoencoder_sample, autoencoder_resize, autoencoder_factor
 #include "common/drawing/autoencoder.h"
 // defines: clock_seconds, clock_duration
 #include "common/program/clock.h"
 // defines: comm_t, comm_is_first, comm_any
 #include "common/training/comm.h"
+// defines: bucket_shard_t, bucket_shard_*, captions_fingerprint
+#include "common/data/bucket_latents.h"
+// defines: dataloader_crop, dataloader_options_t
+#include "common/data/dataloader.h"
 // defines: dataset_t, dataset_open, dataset_load, dataset_label
 #include "common/data/dataset.h"
 // defines: make_folder
@@ -33,6 +40,8 @@
 #include "common/program/json.h"
 // defines: run_try_folder
 #include "common/training/run.h"
+// defines: shared_sizes
+#include "common/training/shared_sizes.h"
 
 typedef struct {
     const char *data, *tokenizer, *latents;
@@ -40,7 +49,12 @@ typedef struct {
     int images;       // so many by lot; 0: all
     int shard_images;
     int threads;      // that decode
-    int batch;        // images encoded at once; half of the rows are their mirrored twins
+    int batch;        // images encoded at once; of classes, half of the rows are their mirrored twins
+    // of images with captions alone
+    const dataset_t* set; // what is there after the filters; NULL: images of classes, of `data`
+    int side;         // pixels of the square
+    int by_area;      // the other sizes have its area, or else its side for the shorter one
+    double ratio;     // most of the long side to the short one
 } extract_options_t;
 
 typedef struct {
@@ -50,28 +64,51 @@ typedef struct {
     dataset_t data;
     char* class_names;   // a JSON array
     autoencoder_t tokenizer;
+    int twins;           // rows of an image: 2 with its mirrored twin
+    aspect_t sizes;      // where images have captions
+    const aspect_bucket_t* bucket; // the size that is being encoded; NULL: squares
+    char captions[17];   // fingerprint of all captions
     size_t total, mine;  // images in all; this process's
     size_t kept, done, damaged; // of them: in shards that were there; encoded; unreadable
     double start;
-    uint8_t* pixels[2];  // (2 batch, H, W, 3) of the batch that is being encoded and of the next
+    uint8_t* pixels[2];  // (twins batch, H, W, 3) of the batch that is being encoded and of the next
     int* labels[2];      // (batch) -1: the image cannot be read
-    uint64_t* numbers;   // (2 batch) of the draws
-    floatS* host;        // (2 batch, GH, GW, z)
+    uint64_t* numbers;   // (twins batch) of the draws
+    floatS* host;        // (twins batch, GH, GW, z)
 } extract_t;
 
-// The image of the data set that is this process's k-th. Fewer than all are chosen by lot: a folder's images are in the
-// order of their classes. (IDX files and the drawn set are mixed as they are.)
+// The image of the data set that is this process's k-th, of the size that is being encoded. Fewer than all are chosen
+// by lot: a folder's images are in the order of their classes. (IDX files and the drawn set are mixed as they are.)
 static inline size_t extract_image(const extract_t* e, size_t k) {
     size_t number = (size_t)e->comm->rank + k * e->comm->size;
+    if (e->bucket) return aspect_member(&e->sizes, e->bucket->first + number);
     int by_lot = e->total < e->data.count && e->data.kind == DATASET_FOLDER;
     return by_lot ? random_permute(0, RANDOM_DATA_ORDER, 0, number, e->data.count) : number;
+}
+
+// This process's share of n images.
+static inline size_t extract_share(const extract_t* e, size_t n) {
+    return (n + e->comm->size - 1 - e->comm->rank) / e->comm->size;
+}
+
+// Cuts an image to H x W; the mirrored twin, if there is one, stands `twin` bytes behind.
+static inline void extract_cut(const extract_t* e, uint8_t* at, const image_t* image, size_t twin) { // (H, W, 3)
+    int H = e->tokenizer.H, W = e->tokenizer.W;
+    if (e->bucket) {
+        dataloader_options_t crop;
+        memset(&crop, 0, sizeof crop);
+        crop.aspect = &e->sizes;
+        dataloader_crop(at, image, H, W, &crop, 0);
+    } else {
+        image_centre_crop_adm(at, image, H);
+        image_mirror(at + twin, at, H, W);
+    }
 }
 
 // Reads `count` of this process's images, from number `first` on, into buffer `which`: images, then their mirrored
 // twins.
 static inline void extract_read(extract_t* e, int which, size_t first, int count) {
-    int H = e->tokenizer.H, W = e->tokenizer.W;
-    size_t size = (size_t)H * W * 3;
+    size_t size = autoencoder_image_values(&e->tokenizer);
     #pragma omp parallel for schedule(dynamic) num_threads(e->options->threads)
     for (int i = 0; i < count; i++) {
         size_t number = extract_image(e, first + i);
@@ -81,13 +118,11 @@ static inline void extract_read(extract_t* e, int which, size_t first, int count
         e->labels[which][i] = -1;
         if (!dataset_load(&e->data, number, &image, error)) {
             warn("%s; it is left out", error);
-            memset(at, 0, size);
-            memset(at + count * size, 0, size);
+            for (int twin = 0; twin < e->twins; twin++) memset(at + twin * count * size, 0, size);
             continue;
         }
-        image_centre_crop_adm(at, &image, H);
+        extract_cut(e, at, &image, count * size);
         image_free(&image);
-        image_mirror(at + count * size, at, H, W);
         e->labels[which][i] = dataset_label(&e->data, number);
     }
 }
@@ -101,27 +136,30 @@ static inline void extract_progress(extract_t* e, int shard, int shards) {
     fflush(stdout);
 }
 
-// Encodes this process's images [first, first + count) into a shard.
-static inline void extract_shard(extract_t* e, latent_shard_t* shard, size_t first, size_t count) {
+// Encodes this process's images [first, first + count) into a shard, of one of the two kinds.
+static inline void extract_shard(extract_t* e, latent_shard_t* shard, bucket_shard_t* with_captions, size_t first,
+                                 size_t count) {
     size_t latent = autoencoder_latent_values(&e->tokenizer), batch = (size_t)e->options->batch;
     int which = 0;
     extract_read(e, which, first, (int)(count < batch ? count : batch));
     for (size_t at = 0; at < count; at += batch, which = !which) {
-        int n = (int)(count - at < batch ? count - at : batch);
-        for (int i = 0; i < 2 * n; i++) e->numbers[i] = 2 * extract_image(e, first + at + i % n) + (i >= n);
-        const floatX* z = autoencoder_sample(&e->tokenizer, e->pixels[which], 2 * n, 0, 0, e->numbers, e->stream);
+        int n = (int)(count - at < batch ? count - at : batch), rows = e->twins * n;
+        for (int i = 0; i < rows; i++) e->numbers[i] = 2 * extract_image(e, first + at + i % n) + (i >= n);
+        const floatX* z = autoencoder_sample(&e->tokenizer, e->pixels[which], rows, 0, 0, e->numbers, e->stream);
         size_t next = at + batch;
         if (next < count) extract_read(e, !which, first + next, (int)(count - next < batch ? count - next : batch));
         stream_wait(e->stream);
-        copy_floats_to_host(e->host, z, 2 * n * latent);
-        size_t bad = first_not_finite(e->host, 2 * n * latent) / latent;
-        if (bad < 2 * (size_t)n) {
+        copy_floats_to_host(e->host, z, rows * latent);
+        size_t bad = first_not_finite(e->host, rows * latent) / latent;
+        if (bad < (size_t)rows) {
             char image[1200];
             dataset_image_name(&e->data, extract_image(e, first + at + bad % n), image, sizeof image);
             autoencoder_not_finite(&e->tokenizer, "latent", image);
         }
         for (int i = 0; i < n; i++) {
+            size_t image = extract_image(e, first + at + i);
             if (e->labels[which][i] < 0) e->damaged++;
+            else if (!shard) bucket_shard_add(with_captions, e->host + i * latent, (int64_t)image);
             else latent_shard_add(shard, e->host + i * latent, e->host + (n + i) * latent, e->labels[which][i]);
         }
         e->done += n;
@@ -135,12 +173,17 @@ static inline void extract_forget_statistics(const char* folder) {
     free(path);
 }
 
+static inline latent_origin_t extract_origin(const extract_t* e) {
+    latent_origin_t origin = {e->tokenizer.fingerprint, e->data.folder, e->data.count, e->total, e->data.class_count,
+                              (int)e->comm->size, e->class_names};
+    return origin;
+}
+
 // Writes the shards of this process that are not there yet.
 static inline void extract_shards(extract_t* e) {
     const extract_options_t* o = e->options;
     const autoencoder_t* t = &e->tokenizer;
-    latent_origin_t origin = {t->fingerprint, e->data.folder, e->data.count, e->total, e->data.class_count,
-                              (int)e->comm->size, e->class_names};
+    latent_origin_t origin = extract_origin(e);
     size_t per_shard = (size_t)o->shard_images;
     int shards = (int)((e->mine + per_shard - 1) / per_shard);
     for (int k = 0; k < shards; k++) {
@@ -154,10 +197,63 @@ static inline void extract_shards(extract_t* e) {
         }
         latent_shard_t shard;
         latent_shard_open(&shard, (int)count, t->z, t->GH);
-        extract_shard(e, &shard, first, count);
+        extract_shard(e, &shard, NULL, first, count);
         extract_forget_statistics(o->latents);
         latent_shard_write(&shard, path, &origin, count);
         extract_progress(e, k, shards);
+    }
+}
+
+// The same of one size of images with captions.
+static inline void extract_bucket_shards(extract_t* e) {
+    const extract_options_t* o = e->options;
+    const autoencoder_t* t = &e->tokenizer;
+    latent_origin_t origin = extract_origin(e);
+    size_t per_shard = (size_t)o->shard_images, mine = extract_share(e, e->bucket->count);
+    int shards = (int)((mine + per_shard - 1) / per_shard);
+    for (int k = 0; k < shards; k++) {
+        size_t first = k * per_shard, count = mine - first < per_shard ? mine - first : per_shard;
+        char path[1200];
+        bucket_shard_path(path, sizeof path, o->latents, t->GH, t->GW, e->comm->rank, k);
+        if (bucket_shard_is_made(path, count, t->z, t->GH, t->GW, &origin, e->captions)) {
+            e->kept += count;
+            printf("kept           %s\n", path);
+            continue;
+        }
+        bucket_shard_t shard;
+        bucket_shard_open(&shard, (int)count, t->z, t->GH, t->GW);
+        extract_shard(e, NULL, &shard, first, count);
+        bucket_shard_write(&shard, path, &origin, e->captions, ST_F32, count);
+        extract_progress(e, k, shards);
+    }
+}
+
+// Sorts images with captions into sizes. Where fewer than all are wanted, they are chosen by lot.
+static inline void extract_open_sizes(extract_t* e) {
+    const extract_options_t* o = e->options;
+    int step = autoencoder_factor(&e->tokenizer);
+    if (o->side % step) fatal("-image_size %d is no multiple of %d, the tokenizer's factor", o->side, step);
+    if (o->by_area) aspect_open_area(&e->sizes, o->side, step, o->ratio);
+    else aspect_open(&e->sizes, o->side, step, o->ratio);
+    int* sizes = shared_sizes(e->comm, &e->data, o->threads);
+    for (size_t k = e->total; k < e->data.count; k++) { // those that the lot does not choose
+        sizes[2 * random_permute(0, RANDOM_DATA_ORDER, 0, k, e->data.count)] = 0;
+    }
+    aspect_fill(&e->sizes, sizes, e->data.count);
+    free(sizes);
+    if (!e->sizes.images) fatal("-data %s: no image tells its size; check the data", e->data.folder);
+    captions_fingerprint(e->captions, &e->data);
+    e->mine = 0;
+    for (int k = 0; k < e->sizes.count; k++) e->mine += extract_share(e, e->sizes.buckets[k].count);
+}
+
+static inline void extract_buckets(extract_t* e) {
+    for (int k = 0; k < e->sizes.count; k++) {
+        e->bucket = &e->sizes.buckets[k];
+        if (!e->bucket->count) continue;
+        autoencoder_resize(&e->tokenizer, e->bucket->H, e->bucket->W);
+        printf("size           %d x %d pixels: %zu images\n", e->bucket->W, e->bucket->H, e->bucket->count);
+        extract_bucket_shards(e);
     }
 }
 
@@ -177,7 +273,8 @@ static inline void extract_try_folder(const extract_t* e) {
     const char* folder = e->options->latents;
     char error[1200];
     make_folder(folder);
-    size_t all = e->total * 2 * autoencoder_latent_values(&e->tokenizer) * sizeof(float), there = latents_bytes(folder);
+    size_t all = e->total * e->twins * autoencoder_latent_values(&e->tokenizer) * sizeof(float);
+    size_t there = latents_bytes(folder);
     if (comm_is_first(e->comm) && !run_try_folder(folder, all > there ? all - there : 0, error, sizeof error)) {
         fatal("%s", error);
     }
@@ -190,23 +287,33 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     e.options = o;
     e.comm = comm;
     e.stream = s;
-    dataset_open(&e.data, o->data, SPLIT_TRAIN);
+    if (o->set) e.data = *o->set;
+    else dataset_open(&e.data, o->data, SPLIT_TRAIN);
+    e.twins = o->set ? 1 : 2;
     e.class_names = extract_class_names(&e.data);
-    autoencoder_open(&e.tokenizer, o->tokenizer, o->weights, 2 * o->batch, 1, 0);
+    autoencoder_open(&e.tokenizer, o->tokenizer, o->weights, e.twins * o->batch, 1, 0);
     e.total = o->images && (size_t)o->images < e.data.count ? (size_t)o->images : e.data.count;
-    e.mine = (e.total + comm->size - 1 - comm->rank) / comm->size;
+    e.mine = extract_share(&e, e.total);
+    if (o->set) extract_open_sizes(&e);
     printf("extract        %zu images of %s, %d classes, by tokenizer %s (%s, %s)\n", e.total, e.data.folder,
            e.data.class_count, o->tokenizer, e.tokenizer.fingerprint, e.tokenizer.weights);
     extract_try_folder(&e);
-    size_t image = autoencoder_image_values(&e.tokenizer), rows = 2 * (size_t)o->batch;
+    size_t image = autoencoder_image_values(&e.tokenizer), latent = autoencoder_latent_values(&e.tokenizer);
+    if (o->set) {
+        size_t factor = (size_t)autoencoder_factor(&e.tokenizer), most = aspect_most_positions(&e.sizes); // pixels
+        image = most * 3;
+        latent = most / (factor * factor) * e.tokenizer.z;
+    }
+    size_t rows = (size_t)e.twins * o->batch;
     for (int i = 0; i < 2; i++) {
         e.pixels[i] = (uint8_t*)host_malloc(rows * image, "images");
         e.labels[i] = (int*)malloc_check(o->batch * sizeof(int), "labels");
     }
     e.numbers = (uint64_t*)malloc_check(rows * sizeof(uint64_t), "numbers of images");
-    e.host = (floatS*)malloc_check(rows * autoencoder_latent_values(&e.tokenizer) * sizeof(floatS), "latents");
+    e.host = (floatS*)malloc_check(rows * latent * sizeof(floatS), "latents");
     e.start = clock_seconds();
-    extract_shards(&e);
+    if (o->set) extract_buckets(&e);
+    else extract_shards(&e);
     if (e.damaged) warn("%zu images could not be read and are left out", e.damaged);
     comm_wait_for_all(comm); // some may have had more to write than others
     printf("latents        %s\n", o->latents);
@@ -218,5 +325,6 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     free(e.host);
     free(e.class_names);
     autoencoder_close(&e.tokenizer);
-    dataset_close(&e.data);
+    if (!o->set) dataset_close(&e.data);
+    else aspect_close(&e.sizes);
 }

@@ -70,7 +70,8 @@ static const mmdit_config_t mmdit_configs[] = {
     {"flux",     3072, 24, 19, 38, {16, 56, 56}, 4096, 768, 1, 0, 0, 0}, // FLUX.1-dev; schnell has no guidance
     {"tiny",     1024, 16,  8, 16, {8, 28, 28},   768, 768, 0, 0, 0, 0}, // minFM's
     // for the miniature world of captioned scenes
-    {"mini",      128,  4,  2,  4, {8, 12, 12},    64,  64, 0, 0, 0, 0},
+    {"t2i-mini",  128,  4,  2,  4, {8, 12, 12},    64,  64, 0, 0, 0, 0},
+    {"t2i-nano",   32,  2,  1,  1, {4,  4,  8},    64,  64, 0, 0, 0, 0}, // for tests
 };
 enum { MMDIT_CONFIGS = sizeof mmdit_configs / sizeof mmdit_configs[0] };
 

@@ -20,6 +20,7 @@
 
 enum { WORD_PAD, WORD_END, WORD_UNKNOWN, WORD_FIRST }; // numbers of rows; the list follows
 enum { WORD_WIDTH = 64, WORD_LONGEST = 40 };           // values of a row; bytes of a word that are looked at
+enum { TEXT_ROWS_MOST = 512 };                         // of a caption
 #define WORDS_SEED 20261205u
 
 static const char* const word_list[] = {
@@ -29,14 +30,22 @@ static const char* const word_list[] = {
 enum { WORDS = sizeof word_list / sizeof word_list[0], WORD_COUNT = WORD_FIRST + (int)WORDS };
 
 typedef struct {
-    floatS table[WORD_COUNT][WORD_WIDTH], before[WORD_COUNT][WORD_WIDTH];
+    floatS table[WORD_COUNT][WORD_WIDTH], before[WORD_COUNT][WORD_WIDTH], waves[TEXT_ROWS_MOST][WORD_WIDTH];
 } word_rows_t;
 
 static inline void word_rows_open(word_rows_t* w) {
+    const int half = WORD_WIDTH / 2;
     for (int i = 0; i < WORD_COUNT; i++) {
         for (int k = 0; k < WORD_WIDTH; k++) {
             w->table[i][k] = (floatS)random_normal(WORDS_SEED, RANDOM_WORDS, 0, (uint64_t)i * WORD_WIDTH + k);
             w->before[i][k] = (floatS)random_normal(WORDS_SEED, RANDOM_WORDS, 1, (uint64_t)i * WORD_WIDTH + k);
+        }
+    }
+    for (int i = 0; i < TEXT_ROWS_MOST; i++) {
+        for (int k = 0; k < half; k++) {
+            double angle = i * pow(10000, -(double)k / half);
+            w->waves[i][k] = (floatS)sin(angle);
+            w->waves[i][half + k] = (floatS)cos(angle);
         }
     }
 }
@@ -65,9 +74,7 @@ static inline void word_rows(const word_rows_t* w, const int* ids, int count,
     for (int i = 0; i < count; i++) {
         const floatS *word = w->table[ids[i]], *before = w->before[i ? ids[i - 1] : WORD_PAD];
         for (int k = 0; k < WORD_WIDTH; k++) {
-            int wave = k % (WORD_WIDTH / 2);
-            double angle = i * pow(10000, -(double)wave / (WORD_WIDTH / 2));
-            rows[i * WORD_WIDTH + k] = word[k] + before[k] + (floatS)(k < WORD_WIDTH / 2 ? sin(angle) : cos(angle));
+            rows[i * WORD_WIDTH + k] = word[k] + before[k] + w->waves[i][k];
             pooled[k] += word[k] / count;
         }
     }

@@ -1,4 +1,4 @@
-// dit_checkpoint.h: the state of a LightningDiT run as one safetensors file, and the weights of anybody's LightningDiT.
+// dit_checkpoint.h: the state of a run of train_dit as one safetensors file, and the weights of anybody's LightningDiT.
 //
 // What stands in ours, all F32 under the published names:
 //     NAME                       the weights as trained
@@ -6,7 +6,8 @@
 //     adam.m.NAME, adam.v.NAME   optimiser moments
 //     latent.mean, latent.std    (C) by which latents were normalised
 //     metadata                   format, step, images, optimiser steps, the tokenizer's fingerprint, the names of the
-//                                classes, the losses so far, the configuration as JSON
+//                                classes, the losses so far, the configuration as JSON; where captions are read,
+//                                text_encoder and text: what common/drawing/caption_encoder.h calls name and saved
 // An exported file (-export) holds the averaged weights under their plain names and the latent statistics.
 //
 // Files by others are read as they are: LightningDiT's own, {"ema": ...} as published, {"model", "ema", "opt",
@@ -15,8 +16,8 @@
 // like is read from the shapes, but for the number of heads, which the published sizes tell. DiT's and SiT's published
 // files have the same tensors, twice the latent's channels come out of both, and nothing in them tells which it is. The
 // rotation's tables, feat_rope.*, are computed here. LightningDiT's latent statistics are a file of their own
-// (dit_read_statistics). Look next at common/training/state_file.h, of which this is made, and train_dit.cu and
-// sample.cu.
+// (dit_read_statistics). Text-to-image transformers of others are read by common/models/mmdit_file.h. Look next at
+// common/training/state_file.h, of which this is made, and train_dit.cu and sample.cu.
 #pragma once
 // defines: checkpoint_section_t, checkpoint_declare_section, checkpoint_write_section, checkpoint_read_section, ...
 #include "common/training/state_file.h"
@@ -24,6 +25,8 @@
 #include "common/training/dit.h"
 // defines: tensor_file_open_or_die
 #include "common/files/tensor_file.h"
+// defines: mmdit_file_config_behind, mmdit_formats
+#include "common/models/mmdit_file.h"
 // defines: weights_rule_t, weights_check_file
 #include "common/models/weights.h"
 
@@ -37,6 +40,7 @@ typedef struct {
     const char* losses;    // the loss guard's state and the sums of the status line, exactly
     const char* config;    // JSON
     const char* class_names; // a JSON array; "" where nobody knows
+    const char *text_encoder, *text; // its fingerprint, and how it is opened again; "" where there are no captions
 } dit_info_t;
 
 enum { DIT_SECTIONS = 4 };
@@ -53,6 +57,8 @@ static inline void dit_sections(dit_t* d, checkpoint_section_t sections[DIT_SECT
 static inline void dit_declare_texts(st_writer_t* w, const dit_info_t* info) {
     safetensors_writer_metadata(w, "tokenizer", info->tokenizer);
     if (info->class_names[0]) safetensors_writer_metadata(w, "class_names", info->class_names);
+    if (info->text_encoder[0]) safetensors_writer_metadata(w, "text_encoder", info->text_encoder);
+    if (info->text[0]) safetensors_writer_metadata(w, "text", info->text);
     safetensors_writer_metadata(w, "losses", info->losses);
     safetensors_writer_metadata(w, "config", info->config);
 }
@@ -73,7 +79,7 @@ int dit_save(const char* path, dit_t* d, const dit_info_t* info, const floatS* l
     st_writer_t w;
     checkpoint_section_t sections[DIT_SECTIONS];
     dit_sections(d, sections);
-    int writes = !d->comm || comm_is_first(d->comm), C = d->config.net.C;
+    int writes = !d->comm || comm_is_first(d->comm), C = d->C;
     if (writes) {
         safetensors_writer_init(&w);
         safetensors_writer_metadata(&w, "format", DIT_FORMAT);
@@ -101,6 +107,11 @@ int dit_save(const char* path, dit_t* d, const dit_info_t* info, const floatS* l
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading
 
+static inline const char* dit_text_or_none(const safetensors_t* f, const char* key) {
+    const char* text = safetensors_metadata(f, key);
+    return text ? text : "";
+}
+
 // Opens a checkpoint of train_dit and reads its metadata; ends with a message when it is not one.
 dit_info_t dit_open(safetensors_t* f, const char* path) {
     safetensors_open_or_die(f, path);
@@ -116,8 +127,9 @@ dit_info_t dit_open(safetensors_t* f, const char* path) {
     info.tokenizer = safetensors_metadata(f, "tokenizer");
     info.losses = safetensors_metadata(f, "losses");
     info.config = safetensors_metadata(f, "config");
-    info.class_names = safetensors_metadata(f, "class_names");
-    if (!info.class_names) info.class_names = "";
+    info.class_names = dit_text_or_none(f, "class_names");
+    info.text_encoder = dit_text_or_none(f, "text_encoder");
+    info.text = dit_text_or_none(f, "text");
     if (!info.tokenizer) fatal("%s: metadata field \"tokenizer\" is missing; the file is damaged", path);
     if (!info.losses) fatal("%s: metadata field \"losses\" is missing; the file is damaged", path);
     if (!info.config) fatal("%s: metadata field \"config\" is missing; the file is damaged", path);
@@ -279,6 +291,23 @@ static inline void dit_check_f16(const safetensors_t* f, const char* path, const
     }
 }
 
+// The table of the network that a checkpoint of ours holds, for the caller to free; returns its latents' channels.
+static inline int dit_table_of_file(const safetensors_t* f, const dit_info_t* info, const char* path,
+                                    param_table_t* table) {
+    static dit_t d;
+    dit_config_t config;
+    memset(&config, 0, sizeof config);
+    if (info->text_encoder[0]) {
+        config.mmdit = mmdit_file_config_behind(f, &mmdit_formats[0], "ema.");
+        config.mmdit.h = config.mmdit.w = 1; // no tensor depends on them
+    } else {
+        config.net = dit_describe(f, path, 0);
+    }
+    dit_register(&d, config);
+    *table = d.params.table;
+    return d.C;
+}
+
 // Writes the weights that are to be used, and nothing else: what `from`, a checkpoint of ours, holds as averages.
 void dit_export(const char* from, const char* path, st_dtype_t dtype) {
     safetensors_t f;
@@ -291,13 +320,8 @@ void dit_export(const char* from, const char* path, st_dtype_t dtype) {
     checkpoint_number(&w, "adam_steps", info.t);
     safetensors_writer_metadata(&w, "weights", "averaged");
     dit_declare_texts(&w, &info);
-    lightningdit_t net;
     param_table_t table;
-    memset(&net, 0, sizeof net);
-    memset(&table, 0, sizeof table);
-    net.config = dit_describe(&f, from, 0);
-    lightningdit_register(&net, &table, "");
-    size_t longest = params_longest(&table), C = (size_t)net.config.C;
+    size_t C = (size_t)dit_table_of_file(&f, &info, from, &table), longest = params_longest(&table);
     floatS* host = (floatS*)malloc_check((longest > C ? longest : C) * sizeof(floatS), "a tensor");
     if (dtype == ST_F16) dit_check_f16(&f, from, &table, host);
     for (int i = 0; i < table.n; i++) {

@@ -41,6 +41,30 @@ static inline void replicas_share_values(params_t* p, comm_t* c, stream_t s) {
     if (p->ranks > 1) comm_all_gather(c, p->values + p->first, p->shard * sizeof(floatX), s);
 }
 
+// adam_update of the trained values [begin, end), as far as this process holds them.
+static inline void replicas_update_range(params_t* p, adam_t adam, size_t begin, size_t end, stream_t s) {
+    size_t low = begin > p->shard_begin ? begin : p->shard_begin, shard_end = p->shard_begin + p->shard;
+    size_t high = end < shard_end ? end : shard_end, at = low - p->shard_begin;
+    if (low >= high) return;
+    adam_update(p->values + p->first + low, p->master + at, p->m + at, p->v + at, p->ema[0] ? p->ema[0] + at : NULL,
+                p->ema[1] ? p->ema[1] + at : NULL, p->grads + low, high - low, adam, s);
+}
+
+// One step of Adam on the averaged gradients; the weight decay acts on matrices and kernels only. Tensors behind one
+// another that are alike in that take one call.
+void replicas_update_matrices_decay(params_t* p, adam_t adam, comm_t* c, stream_t s) {
+    double decay = adam.decay;
+    for (int i = 0, next; i < p->table.n; i = next) {
+        const param_t* t = &p->table.items[i];
+        for (next = i + 1; next < p->table.n && p->table.items[next].decay == t->decay;) next++;
+        size_t end = next < p->table.n ? p->table.items[next].offset : p->table.total;
+        adam.decay = t->decay ? decay : 0;
+        if (end > p->first) replicas_update_range(p, adam, t->offset > p->first ? t->offset - p->first : 0,
+                                                  end - p->first, s);
+    }
+    replicas_share_values(p, c, s);
+}
+
 // One step of Adam on the averaged gradients.
 void replicas_update(params_t* p, adam_t adam, comm_t* c, stream_t s) {
     adam_update(p->values + p->first + p->shard_begin, p->master, p->m, p->v, p->ema[0], p->ema[1],

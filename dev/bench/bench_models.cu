@@ -45,13 +45,15 @@
 // defines: network_t, network_register, network_plan, network_measure, network_macs, complexity_t, complexity_print
 #include "dev/bench/complexity.h"
 
-enum { MAX_IMAGES = 8 }; // sizes in -images
+enum { MAX_IMAGES = 8, CAPTION_ROWS = 77 }; // sizes in -images; text rows of a caption
 static const double gib = 1073741824.0;
 
 typedef struct {
     FILE* json; // or NULL
     int runs, batch, feature_images, rows, recompute;
     const char *preset, *model;    // of the tokenizer; size of LightningDiT
+    const char* t2i_model;         // of the text-to-image transformer
+    int t2i_images[2], t2i_sizes;  // its batches at the two sizes of latents
     int images[MAX_IMAGES], sizes; // batches of the steps
     int dit_images[MAX_IMAGES], dit_sizes, draw_images[MAX_IMAGES], draw_sizes, points;
     bench_limits_t limits;
@@ -276,14 +278,17 @@ static lightningdit_config_t dit_network(const bench_t* bench) {
     return c;
 }
 
-// What bench_dit.py takes as arguments.
-static void print_dit_config(char* text, size_t size, const bench_t* bench, int images, int recompute) {
-    snprintf(text, size, "{\"size\": \"%s\", \"batch\": %d, \"recompute\": %d, \"steps\": %d, \"cfg\": 4, "
-             "\"cfg_start\": 0.125, \"shift\": 0.3}", bench->model, images, recompute, bench->points);
+// What bench_dit.py takes as arguments: of LightningDiT, and with batch and recompute as an object.
+static void print_dit_config(char* text, size_t size, const bench_t* bench) {
+    snprintf(text, size, "\"size\": \"%s\", \"steps\": %d, \"cfg\": 4, \"cfg_start\": 0.125, \"shift\": 0.3",
+             bench->model, bench->points);
+}
+static void print_training(char* text, size_t size, int images, int recompute, const char* rest) {
+    snprintf(text, size, "{\"batch\": %d, \"recompute\": %d, %s}", images, recompute, rest);
 }
 
 // Random weights everywhere: at the start of a training gates and output are zero.
-static void fill_dit(lightningdit_t* net, params_t* params) {
+static void fill_weights(params_t* params) {
     size_t longest = params_longest(&params->table);
     floatS* values = (floatS*)malloc_check(longest * sizeof(floatS), "random weights");
     for (size_t i = 0; i < longest; i++) values[i] = (floatS)(0.04 * (random_uniform(1, RANDOM_INIT, 0, i) - 0.5));
@@ -292,7 +297,6 @@ static void fill_dit(lightningdit_t* net, params_t* params) {
         params_store(params, p->offset, values, p->stored);
     }
     free(values);
-    lightningdit_set_tables(net, params);
 }
 
 // Labels and times on the device, latents beside them.
@@ -300,7 +304,7 @@ static void fill_batch(dit_t* d, stream_t s) {
     int B = d->config.batch, *labels = (int*)malloc_check(B * sizeof(int), "labels");
     floatS* t = (floatS*)malloc_check(B * sizeof(floatS), "times");
     for (int b = 0; b < B; b++) {
-        labels[b] = b * 37 % d->config.net.classes;
+        labels[b] = dit_has_captions(&d->config) ? 0 : b * 37 % d->config.net.classes;
         t[b] = (floatS)((b + 0.5) / B);
     }
     copy_to_device(d->labels, labels, B * sizeof(int), 0);
@@ -324,7 +328,7 @@ static void dit_step(void* state, stream_t s) {
     algorithms_step(s, 0);
     dit_report_t report = dit_read(&training->dit, training->measures, s);
     if (!isfinite(report.norm)) fatal("the gradient of step %lld is not finite", (long long)training->step);
-    dit_update(&training->dit, report.norm, s);
+    dit_update(&training->dit, training->step, report.norm, s);
 }
 
 static size_t plan_dit(dit_t* d, dit_config_t config, int recompute) {
@@ -334,38 +338,79 @@ static size_t plan_dit(dit_t* d, dit_config_t config, int recompute) {
     config.recompute = recompute;
     dit_register(d, config);
     dit_plan(d);
-    size_t weights = params_bytes(&d->params.table, lightningdit_first_trained(&d->net), 1, 1);
+    size_t weights = params_bytes(&d->params.table, dit_first_trained(d), 1, 1);
     return plan_bytes(&d->plan) + plan_bytes(&d->work) + weights;
 }
 
-static void bench_dit_at(const bench_t* bench, int images) {
+// Captions of CAPTION_ROWS rows each, without padding.
+static void fill_captions(dit_t* d, stream_t s) {
+    const mmdit_config_t* c = &d->config.mmdit;
+    size_t rows = (size_t)d->config.batch * CAPTION_ROWS * c->text, vectors = (size_t)d->config.batch * c->vector;
+    floatX* text = (floatX*)device_malloc((rows + vectors) * sizeof(floatX), "captions");
+    bench_fill(text, rows + vectors, 1, s);
+    d->captions.L = CAPTION_ROWS;
+    d->captions.text = text;
+    d->captions.pooled = text + rows;
+}
+
+static dit_config_t training_config(int images) {
+    dit_config_t c;
+    memset(&c, 0, sizeof c);
+    c.batch = images;
+    c.lr = 2e-4, c.beta1 = 0.9, c.beta2 = 0.95, c.eps = 1e-8, c.ema = 0.9999;
+    return c;
+}
+
+// Training steps of either network. `text` tells PyTorch's side the rest of the configuration.
+static void bench_training(const bench_t* bench, const char* name, dit_config_t config, const char* text) {
     static dit_training_t training;
     dit_t* d = &training.dit;
-    dit_config_t config;
-    char text[300];
-    int recompute = bench->recompute;
-    memset(&config, 0, sizeof config);
+    int recompute = bench->recompute, images = config.batch;
+    char whole[400];
     memset(&training, 0, sizeof training);
-    config.net = dit_network(bench);
-    config.batch = images;
-    config.w_cos = 1, config.lr = 2e-4, config.beta1 = 0.9, config.beta2 = 0.95, config.eps = 1e-8, config.ema = 0.9999;
     size_t bytes = plan_dit(d, config, recompute);
-    if (!recompute && !fits("dit", images, bytes, 0)) {
-        printf("%-14s %6d wants %.2f GiB: tried with -recompute 1\n", "dit", images, bytes / gib);
+    if (!recompute && !fits(name, images, bytes, 0)) {
+        printf("%-14s %6d wants %.2f GiB: tried with -recompute 1\n", name, images, bytes / gib);
         bytes = plan_dit(d, config, recompute = 1);
     }
-    if (!fits("dit", images, bytes, 1)) return;
+    if (!fits(name, images, bytes, 1)) return;
     dit_allocate(d);
-    fill_dit(&d->net, &d->params);
+    fill_weights(&d->params);
+    dit_set_tables(d);
     params_start_averages(&d->params);
     fill_batch(d, bench->stream);
+    if (dit_has_captions(&config)) fill_captions(d, bench->stream);
     training.measures = (floatS*)host_malloc(dit_measure_count(d) * sizeof(floatS), "measures");
-    print_dit_config(text, sizeof text, bench, images, recompute);
+    print_training(whole, sizeof whole, images, recompute, text);
     bench_time_t time = bench_measure(dit_step, &training, bench->runs, 1, bench->stream);
     d->config.recompute = 0; // what is computed twice counts once
-    report(bench, "dit", time, dit_step_macs(d), images, bytes, text);
+    report(bench, name, time, dit_step_macs(d, CAPTION_ROWS), images, bytes, whole);
     host_free(training.measures);
+    device_free((void*)d->captions.text);
     dit_free(d);
+}
+
+static void bench_dit_at(const bench_t* bench, int images) {
+    char text[300];
+    dit_config_t config = training_config(images);
+    config.net = dit_network(bench);
+    config.w_cos = 1;
+    print_dit_config(text, sizeof text, bench);
+    bench_training(bench, "dit", config, text);
+}
+
+// Text to image at 256 pixels, or `large` at 512: latents of 16 or 32 positions a side; the mini one's of 6 or 12.
+static void bench_t2i(const bench_t* bench, int large) {
+    char text[300];
+    dit_config_t config = training_config(bench->t2i_images[large]);
+    config.mmdit = *mmdit_config_find(bench->t2i_model);
+    config.mmdit.guidance = 0;
+    int mini = !strcmp(config.mmdit.id, "t2i-mini"), side = (mini ? 6 : 16) << large;
+    config.mmdit.C = mini ? 16 : 32;
+    config.mmdit.h = config.mmdit.w = side;
+    config.text_rows = CAPTION_ROWS;
+    snprintf(text, sizeof text, "\"size\": \"%s\", \"side\": %d, \"rows\": %d", config.mmdit.id, side, CAPTION_ROWS);
+    bench_training(bench, large ? "t2i_512" : "t2i_256", config, text);
 }
 
 typedef struct {
@@ -415,7 +460,7 @@ static void plan_drawing(drawing_t* d, const bench_t* bench, int images, flow_gu
 static void bench_draw_at(const bench_t* bench, int images) {
     static drawing_t d;
     flow_guidance_t guidance = {4, 0.125, dit_network(bench).C, 0};
-    char text[300];
+    char text[300], whole[400];
     memset(&d, 0, sizeof d);
     d.net.config = dit_network(bench);
     plan_drawing(&d, bench, images, guidance);
@@ -425,17 +470,19 @@ static void bench_draw_at(const bench_t* bench, int images) {
     params_allocate(&d.params, d.params.table.total, 0, "LightningDiT's weights");
     plan_allocate(&d.plan, "activations");
     plan_allocate(&d.work, "working memory");
-    fill_dit(&d.net, &d.params);
+    fill_weights(&d.params);
+    lightningdit_set_tables(&d.net, &d.params);
     d.numbers = (uint64_t*)malloc_check(images * sizeof(uint64_t), "images");
     d.labels = (int*)malloc_check(images * sizeof(int), "labels");
     for (int b = 0; b < images; b++) {
         d.numbers[b] = (uint64_t)b;
         d.labels[b] = b * 37 % d.net.config.classes;
     }
-    print_dit_config(text, sizeof text, bench, images, 0);
+    print_dit_config(text, sizeof text, bench);
+    print_training(whole, sizeof whole, images, 0, text);
     bench_time_t time = bench_measure(draw, &d, bench->runs < 3 ? bench->runs : 3, 1, bench->stream);
     double macs = (double)lightningdit_macs(&d.net) * flow_evaluations(&d.sampler, &guidance) * images;
-    report(bench, "draw", time, macs, images, bytes, text);
+    report(bench, "draw", time, macs, images, bytes, whole);
     flow_network_free(&d.network);
     flow_sampler_free(&d.sampler);
     params_free(&d.params);
@@ -540,12 +587,12 @@ static int is_chosen(const char* list, const char* name) {
 
 int main(int argc, char** argv) {
     static cli_t cli;
-    static const char *only, *path, *images, *dit_images, *draw_images, *table_pixels, *table_images;
+    static const char *only, *path, *images, *dit_images, *draw_images, *t2i_images, *table_pixels, *table_images;
     static int preset;
     static bench_t bench;
     const cli_flag_t flags[] = {
         {"What to time", "only", CLI_STRING, &only, "", NULL,
-         "of encode,decode,step1,step2,step3,dit,draw,inception; default all; and kid,manifold,tables", CLI_SAVED},
+         "of encode,decode,step1,step2,step3,dit,draw,t2i,inception; default all; and kid,manifold,tables", CLI_SAVED},
         {NULL, "batch", CLI_INT, &bench.batch, BENCH_IS_GPU ? "32" : "1", "[1, 1024]", "images of encode and decode",
          CLI_SAVED},
         {NULL, "feature_images", CLI_INT, &bench.feature_images, BENCH_IS_GPU ? "64" : "8", "[1, 1024]",
@@ -564,6 +611,10 @@ int main(int argc, char** argv) {
          CLI_SAVED},
         {NULL, "draw_images", CLI_STRING, &draw_images, BENCH_IS_GPU ? "64" : "2", NULL, "batches that it draws",
          CLI_SAVED},
+        {NULL, "t2i_model", CLI_STRING, &bench.t2i_model, BENCH_IS_GPU ? "2B" : "t2i-mini", NULL,
+         "size of the text-to-image transformer", CLI_SAVED},
+        {NULL, "t2i_images", CLI_STRING, &t2i_images, BENCH_IS_GPU ? "32,8" : "64,16", NULL,
+         "batches of its steps at 256 and at 512 pixels", CLI_SAVED},
         {NULL, "steps", CLI_INT, &bench.points, "50", "[2, 10000]", "points of time from noise to image", CLI_SAVED},
         {NULL, "recompute", CLI_BOOL, &bench.recompute, "0", NULL, "steps of stage 2 and dit with -recompute 1",
          CLI_SAVED},
@@ -577,6 +628,7 @@ int main(int argc, char** argv) {
     bench.sizes = cli_integers("images", images[0] ? images : preset ? "8,32,64" : "32", bench.images, MAX_IMAGES);
     bench.dit_sizes = cli_integers("dit_images", dit_images, bench.dit_images, MAX_IMAGES);
     bench.draw_sizes = cli_integers("draw_images", draw_images, bench.draw_images, MAX_IMAGES);
+    bench.t2i_sizes = cli_integers("t2i_images", t2i_images, bench.t2i_images, 2);
     bench.json = path[0] ? fopen(path, "w") : NULL;
     if (path[0] && !bench.json) fatal("cannot write %s; choose another file with -json", path);
     bench.stream = device_open(0);
@@ -591,6 +643,7 @@ int main(int argc, char** argv) {
     }
     for (int i = 0; i < bench.dit_sizes && is_chosen(only, "dit"); i++) bench_dit_at(&bench, bench.dit_images[i]);
     for (int i = 0; i < bench.draw_sizes && is_chosen(only, "draw"); i++) bench_draw_at(&bench, bench.draw_images[i]);
+    for (int i = 0; i < bench.t2i_sizes && is_chosen(only, "t2i"); i++) bench_t2i(&bench, i);
     if (is_chosen(only, "encode")) bench_network(&bench, "encode", NETWORK_VIT);
     if (is_chosen(only, "decode")) bench_network(&bench, "decode", NETWORK_DECODER);
     if (is_chosen(only, "inception")) bench_inception(&bench);

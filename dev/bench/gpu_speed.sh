@@ -5,13 +5,14 @@
 # OUT/speed_tables.txt (all lines, and what the programs printed), OUT/speed_ours.json and OUT/speed_torch.json.
 # The important comes first: ours, PyTorch's eager, PyTorch's compiled, then operations and FID's network. What does not fit into
 # SPEED_SECONDS (330) is left out, and a part that fails is named. The files are written anew behind every part.
-# SPEED_OF ("dit tokenizer inception inception_fp32") says of what: LightningDiT-XL/1, training at 64, 32 and 128 images
-# and drawing 64 with guidance; the tokenizer's stages; FID's network on FEATURES (64) images in bf16, and in fp32, with
-# which FIDs are published, where FP32 (build/gpu_fp32) holds a bench_models; operations are timed either way. PyTorch's
-# fp32 has TF32 in its convolutions, as is its default; ours has not.
+# SPEED_OF ("dit tokenizer t2i inception inception_fp32") says of what: LightningDiT-XL/1, training at 64, 32 and 128 images
+# and drawing 64 with guidance; the tokenizer's stages; the text-to-image transformer 2B, training at 256 and 512 pixels;
+# FID's network on FEATURES (64) images in bf16, and in fp32, with which FIDs are published, where FP32 (build/gpu_fp32)
+# holds a bench_models; operations are timed either way. PyTorch's fp32 has TF32 in its convolutions, as is its default;
+# ours has not.
 # FOLDER (build/gpu) holds bench_ops and bench_models; PRESET (imagenet), IMAGES (64,8,32, of which PyTorch's compiled
-# mode takes the first two), DIT and TABLES (flags of bench_models for LightningDiT, and for the paper's tables) and OPS
-# (flags of bench_ops) make a small trial of it possible:
+# mode takes the first two), DIT, T2I and TABLES (flags of bench_models for LightningDiT, for text to image, and for the
+# paper's tables) and OPS (flags of bench_ops) make a small trial of it possible:
 #     FOLDER=build/cpu PRESET=mini IMAGES=8,16 DIT="-model mini -dit_images 32 -draw_images 2" OPS="-only mini" MINI=1 \
 #         TABLES="-table_pixels 256 -table_images 1" sh dev/bench/gpu_speed.sh build/speed python3
 set -u
@@ -27,7 +28,7 @@ mini=${MINI:-0}
 fp32=${FP32:-build/gpu_fp32}
 features=${FEATURES:-64}
 limit=${SPEED_SECONDS:-330}
-of=" ${SPEED_OF:-dit tokenizer inception inception_fp32} "
+of=" ${SPEED_OF:-dit tokenizer t2i inception inception_fp32} "
 [ -x "$fp32/bench_models" ] || of=$(echo "$of" | sed 's/ inception_fp32 / /')
 begin=$(date +%s)
 scratch=$(mktemp -d)
@@ -132,8 +133,11 @@ pytorch() { # NAME SECONDS SCRIPT FLAGS...
 # shellcheck disable=SC2086
 ! is_of dit || models ours_dit 60 -only dit,draw ${DIT:-} -json "$scratch/ours_0.json"
 ! is_of tokenizer || models ours_steps 80 -only step1,step2,step3 -images "$images" -json "$scratch/ours_1.json"
+# shellcheck disable=SC2086
+! is_of t2i || models ours_t2i 40 -only t2i ${T2I:-} -json "$scratch/ours_7.json"
 [ ! -s "$scratch/ours_0.json" ] || pytorch torch_0 50 dev/reference/bench_dit.py --from "$scratch/ours_0.json" --runs 3 --warmup 1
 [ ! -s "$scratch/ours_1.json" ] || pytorch torch_1 60 dev/reference/bench_torch.py --from "$scratch/ours_1.json" --runs 3
+[ ! -s "$scratch/ours_7.json" ] || pytorch torch_7 40 dev/reference/bench_dit.py --from "$scratch/ours_7.json" --runs 3 --warmup 1
 # 2  operations
 # shellcheck disable=SC2086
 part ours_ops 50 "$folder/bench_ops" ${OPS:-} -json "$scratch/ours_2.json"

@@ -1,12 +1,14 @@
-"""Times PyTorch on LightningDiT: a training step, and sampling with guidance. One JSON object a measurement.
+"""Times PyTorch on LightningDiT: a training step, and sampling with guidance; and on a text-to-image transformer's
+training step. One JSON object a measurement.
 
     python dev/reference/bench_dit.py train sample --size XL/1 --batch 64 --compile     on a GPU
     python dev/reference/bench_dit.py --size mini --batch 8 --steps 10                  anywhere
-    python dev/reference/bench_dit.py --from models.json      what `bench_models -only dit,draw -json models.json` timed
+    python dev/reference/bench_dit.py --from models.json  what `bench_models -only dit,draw,t2i -json models.json` timed
 
 train   `--runs` steps of random latents: flow matching (mean squared error + cosine), label drop, AdamW (fused on a
         GPU), moving average of the weights, one after the other without waiting for the loss. --recompute keeps no
         activations inside a block.
+t2i_256, t2i_512   with --from: steps of mmdit_twin.py on latents and text rows of the sizes that bench_models names
 sample  `--batch` images by Euler over `--steps` grid points, hence --steps - 1 evaluations, with guidance from t =
         --cfg-start on; an image with and without its class then go through the network as one batch.
 
@@ -29,10 +31,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import mmdit_twin
 from lightningdit_twin import (SIZES, Block, FinalLayer, LightningDiT, TimeEmbedding, flow_loss, flow_pair,
                                guided_velocity, make_size, time_grid)
 
-NAMES = dict(train="dit", sample="draw")  # as bench_models calls them
+NAMES = dict(train="dit", sample="draw", t2i_256="t2i_256", t2i_512="t2i_512")  # as bench_models calls them
 MINI = dict(side=4, patch=1, channels=16, dim=128, depth=6, heads=4, classes=10)
 
 
@@ -67,16 +70,27 @@ class Train:
         self.arguments, self.model = arguments, make_model(arguments)
         if arguments.recompute:
             recompute_blocks(self.model)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.trained]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0,
-                                           fused=arguments.device == "cuda")
-        self.work = 6 * self.model.macs()  # FLOP an image
-        self.forwards = 1
+        self.prepare(6 * self.model.macs())
         side = self.model.grid * self.model.patch
         with torch.device(arguments.device):
             self.x1 = torch.randn(arguments.batch, self.model.channels, side, side)
             self.labels = torch.randint(self.model.classes, (arguments.batch,))
+
+    def prepare(self, work):
+        """Average, optimiser; `work`: FLOP an image."""
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.trained]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0,
+                                           fused=self.arguments.device == "cuda")
+        self.work = work
+        self.forwards = 1
+
+    def step(self, loss):
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.trained, 1e-4)
 
     def run(self):
         noise = torch.randn_like(self.x1)
@@ -87,11 +101,34 @@ class Train:
         with half(self.arguments):
             v = self.model(x, t, labels)
         mse, cosine = flow_loss(v.float(), u)
-        self.optimizer.zero_grad()
-        (mse + cosine).backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.trained, 1e-4)
+        self.step(mse + cosine)
+
+
+class TrainCaptions(Train):
+    """The same of a text-to-image transformer; no cosine term, all captions of one length."""
+
+    def __init__(self, arguments):
+        self.arguments, side, B = arguments, arguments.side, arguments.batch
+        channels = 16 if arguments.size == "t2i-mini" else 32
+        with torch.device(arguments.device):
+            self.model = mmdit_twin.make_size(arguments.size, channels)
+            for parameter in self.model.parameters():
+                nn.init.normal_(parameter, std=0.02)
+            self.x1 = torch.randn(B, side, side, channels)
+            self.text = torch.randn(B, arguments.rows, self.model.txt_in.in_features)
+            self.pooled = torch.randn(B, self.model.vector_in.in_layer.in_features)
+        if arguments.recompute:
+            for block in (*self.model.double_blocks, *self.model.single_blocks):
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        self.prepare(6 * self.model.macs(arguments.rows, side, side))
+
+    def run(self):
+        noise = torch.randn_like(self.x1)
+        t = torch.sigmoid(torch.randn(len(noise), device=noise.device))
+        part = t[:, None, None, None]
+        with half(self.arguments):
+            v = self.model((1 - part) * self.x1 + part * noise, t, self.text, None, self.pooled)
+        self.step((v.float() - (noise - self.x1)).square().mean())
 
 
 class Sample:
@@ -154,7 +191,8 @@ def measure(work, runs, arguments):
 
 def compile_parts(model):
     for part in model.modules():
-        if isinstance(part, (Block, FinalLayer, TimeEmbedding)):
+        if isinstance(part, (Block, FinalLayer, TimeEmbedding, mmdit_twin.DoubleBlock, mmdit_twin.SingleBlock,
+                             mmdit_twin.Final, mmdit_twin.Embedder)):
             part.compile(dynamic=False)
 
 
@@ -163,17 +201,18 @@ def time_work(kind, compiled, arguments):
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    work = dict(train=Train, sample=Sample)[kind](arguments)
+    work = dict(train=Train, sample=Sample).get(kind, TrainCaptions)(arguments)
     if compiled:
         compile_parts(work.model)
-    seconds, best, cpu = measure(work.run, arguments.runs if kind == "train" else 1, arguments)
+    seconds, best, cpu = measure(work.run, 1 if kind == "sample" else arguments.runs, arguments)
     rate = arguments.batch / seconds
     line = dict(kind="model", name=NAMES[kind], size=arguments.size, images=arguments.batch,
                 mode="compiled" if compiled else "eager", precision="bf16" if arguments.bf16 else "fp32",
                 images_per_second=float(f"{rate:.4g}"), tflops=float(f"{rate * work.work / 1e12:.4g}"),
                 seconds=round(seconds, 6), best_seconds=round(best, 6), cpu_seconds=round(cpu, 6),
                 forwards=work.forwards,
-                gmacs=round(work.model.macs() / 1e9, 4), qk_norm=arguments.qk_norm,
+                gmacs=round(work.work / (2 if kind == "sample" else 6) / work.forwards / 1e9, 4),
+                qk_norm=arguments.qk_norm,
                 parameters=sum(p.numel() for p in work.model.parameters()))
     if kind == "sample":
         line |= dict(steps=arguments.steps, cfg=arguments.cfg, cfg_start=arguments.cfg_start, shift=arguments.shift)
@@ -219,7 +258,7 @@ def parse():
 def jobs(arguments):
     """What is to be timed: pairs of train or sample, and arguments."""
     if not arguments.source:
-        return [(kind, arguments) for kind in arguments.what or NAMES]
+        return [(kind, arguments) for kind in arguments.what or ("train", "sample")]
     found = []
     with open(arguments.source) as file:
         for line in map(json.loads, file):
