@@ -79,9 +79,12 @@ WARN    := -Wall -Wextra $(if $(FATAL),-Werror)
 GCC_FLAGS := $(shell flags='-mprefer-vector-width=512 -ftree-loop-vectorize -fvect-cost-model=dynamic -fpeel-loops'; \
                 echo 'int x;' | $(CC) -x c -S -Werror $$flags -o /dev/null - 2>/dev/null && echo -O2 $$flags)
 FAST    := $(or $(GCC_FLAGS),-O3) -march=native -fno-math-errno
+# Tests run for seconds: what their loops gain by vectors is less than it takes to compile them.
+BRIEF   := -O2 $(filter -mprefer-vector-width=%,$(GCC_FLAGS)) -march=native -fno-math-errno
 CHECKED := -O1 -g1 -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(LAPACK_FLAGS) $(MPI_FLAGS)
-C_FLAGS += $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
+C_BRIEF := $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(BRIEF))
+C_FAST  := $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
 C_LIBS  := -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
 # A program uses a part of what it includes: told that nothing else links to a file, gcc leaves the rest out at once. It
@@ -121,6 +124,12 @@ KERNELS  := $(patsubst tests/kernels_%.cu,%,$(wildcard tests/kernels_*.cu))
 # a whole step is emulated in bf16 alone: what it proves, that the order of threads does not matter, is no matter of precision
 EMU_TESTS := $(filter-out build/emu/kernels_step_fp32,$(foreach k,$(KERNELS),build/emu/kernels_$(k)_bf16 build/emu/kernels_$(k)_fp32)) \
              $(if $(wildcard tests/emulator.cu),build/emu/emulator_test,) build/emu/test_distribution
+# what `make test` runs of other builds than the CPU's; `make sanitize` has of these the kernels that are not checked there
+BESIDE   := $(addprefix build/emu/,train_tokenizer eval train_dit) $(addprefix build/emu_fp32/,train_tokenizer train_dit) \
+            $(addprefix build/double/,train_tokenizer train_dit sample) $(EMU_TESTS)
+ifeq ($(SANITIZE),1)
+BESIDE   := $(patsubst %,$(BUILD)/kernels_%_fp32,$(filter-out step full_size,$(KERNELS)))
+endif
 GPU_TESTS := $(foreach k,$(KERNELS),build/gpu/kernels_$(k)_bf16 build/gpu/kernels_$(k)_fp32)
 # all that gpu-check runs; the slowest to compile come first, so that no processor is left alone at the end
 GPU_CHECK := $(addprefix build/gpu/,bench_models train_tokenizer train_dit eval sample pretrain bench_ops) \
@@ -163,47 +172,50 @@ $(PROGRAMS): %: $(FOLDER)/% FORCE
 
 $(BUILD)/%: %.cu $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) -x c $(C_FLAGS) $(ALONE) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) -x c $(C_FAST) $(ALONE) $< -o $@ $(C_LIBS)
 
 # the training program in double: where the order of a sum does not show, N ranks and one are compared
 build/double/%: %.cu $(HEADERS) | build/double
 	@echo "  cc   $@"
-	$(Q)$(CC) -x c $(C_FLAGS) $(ALONE) -DDOUBLE=1 $< -o $@ $(C_LIBS)
+	$(Q)$(CC) -x c $(C_BRIEF) $(ALONE) -DDOUBLE=1 $< -o $@ $(C_LIBS)
 
 # tests that check derivatives against finite differences say so by including gradient.h, and run in double
 $(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_FLAGS) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1 -DWORK_TO_SHARE=0,) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_BRIEF) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1 -DWORK_TO_SHARE=0,) $< -o $@ $(C_LIBS)
 
 $(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_FLAGS) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_FAST) $< -o $@ $(C_LIBS)
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Kernels in the emulator: programs at full speed, each family's tests under the sanitizers; whole steps and full-size cases,
-# which use the same kernels, without: they take long to compile. What tests compare with is C, in double.
+# Kernels in the emulator. Each family's tests run under the sanitizers: in bf16 always, in fp32, which has fewer kernels of its
+# own, by `make sanitize`. Whole steps and full-size cases use the same kernels and do without; so do programs, which take
+# longer to compile than to run, at -O1. What tests compare with is C, in double.
 
 build/emu/%: %.cu $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O2 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O1 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
 
 build/emu_fp32/%: %.cu $(HEADERS) | build/emu_fp32
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O2 -DFP32=1 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O1 -DFP32=1 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
 
 build/reference.o: tests/reference.c common/ops.h common/op_types.h common/device.h $(wildcard dev/cpu/*.h) | build/emu
 	@echo "  cc   $@"
-	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DDOUBLE=1 $(FAST) -c $< -o $@
-
-EMU_CHECKED = $(if $(filter step full_size,$*),-O1,$(CHECKED))
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DDOUBLE=1 $(BRIEF) -c $< -o $@
 
 build/emu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(EMU_CHECKED) $< -x none build/reference.o -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(if $(filter step full_size,$*),-O1,$(CHECKED)) $< -x none build/reference.o -o $@ $(EMU_LIBS)
 
 build/emu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(EMU_CHECKED) -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O1 -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
+
+build/sanitize/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/sanitize
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(CHECKED) -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
 
 # what measures distributions has a GPU's libraries in these builds: their stand-ins, by the same tests
 build/emu/test_%: tests/test_%.c $(HEADERS) | build/emu
@@ -237,7 +249,7 @@ build/gpu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | buil
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/reference.o -o $@ $(NVCC_LIBS)
 
-$(BUILD) build/double build/emu build/emu_fp32 build/gpu build/gpu_fp32:
+build/cpu build/sanitize build/double build/emu build/emu_fp32 build/gpu build/gpu_fp32:
 	@mkdir -p $@
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -252,8 +264,8 @@ deps:
 # `deps` may install a library that changes the flags above: so the work is done by a second make
 test: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) run_tests
-run_tests: which $(TESTS) $(addprefix $(BUILD)/,$(PROGRAMS) pretrain plot) $(EMU_TESTS) build/emu/train_tokenizer build/emu_fp32/train_tokenizer \
-           build/emu/train_dit build/emu_fp32/train_dit build/emu/eval build/double/train_tokenizer build/double/train_dit build/double/sample
+# the slowest to compile come first, so that no processor is left alone at the end
+run_tests: which $(BESIDE) $(addprefix $(BUILD)/,eval train_tokenizer train_dit pretrain sample plot) $(TESTS)
 	@sh tests/run.sh $(BUILD)
 
 sanitize: deps

@@ -73,7 +73,7 @@ every_line_is_json() {
     finish
 }
 nano="-encoder tiny -encoder_weights world/encoder.safetensors -lpips_weights world/vgg.safetensors -vgg_channels 8,8
-    -batch 8 -chunk 4 -ch 8 -ch_mult 1,1,2,2 -groups 4 -ndf 4 -z_channels 8 -adapter_hidden 16 -disc_start 5,0,0 -latent_images 8
+    -batch 8 -chunk 4 -ch 8 -ch_mult 1,1,2,2 -res_blocks 1 -groups 4 -ndf 4 -z_channels 8 -adapter_hidden 16 -disc_start 5,0,0 -latent_images 8
     -log_every 5 -grid_every 0 -save_every 0"
 
 # train FLAGS...: a run on the drawn images; a flag given here wins over the nano tokenizer's

@@ -1,30 +1,29 @@
 #!/bin/sh
 # Runs every test of a build folder, as many at a time as there are processors, shows what fails, and ends with one line:
 #     N passed, N failed
-# Usage: tests/run.sh BUILD_FOLDER          everything: test programs, test scripts and, for build/cpu, the emulated kernels
+# Usage: tests/run.sh BUILD_FOLDER          everything: test programs, test scripts, and the emulated kernels: for build/cpu those of
+#                                           build/emu, for build/sanitize those in it
 #        tests/run.sh BUILD_FOLDER NAME     one of them, as it is called in the list
 # The full output of each stands in BUILD_FOLDER/NAME.log.
 set -u
 build=$1
 
+# test_nvcc belongs to `make test-gpu-build`; of the emulated and double programs, which two scripts are about, `make sanitize` has none
+left_out=nvcc
+[ "$(basename "$build")" = cpu ] || left_out="nvcc|emulated|ranks"
+
 # a line "NAME COMMAND" for each test; the longest come first, so that no processor is left alone at the end
 list() {
-    for script in emulated eval comm ranks bad_input resume cxx; do
-        echo "test_${script}_script sh tests/test_$script.sh $build"
-    done
-    for script in tests/test_*.sh; do
-        name=$(basename "$script" .sh)
-        case "$name" in
-        test_nvcc) ;; # make test-gpu-build
-        test_eval | test_emulated | test_comm | test_ranks | test_bad_input | test_resume | test_cxx) ;;
-        *) echo "${name}_script sh $script $build" ;;
-        esac
-    done
+    { printf '%s\n' emulated aspect eval resume bad_input comm ranks; ls tests/test_*.sh | sed 's/.*test_\(.*\).sh/\1/'; } |
+        awk '!listed[$0]++' | grep -Evx "$left_out" | sed "s|.*|test_&_script sh tests/test_&.sh $build|"
     if [ "$(basename "$build")" = cpu ]; then
-        echo "kernels_full_size_99k env EMU_CAPABILITY=8.6 build/emu/kernels_full_size_bf16" # RTX 30: 99 KiB a block
+        echo "kernels_step_bf16 build/emu/kernels_step_bf16"
         for test in build/emu/kernels_*_bf16 build/emu/kernels_*_fp32 build/emu/emulator_test build/emu/test_distribution; do
             echo "$(basename "$test" | sed s/^test_distribution/emulated_distribution/) $test"
-        done
+        done | grep -v '^kernels_step'
+        echo "kernels_full_size_99k env EMU_CAPABILITY=8.6 build/emu/kernels_full_size_bf16" # RTX 30: 99 KiB a block
+    else
+        for test in "$build"/kernels_*; do echo "$(basename "$test") $test"; done | grep -v '\.log '
     fi
     for source in tests/test_*.c; do
         name=$(basename "$source" .c)

@@ -149,10 +149,10 @@ check "  of its own" test "$(cut -d ' ' -f 1 classic/sweep.txt | sort -u | wc -l
 emulated="$build/../emu/eval"
 if [ -x "$emulated" ]; then
     # shellcheck disable=SC2086
-    check "emulated kernels measure too" "$emulated" $mini -recon -gen -images 8 -n 8 -steps 3 -reference_images 8 -batch 8 -out "" \
+    check "emulated kernels measure too" "$emulated" $mini -recon -gen -images 4 -n 4 -steps 2 -reference_images 4 -batch 4 -out "" \
         -json emulated.json
     # shellcheck disable=SC2086
-    "$eval" $mini -recon -gen -images 8 -n 8 -steps 3 -reference_images 8 -out "" -json plain.json >/dev/null 2>&1
+    "$eval" $mini -recon -gen -images 4 -n 4 -steps 2 -reference_images 4 -out "" -json plain.json >/dev/null 2>&1
     check "  reconstructions as the CPU's" same plain emulated 2e-2 FD-mini PSNR SSIM LPIPS-mini
     sed -n '/"measure": "gen"/p' emulated.json >ge.json
     sed -n '/"measure": "gen"/p' plain.json >gp.json

@@ -38,6 +38,7 @@ struct emu_thread {
 
 struct emu_warp {
     uint32_t waiting;      // lanes that wait in a collective
+    uint32_t alike;        // of these, some that wait in the same one: that of the lane that came last
     uint32_t synchronised; // time of the last __syncwarp of all lanes
     uint32_t pair[32][32]; // time of the last __syncwarp of these two
 };

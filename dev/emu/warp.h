@@ -27,7 +27,11 @@ static inline void emu_collective(const char* name, uint32_t mask, R* record, F 
     if (exist < 32 && mask >> exist) {
         emu_report("wrong mask", "%s, %s:%d, has mask 0x%08x; this warp has %d lanes", name, file, line, mask, exist);
     }
-    for (uint32_t others = warp->waiting & mask; others; others &= others - 1) {
+    if (warp->alike) { // one stands for all of them
+        emu_thread* first = &lanes[__builtin_ctz(warp->alike)];
+        if (first->mask != mask || first->collective != name) warp->alike = 0;
+    }
+    for (uint32_t others = warp->waiting & mask & ~warp->alike; others; others &= others - 1) {
         int o = w * 32 + __builtin_ctz(others);
         emu_thread* other = &emu.thread[o];
         if (!(other->mask >> (t % 32) & 1)) continue; // in a collective of fewer lanes, and may still come here
@@ -42,11 +46,13 @@ static inline void emu_collective(const char* name, uint32_t mask, R* record, F 
     self->line = line;
     emu.state[t] = EMU_IN_COLLECTIVE;
     warp->waiting |= 1u << (t % 32);
+    warp->alike |= 1u << (t % 32);
     if (emu_missing_lanes(t) == 0) {
         emu_lanes<R> all;
         for (int i = 0; i < 32; i++) all.lane[i] = mask >> i & 1 ? (R*)lanes[i].record : NULL;
         work(all);
         warp->waiting &= ~mask;
+        warp->alike &= warp->waiting;
         for (uint32_t rest = mask; rest; rest &= rest - 1) emu_make_ready(w * 32 + __builtin_ctz(rest));
     }
     emu_yield();
