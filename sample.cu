@@ -45,6 +45,8 @@
 #include "common/drawing/prompts.h"
 // defines: npz_writer_t
 #include "common/files/npz_writer.h"
+// defines: HASH_START, hash_string, hash_text, hash_word
+#include "common/program/hash.h"
 
 typedef struct {
     drawing_options_t drawing; // the DiT, and how it is used
@@ -615,17 +617,17 @@ static void need_file(const sample_t* r, const char* flag, const char* path) {
 // The flags, and what they do not tell: what was in the files that they name.
 static char* all_settings(const sample_t* r, uint64_t dit) {
     char hash[3][17], *flags = cli_to_json(&r->cli);
-    uint64_t words = FINGERPRINT_START;
+    uint64_t words = HASH_START;
     json_text_t text = {NULL, 0, 0};
     json_append(&text, "%.*s, \"dit_hash\": \"%s\", \"tokenizer_hash\": \"%s\", \"statistics_hash\": \"%s\"",
-                (int)strlen(flags) - 1, flags, fingerprint_text(hash[0], dit), r->model.tokenizer.fingerprint,
-                fingerprint_text(hash[1], pipeline_statistics_hash(&r->model)));
+                (int)strlen(flags) - 1, flags, hash_text(hash[0], dit), r->model.tokenizer.fingerprint,
+                hash_text(hash[1], pipeline_statistics_hash(&r->model)));
     for (int i = -1; r->is_text && i < r->row_count; i++) {
         const char* prompt = i < 0 ? r->model.negative : prompt_of(r, i);
-        for (const char* c = prompt; *c; c++) words = fingerprint_word(words, (unsigned char)*c);
-        words = fingerprint_word(words, '\n');
+        words = hash_string(words, prompt);
+        words = hash_word(words, '\n');
     }
-    if (r->is_text) json_append(&text, ", \"prompts_hash\": \"%s\"", fingerprint_text(hash[2], words));
+    if (r->is_text) json_append(&text, ", \"prompts_hash\": \"%s\"", hash_text(hash[2], words));
     if (r->is_text) json_append(&text, ", \"text_encoder\": \"%s\"", r->model.encoder.name);
     json_append(&text, "}");
     free(flags);

@@ -3,7 +3,7 @@
 // tokenizers: from a caption to rows, and from pictures with captions to scores.
 
 // defines: caption_encoder_t, caption_encoder_options_t, caption_encoder_*
-#include "common/drawing/caption_encoder.h"
+#include "common/models/caption_encoder.h"
 // defines: scene_of, scene_caption
 #include "common/data/scenes.h"
 // defines: prompted_t, prompted_open, pick_check, pick_mean, clip_score_*, aesthetic_*, clip_input

@@ -23,15 +23,17 @@
 #include "common/data/latents.h"
 // defines: caption_hash
 #include "common/data/text_cache.h"
+// defines: HASH_START, hash_word
+#include "common/program/hash.h"
 
 // The fingerprint of a data set's captions, in their order; 17 bytes.
 static inline const char* captions_fingerprint(char text[17], const dataset_t* set) {
-    uint64_t h = 14695981039346656037ull;
+    uint64_t h = HASH_START;
     for (size_t i = 0; i < set->count; i++) {
         char* caption = dataset_caption(set, i);
         if (!caption) fatal("%s has no captions; give -data scenes or captions:FOLDER", set->folder);
         uint64_t one = caption_hash(caption);
-        for (int k = 0; k < 8; k++) h = (h ^ (one >> 8 * k & 255)) * 1099511628211ull;
+        for (int k = 0; k < 8; k++) h = hash_word(h, one >> 8 * k & 255);
         free(caption);
     }
     snprintf(text, 17, "%016llx", (unsigned long long)h);

@@ -35,11 +35,11 @@
 #include "common/files/safetensors_writer.h"
 // defines: fatal, malloc_check, calloc_check
 #include "common/program/log.h"
+// defines: HASH_START, hash_string
+#include "common/program/hash.h"
 
 static inline uint64_t caption_hash(const char* caption) {
-    uint64_t h = 14695981039346656037ull;
-    for (const char* c = caption; *c; c++) h = (h ^ (unsigned char)*c) * 1099511628211ull;
-    return h;
+    return hash_string(HASH_START, caption);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -21,8 +21,7 @@
 // the image) alone.
 //
 // Fingerprint. Latents on a disk, and a model trained on them, belong to the weights that made them. All weights with
-// their names, in the order of the table and as fp32, give a 64-bit number (FNV-1a over 32-bit words):
-//     h <- (h xor word) 1099511628211
+// their names, in the order of the table and as fp32, give a 64-bit number (common/program/hash.h, over 32-bit words).
 // Each step is a bijection of h, so a change of one value always changes the result. The whole tokenizer is hashed,
 // also where only one half of it is used, so encode and decode tell the same name.
 //
@@ -50,6 +49,8 @@
 #include "common/training/tokenizer_options.h"
 // defines: tensor_file_open_or_die
 #include "common/files/tensor_file.h"
+// defines: HASH_START, hash_string, hash_text, hash_word
+#include "common/program/hash.h"
 
 // The memory plans hold addresses of this struct's members: it must stay where it is once it is open.
 typedef struct {
@@ -82,26 +83,17 @@ static inline size_t autoencoder_latent_values(const autoencoder_t* a) { return 
 // ---------------------------------------------------------------------------------------------------------------------
 // The weights in a file
 
-#define FINGERPRINT_START 14695981039346656037ull
-
-static inline uint64_t fingerprint_word(uint64_t h, uint32_t word) { return (h ^ word) * 1099511628211ull; }
-
 static inline uint64_t fingerprint_tensor(uint64_t h, const char* name,
                                           const floatS* values, // (n)
                                           size_t n) {
-    for (const char* c = name; *c; c++) h = fingerprint_word(h, (unsigned char)*c);
+    h = hash_string(h, name);
     for (size_t i = 0; i < n; i++) {
         float value = (float)values[i];
         uint32_t bits;
         memcpy(&bits, &value, sizeof bits);
-        h = fingerprint_word(h, bits);
+        h = hash_word(h, bits);
     }
     return h;
-}
-
-static inline const char* fingerprint_text(char text[17], uint64_t h) {
-    snprintf(text, 17, "%016llx", (unsigned long long)h);
-    return text;
 }
 
 // host = the weights of `p`, which stand behind `prefix`; in a file of ours, where it is "", those that `ema` names.
@@ -203,7 +195,7 @@ static inline void autoencoder_plan(autoencoder_t* a) {
 static inline uint64_t autoencoder_load(autoencoder_t* a, const safetensors_t* f, const char* path, const char* prefix,
                                         int ema, const param_table_t* all) {
     checkpoint_mismatch_t mismatch = {0, 0, "", ""};
-    uint64_t h = FINGERPRINT_START;
+    uint64_t h = HASH_START;
     size_t longest = params_longest(all);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
     for (int i = 0; i < all->n; i++) {
@@ -222,7 +214,7 @@ static inline uint64_t autoencoder_load(autoencoder_t* a, const safetensors_t* f
 static inline void autoencoder_name(autoencoder_t* a, const safetensors_t* f, uint64_t h) {
     const char* stored = safetensors_metadata(f, "fingerprint_stored");
     const char* original = safetensors_metadata(f, "fingerprint");
-    fingerprint_text(a->fingerprint, h);
+    hash_text(a->fingerprint, h);
     if (!stored || !original || strlen(original) != 16 || strcmp(stored, a->fingerprint)) return;
     snprintf(a->fingerprint, sizeof a->fingerprint, "%s", original);
 }
@@ -280,7 +272,7 @@ static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f
     free(all.items);
     memset(&all, 0, sizeof all);
     autoencoder_allocate(a, &all, encode, decode);
-    fingerprint_text(a->fingerprint, autoencoder_load(a, f, path, l->prefix, -1, &all));
+    hash_text(a->fingerprint, autoencoder_load(a, f, path, l->prefix, -1, &all));
     free(all.items);
 }
 
@@ -430,7 +422,7 @@ __attribute__((noreturn)) static inline void autoencoder_not_finite(const autoen
 static inline void autoencoder_hash_export(const safetensors_t* f, const char* path, int ema, const param_table_t* all,
                                            st_dtype_t dtype, floatS* host, uint64_t h[2]) {
     checkpoint_mismatch_t mismatch = {0, 0, "", ""};
-    h[0] = h[1] = FINGERPRINT_START;
+    h[0] = h[1] = HASH_START;
     for (int i = 0; i < all->n; i++) {
         const param_t* p = &all->items[i];
         if (!autoencoder_read(f, "", ema, p, host, &mismatch)) continue;
@@ -457,8 +449,8 @@ static inline void autoencoder_declare(st_writer_t* w, const checkpoint_info_t* 
     checkpoint_number(w, "images", info->images);
     safetensors_writer_metadata(w, "config", info->config);
     safetensors_writer_metadata(w, "weights", averaged ? "averaged" : "raw");
-    safetensors_writer_metadata(w, "fingerprint", fingerprint_text(text, h[0]));
-    safetensors_writer_metadata(w, "fingerprint_stored", fingerprint_text(text, h[1]));
+    safetensors_writer_metadata(w, "fingerprint", hash_text(text, h[0]));
+    safetensors_writer_metadata(w, "fingerprint_stored", hash_text(text, h[1]));
     for (int i = 0; i < all->n; i++) {
         const param_t* p = &all->items[i];
         size_t shape[4];

@@ -19,7 +19,7 @@
 // An image is numbered. Its noise depends on the seed and on this number alone. In the CPU build the bits of an image
 // do not depend on what is drawn beside it: every operation computes an image alike in any batch (dev/cpu/gemm.h), and
 // the padding in front of a caption is left out of all sums. Look next at common/drawing/flow_sampler.h (guidance and
-// solvers), common/drawing/caption_encoder.h and sample.cu, the program.
+// solvers), common/models/caption_encoder.h and sample.cu, the program.
 #pragma once
 // defines: flow_network_t, flow_sampler_t, flow_guidance_t, flow_noise, flow_sample, flow_guided_velocity
 #include "common/drawing/flow_sampler.h"

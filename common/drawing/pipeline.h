@@ -22,11 +22,13 @@
 // defines: mmdit_file_holds, mmdit_file_config, mmdit_file_config_behind, mmdit_file_load
 #include "common/models/mmdit_file.h"
 // defines: caption_encoder_t, caption_encoder_*
-#include "common/drawing/caption_encoder.h"
+#include "common/models/caption_encoder.h"
 // defines: dit_sampler_t, dit_sampler_open, dit_sampler_draw, dit_sampler_batch, dit_sampler_pass, dit_sampler_show
 #include "common/drawing/dit_sampler.h"
 // defines: random_below, RANDOM_LABELS
 #include "common/program/rng.h"
+// defines: HASH_START, hash_string, hash_word
+#include "common/program/hash.h"
 
 // Where mean and deviation of the latents come from.
 typedef enum { STATISTICS_NONE, STATISTICS_OF_TOKENIZER, STATISTICS_GIVEN } pipeline_statistics_t;
@@ -307,20 +309,20 @@ void pipeline_close(pipeline_t* g) {
 
 // A hash of the latents' mean and deviation.
 static inline uint64_t pipeline_statistics_hash(const pipeline_t* g) {
-    return fingerprint_tensor(FINGERPRINT_START, "latent", g->mean, 2 * (size_t)pipeline_channels(g));
+    return fingerprint_tensor(HASH_START, "latent", g->mean, 2 * (size_t)pipeline_channels(g));
 }
 
 // A hash of the DiT's file: of all of its tensors. Before pipeline_load, which closes it.
 static inline uint64_t pipeline_hash(const pipeline_t* g) {
-    uint64_t h = FINGERPRINT_START;
+    uint64_t h = HASH_START;
     for (int i = 0; i < g->file.n; i++) {
         const st_tensor_t* t = &g->file.tensors[i];
         size_t bytes = t->numel * st_dtype_info(t->dtype).bits / 8;
-        for (const char* c = t->name; *c; c++) h = fingerprint_word(h, (unsigned char)*c);
+        h = hash_string(h, t->name);
         for (size_t k = 0; k < bytes; k += 4) {
             uint32_t word = 0;
             memcpy(&word, t->data + k, bytes - k < 4 ? bytes - k : 4);
-            h = fingerprint_word(h, word);
+            h = hash_word(h, word);
         }
     }
     return h;

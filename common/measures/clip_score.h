@@ -12,7 +12,7 @@
 // Look next at common/measures/clip_input.h, a picture's way to the network, and eval_captions.h, the user.
 #pragma once
 // defines: caption_encoder_hash
-#include "common/drawing/caption_encoder.h"
+#include "common/models/caption_encoder.h"
 // defines: clip_input, clip_input_t
 #include "common/measures/clip_input.h"
 // defines: clip_text_t, clip_image_t, clip_load_text, clip_load_image, clip_config_of_file, clip_scale_of_file

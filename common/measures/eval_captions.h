@@ -143,7 +143,7 @@ static inline void captions_protocol(result_t* result, const clip_score_t* net, 
     char hash[17], key[REPORT_NAME];
     snprintf(key, sizeof key, "%s network", whose);
     report_protocol(result, key, "%s, %.100s, hash %s", net->config->id, net->path,
-                    fingerprint_text(hash, caption_encoder_hash(net->path)));
+                    hash_text(hash, caption_encoder_hash(net->path)));
     snprintf(key, sizeof key, "%s input", whose);
     report_protocol(result, key, "%d x %d, %s", net->side, net->side, clip_inputs[how]);
     if (c->cut == 0) return;

@@ -90,10 +90,10 @@ static inline void gen_scores(gen_t* g, result_t* result, const image_source_t* 
 static inline void gen_protocol(gen_t* g, result_t* result, const image_source_t* set) {
     const reference_statistics_t* r = g->reference;
     char hash[17];
-    report_protocol(result, "samples", "%zu, hash %s", g->features.n, fingerprint_text(hash, g->features.hash));
+    report_protocol(result, "samples", "%zu, hash %s", g->features.n, hash_text(hash, g->features.hash));
     if (r->n > 0) report_protocol(result, "gFID reference", "%s, %.0f images, hash %s", r->name, r->n,
-                                  fingerprint_text(hash, r->hash));
-    else report_protocol(result, "gFID reference", "%s, hash %s", r->name, fingerprint_text(hash, r->hash));
+                                  hash_text(hash, r->hash));
+    else report_protocol(result, "gFID reference", "%s, hash %s", r->name, hash_text(hash, r->hash));
     if (r->has_images) report_protocol(result, "precision, recall, KID", "against %zu images", r->features.rows_n);
     feature_net_protocol(result, g->net, g->input);
     if (set->kind == SOURCE_PIPELINE) eval_drawing_protocol(g->e, result, set->pipeline);

@@ -72,7 +72,7 @@ static inline void eval_drawing_protocol(const eval_t* e, result_t* result, cons
     report_protocol(result, "sampler", "%s, seed %zu", text, o->seed);
     dit_sampler_guidance_text(text, sizeof text, &d->sampler);
     report_protocol(result, "guidance", "%s", text);
-    report_protocol(result, "latent statistics", "hash %s", fingerprint_text(hash, pipeline_statistics_hash(d)));
+    report_protocol(result, "latent statistics", "hash %s", hash_text(hash, pipeline_statistics_hash(d)));
 }
 
 static const cli_setting_t eval_preset_mini[] = {{"tokenizer", "miniature/tokenizer.safetensors"},

@@ -270,7 +270,7 @@ static inline void recon_protocol(recon_t* r, result_t* result, size_t n) {
     const autoencoder_t* a = r->tokenizer;
     char hash[17];
     report_protocol(result, "images", "%zu", n);
-    report_protocol(result, "originals", "%s, hash %s", r->set.name, fingerprint_text(hash, r->hash));
+    report_protocol(result, "originals", "%s, hash %s", r->set.name, hash_text(hash, r->hash));
     static const char* const crops[3] = {"ADM centre crop", "torchvision Resize, CenterCrop",
                                          "none: bilinear to the shorter side, then the ends to a multiple of the step"};
     if (o->crop == CROP_ASPECT) report_protocol(result, "size", "shorter side %d, aspect up to %g", a->H, o->aspect);

@@ -57,7 +57,7 @@ static inline void sweep_key(sweep_t* w, const pipeline_t* g, const feature_net_
                      o->input, (unsigned long long)reference->hash, o->n, o->seed, d->solver, d->cfg_channels, d->cfg_start,
                      d->shift, o->balanced, d->raw, d->predicts, d->process, d->eta, d->cfg_energy,
                      (unsigned long long)pipeline_statistics_hash(g));
-    fingerprint_text(w->key, image_hash(0, (const uint8_t*)text, (size_t)n));
+    hash_text(w->key, image_hash(0, (const uint8_t*)text, (size_t)n));
 }
 
 // Points that the file has already. One process reads, all know.

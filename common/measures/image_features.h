@@ -26,7 +26,7 @@
 // Process r of W takes images r, r + W, ...; afterwards all have everything. Images that cannot be read are left out,
 // and the rows close up. Look next at common/models/inception.h and common/measures/eval_gen.h.
 #pragma once
-// defines: fingerprint_tensor, fingerprint_text, FINGERPRINT_START
+// defines: fingerprint_tensor
 #include "common/drawing/autoencoder.h"
 // defines: tensor_file_open_or_die
 #include "common/files/tensor_file.h"
@@ -46,6 +46,8 @@
 #include "common/program/progress.h"
 // defines: comm_sum_floats_host
 #include "common/training/comm.h"
+// defines: HASH_START, hash_text
+#include "common/program/hash.h"
 
 typedef enum { FEATURES_INCEPTION, FEATURES_MINI } feature_network_t;
 
@@ -76,7 +78,7 @@ typedef struct {
 
 // A hash of names and values that does not depend on the kind of file.
 static inline uint64_t feature_net_hash(const safetensors_t* file) {
-    uint64_t h = FINGERPRINT_START;
+    uint64_t h = HASH_START;
     size_t longest = 1;
     for (int i = 0; i < file->n; i++) {
         if (file->tensors[i].numel > longest) longest = file->tensors[i].numel;
@@ -169,7 +171,7 @@ void feature_net_open(feature_net_t* f, const char* path, int batch, int H, int 
     f->path = path;
     f->batch = batch;
     tensor_file_open_or_die(&file, path);
-    fingerprint_text(f->hash, feature_net_hash(&file));
+    hash_text(f->hash, feature_net_hash(&file));
     if (safetensors_find(&file, "Mixed_7c.branch_pool.conv.weight")) {
         f->network = FEATURES_INCEPTION;
         f->dim = INCEPTION_POOL, f->spatial = INCEPTION_SPATIAL, f->classes = INCEPTION_CLASSES;

@@ -28,6 +28,8 @@
 #include "common/files/npz.h"
 // defines: shared_sizes
 #include "common/training/shared_sizes.h"
+// defines: HASH_START, hash_bytes, hash_word
+#include "common/program/hash.h"
 
 typedef enum { CROP_ADM, CROP_TORCHVISION, CROP_ASPECT, CROP_NONE } crop_t;
 typedef enum { SOURCE_DATASET, SOURCE_NPZ, SOURCE_PIPELINE } image_source_kind_t;
@@ -330,10 +332,9 @@ static inline int image_source_read(image_source_t* set, image_batch_t* b, size_
 // Hash
 
 static inline uint64_t image_hash(size_t number, const uint8_t* pixels, size_t n) {
-    uint64_t h = 14695981039346656037ull;
-    for (int i = 0; i < 8; i++) h = (h ^ (number >> 8 * i & 255)) * 1099511628211ull;
-    for (size_t i = 0; i < n; i++) h = (h ^ pixels[i]) * 1099511628211ull;
-    return h;
+    uint64_t h = HASH_START;
+    for (int i = 0; i < 8; i++) h = hash_word(h, number >> 8 * i & 255);
+    return hash_bytes(h, pixels, n);
 }
 
 static inline uint64_t image_batch_hash(const image_batch_t* b, size_t image) {

@@ -19,6 +19,8 @@
 #include "common/files/npz.h"
 // defines: npz_item_t, npz_values, npz_string, npz_write_arrays
 #include "common/files/npz_writer.h"
+// defines: HASH_START, hash_text, hash_word
+#include "common/program/hash.h"
 
 #define REFERENCE_USE "gFID" // what a file of ours says that it is for
 #define STATISTICS_OF " images of "
@@ -57,7 +59,7 @@ static inline uint64_t statistics_hash_values(uint64_t h, const double* values, 
     for (size_t i = 0; i < n; i++) {
         uint64_t bits;
         memcpy(&bits, values + i, sizeof bits);
-        h = fingerprint_word(fingerprint_word(h, (uint32_t)bits), (uint32_t)(bits >> 32));
+        h = hash_word(hash_word(h, (uint32_t)bits), (uint32_t)(bits >> 32));
     }
     return h;
 }
@@ -106,7 +108,7 @@ static inline void statistics_read(reference_statistics_t* r, const npz_reader_t
     size_t dim = (size_t)net->dim, spatial = (size_t)net->spatial;
     r->mu = statistics_array(file, "mu", net->dim, 0);
     r->sigma = statistics_array(file, "sigma", net->dim, 1);
-    r->hash = statistics_hash_values(statistics_hash_values(FINGERPRINT_START, r->mu, dim), r->sigma, dim * dim);
+    r->hash = statistics_hash_values(statistics_hash_values(HASH_START, r->mu, dim), r->sigma, dim * dim);
     if (net->spatial && npz_find(file, "mu_s") && npz_find(file, "sigma_s")) {
         r->mu_s = statistics_array(file, "mu_s", net->spatial, 0);
         r->sigma_s = statistics_array(file, "sigma_s", net->spatial, 1);
@@ -122,7 +124,7 @@ static inline void statistics_save(const reference_statistics_t* r, const char* 
     char protocol[1000], made_with[200], hash[17];
     snprintf(protocol, sizeof protocol, "use " REFERENCE_USE "; %s; %.0f" STATISTICS_OF "%s, hash %s",
              statistics_made_with(made_with, sizeof made_with, net, input), r->n, r->name,
-             fingerprint_text(hash, r->hash));
+             hash_text(hash, r->hash));
     size_t dim = (size_t)net->dim, spatial = (size_t)net->spatial;
     npz_item_t items[6] = {
         npz_values("mu", r->mu, 1, dim, 0),           npz_values("sigma", r->sigma, 2, dim, dim),

@@ -23,6 +23,8 @@
 #include "common/program/rng.h"
 // defines: exchange_weights; floatX, floatS, device_malloc, fatal
 #include "common/ops.h"
+// defines: hash_string
+#include "common/program/hash.h"
 
 typedef enum { LAYOUT_PLAIN, LAYOUT_CONV, LAYOUT_PADDED, LAYOUT_COLUMNS } layout_t;
 typedef enum {
@@ -368,9 +370,7 @@ void params_init(params_t* p, uint64_t seed) {
     floatS* padded = values + longest;
     for (int i = 0; i < p->table.n; i++) {
         const param_t* t = &p->table.items[i];
-        uint64_t key = 1469598103934665603ull;
-        for (const char* c = t->name; *c; c++) key = (key ^ (unsigned char)*c) * 1099511628211ull;
-        key >>= 8; // a step has 56 bits
+        uint64_t key = hash_string(1469598103934665603ull, t->name) >> 8; // a step has 56 bits
         #pragma omp parallel for
         for (size_t j = 0; j < t->count; j++) {
             double value = t->init.value;

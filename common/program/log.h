@@ -9,6 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+// defines: HASH_START, hash_string
+#include "common/program/hash.h"
+
 static int log_rank, log_size = 1;    // this process, of how many: set by comm_open
 static void (*log_on_fatal)(void);    // what fatal() does before it ends this process: it ends the others
 
@@ -42,15 +45,14 @@ __attribute__((format(printf, 1, 2))) static inline void warn(const char* format
 // The same once: a sentence that has been said is not said again. For what several parts of a program find out.
 __attribute__((format(printf, 1, 2))) static inline void warn_once(const char* format, ...) {
     enum { SAID = 64 };
-    static unsigned long long said[SAID]; // hashes (FNV-1a)
+    static uint64_t said[SAID]; // hashes
     static int count;
     char text[4096];
-    unsigned long long h = 14695981039346656037ull;
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    for (const char* c = text; *c; c++) h = (h ^ (unsigned char)*c) * 1099511628211ull;
+    uint64_t h = hash_string(HASH_START, text);
     for (int i = 0; i < count; i++) {
         if (said[i] == h) return;
     }

@@ -25,6 +25,8 @@
 #include "common/text/text_table.h"
 // defines: utf8_next
 #include "common/text/utf8.h"
+// defines: HASH_START, hash_word
+#include "common/program/hash.h"
 
 typedef enum {
     PIECE_NORMAL = 1, PIECE_UNKNOWN, PIECE_CONTROL, PIECE_USER_DEFINED, PIECE_UNUSED, PIECE_BYTE,
@@ -322,9 +324,9 @@ static inline void unigram_offer(unigram_way_t* way, float score, int id, size_t
 static inline void unigram_continue(const unigram_t* t, const unigram_text_t* text, unigram_way_t* ways, size_t from,
                                     size_t length) {
     int whole = 0; // is the character itself a piece?
-    uint64_t hash = TEXT_HASH;
+    uint64_t hash = HASH_START;
     for (size_t n = 1; n <= t->longest && from + n <= text->length; n++) {
-        hash = text_hash_byte(hash, text->text[from + n - 1]);
+        hash = hash_word(hash, (unsigned char)text->text[from + n - 1]);
         const text_entry_t* entry = text_table_entry(&t->table, text->text + from, n, hash);
         if (!entry->key) continue;
         const unigram_piece_t* p = &t->pieces[entry->value];

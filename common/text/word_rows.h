@@ -7,7 +7,7 @@
 // sines and cosines of the position, tell order, which the transformer does not see otherwise: it gives all text rows
 // one position. The mark of the end is the last word. Letters count in lower case; white space and ASCII punctuation
 // part words; whatever else there is belongs to one. Words that are not in the table share one row.
-// Look next at common/drawing/caption_encoder.h, which has trained encoders too, and common/data/scenes.h.
+// Look next at common/models/caption_encoder.h, which has trained encoders too, and common/data/scenes.h.
 #pragma once
 #include <ctype.h>
 #include <math.h>

@@ -27,6 +27,8 @@
 #include "common/training/comm.h"
 // defines: matmul_cache, matmul_table_entry, matmul_identity (GPU builds)
 #include "common/ops.h"
+// defines: HASH_START, hash_bytes
+#include "common/program/hash.h"
 
 #ifdef USE_CUDA
 #define ALGORITHMS_FORMAT "aligntok-algorithms-1"
@@ -86,10 +88,7 @@ static inline int algorithms_read(const char* path, matmul_entry_t* entries, // 
 
 // A number that differs where the choices do; exact in double.
 static inline double algorithms_fingerprint(const matmul_entry_t* entries, int n) {
-    uint64_t hash = 1469598103934665603ull;
-    const unsigned char* bytes = (const unsigned char*)entries;
-    for (size_t i = 0; i < n * sizeof *entries; i++) hash = (hash ^ bytes[i]) * 1099511628211ull;
-    return (double)(hash >> 12);
+    return (double)(hash_bytes(HASH_START, entries, n * sizeof *entries) >> 12);
 }
 
 static inline void algorithms_open(const char* folder, comm_t* comm, stream_t s) {

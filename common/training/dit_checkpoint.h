@@ -7,7 +7,7 @@
 //     latent.mean, latent.std    (C) by which latents were normalised
 //     metadata                   format, step, images, optimiser steps, the tokenizer's fingerprint, the names of the
 //                                classes, the losses so far, the configuration as JSON; where captions are read,
-//                                text_encoder and text: what common/drawing/caption_encoder.h calls name and saved
+//                                text_encoder and text: what common/models/caption_encoder.h calls name and saved
 // An exported file (-export) holds the averaged weights under their plain names and the latent statistics.
 //
 // Files by others are read as they are: LightningDiT's own, {"ema": ...} as published, {"model", "ema", "opt",

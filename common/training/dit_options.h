@@ -14,7 +14,7 @@
 // defines: dit_config_t
 #include "common/training/dit.h"
 // defines: caption_encoder_options_t, caption_encoder_flags
-#include "common/drawing/caption_encoder.h"
+#include "common/models/caption_encoder.h"
 // defines: AUTOENCODER_WEIGHTS, AUTOENCODER_WEIGHTS_HELP
 #include "common/training/tokenizer_checkpoint.h"
 

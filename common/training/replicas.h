@@ -12,6 +12,8 @@
 #include "common/training/comm.h"
 // defines: params_t
 #include "common/models/params.h"
+// defines: HASH_START, hash_word
+#include "common/program/hash.h"
 
 // The gradients of all processes, averaged: all of them, or, sharded, those of this process's shard; the others are
 // then undefined.
@@ -100,7 +102,7 @@ static inline uint64_t replicas_hash(uint64_t h, const params_t* p) {
     for (size_t done = 0; done < bytes; done += piece) {
         size_t n = bytes - done < piece ? bytes - done : piece;
         copy_to_host(host, at + done, n, 0);
-        for (size_t i = 0; i < n / 8; i++) h = (h ^ host[i]) * 1099511628211ull;
+        for (size_t i = 0; i < n / 8; i++) h = hash_word(h, host[i]);
     }
     free(host);
     return h;
@@ -110,7 +112,7 @@ static inline uint64_t replicas_hash(uint64_t h, const params_t* p) {
 // its own way.
 void replicas_check_same(const params_t* const* tables, int n, comm_t* c, int64_t step) {
     if (!c || c->size == 1) return;
-    uint64_t h = 14695981039346656037ull;
+    uint64_t h = HASH_START;
     for (int i = 0; i < n; i++) h = replicas_hash(h, tables[i]);
     comm_check_same(c, h, step);
 }

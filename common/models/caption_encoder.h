@@ -17,8 +17,6 @@
 // Any bytes are a caption: both tokenizers count what is no UTF-8 as U+FFFD. What is too long is cut, and said once.
 // Look next at common/models/t5.h, common/models/clip.h and common/models/mmdit.h.
 #pragma once
-// defines: fingerprint_word, fingerprint_text, FINGERPRINT_START
-#include "common/drawing/autoencoder.h"
 // defines: t5_t, t5_forward, clip_text_t, clip_text_forward, t5_load, clip_load_text, *_config_of_file
 #include "common/models/text_weights.h"
 // defines: cli_flag_t
@@ -33,6 +31,8 @@
 #include "common/text/unigram.h"
 // defines: word_rows_t, word_rows_open, word_rows, word_next
 #include "common/text/word_rows.h"
+// defines: HASH_START, hash_bytes, hash_string, hash_text, hash_word
+#include "common/program/hash.h"
 
 enum { TEXT_FIXED, TEXT_T5 }; // -text
 #define TEXT_KINDS "fixed|t5"
@@ -103,16 +103,16 @@ static inline int caption_encoder_flags(caption_encoder_options_t* o, cli_flag_t
 static inline uint64_t caption_encoder_hash(const char* path) {
     enum { LOOKS = 1024 };
     safetensors_t f;
-    uint64_t h = FINGERPRINT_START;
+    uint64_t h = HASH_START;
     tensor_file_open_or_die(&f, path);
     for (int i = 0; i < f.n; i++) {
         const st_tensor_t* t = f.by_name[i];
         size_t words = (t->end - t->begin) / 4, step = words / LOOKS + 1;
-        for (const char* c = t->name; *c; c++) h = fingerprint_word(h, (unsigned char)*c);
+        h = hash_string(h, t->name);
         for (size_t k = 0; k < words; k += step) {
             uint32_t word;
             memcpy(&word, t->data + 4 * k, sizeof word);
-            h = fingerprint_word(h, word);
+            h = hash_word(h, word);
         }
     }
     safetensors_close(&f);
@@ -125,8 +125,7 @@ static inline uint64_t caption_encoder_file_hash(const char* path) {
     size_t size;
     unsigned char* map = (unsigned char*)file_map(path, "a vocabulary", &size, error, sizeof error);
     if (!map) fatal("%s: %s; check the path", path, error);
-    uint64_t h = FINGERPRINT_START;
-    for (size_t i = 0; i < size; i++) h = fingerprint_word(h, map[i]);
+    uint64_t h = hash_bytes(HASH_START, map, size);
     munmap(map, size);
     return h;
 }
@@ -145,10 +144,10 @@ static inline void caption_encoder_set_name(caption_encoder_t* e) {
         snprintf(e->name, sizeof e->name, "fixed table of %d words, %s", WORD_COUNT, rows);
         return;
     }
-    fingerprint_text(hash[0], caption_encoder_hash(o->t5));
-    fingerprint_text(hash[1], caption_encoder_file_hash(o->t5_vocabulary));
-    if (e->dv) fingerprint_text(hash[2], caption_encoder_hash(o->clip));
-    if (e->dv) fingerprint_text(hash[3], caption_encoder_file_hash(o->clip_vocabulary));
+    hash_text(hash[0], caption_encoder_hash(o->t5));
+    hash_text(hash[1], caption_encoder_file_hash(o->t5_vocabulary));
+    if (e->dv) hash_text(hash[2], caption_encoder_hash(o->clip));
+    if (e->dv) hash_text(hash[3], caption_encoder_file_hash(o->clip_vocabulary));
     snprintf(e->name, sizeof e->name, "T5 %s %s CLIP %s %s, %s", hash[0], hash[1], hash[2], hash[3], rows);
 }
 
