@@ -1,4 +1,4 @@
-// hash.h: by what contents are told from one another: captions, weights, pictures, files, settings. FNV-1a with 64 bits:
+// hash.h: by what contents are told from one another: captions, weights, pictures, files, settings. FNV-1a, 64 bits:
 //     h <- (h xor word) 1099511628211         a word is a byte, or as many bits as there are of one thing
 // Nobody is kept out by it: who wants two contents with one hash finds them.
 #pragma once

@@ -33,8 +33,8 @@ static inline void text_table_free(text_table_t* t) {
     memset(t, 0, sizeof *t);
 }
 
-// The entry of a key with this hash, or the empty one where it would stand. The hash of a string grows byte by byte: who
-// looks for all prefixes of a text goes through it once.
+// The entry of a key with this hash, or the empty one where it would stand. The hash of a string grows byte by byte:
+// who looks for all prefixes of a text goes through it once.
 static inline text_entry_t* text_table_entry(const text_table_t* t, const void* key, size_t length, uint64_t hash) {
     size_t at = (hash ^ hash >> 32) & (t->size - 1);
     while (t->entries[at].key && (t->entries[at].length != length || memcmp(t->entries[at].key, key, length))) {
