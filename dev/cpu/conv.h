@@ -5,9 +5,9 @@
 //
 // First come this formula and its derivatives as loops, the truth that tests hold the fast forms against; then the fast
 // forms. There all three are matrix products over windows that are never stored whole. How a tile of them is multiplied
-// stands in dev/cpu/conv_tile.h; here stands what is multiplied. Large 3x3 convolutions take fewer products by
+// stands in dev/cpu/conv_tile.h; here stands what is multiplied. Large ones with stride 1 take fewer products by
 // dev/cpu/winograd.h. The gradient of x is a convolution of dout and runs through the same forms. The gradient of w has
-// a block of its own: 8 channels of dout x 3 vectors of a window, summed over the pixels of a tile.
+// a block of its own: 8 channels of dout (4 without AVX-512) x 3 vectors of a window, summed over the pixels of a tile.
 //
 // Left out: dilation, groups, FFT forms. Look next at dev/cpu/resample.h and common/models/decoder.h.
 #pragma once
@@ -159,16 +159,6 @@ void conv2d_backward_data(floatX* dx,           // (B, H, W, C)
         conv_product(&job, weight, strides, NULL);
     }
 }
-
-// Channels of dout in a block, whose sums with CONV_MAX_VECTORS must fit into the registers.
-enum {
-#if defined(__AVX512F__)
-    CONV_CHANNELS = 8,
-#else
-    CONV_CHANNELS = 4,
-#endif
-    CONV_HALF_CHANNELS = CONV_CHANNELS / 2, // where fewer are left
-};
 
 // One of the two operands of a weight block as it passes over a tile: where it starts, and its steps from row to row
 // and from pixel to pixel.

@@ -9,9 +9,10 @@
 //           that stays in the level-2 cache. In it the window of a pixel is K runs of K C consecutive values.
 //   panel   The weights of 2 vectors' worth of output channels, rearranged once a call into the order in which they are
 //           read: [u][v][c][channel].
-//   block   8 pixels (6 without AVX-512) x 2 vectors of channels are held in registers. Each step multiplies one value of each pixel's
-//           window by one row of the panel: 2 vector loads and 8 scalars for 16 multiply-adds. So arithmetic is the
-//           limit, from 3 channels to 512, and x is not rearranged again as a general matrix product would do.
+//   block   8 pixels (6 without AVX-512) x 2 vectors of channels are held in registers. Each step multiplies one value
+//           of each pixel's window by one row of the panel: 2 vector loads and 8 scalars for 16 multiply-adds. So
+//           arithmetic is the limit, from 3 channels to 512, and x is not rearranged again as a general matrix product
+//           would do.
 //
 // Up to 4 output channels (the last layer of a decoder, the gradient of an image) would leave most of a vector empty:
 // see conv_is_narrow. A 1x1 convolution with stride 1 has no overlap: its tiles are x itself.
@@ -30,16 +31,15 @@
 // defines: vector_t, vector_load, vector_store, vector_splat, vector_multiply_add
 #include "dev/cpu/vector.h"
 
-// How many pixels a block has beside its vectors: the sums of a block must fit into 32 registers with AVX-512, into 16
-// elsewhere.
+// How many pixels a block has beside its vectors, or channels of dout in the weight gradient: the sums of a block must
+// fit into 32 registers with AVX-512, into 16 elsewhere. Where fewer are left, a block has one or two parts, or half.
 enum {
 #if defined(__AVX512F__)
-    CONV_BLOCK = 8,
-    CONV_PART = 4, // where fewer pixels are left, a block has one or two such parts
+    CONV_BLOCK = 8, CONV_PART = 4, CONV_CHANNELS = 8,
 #else
-    CONV_BLOCK = 6,
-    CONV_PART = 2,
+    CONV_BLOCK = 6, CONV_PART = 2, CONV_CHANNELS = 4,
 #endif
+    CONV_HALF_CHANNELS = CONV_CHANNELS / 2,
     CONV_PANEL = 2 * VECTOR_LANES,    // output channels of a panel
     CONV_NARROW = 4,                  // so few output channels take the narrow form, see there
     CONV_MAX_VECTORS = 3,             // of a block; 3 in the weight gradient
@@ -296,8 +296,8 @@ static inline void conv_write(const conv_job_t* job, size_t at, const floatX* su
     }
 }
 
-// The sums of `count` pixels, rounded up to whole parts of a block, for `width` channels of a panel: conv_block with its
-// constants filled in.
+// The sums of `count` pixels, rounded up to whole parts of a block, for `width` channels of a panel: conv_block with
+// its constants filled in.
 static inline void conv_sums(floatX* sum, int count, int width, const floatX* x, size_t pitch, size_t step,
                              const floatX* panel, int KH, int run) {
     enum { TWO = 2 * CONV_PART };

@@ -29,8 +29,8 @@
 // for each place p of the square of points (and each of the two kernels):
 //   M[p] (squares, OC) = V[p] (squares, C) U[p] (C, OC),   V = B^T d B of each square,   U = G g G^T of each kernel
 //
-// The truth is conv2d_forward_naive, and conv_run the fast form without this. What B and A multiply by is small, so that
-// in float the error stays near that of the direct form (tests/test_winograd.c).
+// The truth is conv2d_forward_naive, and conv_run the fast form without this. What B and A multiply by is small, so
+// that in float the error stays near that of the direct form (tests/test_winograd.c).
 //
 // Squares are shared among threads, some rows of them of one image at a time. How a square is rounded depends on
 // nothing beside it. Look next at dev/cpu/conv.h.
