@@ -159,7 +159,7 @@ static inline matmul_mirror_t matmul_mirror(size_t N, size_t C, size_t OC) {
     m.tokens = matmul_pieces(matmul_pieces(N, matmul_pieces(N, MATMUL_TOKENS)), GEMM_PANEL) * GEMM_PANEL;
     m.groups = matmul_pieces(N, m.tokens);
     size_t wanted = m.shared ? matmul_pieces((size_t)MATMUL_TURNS * omp_get_max_threads(), m.groups) : 1;
-    m.channels = matmul_least(matmul_pieces(matmul_pieces(OC, wanted), MATMUL_CHANNELS), 4) * MATMUL_CHANNELS;
+    m.channels = matmul_least(matmul_pieces(matmul_pieces(OC, wanted), MATMUL_CHANNELS), 2) * MATMUL_CHANNELS;
     m.down = matmul_pieces(OC, m.channels);
     return m;
 }
