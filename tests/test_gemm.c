@@ -1,6 +1,6 @@
 // The matrix product in float, as programs run it: gemm() against gemm_naive(), and the promise that the bits of a row
-// depend on nothing beside it (dev/cpu/gemm.h). tests/test_matmul.c has the same in double.
-// defines: gemm, gemm_naive
+// depend on nothing beside it (dev/cpu/gemm.h), also in a linear layer. tests/test_matmul.c has the same in double.
+// defines: gemm, gemm_naive, matmul_forward, matmul_gelu_forward
 #include "common/ops.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_float, test_normal
 #include "tests/test.h"
@@ -64,9 +64,33 @@ static void test_bits_of_pieces(void) {
     test_end_case();
 }
 
+// One row alone, few, and many, which a linear layer cuts and rearranges in different ways: the same bits, GELU too.
+static void test_bits_of_rows(void) {
+    if (!test_case("a linear layer: the bits of a row do not depend on how many there are")) return;
+    enum { N = 611, C = 901, OC = 655 };
+    static const int pieces[][2] = {{0, 1}, {3, 7}, {0, 8}, {300, 33}, {100, 500}, {N - 1, 1}, {N - 257, 257}};
+    float *x = random_floats(N * C), *w = random_floats(OC * C), *bias = random_floats(OC);
+    float *pre = random_floats(N * OC), *out = random_floats(N * OC), *plain = random_floats(N * OC);
+    float *pre_piece = random_floats(N * OC), *piece = random_floats(N * OC);
+    for (int k = 0; k < 2; k++) { // with a bias and without
+        matmul_gelu_forward(out, pre, x, w, k ? NULL : bias, N, C, OC, ACT_GELU, 0);
+        matmul_forward(plain, x, w, k ? NULL : bias, N, C, OC, 0);
+        check(!memcmp(plain, pre, N * OC * sizeof(float)), "what stands before GELU is the plain product");
+        for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+            int row = pieces[i][0], rows = pieces[i][1];
+            matmul_gelu_forward(piece, pre_piece, x + row * C, w, k ? NULL : bias, rows, C, OC, ACT_GELU, 0);
+            check(!memcmp(pre_piece, pre + row * OC, rows * OC * sizeof(float)), "rows alone have the bits of all");
+            check(!memcmp(piece, out + row * OC, rows * OC * sizeof(float)), "and so behind GELU");
+        }
+    }
+    free(x), free(w), free(bias), free(pre), free(out), free(plain), free(pre_piece), free(piece);
+    test_end_case();
+}
+
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     test_sizes();
     test_bits_of_pieces();
+    test_bits_of_rows();
     return test_finish();
 }

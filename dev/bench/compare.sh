@@ -1,9 +1,9 @@
 #!/bin/sh
-# Sets the speed of this project beside PyTorch's, on two cores: whole models, training steps of the miniature, and
-# FID's network.
+# Sets the speed of this project beside PyTorch's, on two cores: whole models, training steps of the miniature,
+# LightningDiT-B/1 drawing one image or eight at five points of time, and FID's network.
 #     sh dev/bench/compare.sh PYTHON [MODEL...]
-# PYTHON has torch and timm; for inception torchvision and pytorch-fid. MODEL: encode decode step1 step2 step3 inception;
-# default all.
+# PYTHON has torch and timm; for inception torchvision and pytorch-fid. MODEL: encode decode step1 step2 step3 draw1
+# draw8 inception; default all.
 # The two sides run in turn, ROUNDS times (3), each with RUNS runs (5) after one to warm up, on processors 0 and 1 with
 # two threads, or with THREADS=1 on processor 0. Medians over the rounds and their ratio are printed, and written to
 # dev/bench/results/cpu_MODEL.txt (one thread: cpu_MODEL_1.txt).
@@ -14,7 +14,7 @@
 set -eu
 python=${1:?"usage: sh dev/bench/compare.sh PYTHON [MODEL...]"}
 shift
-[ $# -gt 0 ] || set -- encode decode step1 step2 step3 inception
+[ $# -gt 0 ] || set -- encode decode step1 step2 step3 draw1 draw8 inception
 rounds=${ROUNDS:-3}
 runs=${RUNS:-5}
 wait=${WAIT:-0}
@@ -46,7 +46,10 @@ wait_for_quiet() {
 # One run of a side: appends "seconds best CPU-seconds load" to a file.
 ours() {
     before=$(load)
-    taskset -c "$processors" build/cpu/bench_models -only "$1" -runs "$runs" -json "$scratch/ours.json" >/dev/null
+    work="-only $1"
+    case $1 in draw*) work="-only draw -model B/1 -draw_images ${1#draw} -steps 5" ;; esac
+    # shellcheck disable=SC2086 # several words
+    taskset -c "$processors" build/cpu/bench_models $work -runs "$runs" -json "$scratch/ours.json" >/dev/null
     echo "$(field "$scratch/ours.json" seconds) $(field "$scratch/ours.json" best_seconds)" \
          "$(field "$scratch/ours.json" cpu_seconds) $before" >>"$scratch/$1.ours"
 }
@@ -56,6 +59,9 @@ theirs() {
     if [ "$1" = inception ]; then
         taskset -c "$processors" "$python" -W ignore dev/reference/bench_inception.py --device cpu --threads "$threads" \
             --from "$scratch/ours.json" --repeats "$runs" >"$scratch/torch.json"
+    elif [ "${1#draw}" != "$1" ]; then
+        taskset -c "$processors" "$python" -W ignore dev/reference/bench_dit.py sample --device cpu --threads "$threads" \
+            --from "$scratch/ours.json" --warmup 1 --repeats "$runs" >"$scratch/torch.json"
     else
         taskset -c "$processors" "$python" -W ignore dev/reference/bench_torch.py "$(echo "$1" | tr -d 0-9)" --device cpu \
             --threads "$threads" --runs "$runs" --config "${config:-"{}"}" >"$scratch/torch.json"

@@ -5,9 +5,9 @@
 //
 // First come this formula and its derivatives as loops, the truth that tests hold the fast forms against; then the fast
 // forms. There all three are matrix products over windows that are never stored whole. How a tile of them is multiplied
-// stands in dev/cpu/conv_tile.h; here stands what is multiplied. Large 3x3 convolutions take fewer products by
+// stands in dev/cpu/conv_tile.h; here stands what is multiplied. Large ones with stride 1 take fewer products by
 // dev/cpu/winograd.h. The gradient of x is a convolution of dout and runs through the same forms. The gradient of w has
-// a block of its own: 8 channels of dout x 3 vectors of a window, summed over the pixels of a tile.
+// a block of its own: 8 channels of dout (4 without AVX-512) x 3 vectors of a window, summed over the pixels of a tile.
 //
 // Left out: dilation, groups, FFT forms. Look next at dev/cpu/resample.h and common/models/decoder.h.
 #pragma once
@@ -170,7 +170,7 @@ typedef struct {
 // sum (P channels of dout, V vectors of a window's run) over the pixels of a tile. P and V are constants at the call.
 VECTOR_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv_operand_t dout, conv_operand_t x,
                                      int rows, int cols) {
-    vector_t total[CONV_BLOCK][CONV_MAX_VECTORS], zero = {0};
+    vector_t total[CONV_CHANNELS][CONV_MAX_VECTORS], zero = {0};
     #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
         #pragma GCC unroll 3
@@ -196,14 +196,14 @@ VECTOR_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv
     }
 }
 
-// The part of dout that belongs to a tile. Blocks read CONV_HALF_BLOCK channels at a time: other numbers of channels
+// The part of dout that belongs to a tile. Blocks read CONV_HALF_CHANNELS channels at a time: other numbers of channels
 // are copied and filled up with zeros.
 static inline conv_operand_t conv_tile_dout(const conv_job_t* job, const conv_tile_t* tile, const floatX* dout) {
     int OC = job->OC;
     dout += (((size_t)tile->image * job->OH + tile->i) * job->OW + tile->j) * OC;
     conv_operand_t result = {dout, (size_t)job->OW * OC, (size_t)OC};
-    if (OC % CONV_HALF_BLOCK == 0) return result;
-    int padded = conv_round_up(OC, CONV_HALF_BLOCK);
+    if (OC % CONV_HALF_CHANNELS == 0) return result;
+    int padded = conv_round_up(OC, CONV_HALF_CHANNELS);
     size_t bytes = (size_t)tile->rows * tile->cols * padded * sizeof(floatX);
     floatX* copy = (floatX*)cpu_scratch(CONV_SCRATCH_EXTRA, bytes);
     memset(copy, 0, bytes);
@@ -220,14 +220,14 @@ static inline conv_operand_t conv_tile_dout(const conv_job_t* job, const conv_ti
 // conv_weight_block with its constants filled in.
 static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t dout, conv_operand_t x, int rows,
                                     int cols) {
-    if (P == CONV_BLOCK) {
-        if (V == 1) conv_weight_block(sum, CONV_BLOCK, 1, dout, x, rows, cols);
-        else if (V == 2) conv_weight_block(sum, CONV_BLOCK, 2, dout, x, rows, cols);
-        else conv_weight_block(sum, CONV_BLOCK, 3, dout, x, rows, cols);
+    if (P == CONV_CHANNELS) {
+        if (V == 1) conv_weight_block(sum, CONV_CHANNELS, 1, dout, x, rows, cols);
+        else if (V == 2) conv_weight_block(sum, CONV_CHANNELS, 2, dout, x, rows, cols);
+        else conv_weight_block(sum, CONV_CHANNELS, 3, dout, x, rows, cols);
     } else {
-        if (V == 1) conv_weight_block(sum, CONV_HALF_BLOCK, 1, dout, x, rows, cols);
-        else if (V == 2) conv_weight_block(sum, CONV_HALF_BLOCK, 2, dout, x, rows, cols);
-        else conv_weight_block(sum, CONV_HALF_BLOCK, 3, dout, x, rows, cols);
+        if (V == 1) conv_weight_block(sum, CONV_HALF_CHANNELS, 1, dout, x, rows, cols);
+        else if (V == 2) conv_weight_block(sum, CONV_HALF_CHANNELS, 2, dout, x, rows, cols);
+        else conv_weight_block(sum, CONV_HALF_CHANNELS, 3, dout, x, rows, cols);
     }
 }
 
@@ -235,14 +235,14 @@ static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t do
 static inline void conv_tile_weight(floatS* dweight, const conv_job_t* job, const conv_tile_t* tile,
                                     conv_operand_t dout, int begin, int end) {
     int run = job->KW * job->C, KH = job->KH;
-    floatX sum[CONV_BLOCK * CONV_MAX_VECTORS * VECTOR_LANES] __attribute__((aligned(64)));
+    floatX sum[CONV_CHANNELS * CONV_MAX_VECTORS * VECTOR_LANES] __attribute__((aligned(64)));
     for (int u = 0; u < KH; u++) {
         for (int t = 0; t < run;) {
             int V = conv_min(conv_pieces(run - t, VECTOR_LANES), CONV_MAX_VECTORS), width = V * VECTOR_LANES;
             int valid = conv_min(width, run - t);
             conv_operand_t x = {tile->x + u * tile->pitch + t, job->stride * tile->pitch, (size_t)job->stride * job->C};
             for (int o = begin; o < end;) {
-                int P = end - o > CONV_HALF_BLOCK ? CONV_BLOCK : CONV_HALF_BLOCK;
+                int P = end - o > CONV_HALF_CHANNELS ? CONV_CHANNELS : CONV_HALF_CHANNELS;
                 conv_operand_t d = {dout.at + o, dout.pitch, dout.step};
                 conv_weight_sums(sum, P, V, d, x, tile->rows, tile->cols);
                 for (int p = 0; p < conv_min(P, end - o); p++) {
@@ -271,7 +271,7 @@ static inline conv_weight_split_t conv_weight_split(const conv_job_t* job, size_
     conv_weight_split_t split;
     split.slots = slots < 1 ? 1 : slots > (double)CONV_TASKS ? CONV_TASKS : (int)slots;
     split.groups = conv_pieces(CONV_TASKS / 2, split.slots);
-    split.channels = conv_round_up(conv_pieces(job->OC, split.groups), CONV_BLOCK);
+    split.channels = conv_round_up(conv_pieces(job->OC, split.groups), CONV_CHANNELS);
     split.groups = conv_pieces(job->OC, split.channels);
     return split;
 }

@@ -9,9 +9,10 @@
 //           that stays in the level-2 cache. In it the window of a pixel is K runs of K C consecutive values.
 //   panel   The weights of 2 vectors' worth of output channels, rearranged once a call into the order in which they are
 //           read: [u][v][c][channel].
-//   block   8 pixels x 2 vectors of channels are held in registers. Each step multiplies one value of each pixel's
-//           window by one row of the panel: 2 vector loads and 8 scalars for 16 multiply-adds. So arithmetic is the
-//           limit, from 3 channels to 512, and x is not rearranged again as a general matrix product would do.
+//   block   8 pixels (6 without AVX-512) x 2 vectors of channels are held in registers. Each step multiplies one value
+//           of each pixel's window by one row of the panel: 2 vector loads and 8 scalars for 16 multiply-adds. So
+//           arithmetic is the limit, from 3 channels to 512, and x is not rearranged again as a general matrix product
+//           would do.
 //
 // Up to 4 output channels (the last layer of a decoder, the gradient of an image) would leave most of a vector empty:
 // see conv_is_narrow. A 1x1 convolution with stride 1 has no overlap: its tiles are x itself.
@@ -30,15 +31,15 @@
 // defines: vector_t, vector_load, vector_store, vector_splat, vector_multiply_add
 #include "dev/cpu/vector.h"
 
-// How many pixels (or channels) a block has beside its vectors: the sums of a block must fit into 32 registers with
-// AVX-512, into 16 elsewhere.
+// How many pixels a block has beside its vectors, or channels of dout in the weight gradient: the sums of a block must
+// fit into 32 registers with AVX-512, into 16 elsewhere. Where fewer are left, a block has one or two parts, or half.
 enum {
 #if defined(__AVX512F__)
-    CONV_BLOCK = 8,
+    CONV_BLOCK = 8, CONV_PART = 4, CONV_CHANNELS = 8,
 #else
-    CONV_BLOCK = 4,
+    CONV_BLOCK = 6, CONV_PART = 2, CONV_CHANNELS = 4,
 #endif
-    CONV_HALF_BLOCK = CONV_BLOCK / 2, // where fewer pixels are left
+    CONV_HALF_CHANNELS = CONV_CHANNELS / 2,
     CONV_PANEL = 2 * VECTOR_LANES,    // output channels of a panel
     CONV_NARROW = 4,                  // so few output channels take the narrow form, see there
     CONV_MAX_VECTORS = 3,             // of a block; 3 in the weight gradient
@@ -137,8 +138,8 @@ static inline void conv_gather(floatX* tile, const conv_job_t* job, int image, i
 }
 
 // The tile of this index, gathered into the calling thread's scratch. Blocks may read past a tile's last pixel, never
-// to use what they find there; so the scratch is a little longer, and an image is read in place only where no block is
-// ragged.
+// to use what they find there; so the scratch is a little longer, and the last tile of x is read in place only where no
+// block is ragged.
 static inline conv_tile_t conv_tile(const conv_job_t* job, conv_grid_t grid, size_t index) {
     conv_tile_t t;
     t.image = (int)(index / ((size_t)grid.down * grid.across));
@@ -146,8 +147,9 @@ static inline conv_tile_t conv_tile(const conv_job_t* job, conv_grid_t grid, siz
     t.j = (int)(index % grid.across) * grid.cols;
     t.rows = conv_max(0, conv_min(grid.rows, job->OH - t.i));
     t.cols = conv_max(0, conv_min(grid.cols, job->OW - t.j));
+    size_t last = ((size_t)t.image * job->H + t.i + t.rows - 1) * job->W + t.j + conv_round_up(t.cols, CONV_PART);
     int in_place = job->KH == 1 && job->KW == 1 && job->stride == 1 && job->pad_top == 0 && job->pad_left == 0 &&
-                   job->OH == job->H && job->OW == job->W && job->OW % CONV_HALF_BLOCK == 0;
+                   job->OH == job->H && job->OW == job->W && last <= (size_t)job->B * job->H * job->W;
     if (in_place) {
         t.pitch = (size_t)job->W * job->C;
         t.x = job->x + ((size_t)t.image * job->H + t.i) * t.pitch + (size_t)t.j * job->C;
@@ -274,6 +276,9 @@ VECTOR_INLINE void conv_block(floatX* sum, const int P, const int V, const float
     }
 }
 
+// s where it is positive, else slope s, with slope <= 1: the larger of the two, which needs no branch. NaN stays.
+static inline floatX conv_bend(floatX s, floatX slope) { return slope * s > s ? slope * s : s; }
+
 // The activation, the residual and the mask, on the way from a block's sums (count, width) to `valid` channels of out.
 static inline void conv_write(const conv_job_t* job, size_t at, const floatX* sum, int count, int width, int valid) {
     floatX slope = job->slope;
@@ -284,22 +289,26 @@ static inline void conv_write(const conv_job_t* job, size_t at, const floatX* su
             for (int o = 0; o < valid; o++) out[o] = sum[o] * (mask[o] > 0 ? 1 : slope);
         } else if (job->residual) {
             const floatX* residual = job->residual + at;
-            for (int o = 0; o < valid; o++) out[o] = (sum[o] > 0 ? sum[o] : slope * sum[o]) + residual[o];
+            for (int o = 0; o < valid; o++) out[o] = conv_bend(sum[o], slope) + residual[o];
         } else {
-            for (int o = 0; o < valid; o++) out[o] = sum[o] > 0 ? sum[o] : slope * sum[o];
+            for (int o = 0; o < valid; o++) out[o] = conv_bend(sum[o], slope);
         }
     }
 }
 
-// The sums of P pixels for `width` channels of a panel: conv_block with its constants filled in.
-static inline void conv_sums(floatX* sum, int P, int width, const floatX* x, size_t pitch, size_t step,
+// The sums of `count` pixels, rounded up to whole parts of a block, for `width` channels of a panel: conv_block with
+// its constants filled in.
+static inline void conv_sums(floatX* sum, int count, int width, const floatX* x, size_t pitch, size_t step,
                              const floatX* panel, int KH, int run) {
+    enum { TWO = 2 * CONV_PART };
     if (width > VECTOR_LANES) {
-        if (P == CONV_BLOCK) conv_block(sum, CONV_BLOCK, 2, x, pitch, step, panel, KH, run);
-        else conv_block(sum, CONV_HALF_BLOCK, 2, x, pitch, step, panel, KH, run);
+        if (count > TWO) conv_block(sum, CONV_BLOCK, 2, x, pitch, step, panel, KH, run);
+        else if (count > CONV_PART) conv_block(sum, TWO, 2, x, pitch, step, panel, KH, run);
+        else conv_block(sum, CONV_PART, 2, x, pitch, step, panel, KH, run);
     } else {
-        if (P == CONV_BLOCK) conv_block(sum, CONV_BLOCK, 1, x, pitch, step, panel, KH, run);
-        else conv_block(sum, CONV_HALF_BLOCK, 1, x, pitch, step, panel, KH, run);
+        if (count > TWO) conv_block(sum, CONV_BLOCK, 1, x, pitch, step, panel, KH, run);
+        else if (count > CONV_PART) conv_block(sum, TWO, 1, x, pitch, step, panel, KH, run);
+        else conv_block(sum, CONV_PART, 1, x, pitch, step, panel, KH, run);
     }
 }
 
@@ -320,8 +329,7 @@ static inline void conv_tile_panel(const conv_job_t* job, const conv_tile_t* til
         const floatX* x = tile->x + (size_t)i * job->stride * tile->pitch;
         for (int j = 0; j < tile->cols; j += CONV_BLOCK) {
             int count = conv_min(tile->cols - j, CONV_BLOCK);
-            int P = count > CONV_HALF_BLOCK ? CONV_BLOCK : CONV_HALF_BLOCK;
-            conv_sums(sum, P, width, x + j * step, tile->pitch, step, panel, job->KH, job->KW * job->C);
+            conv_sums(sum, count, width, x + j * step, tile->pitch, step, panel, job->KH, job->KW * job->C);
             conv_write(job, conv_position(job, tile, i, j) + o, sum, count, width, channels);
         }
     }

@@ -87,7 +87,8 @@ static inline float fast_normal_cdf(float u, float* density) {
     sum = fast_multiply_add(sum, t, 0.10772119085650482f);
     float tail = gauss * t * sum;
     *density = 0.3989422804014327f * gauss;
-    return u > 0 ? 1.0f - tail : tail;
+    float above = u > 0 ? 1.0f : 0.0f; // no branch around the difference: gcc 12 would not make vectors of AVX2 of it
+    return above + (1.0f - 2.0f * above) * tail;
 }
 #endif
 

@@ -157,6 +157,14 @@ static inline void gemm_copy_rows(floatX* copy, gemm_op_t ta, const floatX* A, s
     }
 }
 
+// Asks for rows [begin, end) of A: the next block copies them, and they may have to come from memory.
+static inline void gemm_fetch_rows(const floatX* A, size_t lda, int begin, int end, int K) {
+    enum { LINE = 64 / sizeof(floatX), LEVEL_2 = 2 };
+    for (int i = begin; i < end; i++) {
+        for (int k = 0; k < K; k += LINE) __builtin_prefetch(A + i * lda + k, 0, LEVEL_2);
+    }
+}
+
 // C (M, N) = alpha op(A) B + beta C for one stretch of K, with B's panels. A block may compute rows that are not there,
 // from what the copy holds behind them; they are not written.
 static inline void gemm_stretch(gemm_op_t ta, int M, int N, int K, floatX alpha, const floatX* A, size_t lda,
@@ -164,12 +172,16 @@ static inline void gemm_stretch(gemm_op_t ta, int M, int N, int K, floatX alpha,
     enum { THIRD = GEMM_ROWS / 3 };
     floatX copy[GEMM_ROWS * GEMM_STRIDE] __attribute__((aligned(64)));
     floatX sum[GEMM_ROWS * GEMM_PANEL] __attribute__((aligned(64)));
+    const int across = (N + GEMM_PANEL - 1) / GEMM_PANEL;
     for (int i = 0; i < M; i += GEMM_ROWS) {
+        int left = M - i - GEMM_ROWS, next = ta != PLAIN || left < 0 ? 0 : left < GEMM_ROWS ? left : (int)GEMM_ROWS;
         int rows = M - i < GEMM_ROWS ? M - i : GEMM_ROWS, P = (rows + THIRD - 1) / THIRD * THIRD;
         gemm_copy_rows(copy, ta, ta == PLAIN ? A + i * lda : A + i, lda, rows, K);
         for (int j = 0; j < N; j += GEMM_PANEL) {
             int columns = N - j < GEMM_PANEL ? N - j : GEMM_PANEL, V = columns > VECTOR_LANES ? 2 : 1;
             const floatX* panel = panels + (size_t)j * K;
+            gemm_fetch_rows(A + (size_t)(i + GEMM_ROWS) * lda, lda, next * (j / GEMM_PANEL) / across,
+                            next * (j / GEMM_PANEL + 1) / across, K);
             if (ta == PLAIN) gemm_sums(sum, P, V, copy, GEMM_STRIDE, 1, panel, K);
             else gemm_sums(sum, P, V, copy, 1, GEMM_ROWS, panel, K);
             gemm_write(C + i * ldc + j, ldc, sum, rows, columns, V * VECTOR_LANES, alpha, beta);

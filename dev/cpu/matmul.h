@@ -17,12 +17,14 @@
 #include "common/ops.h"
 // defines: gelu_values
 #include "dev/cpu/activation.h"
-// defines: gemm, GEMM_ROWS, GEMM_PANEL
+// defines: gemm, gemm_pack, gemm_stretch, GEMM_ROWS, GEMM_PANEL, GEMM_DEPTH
 #include "dev/cpu/gemm.h"
 // defines: add_column_sums
 #include "dev/cpu/rows.h"
 // defines: cpu_scratch, worth_sharing
 #include "dev/cpu/threads.h"
+// defines: vector_t, vector_load, vector_store, vector_transpose
+#include "dev/cpu/vector.h"
 
 static inline void matmul_forward_naive(floatX* out,          // (N, OC)
                                         const floatX* x,      // (N, C)
@@ -129,13 +131,106 @@ static inline void matmul_forward_pieces(floatX* out, floatX* activated, const f
     }
 }
 
+// Where the rows of x are few beside the columns of out, the product is done mirrored: out^T = weight x^T. Each weight
+// is then read once, as it lies, and what is rearranged is x, once for all threads. A number's sum is the same.
+enum {
+    MATMUL_FEWEST = 8,               // rows of x: with fewer, most of a vector would be empty
+    MATMUL_MOST = 4096,              // rows of x: so many are copied at most
+    MATMUL_TOKENS = 288,             // rows of x in a piece, about: GEMM_DEPTH of each stay in level 2
+    MATMUL_CHANNELS = 4 * GEMM_ROWS, // columns of out: whole blocks, and whole vectors
+    MATMUL_SCRATCH_X = 0, MATMUL_SCRATCH_OUT = 1,
+};
+
+static inline int matmul_is_mirrored(size_t N, int OC) {
+    return N >= MATMUL_FEWEST && N <= MATMUL_MOST && N <= (size_t)OC;
+}
+
+// How the mirrored product is cut: `groups` of rows of x, and `down` pieces of as many channels of out.
+typedef struct {
+    size_t tokens, groups, channels, down;
+    size_t padded; // rows of x, in whole vectors
+    int shared;
+} matmul_mirror_t;
+
+static inline matmul_mirror_t matmul_mirror(size_t N, size_t C, size_t OC) {
+    matmul_mirror_t m;
+    m.shared = worth_sharing((double)N * C * OC / MACS_OF_WORK);
+    m.padded = matmul_pieces(N, VECTOR_LANES) * VECTOR_LANES;
+    m.tokens = matmul_pieces(matmul_pieces(N, matmul_pieces(N, MATMUL_TOKENS)), GEMM_PANEL) * GEMM_PANEL;
+    m.groups = matmul_pieces(N, m.tokens);
+    size_t wanted = m.shared ? matmul_pieces((size_t)MATMUL_TURNS * omp_get_max_threads(), m.groups) : 1;
+    m.channels = matmul_least(matmul_pieces(matmul_pieces(OC, wanted), MATMUL_CHANNELS), 2) * MATMUL_CHANNELS;
+    m.down = matmul_pieces(OC, m.channels);
+    return m;
+}
+
+// x^T as gemm_stretch reads it: for each stretch of GEMM_DEPTH of C, and panel of rows of x, [c][row].
+static inline floatX* matmul_mirror_x(const floatX* x, matmul_mirror_t m, size_t N, size_t C) {
+    floatX* panels = (floatX*)cpu_scratch(MATMUL_SCRATCH_X, m.padded * C * sizeof(floatX));
+    size_t across = matmul_pieces(N, GEMM_PANEL), stretches = matmul_pieces(C, GEMM_DEPTH);
+    #pragma omp parallel for schedule(dynamic) if (m.shared)
+    for (size_t index = 0; index < across * stretches; index++) {
+        size_t row = index / stretches * GEMM_PANEL, c = index % stretches * GEMM_DEPTH;
+        int depth = (int)matmul_least(GEMM_DEPTH, C - c), valid = (int)matmul_least(GEMM_PANEL, N - row);
+        int width = valid > VECTOR_LANES ? GEMM_PANEL : VECTOR_LANES;
+        gemm_pack(panels + c * m.padded + row * depth, TRANSPOSED, x + row * C + c, C, width, valid, depth);
+    }
+    return panels;
+}
+
+// out (rows, cols) = mirrored (cols, rows)^T; `by` numbers lie from row to row of mirrored, which has whole vectors of
+// rows and columns.
+static inline void matmul_mirror_back(floatX* out, size_t ld, const floatX* mirrored, size_t by, int rows, int cols) {
+    for (int i = 0; i < rows; i += VECTOR_LANES) {
+        for (int j = 0; j < cols; j += VECTOR_LANES) {
+            vector_t v[VECTOR_LANES];
+            int down = (int)matmul_least(rows - i, VECTOR_LANES), valid = (int)matmul_least(cols - j, VECTOR_LANES);
+            #pragma GCC unroll 16
+            for (int k = 0; k < VECTOR_LANES; k++) v[k] = vector_load(mirrored + (j + k) * by + i);
+            vector_transpose(v);
+            for (int k = 0; k < down; k++) {
+                floatX* to = out + (i + k) * ld + j;
+                if (valid == VECTOR_LANES) vector_store(to, v[k]);
+                else memcpy(to, &v[k], valid * sizeof(floatX));
+            }
+        }
+    }
+}
+
+// As matmul_forward_pieces.
+static inline void matmul_forward_mirrored(floatX* out, floatX* activated, const floatX* x, const floatX* weight,
+                                           const floatX* bias, size_t N, int C, int OC, activation_t act) {
+    matmul_mirror_t m = matmul_mirror(N, C, OC);
+    floatX* panels = matmul_mirror_x(x, m, N, C);
+    #pragma omp parallel for schedule(dynamic) if (m.shared)
+    for (size_t index = 0; index < m.groups * m.down; index++) { // groups that share weights follow one another
+        size_t token = index % m.groups * m.tokens, o = index / m.groups * m.channels, by = m.tokens + VECTOR_LANES;
+        int rows = (int)matmul_least(m.tokens, N - token), cols = (int)matmul_least(m.channels, OC - o);
+        floatX* mirrored = (floatX*)cpu_scratch(MATMUL_SCRATCH_OUT, m.channels * by * sizeof(floatX)); // (cols, by)
+        for (int i = 0; bias && i < cols; i++) {
+            for (int j = 0; j < rows; j++) mirrored[i * by + j] = bias[o + i];
+        }
+        for (size_t c = 0; c < (size_t)C; c += GEMM_DEPTH) {
+            int depth = (int)matmul_least(GEMM_DEPTH, C - c);
+            gemm_stretch(PLAIN, cols, rows, depth, 1, weight + o * C + c, C, panels + c * m.padded + token * depth,
+                         bias || c ? 1 : 0, mirrored, by);
+        }
+        size_t corner = token * OC + o;
+        matmul_mirror_back(out + corner, OC, mirrored, by, rows, cols);
+        for (int i = 0; activated && i < rows; i++) {
+            gelu_values(activated + corner + (size_t)i * OC, out + corner + (size_t)i * OC, cols, act);
+        }
+    }
+}
+
 void matmul_forward(floatX* out,          // (N, OC)
                     const floatX* x,      // (N, C)
                     const floatX* weight, // (OC, C)
                     const floatX* bias,   // (OC) or NULL
                     size_t N, int C, int OC, stream_t s) {
     (void)s;
-    matmul_forward_pieces(out, NULL, x, weight, bias, N, C, OC, ACT_NONE);
+    if (matmul_is_mirrored(N, OC)) matmul_forward_mirrored(out, NULL, x, weight, bias, N, C, OC, ACT_NONE);
+    else matmul_forward_pieces(out, NULL, x, weight, bias, N, C, OC, ACT_NONE);
 }
 
 void matmul_gelu_forward(floatX* out,          // (N, OC)
@@ -145,7 +240,8 @@ void matmul_gelu_forward(floatX* out,          // (N, OC)
                          const floatX* bias,   // (OC) or NULL
                          size_t N, int C, int OC, activation_t act, stream_t s) {
     (void)s;
-    matmul_forward_pieces(pre, out, x, weight, bias, N, C, OC, act);
+    if (matmul_is_mirrored(N, OC)) matmul_forward_mirrored(pre, out, x, weight, bias, N, C, OC, act);
+    else matmul_forward_pieces(pre, out, x, weight, bias, N, C, OC, act);
 }
 
 void matmul_add_forward(floatX* out,          // (N, OC) +=
