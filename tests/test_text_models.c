@@ -6,8 +6,10 @@
 #include "common/models/caption_encoder.h"
 // defines: scene_of, scene_caption
 #include "common/data/scenes.h"
-// defines: prompted_t, prompted_open, pick_check, pick_mean, clip_score_*, aesthetic_*, clip_input
-#include "common/measures/eval_captions.h"
+// defines: clip_score_*, aesthetic_*, caption_scores_*, pick_mean, clip_input
+#include "common/measures/clip_score.h"
+// defines: prompted_t, prompted_open, prompted_check_same, prompted_close
+#include "common/measures/prompted.h"
 // defines: t5_t, clip_text_t, clip_image_t, t5_load, clip_load_text, clip_load_image, *_config_of_file
 #include "common/models/text_weights.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error
@@ -871,7 +873,7 @@ static void pick_folders(const char* folders) { // "A B"
     sscanf(folders, "%31s %31s", a, b);
     prompted_open(&p[0], temporary_path(first, a));
     prompted_open(&p[1], temporary_path(second, b));
-    pick_check(&p[0], first, &p[1], second);
+    prompted_check_same(&p[0], first, &p[1], second);
 }
 
 static void test_prompted(void) {

@@ -181,3 +181,43 @@ static inline void aesthetic_close(aesthetic_t* a) {
     free(a->weight);
     memset(a, 0, sizeof *a);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A folder of pictures
+
+// What a network says of each picture of a folder.
+typedef struct {
+    size_t count;
+    double *read, *cosine, *aesthetic; // (count) one after another: sums over ranks are one call
+    double cut;                        // captions that are longer than the network reads
+} caption_scores_t;
+
+static inline void caption_scores_open(caption_scores_t* c, size_t count) {
+    c->count = count;
+    c->read = (double*)calloc_check(3 * count, sizeof(double), "scores");
+    c->cosine = c->read + count;
+    c->aesthetic = c->cosine + count;
+    c->cut = 0;
+}
+
+// The mean of values over the pictures that could be read.
+static inline double caption_scores_mean(const caption_scores_t* c, const double* values, int above_zero) { // (count)
+    double sum = 0, n = 0;
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->read[i] != 0) sum += above_zero && values[i] < 0 ? 0 : values[i];
+        n += c->read[i];
+    }
+    return sum / n;
+}
+
+// The mean probability that the picture of the first is chosen; *n: pairs that both could be read.
+static inline double pick_mean(const caption_scores_t* a, const caption_scores_t* b, double scale, size_t* n) {
+    double sum = 0;
+    *n = 0;
+    for (size_t i = 0; i < a->count; i++) {
+        if (a->read[i] == 0 || b->read[i] == 0) continue;
+        sum += 1 / (1 + exp(scale * (b->cosine[i] - a->cosine[i])));
+        ++*n;
+    }
+    return sum / (double)*n;
+}

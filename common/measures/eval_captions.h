@@ -9,39 +9,14 @@
 // is named, counted and left out. Look next at common/measures/clip_score.h for the scores and prompted.h there for the
 // folders.
 #pragma once
-// defines: prompted_t, prompted_open, prompted_close
+// defines: prompted_t, prompted_open, prompted_check_same, prompted_close
 #include "common/measures/prompted.h"
-// defines: clip_score_t, clip_score_*, aesthetic_t, aesthetic_*, clip_input
+// defines: clip_score_*, aesthetic_*, caption_scores_*, pick_mean; by clip_input.h: clip_input, clip_inputs
 #include "common/measures/clip_score.h"
 // defines: eval_t
 #include "common/measures/eval_options.h"
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"
-
-// What a network says of each picture of a folder.
-typedef struct {
-    size_t count;
-    double *read, *cosine, *aesthetic; // (count) one after another: sums over ranks are one call
-    double cut;                        // captions that are longer than the network reads
-} caption_scores_t;
-
-static inline void caption_scores_open(caption_scores_t* c, size_t count) {
-    c->count = count;
-    c->read = (double*)calloc_check(3 * count, sizeof(double), "scores");
-    c->cosine = c->read + count;
-    c->aesthetic = c->cosine + count;
-    c->cut = 0;
-}
-
-// The mean of values over the pictures that could be read.
-static inline double caption_scores_mean(const caption_scores_t* c, const double* values, int above_zero) { // (count)
-    double sum = 0, n = 0;
-    for (size_t i = 0; i < c->count; i++) {
-        if (c->read[i] != 0) sum += above_zero && values[i] < 0 ? 0 : values[i];
-        n += c->read[i];
-    }
-    return sum / n;
-}
 
 // A batch on its way through a network.
 typedef struct {
@@ -208,32 +183,6 @@ static inline void eval_captions(eval_t* e) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Two systems
 
-// Ends the program unless both folders have the same prompts, each as often.
-static inline void pick_check(const prompted_t* a, const char* path_a, const prompted_t* b, const char* path_b) {
-    size_t na = a->pictures.count, nb = b->pictures.count;
-    if (na != nb) {
-        fatal("-pick: %s has %zu pictures and %s %zu; both systems must draw the same prompts, each as often", path_a,
-              na, path_b, nb);
-    }
-    for (size_t i = 0; i < na; i++) {
-        if (!strcmp(a->prompts.items[i], b->prompts.items[i])) continue;
-        fatal("-pick: picture %zu of %s was drawn from \"%.80s\" and that of %s from \"%.80s\"; both systems must draw "
-              "the same prompts, in one order", i, path_a, a->prompts.items[i], path_b, b->prompts.items[i]);
-    }
-}
-
-// The mean probability that the picture of the first is chosen; *n: pairs that both could be read.
-static inline double pick_mean(const caption_scores_t* a, const caption_scores_t* b, double scale, size_t* n) {
-    double sum = 0;
-    *n = 0;
-    for (size_t i = 0; i < a->count; i++) {
-        if (a->read[i] == 0 || b->read[i] == 0) continue;
-        sum += 1 / (1 + exp(scale * (b->cosine[i] - a->cosine[i])));
-        ++*n;
-    }
-    return sum / (double)*n;
-}
-
 // -pick A,B
 static inline void eval_pick(eval_t* e, const char* const path[2]) {
     static clip_score_t net;
@@ -246,7 +195,7 @@ static inline void eval_pick(eval_t* e, const char* const path[2]) {
         prompted_open(&p[k], path[k]);
         result[k] = report_begin(&e->report, "pick", "pictures", path[k]);
     }
-    pick_check(&p[0], path[0], &p[1], path[1]);
+    prompted_check_same(&p[0], path[0], &p[1], path[1]);
     clip_score_open(&net, o->pick_model, o->clip_vocabulary, o->batch);
     if (net.scale == 0) fatal("-pick_model %s has no logit_scale; give PickScore_v1's whole file", o->pick_model);
     for (int k = 0; k < 2; k++) {

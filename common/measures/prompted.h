@@ -135,3 +135,18 @@ static inline void prompted_open(prompted_t* p, const char* folder) {
     if (!geneval) prompted_add_tree(p, folder);
     if (!p->pictures.count) fatal("%s holds no pictures (" DATASET_ENDINGS ")", folder);
 }
+
+// Ends the program unless two folders have the same prompts, each as often.
+static inline void prompted_check_same(const prompted_t* a, const char* path_a, const prompted_t* b,
+                                       const char* path_b) {
+    size_t na = a->pictures.count, nb = b->pictures.count;
+    if (na != nb) {
+        fatal("%s has %zu pictures and %s %zu; both systems must draw the same prompts, each as often", path_a, na,
+              path_b, nb);
+    }
+    for (size_t i = 0; i < na; i++) {
+        if (!strcmp(a->prompts.items[i], b->prompts.items[i])) continue;
+        fatal("picture %zu of %s was drawn from \"%.80s\" and that of %s from \"%.80s\"; both systems must draw the "
+              "same prompts, in one order", i, path_a, a->prompts.items[i], path_b, b->prompts.items[i]);
+    }
+}
