@@ -292,7 +292,7 @@ static inline void conv_write(const conv_job_t* job, size_t at, const floatX* su
 }
 
 // The sums of P pixels for `width` channels of a panel: conv_block with its constants filled in.
-static inline void conv_sums(floatX* sum, int P, int width, const floatX* x, size_t pitch, size_t step,
+VECTOR_LOOP void conv_sums(floatX* sum, int P, int width, const floatX* x, size_t pitch, size_t step,
                              const floatX* panel, int KH, int run) {
     if (width > VECTOR_LANES) {
         if (P == CONV_BLOCK) conv_block(sum, CONV_BLOCK, 2, x, pitch, step, panel, KH, run);
