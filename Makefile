@@ -83,8 +83,8 @@ FAST    := $(or $(GCC_FLAGS),-O3) -march=native -fno-math-errno
 BRIEF   := -O2 $(filter -mprefer-vector-width=%,$(GCC_FLAGS)) -march=native -fno-math-errno
 CHECKED := -O1 -g1 -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(LAPACK_FLAGS) $(MPI_FLAGS)
-C_BRIEF := $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(BRIEF))
-C_FAST  := $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(CHECKED),$(FAST))
+C_BRIEF := $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(CHECKED) -march=native,$(BRIEF))
+C_FAST  := $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(CHECKED) -march=native,$(FAST))
 C_LIBS  := -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
 # A program uses a part of what it includes: told that nothing else links to a file, gcc leaves the rest out at once. It

@@ -218,7 +218,7 @@ static inline conv_operand_t conv_tile_dout(const conv_job_t* job, const conv_ti
 }
 
 // conv_weight_block with its constants filled in.
-static inline void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t dout, conv_operand_t x, int rows,
+VECTOR_LOOP void conv_weight_sums(floatX* sum, int P, int V, conv_operand_t dout, conv_operand_t x, int rows,
                                     int cols) {
     if (P == CONV_CHANNELS) {
         if (V == 1) conv_weight_block(sum, CONV_CHANNELS, 1, dout, x, rows, cols);

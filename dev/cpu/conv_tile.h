@@ -298,7 +298,7 @@ static inline void conv_write(const conv_job_t* job, size_t at, const floatX* su
 
 // The sums of `count` pixels, rounded up to whole parts of a block, for `width` channels of a panel: conv_block with
 // its constants filled in.
-static inline void conv_sums(floatX* sum, int count, int width, const floatX* x, size_t pitch, size_t step,
+VECTOR_LOOP void conv_sums(floatX* sum, int count, int width, const floatX* x, size_t pitch, size_t step,
                              const floatX* panel, int KH, int run) {
     enum { TWO = 2 * CONV_PART };
     if (width > VECTOR_LANES) {

@@ -167,7 +167,7 @@ static inline void gemm_fetch_rows(const floatX* A, size_t lda, int begin, int e
 
 // C (M, N) = alpha op(A) B + beta C for one stretch of K, with B's panels. A block may compute rows that are not there,
 // from what the copy holds behind them; they are not written.
-static inline void gemm_stretch(gemm_op_t ta, int M, int N, int K, floatX alpha, const floatX* A, size_t lda,
+VECTOR_LOOP void gemm_stretch(gemm_op_t ta, int M, int N, int K, floatX alpha, const floatX* A, size_t lda,
                                 const floatX* panels, floatX beta, floatX* C, size_t ldc) {
     enum { THIRD = GEMM_ROWS / 3 };
     floatX copy[GEMM_ROWS * GEMM_STRIDE] __attribute__((aligned(64)));

@@ -82,8 +82,12 @@ EMU_REPORTS void emu_report_unwritten(emu_cell* c) {
 // The current thread reads, or writes, the bytes [at, at + bytes).
 EMU_UNCHECKED static inline void emu_note_read(int64_t at, int bytes) {
     int q = emu.current, warp = EMU_WARP_OF_READERS + q / 32;
+    uint32_t block = emu.block_time, ordered = emu.barrier_time - block;
     for (emu_cell *c = emu_cells + at / 2, *end = c + bytes / 2; c < end; c++) {
-        if (c->written < emu.block_time) emu_report_unwritten(c);
+        // most often: written in this block, before its last barrier; and this read is among those that are known
+        bool known = c->read == emu.time && (c->reader == EMU_MANY_READERS || c->reader == warp || c->reader == q);
+        if (known && c->written - block < ordered) continue;
+        if (c->written < block) emu_report_unwritten(c);
         if (c->written == EMU_PENDING) emu_report_pending(c, true);
         if (!emu_before(c->writer, c->written)) emu_report_race(c, c->writer, "wrote", "reads");
         if (emu_before(c->reader, c->read)) {
