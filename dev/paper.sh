@@ -7,8 +7,12 @@
 #
 # What is trained stands in dev/paper/runs.txt, what the page says of the scores in dev/paper/page.awk and in the page itself. All of it
 # takes an estimated two hours on two cores. JOBS (the number of processors) jobs run at a time, each with one thread.
-# A run has a folder of its own in runs/paper, with the command lines that it depends on: what has ended there under the same ones is not
-# run again, what was stopped goes on. The page is written after each table; what is not there yet is a dash.
+# A run has a folder of its own in runs/paper, with its settings, the command lines that it depends on: what has ended
+# there under the same ones is not run again, what was stopped goes on. When a run has ended, its scores come into
+# docs/results/paper.jsonl, each with a hash of these settings, the processor and the date. Scores that stand there under
+# the same settings are kept, also where the folders are gone or were another machine's: what others need of such a run is
+# trained again, and not measured again. Scores under other settings stay until their job is run. The page is written after
+# each table; what is not there yet is a dash.
 set -eu
 out=runs/paper
 results=docs/results/paper.jsonl
@@ -21,7 +25,7 @@ samples="-n 500 -steps 20 -reference_images 5000"
 guidance=1,1.5,2,3
 sampling_steps=4,8,16,32,64
 
-vgg=$out/views/vgg.safetensors
+vgg=miniature/vgg.safetensors # the one that comes with the repository: all machines measure by it
 measure="./eval -recon -probe -data garments -features $vgg -lpips_weights $vgg"
 table1="stage1 stage2 full weight0 weight5 weight10 cosine pre_adapter lora no_ema large"
 baselines="vae_ema vavae_ema vavae_vit_ema"
@@ -31,44 +35,78 @@ headlines="weight0 full vae_ema vavae_ema"
 # field RUN NUMBER: of its line in runs.txt
 field() { awk -F ' *[|] *' -v run="$1" -v field="$2" '$1 == run { print $field }' dev/paper/runs.txt; }
 
-# once FOLDER FOLDERS FUNCTION ARGUMENTS...: calls a function that fills a folder from what is in others, unless it has done so with the
-# same arguments, and the others with theirs. Jobs that want the same wait for one another.
+# What is wanted of a job: settings, that it says them and does nothing; scores, that they stand in the results; files, that
+# its folder is filled.
+asked=${asked:-scores}
+
+# once FOLDER JOBS FUNCTION ARGUMENTS...: calls a function that fills a folder from those of other jobs, named one a line,
+# unless it has done so under the same settings: the arguments, and the others' settings. Jobs that want the same wait for
+# one another.
 once() (
     folder=$1
     from=$2
     shift 2
+    settings=$(asked=settings all "$from" && printf '%s\n' "$@")
+    [ "$asked" != settings ] || { printf '%s\n' "$settings"; exit 0; }
+    [ "$asked" = files ] || ! grep -qs "\"settings\": \"$(echo "$settings" | digest)\"" $results || exit 0
+    if ! made "$folder" "$settings"; then (asked=files all "$from") || exit 1; fi
     mkdir -p "${folder%/*}"
     exec 9>"$folder.lock"
     flock 9
-    wanted=$(for other in $from; do cat "$other/made_by"; done; printf '%s\n' "$@")
-    if [ "$wanted" != "$(cat "$folder/made_by" 2>/dev/null)" ]; then
+    if [ "$settings" != "$(cat "$folder/made_by" 2>/dev/null)" ]; then
         rm -rf "$folder"
         mkdir "$folder"
-        printf '%s\n' "$wanted" >"$folder/made_by"
+        printf '%s\n' "$settings" >"$folder/made_by"
     fi
-    [ ! -e "$folder/done" ] || exit 0
-    "$@" 9>&- >>"$folder/log" 2>&1 || { echo "error: see the end of $folder/log" >&2; exit 1; }
-    : >"$folder/done"
-    echo "$(date +%T) $folder"
+    if ! made "$folder" "$settings"; then
+        "$@" 9>&- >>"$folder/log" 2>&1 || { echo "error: see the end of $folder/log" >&2; exit 1; }
+        : >"$folder/done"
+        echo "$(date +%T) $folder"
+    fi
+    record "$folder" 9>&-
 )
+made() { [ -e "$1/done" ] && [ "$2" = "$(cat "$1/made_by")" ]; } # FOLDER SETTINGS
+digest() { sha256sum | cut -c 1-16; }
 
-# score FOLDER STEP RUN SEED COMMAND: an eval whose results come into FOLDER/scores_STEP.jsonl, each with what it is of
+# all JOBS
+all() { echo "$1" | while read -r job; do $job </dev/null || exit 1; done; }
+
+# score FOLDER STEP RUN SEED COMMAND: an eval whose results come into FOLDER/scores_STEP.jsonl, each with what it is of,
+# unless they stand in the results
 score() {
     scores=$1/scores_$2
+    is="\"run\": \"$3\", \"seed\": $4, \"at\": $2, \"folder\": \"${1##*/}\", \"settings\": \"$(digest <"$1/made_by")\""
     [ ! -e "$scores.jsonl" ] || return 0
-    $5 -out "$1/eval" -json "$scores.new" || return 1
-    sed "s/^{/{\"run\": \"$3\", \"seed\": $4, \"at\": $2, \"folder\": \"${1##*/}\", /" "$scores.new" >"$scores.named" && mv "$scores.named" "$scores.jsonl"
-    rm "$scores.new"
+    if ! grep -s "^{$is" $results >"$scores.named"; then
+        $5 -out "$1/eval" -json "$scores.new" || return 1
+        processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+        sed "s|^{|{$is, \"processor\": \"$processor\", \"date\": \"$(date +%F)\", |" "$scores.new" >"$scores.named" || return 1
+        rm "$scores.new"
+    fi
+    mv "$scores.named" "$scores.jsonl"
 }
 
-# pretrained RECIPE: the folder of a miniature encoder. All worlds share the VGG.
+# record FOLDER: its scores come into the results, in the place of those under other settings
+record() (
+    [ -n "$(find "$1" -maxdepth 1 -name 'scores_*.jsonl')" ] || exit 0
+    path=${1#"$out/"} # SEED/RUN or SEED/RUN/FOLDER
+    of="^{\"run\": \"$(echo "$path" | cut -d / -f 2)\", \"seed\": ${path%%/*}, \"at\": [0-9]*, \"folder\": \"${1##*/}\", "
+    exec 9>$out/results.lock
+    flock 9
+    {
+        cat "$1"/scores_*.jsonl
+        [ ! -e $results ] || grep -v "$of" $results
+        [ ! -e $results ] || grep "$of\"settings\": \"$(digest <"$1/made_by")\"" $results
+    } | LC_ALL=C sort -u >$results.new
+    mv $results.new $results
+)
+
+# pretrained RECIPE: the folder of a miniature encoder
 pretrained() {
-    [ "$1" = views ] || pretrained views
-    once "$out/$1" "" pretrain "$1" "build/cpu/pretrain -data garments -recipe $1 -out $out/$1"
+    once "$out/$1" "" pretrain "$1" "build/cpu/pretrain -data garments -recipe $1 -out $out/$1" "$(cksum <$vgg)"
 }
 pretrain() {
-    [ "$1" = views ] || cp "$vgg" "$out/$1" || return 1
-    $2
+    cp $vgg "$out/$1" && $2
 }
 
 # tokenizer SEED RUN: trained and measured, after what it starts from
@@ -80,19 +118,17 @@ tokenizer() {
     train="./train_tokenizer $flags -seed $1 -data garments -lpips_weights $vgg -log_every 100 -grid_every 0 -save_every 0 -out $out/$1/$2"
     case $from in
     views | pixels | classes)
-        pretrained "$from"
-        inputs=$out/$from
+        before="pretrained $from"
         encoder=$out/$from/encoder.safetensors
         ;;
     *)
-        (tokenizer "$1" "$from")
-        inputs=$out/$1/$from
+        before="tokenizer $1 $from"
         encoder=$(checkpoint "$1" "$from")
         ;;
     esac
     case $flags in
     -tokenizer_weights*)
-        once "$out/$1/$2" "$inputs" score "$out/$1/$2" "$steps" "$2" "$1" "$measure $flags -tokenizer $encoder"
+        once "$out/$1/$2" "$before" score "$out/$1/$2" "$steps" "$2" "$1" "$measure $flags -tokenizer $encoder"
         return
         ;;
     -preset\ mini_vae*) ;;
@@ -100,7 +136,7 @@ tokenizer() {
     "-stage 1"*) train="$train -encoder_weights $encoder" ;;
     *) train="$train -from $encoder" ;;
     esac
-    once "$out/$1/$2" "$inputs" learn "$out/$1/$2" "$2" "$1" "$steps" "$train" \
+    once "$out/$1/$2" "$before" learn "$out/$1/$2" "$2" "$1" "$steps" "$train" \
         "$measure -tokenizer $(checkpoint "$1" "$2")"
 }
 
@@ -139,14 +175,14 @@ drawn() {
 unconditional() { draws "$1" "$2" unconditional $dit_steps "-uncond 1"; }
 # draws SEED RUN FOLDER STEPS FLAGS
 draws() {
-    tokenizer "$1" "$2"
-    with=$(reading "$1" "$2")
-    latents=$out/$1/$2/latents
     folder=$out/$1/$2/$3
-    # shellcheck disable=SC2086
-    once "$latents" "$out/$1/$2" ./train_dit -extract 1 -data garments $with -latents "$latents"
-    once "$folder" "$latents" learn "$folder" "$2" "$1" "$4" "$dit $5 -seed $1 -latents $latents -out $folder" \
-        "./eval -gen -data garments $samples -features $vgg $with -dit $folder/dit.safetensors"
+    once "$folder" "latents $1 $2" learn "$folder" "$2" "$1" "$4" "$dit $5 -seed $1 -latents $out/$1/$2/latents -out $folder" \
+        "./eval -gen -data garments $samples -features $vgg $(reading "$1" "$2") -dit $folder/dit.safetensors"
+}
+latents() {
+    # shellcheck disable=SC2046
+    once "$out/$1/$2/latents" "tokenizer $1 $2" \
+        ./train_dit -extract 1 -data garments $(reading "$1" "$2") -latents "$out/$1/$2/latents"
 }
 
 # guided SEED RUN, sampled SEED RUN: the samples' scores against the guidance scale, and against the number of sampling steps
@@ -154,16 +190,14 @@ guided() { swept "$1" "$2" guided "-sweep_steps= -sweep_cfg $guidance"; }
 sampled() { swept "$1" "$2" sampled "-sweep_cfg= -sweep_steps $sampling_steps"; }
 # swept SEED RUN FOLDER FLAGS
 swept() {
-    drawn "$1" "$2"
     folder=$out/$1/$2/$3
-    once "$folder" "$out/$1/$2/dit" score "$folder" $dit_steps "$2" "$1" \
+    once "$folder" "drawn $1 $2" score "$folder" $dit_steps "$2" "$1" \
         "./eval -sweep -data garments $samples -features $vgg $(reading "$1" "$2") -dit $out/$1/$2/dit/dit.safetensors $4"
 }
 
 # latent SEED RUN: the measures of Table 16
 latent() {
-    tokenizer "$1" "$2"
-    once "$out/$1/$2/latent" "$out/$1/$2" score "$out/$1/$2/latent" 0 "$2" "$1" \
+    once "$out/$1/$2/latent" "tokenizer $1 $2" score "$out/$1/$2/latent" 0 "$2" "$1" \
         "./eval -latent -data garments -encoder_weights $out/views/encoder.safetensors $(reading "$1" "$2") -pca="
 }
 
@@ -171,8 +205,7 @@ latent() {
 components() {
     seed=$1
     shift
-    for run in "$@"; do tokenizer "$seed" "$run"; done
-    once "$out/$seed/components" "$(printf "$out/$seed/%s " "$@")" picture "$out/$seed/components" "$seed" "$@"
+    once "$out/$seed/components" "$(each tokenizer "$seed" "$@")" picture "$out/$seed/components" "$seed" "$@"
 }
 picture() {
     folder=$1
@@ -183,8 +216,8 @@ picture() {
         ln -sf "$PWD/$(checkpoint "$seed" "$run")" "$folder/$run"
         files=$files,$folder/$run
     done
-    ./eval -latent -draws 1 -latent_images 256 -data garments -encoder_weights $out/views/encoder.safetensors -tokenizer "${files#,}" \
-        -pca 0,1,2,3,4,5,6,7 -out "$folder"
+    score "$folder" 0 components "$seed" "./eval -latent -draws 1 -latent_images 256 -data garments \
+        -encoder_weights $out/views/encoder.safetensors -tokenizer ${files#,} -pca 0,1,2,3,4,5,6,7"
 }
 
 # each JOB SEED RUN...: a line for each run
@@ -212,16 +245,13 @@ jobs() {
     esac
 }
 
-# page: the scores of all runs here into one file (where there are none, it stays), from it the plots, and what the page says
+# page: from the results the plots, and what the page says
 page() {
     awk=dev/paper/page.awk
-    scores=$(find $out -name 'scores_*.jsonl' | sort)
-    # shellcheck disable=SC2086
-    [ -z "$scores" ] || cat $scores >$results
     for figure in 3 4; do
         awk -v figure=$figure -f $awk dev/paper/runs.txt $results | build/cpu/plot docs/paper_figure$figure.png
     done
-    [ ! -e $out/1/components/pca.png ] || cp $out/1/components/pca.png docs/paper_figure7.png
+    [ ! -e $out/1/components/eval/pca.png ] || cp $out/1/components/eval/pca.png docs/paper_figure7.png
     awk -f $awk dev/paper/runs.txt dev/paper/published.txt $results docs/paper.md >docs/paper.md.new
     mv docs/paper.md.new docs/paper.md
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
-# dev/paper.sh and what belongs to it: a run is trained once, goes on where it was stopped, and is trained anew with all that stands on it
-# when its settings change; verdicts follow their rule; the page is what the raw numbers make of it; plot draws, and refuses what it cannot
-# draw. The programs that train and measure are stand-ins here, which note that they were called.
+# dev/paper.sh and what belongs to it: a run is trained once, goes on where it was stopped, and is trained anew with all
+# that stands on it when its settings change; scores that stand in the results are kept where the runs are gone; verdicts
+# follow their rule; the page is what the raw numbers make of it; plot draws, and refuses what it cannot draw. The programs that train and measure are stand-ins here, which note that they were called.
 # Usage: sh tests/test_paper.sh BUILD_FOLDER
 set -u
 passed=0
@@ -21,7 +21,8 @@ if cmp -s "$work/page" docs/paper.md; then ok "docs/paper.md is what the raw num
 else fail "docs/paper.md is what the raw numbers make of it" "sh dev/paper.sh page; $(diff "$work/page" docs/paper.md | sed -n 2p)"; fi
 
 # ---- the runs, with stand-ins
-mkdir -p "$work/dev" "$work/docs/results" "$work/build/cpu"
+mkdir -p "$work/dev" "$work/docs/results" "$work/build/cpu" "$work/miniature"
+: >"$work/miniature/vgg.safetensors"
 cp -r dev/paper dev/paper.sh "$work/dev"
 cd "$work" || exit 1
 cat >train_tokenizer <<'END'
@@ -30,7 +31,7 @@ echo "$0 $*" >>calls
 while [ $# -gt 0 ]; do
     case $1 in
     -json) echo '{"measure": "any", "PSNR": 20, "FD-mini": 3}' >>"$2" ;;
-    -out) mkdir -p "$2"; : >"$2/vgg.safetensors" ;;
+    -out) mkdir -p "$2" ;;
     esac
     shift
 done
@@ -43,7 +44,7 @@ echo '<!-- table: PSNR: stage1 weight5 --><!-- end -->' >docs/paper.md
 calls() { if [ -e calls ]; then wc -l <calls | tr -d ' '; else echo 0; fi; rm -f calls; }
 
 sh dev/paper.sh table2 >said 2>&1
-same "a table is run: 3 encoders' worth of pretraining less one, 4 tokenizers, 2 transformers" "$(calls)" $((3 + 4 * 2 + 2 * 3))
+same "a table is run: 2 encoders, 4 tokenizers, 2 transformers" "$(calls)" $((2 + 4 * 2 + 2 * 3))
 sh dev/paper.sh table2 >said 2>&1
 same "  once" "$(calls)" 0
 sed 's/^mae .*-stage 2 /&-w_gan 0 /' dev/paper/runs.txt >new && mv new dev/paper/runs.txt
@@ -59,6 +60,23 @@ said "  and says where to look" 'error: see the end of runs/paper/1/mae/log'
 rm broken calls
 sh dev/paper.sh table2 >said 2>&1
 same "  the next time it goes on" "$(grep -c "1/mae[ /]" calls) of $(calls)" "5 of 5"
+
+results=docs/results/paper.jsonl
+same "each job's scores stand in the results once, with settings, processor and date" \
+    "$(grep -c '"settings": "[0-9a-f]*", "processor": ".*", "date": "20..-..-..", "measure"' $results) of $(wc -l <$results)" "6 of 6"
+cp $results before
+rm -r runs
+sh dev/paper.sh table2 >said 2>&1
+same "the runs are gone: what has scores is not run" "$(calls)" 0
+grep -v '"mae".*"dit"' before >$results
+sh dev/paper.sh table2 >said 2>&1
+same "  what has none is, after what it needs, which is not measured again" \
+    "$(grep -c "^./eval" calls) of $(calls), $(grep -v '"mae".*"dit"' $results | cmp - before 2>&1 | grep -c differ)" "1 of 6, 1"
+sed 's/^siglip .*-stage 2 /&-w_gan 0 /' dev/paper/runs.txt >new && mv new dev/paper/runs.txt
+rm -r runs
+sh dev/paper.sh table2 >said 2>&1
+same "  other settings: other scores in their place" \
+    "$(grep -c "1/siglip[ /]" calls) of $(calls), $(grep -c '"siglip"' $results) of $(wc -l <$results)" "5 of 7, 2 of 6"
 sh dev/paper.sh table99 >said 2>&1
 said "a table that is none" 'error: there is no table99; the tables are: table1'
 
@@ -93,6 +111,19 @@ verdict f reproduced
 verdict g "not reproduced"
 verdict h "not run yet"
 verdict i "not decidable at this noise"
+{
+    scores stage1 1 80.0; scores stage1 2 81.0; scores stage2 1 90.0
+} | sed 's/"measure"/"processor": "one", "date": "2026-01-02", &/; /stage2/s/one/other/' >mixed.jsonl
+cat >page.md <<'END'
+<!-- ours: probe: stage1 stage2 -->
+<!-- end -->
+<!-- processors: -->
+<!-- end -->
+j <!-- claim: probe: stage1 < stage2 -->
+END
+awk -f dev/paper/page.awk dev/paper/runs.txt dev/paper/published.txt mixed.jsonl page.md >marked
+same "scores of two processors are marked, and verdicts between them" "$(grep -c '90.0 † |' marked) $(grep -c '1 seed †;' marked)" "1 1"
+same "  and counted" "$(grep -c '^| one | 2 | 2026-01-02 | |$' marked) $(grep -c '^| other | 1 | 2026-01-02 | † |$' marked)" "1 1"
 same "a verdict shows the numbers" "$(sed -n 's/^a .*(//p' verdicts)" "probe % 79.0 < 81.0, 3 seeds; the paper's 35.09 < 41.53)"
 
 # ---- plot

@@ -7,11 +7,13 @@
 #     <!-- table: SCORES: RUNS -->     what stands below it up to <!-- end --> becomes the paper's table, and ours
 #     <!-- ours: SCORES: RUNS -->      the same, ours alone
 #     <!-- noise: SCORES -->           the deviation between seeds
+#     <!-- processors: -->             where the scores were measured
 #     <!-- claim: SCORE: A < B -->     the rest of the line becomes the verdict; <, >, = between two or more runs, or points RUN@STEPS
 # A verdict is a rule's. Each score has a noise: the deviation between seeds, pooled over all runs that have several. A difference d of two
 # means over the n seeds that the runs have in common counts if |d| > 2 noise sqrt(2 / n); "=" asks that it does not. Distances (FD, LPIPS)
 # and variances are compared by their logarithms, since their noise grows with them; guided and unconditional samples, of one seed, have
-# the noise of the others.
+# the noise of the others. In our tables a score that was measured, also in part, elsewhere than most is marked, and so is a
+# verdict between scores of one seed from several processors.
 
 BEGIN {
     FS = " *[|] *"
@@ -63,16 +65,25 @@ function word(name,    value) {
 # A score of a run and seed: the one after most steps counts. Seed 1's at each number of steps are the points of a curve.
 function keep(score, value) {
     if (value == "") return
-    if (seed == 1) curve[run, score, at] = value + 0
+    if (seed == 1) keep_point(score, value)
     if ((run, score, seed) in latest && latest[run, score, seed] > at) return
     latest[run, score, seed] = at
     final[run, score, seed] = value + 0
+    measured[run, score, seed] = processor
+}
+function keep_point(score, value) {
+    curve[run, score, at] = value + 0
+    measured[run "@" at, score, 1] = processor
 }
 function read_scores(    i, name, folder, subject) {
     run = word("run")
     seed = member("seed") + 0
     at = member("at") + 0
     folder = word("folder")
+    processor = word("processor")
+    date[processor] = word("date") > date[processor] ? word("date") : date[processor]
+    lines[processor]++
+    if (most == "" || lines[processor] > lines[most]) most = processor
     if (folder == "dit") {
         keep("gFID", member("FD-mini"))
         keep("recognised", member("recognised %"))
@@ -81,7 +92,7 @@ function read_scores(    i, name, folder, subject) {
     } else if (folder == "guided" || folder == "sampled") {
         split(word("generator"), subject, ", ") # path, "20 steps", "guidance 1.5"
         at = (folder == "guided" ? substr(subject[3], 10) : subject[2]) + 0
-        curve[run, folder, at] = member("FD-mini") + 0
+        keep_point(folder, member("FD-mini"))
         if (folder == "guided" && at > 1) keep_best(at, member("FD-mini") + 0)
     } else {
         for (i in eval_names) {
@@ -94,6 +105,7 @@ function keep_best(scale, value) {
     if ((run, "gFID_cfg", seed) in final && final[run, "gFID_cfg", seed] <= value) return
     final[run, "gFID_cfg", seed] = value
     final[run, "scale", seed] = scale
+    measured[run, "gFID_cfg", seed] = processor
 }
 
 # ---- means, noise, verdicts
@@ -154,7 +166,11 @@ function number(score, value) { return sprintf("%." decimals[score] "f", value) 
 function cell(run, score,    n) {
     n = gather(run, score, 0)
     if (!n) return "–"
-    return number(score, mean) (n > 1 ? " ± " number(score, deviation) : "")
+    return number(score, mean) (n > 1 ? " ± " number(score, deviation) : "") (elsewhere(run, score) ? " †" : "")
+}
+function elsewhere(run, score,    seed) {
+    for (seed = 1; seed <= 3; seed++) if ((run, score, seed) in measured && measured[run, score, seed] != most) return 1
+    return 0
 }
 
 function fill() {
@@ -164,7 +180,8 @@ function fill() {
     print
     if (/^<!-- (table|ours): /) table()
     if (/^<!-- noise: /) noise_table()
-    if (/^<!-- (table|ours|noise): /) skipping = 1
+    if (/^<!-- processors: /) processor_table()
+    if (/^<!-- (table|ours|noise|processors): /) skipping = 1
 }
 
 # The words of a place, after "table: " and the like: scores, and behind a second colon runs.
@@ -222,8 +239,15 @@ function noise_table(    s, value, log_scale) {
     print ""
 }
 
+function processor_table(    name) {
+    print "\n| processor | lines of scores | the last of them | mark |\n|---|---|---|---|"
+    print "| " most " | " lines[most] " | " date[most] " | |"
+    for (name in lines) if (name != most) print "| " name " | " lines[name] " | " date[name] " | † |"
+    print ""
+}
+
 # "SCORE: A < B = C": what the line says.
-function claim(text,    half, part, n, i, score, seed, has, result, worst, ours, papers) {
+function claim(text,    half, part, n, i, score, seed, has, result, worst, ours, papers, mixed) {
     split(text, half, / *: */)
     score = half[1]
     n = split(half[2], part, " ")
@@ -235,6 +259,7 @@ function claim(text,    half, part, n, i, score, seed, has, result, worst, ours,
         if (!has) continue
         common[seed] = 1
         seeds++
+        for (i = 3; i <= n; i += 2) if (measured[part[i], score, seed] != measured[part[1], score, seed]) mixed = " †"
     }
     if (!seeds) return " **not run yet**"
     worst = 1
@@ -246,7 +271,7 @@ function claim(text,    half, part, n, i, score, seed, has, result, worst, ours,
         if (result < worst) worst = result
     }
     result = worst == 1 ? "reproduced" : worst == 0 ? "not decidable at this noise" : "not reproduced"
-    return " **" result "** (" title[score] " " ours ", " seeds (seeds > 1 ? " seeds" : " seed") \
+    return " **" result "** (" title[score] " " ours ", " seeds (seeds > 1 ? " seeds" : " seed") mixed \
         (papers ~ /–/ ? "" : "; the paper's " papers) ")"
 }
 
