@@ -1,7 +1,8 @@
 #!/bin/sh
 # dev/paper.sh and what belongs to it: a run is trained once, goes on where it was stopped, and is trained anew with all
 # that stands on it when its settings change; scores that stand in the results are kept where the runs are gone; verdicts
-# follow their rule; the page is what the raw numbers make of it; plot draws, and refuses what it cannot draw. The programs that train and measure are stand-ins here, which note that they were called.
+# follow their rule; the page is what the raw numbers make of it; plot draws, and refuses what it cannot draw. The programs
+# that train and measure are stand-ins here, which note that they were called.
 # Usage: sh tests/test_paper.sh BUILD_FOLDER
 set -u
 passed=0
