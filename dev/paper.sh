@@ -117,6 +117,10 @@ tokenizer() {
     [ "$1" = 1 ] || steps=${steps##*,} # the curves of Figure 3 are seed 1's
     train="./train_tokenizer $flags -seed $1 -data garments -lpips_weights $vgg -log_every 100 -grid_every 0 -save_every 0 -out $out/$1/$2"
     case $from in
+    -)
+        before=""
+        encoder=""
+        ;;
     views | pixels | classes)
         before="pretrained $from"
         encoder=$out/$from/encoder.safetensors
@@ -197,7 +201,7 @@ swept() {
 
 # latent SEED RUN: the measures of Table 16
 latent() {
-    once "$out/$1/$2/latent" "tokenizer $1 $2" score "$out/$1/$2/latent" 0 "$2" "$1" \
+    once "$out/$1/$2/latent" "$(printf 'pretrained views\ntokenizer %s' "$1 $2")" score "$out/$1/$2/latent" 0 "$2" "$1" \
         "./eval -latent -data garments -encoder_weights $out/views/encoder.safetensors $(reading "$1" "$2") -pca="
 }
 
