@@ -20,7 +20,7 @@ BEGIN {
     split("rFID FD-mini,PSNR PSNR,LPIPS LPIPS-mini,probe probe whole latent %,probe_mean probe mean latent %," \
           "CKNNA CKNNA,SV spatial var,TV total var,CV density CV,Gini Gini,entropy entropy", eval_names, ",")
     split("rFID 1 rFD-mini,PSNR 2 PSNR,LPIPS 4 LPIPS-mini,probe 1 probe %,probe_mean 1 probe % (mean of the latent)," \
-          "gFID 1 gFD-mini,recognised 1 recognised %,gFID_cfg 1 gFD-mini (guided),scale 2 its scale,gFID_uncond 1 gFD-mini (unconditional)," \
+          "gFID 1 gFD-mini,recognised 1 recognised %,IS 2 IS-mini,precision 2 precision-mini,recall 2 recall-mini,gFID_cfg 1 gFD-mini (guided),scale 2 its scale,gFID_uncond 1 gFD-mini (unconditional)," \
           "CKNNA 3 CKNNA,SV 3 spatial var,TV 1 total var,CV 3 density CV,Gini 3 Gini,entropy 4 entropy,sampled 1 gFD-mini,guided 1 gFD-mini", shown, ",")
     for (i in shown) {
         split(shown[i], part, " ")
@@ -87,6 +87,9 @@ function read_scores(    i, name, folder, subject) {
     if (folder == "dit") {
         keep("gFID", member("FD-mini"))
         keep("recognised", member("recognised %"))
+        keep("IS", member("IS-mini"))
+        keep("precision", member("precision-mini"))
+        keep("recall", member("recall-mini"))
     } else if (folder == "unconditional") {
         keep("gFID_uncond", member("FD-mini"))
     } else if (folder == "guided" || folder == "sampled") {
