@@ -243,7 +243,7 @@ function noise_table(    s, value, log_scale) {
 }
 
 function processor_table(    name) {
-    print "\n| processor | lines of scores | the last of them | mark |\n|---|---|---|---|"
+    print "\n| processor | lines of results | the last of them | mark |\n|---|---|---|---|"
     print "| " most " | " lines[most] " | " date[most] " | |"
     for (name in lines) if (name != most) print "| " name " | " lines[name] " | " date[name] " | † |"
     print ""
