@@ -290,7 +290,7 @@ expect "-inspect: no file" 1 'nowhere: .*cannot be opened' "$eval" -inspect nowh
 # ---- mistakes
 refuse "features of something else" 'is no feature network' -recon -features "$here/miniature/tokenizer.safetensors"
 cp photos/colour.jpg samples
-refuse "samples of several sizes" 'samples have one size' -gen -samples samples -n 100
+refuse "samples of several sizes" 'samples have one size' -gen -samples samples -n 100 -reference_images 20
 refuse "one sample" '-n 1 is out of range' -gen -n 1
 refuse "a list that is none" '-sweep_cfg 1,x: want 1 to 32 numbers' -sweep -sweep_cfg 1,x
 refuse "a PCA picture of an image that is not there" 'image 99 is not among the 40' -latent -latent_images 40 -pca 99
