@@ -139,13 +139,14 @@ GPU_CHECK := $(addprefix build/gpu/,bench_models train_tokenizer train_dit eval 
              $(addprefix build/cpu/,train_tokenizer train_dit pretrain)
 BENCHES  := $(patsubst dev/bench/%.cu,$(FOLDER)/%,$(wildcard dev/bench/bench_*.cu))
 
-.PHONY: all help which check test run_tests test-gpu-build gpu_build test_nvcc demo run_demo sanitize bench gpu-check \
+.PHONY: all help which check test run_tests test-gpu-build gpu_build test_nvcc demo run_demo demo_t2i sanitize bench gpu-check \
         gpu_check_programs deps clean FORCE
 all: which check $(PROGRAMS)
 
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
 	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (6 minutes on two cores)"
+	@echo "make demo_t2i        train the miniature text-to-image transformer on the tokenizer in miniature/, draw and measure (docs/t2i.md)"
 	@echo "make test            prove every derivative, kernel, model, file format and resume (about 14 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
@@ -280,6 +281,8 @@ demo:
 	@$(MAKE) --no-print-directory -j $$(nproc) run_demo
 run_demo: which $(PROGRAMS) $(FOLDER)/pretrain
 	@sh dev/demo.sh $(FOLDER) $(DATA:%=garments:%)
+demo_t2i: which $(PROGRAMS)
+	@sh dev/t2i.sh demo
 
 bench: which $(BENCHES)
 	@for b in $(BENCHES); do $$b || exit 1; done

@@ -1,0 +1,70 @@
+#!/bin/sh
+# Text to image in the miniature world: drawn scenes with captions (common/data/scenes.h).
+#
+#     sh dev/t2i.sh demo          `make demo_t2i`: a transformer on the tokenizer that comes with the repository; draws and measures
+#     sh dev/t2i.sh miniature     files as those that come with it, from nothing; needs build/cpu/pretrain
+#
+# The programs stand in the root. Everything lies in runs/t2i_*; a second call goes on where the first one stopped. docs/t2i.md
+# tells what came out, on which processor, how the committed files were made, and what is not learnt.
+set -eu
+data=scenes:48:mixed
+world=runs/t2i_world
+
+# The decoder is half as wide as that of the demo's garments. Its norms are over all channels: in a group of two, how strong a
+# colour is gets lost. Tokenizers learn from the square scenes, and take the wide and tall ones as they are.
+network="-data scenes -image_size 48 -ch 8 -ch_mult 1,2,4,8 -groups 1 -batch 8 -beta1 0.9 -beta2 0.99 -w_lpips 0.3 -w_gan 0
+    -lpips_weights miniature/vgg.safetensors -grid_every 0"
+
+# The stand-in for MAE, a ViT that tells the pixels of scenes of which 60% are hidden: it knows shape and colour.
+pretrain() {
+    mkdir -p $world
+    cp miniature/vgg.safetensors $world # a file that is there is kept
+    build/cpu/pretrain -data scenes -recipe pixels -image_size 48 -vit_steps 1000 -vit_lr 2e-3 -out $world
+}
+
+# stage NUMBER LR STEPS [FLAGS...]: up to so many steps in all
+stage() {
+    number=$1 lr=$2 steps=$3
+    shift 3
+    # shellcheck disable=SC2086
+    ./train_tokenizer $network -stage "$number" -out "$out" -lr "$lr" -steps "$steps" -change 1 "$@"
+}
+
+# transformer TOKENIZER LR STEPS: t2i-mini on the latents of 12,000 scenes, up to so many steps in all
+transformer() {
+    [ -e $out/latents ] || ./train_dit -preset t2i_mini -extract 1 -data $data -images 12000 -tokenizer "$1" -latents $out/latents
+    ./train_dit -preset t2i_mini -data $data -tokenizer "$1" -latents $out/latents -out $out -lr "$2" -steps "$3" \
+        -batch 32 -ema 0.99 -grid_every 0 -change 1
+}
+
+# score TOKENIZER DIT: of reconstructions of held-out scenes (the ceiling), and of what is drawn of their captions
+score() {
+    ./eval -scenes -data $data -tokenizer "$1" -dit "$2" -shift -1 -cfg 4 -steps 25 -images 200 -out $out -json $out/scores.jsonl
+}
+
+case ${1:-demo} in
+demo)
+    out=runs/t2i_demo
+    tokenizer=miniature/t2i_tokenizer.safetensors
+    transformer $tokenizer 1.5e-3 1000
+    ./sample -prompt "two red circles on a black background" -n 8 -dit $out/dit.safetensors -tokenizer $tokenizer -out $out/samples.png
+    score $tokenizer $out/dit.safetensors
+    ;;
+miniature)
+    out=runs/t2i_miniature
+    pretrain
+    stage 1 2e-3 1000 -encoder_weights $world/encoder.safetensors
+    stage 2 1e-3 1500 -w_sem 0.01
+    stage 2 3e-4 2500 -w_sem 0.01
+    stage 3 2e-4 1500
+    ./train_tokenizer -stage 3 -out $out -export miniature/t2i_tokenizer.safetensors -export_type f16
+    transformer $out/stage3.safetensors 1.5e-3 6000
+    transformer $out/stage3.safetensors 4e-4 8000
+    ./train_dit -preset t2i_mini -out $out -export miniature/t2i.safetensors -export_type f16
+    score miniature/t2i_tokenizer.safetensors miniature/t2i.safetensors
+    ;;
+*)
+    echo "error: $1 is neither demo nor miniature; see the head of this file" >&2
+    exit 1
+    ;;
+esac
