@@ -147,7 +147,7 @@ help:
 	@echo "make                 build the programs: $(PROGRAMS)"
 	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (6 minutes on two cores)"
 	@echo "make demo_t2i        train the miniature text-to-image transformer on the tokenizer in miniature/, draw and measure (docs/t2i.md)"
-	@echo "make test            prove every derivative, kernel, model, file format and resume (about 14 minutes on two cores)"
+	@echo "make test            prove every derivative, kernel, model, file format and resume (about 12 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
 	@echo "make test-gpu-build  compile and link all that gpu-check runs, and look at the kernels' registers and machine code; needs nvcc"
@@ -281,7 +281,9 @@ demo:
 	@$(MAKE) --no-print-directory -j $$(nproc) run_demo
 run_demo: which $(PROGRAMS) $(FOLDER)/pretrain
 	@sh dev/demo.sh $(FOLDER) $(DATA:%=garments:%)
-demo_t2i: which $(PROGRAMS)
+demo_t2i:
+	@sh dev/install.sh -demo $(KIND)
+	@$(MAKE) --no-print-directory -j $$(nproc) which $(PROGRAMS)
 	@sh dev/t2i.sh demo
 
 bench: which $(BENCHES)
