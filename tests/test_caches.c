@@ -1,6 +1,6 @@
 // test_caches.c: what a text-to-image training keeps on a disk: rows of captions, and latents of several sizes; and the
 // batches that it makes of them. Look next at common/data/text_cache.h, common/data/bucket_latents.h and
-// common/data/bucket_loader.h.
+// common/training/bucket_loader.h.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 // defines: bucket_latents_t, bucket_shard_t, captions_fingerprint
 #include "common/data/bucket_latents.h"
 // defines: bucket_loader_t, bucket_loader_open, bucket_loader_next, bucket_loader_close, bucket_warp
-#include "common/data/bucket_loader.h"
+#include "common/training/bucket_loader.h"
 // defines: text_cache_t, text_cache_writer_t
 #include "common/data/text_cache.h"
 // defines: temporary_*, check_message

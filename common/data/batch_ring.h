@@ -6,7 +6,7 @@
 //     batch_ring_open(&ring, make, owner, workers, first_step);
 //     slot = batch_ring_next(&ring);      // of the next step; the slot before may be overwritten from here on
 //     batch_ring_close(&ring);
-// Look next at common/data/latent_loader.h and common/data/bucket_loader.h, the owners.
+// Look next at common/data/latent_loader.h and common/training/bucket_loader.h, the owners.
 #pragma once
 #include <pthread.h>
 #include <stdint.h>

@@ -9,7 +9,7 @@
 //     time      t = sigmoid(z), z normal, by RANDOM_TIMES (logit-normal: Esser et al. 2024); or uniform
 //
 // One thread prepares the next batches while the device works on this one; a latent is some kilobytes copied out of the
-// page cache and transposed, so one thread feeds a GPU. Look next at common/data/bucket_loader.h, the same for
+// page cache and transposed, so one thread feeds a GPU. Look next at common/training/bucket_loader.h, the same for
 // captions, and common/training/dit.h, which takes the batches.
 #pragma once
 // defines: batch_ring_t, batch_ring_open, batch_ring_next, batch_ring_close, BATCH_RING

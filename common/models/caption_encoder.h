@@ -312,6 +312,12 @@ static inline int caption_encoder_numbers(caption_encoder_t* e, const char* capt
     return n;
 }
 
+// Rows of a batch whose longest caption has `longest`, where `most` are possible.
+static inline int caption_rows(int longest, int most) {
+    int rows = (longest + CAPTION_ROWS_STEP - 1) / CAPTION_ROWS_STEP * CAPTION_ROWS_STEP;
+    return rows < most ? rows : most;
+}
+
 // All captions as numbers, (n, L) of them, and their counts. Returns L.
 static inline int caption_encoder_tokenize(caption_encoder_t* e, const char* const* captions, int n) {
     int length = e->options.length, stride = length + 1, longest = 1, end = e->words ? WORD_END : e->unigram.end;
@@ -326,8 +332,7 @@ static inline int caption_encoder_tokenize(caption_encoder_t* e, const char* con
         e->counts[b] = e->options.mask ? count : length;
         longest = e->counts[b] > longest ? e->counts[b] : longest;
     }
-    int L = (longest + CAPTION_ROWS_STEP - 1) / CAPTION_ROWS_STEP * CAPTION_ROWS_STEP;
-    if (L > length) L = length;
+    int L = caption_rows(longest, length);
     for (int b = 0; b < n; b++) memmove(e->ids + (size_t)b * L, e->ids + (size_t)b * stride, L * sizeof(int));
     return L;
 }

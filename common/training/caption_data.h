@@ -7,10 +7,10 @@
 //     caption_data_open(&data, &options, channels);    // after the device: encoders may live on it
 //     caption_data_start(&data, ..., first_step);
 //     caption_data_next(&data, &dit, s);               // the next step's batch, into the dit_t
-// Look next at common/data/bucket_loader.h, common/models/caption_encoder.h and train_dit.cu, the user.
+// Look next at common/training/bucket_loader.h, common/models/caption_encoder.h and train_dit.cu, the user.
 #pragma once
 // defines: bucket_loader_t, bucket_loader_open, bucket_loader_next, bucket_loader_close
-#include "common/data/bucket_loader.h"
+#include "common/training/bucket_loader.h"
 // defines: caption_encoder_t, caption_encoder_open, caption_encoder_batch, caption_encoder_tokenize
 #include "common/models/caption_encoder.h"
 // defines: comm_t, comm_is_first

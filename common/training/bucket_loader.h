@@ -16,6 +16,8 @@
 #include "common/data/bucket_latents.h"
 // defines: host_malloc, host_free, floatX
 #include "common/device.h"
+// defines: caption_rows
+#include "common/models/caption_encoder.h"
 // defines: mmdit_time_shift
 #include "common/models/mmdit.h"
 
@@ -61,10 +63,9 @@ static inline double bucket_warp(double time, int N) {
     return shift * time / (1 + (shift - 1) * time);
 }
 
-// Rows of the longest of B captions, or so many as there may be; a multiple of 16 where that is less.
+// Rows of the longest of B captions, as the encoder would make them.
 static inline int bucket_loader_length(const bucket_loader_t* loader) {
-    int longest = (text_cache_longest(loader->cache, loader->chosen, loader->B) + 15) / 16 * 16;
-    return longest < loader->options.text_rows ? longest : loader->options.text_rows;
+    return caption_rows(text_cache_longest(loader->cache, loader->chosen, loader->B), loader->options.text_rows);
 }
 
 static inline void bucket_loader_cached_text(bucket_loader_t* loader, bucket_batch_t* batch) {
