@@ -72,27 +72,25 @@ MPI_LIBS  := $(if $(filter 1,$(MPI)),$(shell mpicc --showme:link),)
 # WERROR=1, as in CI: a warning is an error. Not so for users, whose compilers may know warnings that ours do not.
 FATAL   := $(filter 1,$(WERROR))
 WARN    := -Wall -Wextra $(if $(FATAL),-Werror)
-# gcc splits what is wider than it prefers, on Intel's processors 256 bits. The matrix product (dev/cpu/gemm.h) keeps a
-# block in the widest registers that there are: split, it leaves them, and is 30 times slower. Of all that -O3 adds to -O2,
-# these programs gain by vectors in any loop that is worth it and by short loops written out; the rest only doubles the
-# time to compile them.
-GCC_FLAGS := $(shell flags='-mprefer-vector-width=512 -ftree-loop-vectorize -fvect-cost-model=dynamic -fpeel-loops'; \
-                echo 'int x;' | $(CC) -x c -S -Werror $$flags -o /dev/null - 2>/dev/null && echo -O2 $$flags)
-FAST    := $(or $(GCC_FLAGS),-O3) -march=native -fno-math-errno
-# Tests run for seconds: what their loops gain by vectors is less than it takes to compile them.
-BRIEF   := -O2 $(filter -mprefer-vector-width=%,$(GCC_FLAGS)) -march=native -fno-math-errno
+# Operations. gcc splits what is wider than it prefers, on Intel's processors 256 bits. The matrix product (dev/cpu/gemm.h)
+# keeps a block in the widest registers that there are: split, it leaves them, and is 30 times slower. Of all that -O3 adds
+# to -O2, loops gain by vectors and short ones by being written out.
+LOOPS   := -mprefer-vector-width=512 -ftree-loop-vectorize -fvect-cost-model=dynamic -fpeel-loops
+GCC     := $(shell echo 'int x;' | $(CC) -x c -S -Werror $(LOOPS) -o /dev/null - 2>/dev/null && echo 1)
+FAST    := $(if $(GCC),-O2 $(LOOPS),-O3) -march=native -fno-math-errno
+# What calls them, programs and tests: images load as fast with this as with -O2, which takes twice as long to compile.
+CALLERS := $(if $(GCC),-O1 -finline-small-functions $(LOOPS),-O2) -march=native -fno-math-errno
 CHECKED := -O1 -g1 -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 # gcc warns of values that are no less set than without sanitizers, and says so in its manual
 C_CHECKED := $(CHECKED) -march=native -Wno-maybe-uninitialized
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(LAPACK_FLAGS) $(MPI_FLAGS)
-C_BRIEF := $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(C_CHECKED),$(BRIEF))
-C_FAST  := $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(C_CHECKED),$(FAST))
-C_LIBS  := -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
-
 # A program uses a part of what it includes: told that nothing else links to a file, gcc leaves the rest out at once. It
 # then also sees through more calls, and warns of names that might be cut.
 ALONE := $(shell echo 'int main(void) { return 0; }' | $(CC) -x c -Werror -fwhole-program -o /dev/null - 2>/dev/null && \
            echo -fwhole-program -Wno-format-truncation)
+C_OPS   := -x c $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(C_CHECKED),$(FAST))
+C_CALL  := -x c $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(C_CHECKED),$(CALLERS)) $(ALONE)
+C_LIBS  := -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
 EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DEMU $(LAPACK_FLAGS)
 EMU_LIBS  := -x none -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
@@ -119,7 +117,7 @@ NVCC_FLAGS := -std=c++20 -O3 -D_GNU_SOURCE -I. -DUSE_CUDA -Xcompiler -Wall,-Wext
 NVCC_LIBS := $(if $(CUDA_LIBS),-Xlinker -rpath=$(CUDA_LIBS)) -Xlinker --as-needed -lcusolver -lcublas -lcublasLt \
               $(if $(filter 0,$(NCCL)),,-lnccl) -lz -lgomp -lm
 
-HEADERS  := $(wildcard common/*.h common/*/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
+HEADERS  := $(wildcard common/*.h common/*.cu common/*/*.h common/cuda/*.cuh dev/cpu/*.h dev/emu/*.h dev/bench/*.h tests/*.h)
 PROGRAMS := train_tokenizer train_dit sample eval
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 KERNELS  := $(patsubst tests/kernels_%.cu,%,$(wildcard tests/kernels_*.cu))
@@ -133,6 +131,7 @@ ifeq ($(SANITIZE),1)
 BESIDE   := $(patsubst %,$(BUILD)/kernels_%_fp32,$(filter-out step full_size,$(KERNELS)))
 endif
 GPU_TESTS := $(foreach k,$(KERNELS),build/gpu/kernels_$(k)_bf16 build/gpu/kernels_$(k)_fp32)
+GPU_FAMILIES := $(filter-out build/gpu/kernels_step_%,$(GPU_TESTS))
 # all that gpu-check runs; the slowest to compile come first, so that no processor is left alone at the end
 GPU_CHECK := $(addprefix build/gpu/,bench_models train_tokenizer train_dit eval sample pretrain bench_ops) \
              $(addprefix build/gpu_fp32/,bench_models train_tokenizer train_dit) $(GPU_TESTS) build/gpu/test_distribution \
@@ -171,54 +170,88 @@ $(PROGRAMS): %: $(FOLDER)/% FORCE
 	@cmp -s $< $@ || cp -p $< $@
 
 # ----------------------------------------------------------------------------------------------------------------------
-# CPU
+# CPU. The operations (common/ops.cu) are compiled once a build, what calls them without.
 
-$(BUILD)/%: %.cu $(HEADERS) | $(BUILD)
+$(BUILD)/ops.o: common/ops.cu $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) -x c $(C_FAST) $(ALONE) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_OPS) -c $< -o $@
 
-# the training program in double: where the order of a sum does not show, N ranks and one are compared
-build/double/%: %.cu $(HEADERS) | build/double
+$(BUILD)/%: %.cu $(BUILD)/ops.o $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) -x c $(C_BRIEF) $(ALONE) -DDOUBLE=1 $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_CALL) $< -x none $(BUILD)/ops.o -o $@ $(C_LIBS)
 
-# tests that check derivatives against finite differences say so by including gradient.h, and run in double
-$(BUILD)/test_%: tests/test_%.c $(HEADERS) | $(BUILD)
+# training programs in double: where the order of a sum does not show, N ranks and one are compared
+build/double/ops.o: common/ops.cu $(HEADERS) | build/double
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_BRIEF) $(ALONE) $(if $(shell grep -l 'tests/gradient.h' $<),-DDOUBLE=1 -DWORK_TO_SHARE=0,) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_OPS) -DDOUBLE=1 -c $< -o $@
 
-$(BUILD)/check_%: dev/reference/check_%.c $(HEADERS) | $(BUILD)
+build/double/%: %.cu build/double/ops.o $(HEADERS) | build/double
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_FAST) $< -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_CALL) -DDOUBLE=1 $< -x none build/double/ops.o -o $@ $(C_LIBS)
+
+# the reference: for tests that check derivatives against finite differences, which say so by including gradient.h, and for
+# those of kernels. It shares its loops among threads however short they are.
+TEST_DOUBLE := -DDOUBLE=1 -DWORK_TO_SHARE=0
+$(BUILD)/reference.o: common/ops.cu $(HEADERS) | $(BUILD)
+	@echo "  cc   $@"
+	$(Q)$(CC) $(C_OPS) $(TEST_DOUBLE) -c $< -o $@
+
+# Tests that look inside operations include ops.cu.
+INSIDE := $(patsubst tests/%.c,$(BUILD)/%,$(shell grep -l 'common/ops.cu' tests/test_*.c))
+DERIVATIVES := $(patsubst tests/%.c,$(BUILD)/%,$(shell grep -l 'tests/gradient.h' tests/test_*.c))
+$(INSIDE): $(BUILD)/%: tests/%.c $(HEADERS) | $(BUILD)
+	@echo "  cc   $@"
+	$(Q)$(CC) $(C_OPS) $(ALONE) $(if $(filter $@,$(DERIVATIVES)),$(TEST_DOUBLE)) $< -o $@ $(C_LIBS)
+
+$(filter-out $(INSIDE),$(DERIVATIVES)): $(BUILD)/%: tests/%.c $(BUILD)/reference.o $(HEADERS) | $(BUILD)
+	@echo "  cc   $@"
+	$(Q)$(CC) $(C_CALL) $(TEST_DOUBLE) $< -x none $(BUILD)/reference.o -o $@ $(C_LIBS)
+
+$(BUILD)/test_%: tests/test_%.c $(BUILD)/ops.o $(HEADERS) | $(BUILD)
+	@echo "  cc   $@"
+	$(Q)$(CC) $(C_CALL) $< -x none $(BUILD)/ops.o -o $@ $(C_LIBS)
+
+$(BUILD)/check_%: dev/reference/check_%.c $(BUILD)/ops.o $(HEADERS) | $(BUILD)
+	@echo "  cc   $@"
+	$(Q)$(CC) $(C_CALL) $< -x none $(BUILD)/ops.o -o $@ $(C_LIBS)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Kernels in the emulator. Each family's tests run under the sanitizers: in bf16 always, in fp32, which has fewer kernels of its
 # own, by `make sanitize`. Whole steps and full-size cases use the same kernels and do without; so do programs, which take
 # longer to compile than to run, at -O1. What tests compare with is C, in double.
 
-build/emu/%: %.cu $(HEADERS) | build/emu
+build/emu/ops.o: common/ops.cu $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O1 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) -O1 -c $< -o $@
 
-build/emu_fp32/%: %.cu $(HEADERS) | build/emu_fp32
+build/emu/%: %.cu build/emu/ops.o $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O1 -DFP32=1 $(MPI_FLAGS) $< -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) -O1 $(MPI_FLAGS) $< -x none build/emu/ops.o -o $@ $(EMU_LIBS)
 
-build/reference.o: tests/reference.c common/ops.h common/op_types.h common/device.h $(wildcard dev/cpu/*.h) | build/emu
-	@echo "  cc   $@"
-	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DDOUBLE=1 $(BRIEF) -c $< -o $@
-
-build/emu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/emu
+build/emu_fp32/ops.o: common/ops.cu $(HEADERS) | build/emu_fp32
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(if $(filter step full_size,$*),-O1,$(CHECKED)) $< -x none build/reference.o -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) -O1 -DFP32=1 -c $< -o $@
 
-build/emu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/emu
+build/emu_fp32/%: %.cu build/emu_fp32/ops.o $(HEADERS) | build/emu_fp32
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O1 -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) -O1 -DFP32=1 $(MPI_FLAGS) $< -x none build/emu_fp32/ops.o -o $@ $(EMU_LIBS)
 
-build/sanitize/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/sanitize
+# A family's tests include its kernels; whole steps are linked to all of them.
+build/emu/kernels_step_bf16: tests/kernels_step.cu build/emu/ops.o $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(CHECKED) -DFP32=1 $< -x none build/reference.o -o $@ $(EMU_LIBS)
+	$(Q)$(CXX) $(EMU_FLAGS) -O1 $< -x none build/emu/ops.o -o $@ $(EMU_LIBS)
+
+build/emu/kernels_%_bf16: tests/kernels_%.cu $(BUILD)/reference.o $(HEADERS) | build/emu
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(if $(filter full_size,$*),-O1,$(CHECKED)) $< -x none $(BUILD)/reference.o -o $@ $(EMU_LIBS)
+
+build/emu/kernels_%_fp32: tests/kernels_%.cu $(BUILD)/reference.o $(HEADERS) | build/emu
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) -O1 -DFP32=1 $< -x none $(BUILD)/reference.o -o $@ $(EMU_LIBS)
+
+build/sanitize/kernels_%_fp32: tests/kernels_%.cu build/sanitize/reference.o $(HEADERS) | build/sanitize
+	@echo "  c++  $@"
+	$(Q)$(CXX) $(EMU_FLAGS) $(ALONE) $(CHECKED) -DFP32=1 $< -x none build/sanitize/reference.o -o $@ $(EMU_LIBS)
 
 # what measures distributions has a GPU's libraries in these builds: their stand-ins, by the same tests
 build/emu/test_%: tests/test_%.c $(HEADERS) | build/emu
@@ -232,25 +265,41 @@ build/emu/emulator_test: tests/emulator.cu $(HEADERS) | build/emu
 # ----------------------------------------------------------------------------------------------------------------------
 # GPU
 
-build/gpu/%: %.cu $(HEADERS) | build/gpu
+build/gpu/ops.o: common/ops.cu $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -c $< -o $@
 
-build/gpu_fp32/%: %.cu $(HEADERS) | build/gpu_fp32
+build/gpu/%: %.cu build/gpu/ops.o $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< -o $@ $(NVCC_LIBS)
+	$(Q)$(NVCC) $(NVCC_FLAGS) $< build/gpu/ops.o -o $@ $(NVCC_LIBS)
+
+build/gpu_fp32/ops.o: common/ops.cu $(HEADERS) | build/gpu_fp32
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 -c $< -o $@
+
+build/gpu_fp32/%: %.cu build/gpu_fp32/ops.o $(HEADERS) | build/gpu_fp32
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/gpu_fp32/ops.o -o $@ $(NVCC_LIBS)
 
 build/gpu/test_%: tests/test_%.c $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) -x cu $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
 
-build/gpu/kernels_%_bf16: tests/kernels_%.cu build/reference.o $(HEADERS) | build/gpu
+build/gpu/kernels_step_bf16: tests/kernels_step.cu build/gpu/ops.o $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) $< build/reference.o -o $@ $(NVCC_LIBS)
+	$(Q)$(NVCC) $(NVCC_FLAGS) $< build/gpu/ops.o -o $@ $(NVCC_LIBS)
 
-build/gpu/kernels_%_fp32: tests/kernels_%.cu build/reference.o $(HEADERS) | build/gpu
+build/gpu/kernels_step_fp32: tests/kernels_step.cu build/gpu_fp32/ops.o $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/reference.o -o $@ $(NVCC_LIBS)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/gpu_fp32/ops.o -o $@ $(NVCC_LIBS)
+
+build/gpu/kernels_%_bf16: tests/kernels_%.cu build/cpu/reference.o $(HEADERS) | build/gpu
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) $< build/cpu/reference.o -o $@ $(NVCC_LIBS)
+
+build/gpu/kernels_%_fp32: tests/kernels_%.cu build/cpu/reference.o $(HEADERS) | build/gpu
+	@echo "  nvcc $@"
+	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/cpu/reference.o -o $@ $(NVCC_LIBS)
 
 build/cpu build/sanitize build/double build/emu build/emu_fp32 build/gpu build/gpu_fp32:
 	@mkdir -p $@
@@ -292,8 +341,8 @@ bench: which $(BENCHES)
 # what gpu-check builds, for one architecture; and what the compiler says of a program with all kernels, for two: on a machine
 # that has nvcc and no GPU, this is how it can break
 test-gpu-build: deps
-	$(if $(HAVE_NVCC),@$(MAKE) --no-print-directory -j $$(nproc) GPU_ARCH=90 gpu_build,@echo "skipped: no nvcc here")
-gpu_build: test_nvcc $(filter-out build/gpu/train_tokenizer,$(GPU_CHECK))
+	$(if $(HAVE_NVCC),@$(MAKE) --no-print-directory -j $$(nproc) GPU_ARCH=90 test_nvcc $(GPU_FAMILIES) && \
+	$(MAKE) --no-print-directory -j $$(nproc) GPU_ARCH=90 gpu_check_programs,@echo "skipped: no nvcc here")
 test_nvcc: | $(BUILD) build/gpu
 	@sh tests/test_nvcc.sh $(BUILD)
 gpu_check_programs: $(GPU_CHECK)

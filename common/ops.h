@@ -1,9 +1,9 @@
 // ops.h: THE CATALOGUE. Every operation of the project once, forward beside backward.
 //
 // An operation is one C function on raw pointers with explicit sizes. Its text here is its contract. It is implemented
-// twice: in plain C in dev/cpu/*.h, the reference, and as CUDA kernels in common/cuda/*.cuh, file by file alike. Models
-// (common/models/vit.h, ...) are written in these operations only, so that they are the same text on every kind of
-// machine.
+// twice: in plain C in dev/cpu/*.h, the reference, and as CUDA kernels in common/cuda/*.cuh, file by file alike; common/ops.cu
+// takes the one or the other. Models (common/models/vit.h, ...) are written in these operations only, so that they are the
+// same text on every kind of machine.
 //
 // Letters       B batch, T tokens, C channels, OC output channels, H W height and width, NH heads, HS head size, N rows
 // Layout        images and feature maps (B, H, W, C), so that tokens (B, T, C) *are* a feature map; all row-major
@@ -816,48 +816,3 @@ void dropout_backward(floatX* dx,         // (B, n) +=
                       uint64_t first_row, stream_t s);
 
 #endif // OPS_H
-
-// Implementations: CUDA kernels (for a GPU, or for the emulator), or the CPU build's plain C: OpenMP over fixed-size
-// pieces, so that results do not depend on the number of threads.
-#if !defined(OPS_DECLARATIONS_ONLY) && !defined(OPS_IMPLEMENTED)
-#define OPS_IMPLEMENTED
-#ifdef USE_CUDA
-#include "common/cuda/matmul.cuh"
-#include "common/cuda/activation.cuh"
-#include "common/cuda/layernorm.cuh"
-#include "common/cuda/groupnorm.cuh"
-#include "common/cuda/batchnorm.cuh"
-#include "common/cuda/moments.cuh"
-#include "common/cuda/attention.cuh"
-#include "common/cuda/attention_text.cuh"
-#include "common/cuda/embed.cuh"
-#include "common/cuda/conv.cuh"
-#include "common/cuda/resample.cuh"
-#include "common/cuda/pool.cuh"
-#include "common/cuda/loss.cuh"
-#include "common/cuda/modulate.cuh"
-#include "common/cuda/rope.cuh"
-#include "common/cuda/swiglu.cuh"
-#include "common/cuda/condition.cuh"
-#include "common/cuda/flow.cuh"
-#include "common/cuda/optimizer.cuh"
-#include "common/cuda/random.cuh"
-#else
-#include "dev/cpu/matmul.h"
-#include "dev/cpu/activation.h"
-#include "dev/cpu/norm.h"
-#include "dev/cpu/moments.h"
-#include "dev/cpu/attention.h"
-#include "dev/cpu/embed.h"
-#include "dev/cpu/conv.h"
-#include "dev/cpu/pool.h"
-#include "dev/cpu/loss.h"
-#include "dev/cpu/modulate.h"
-#include "dev/cpu/rope.h"
-#include "dev/cpu/swiglu.h"
-#include "dev/cpu/condition.h"
-#include "dev/cpu/flow.h"
-#include "dev/cpu/optimizer.h"
-#include "dev/cpu/random.h"
-#endif
-#endif

@@ -131,7 +131,7 @@ say "gpu-check of $(date -u +%Y-%m-%d), $gpu, $(nvcc --version | sed -n 's/.*rel
 part "build"
 run build $((limit / 3)) make -k -j "$cores" gpu_check_programs
 status=$?
-say "status $status after $(elapsed) s; $(find build/gpu build/gpu_fp32 -type f 2>/dev/null | wc -l) programs for the GPU"
+say "status $status after $(elapsed) s; $(find build/gpu build/gpu_fp32 -type f ! -name "*.o" 2>/dev/null | wc -l) programs for the GPU"
 [ $status -eq 0 ] || {
     failed=$((failed + 1))
     grep -E 'error|Error|undefined' "$out/build.log" | head -n 12 | cut -c 1-200 | tee -a "$summary"

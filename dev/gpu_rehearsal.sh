@@ -62,6 +62,7 @@ for argument; do
     last=$argument
 done
 case ${made:-} in
+*.o) exit 0 ;;
 build/gpu*) ;;
 *) exit 0 ;;
 esac

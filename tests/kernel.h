@@ -3,7 +3,6 @@
 // A test program is tests/kernels_<family>.cu. It is built for the GPU and for the emulator, in bf16 and in fp32, and
 // holds each operation's kernel against the CPU reference in double (namespace cpu):
 //
-//     #define OPS_DECLARATIONS_ONLY
 //     #include "tests/kernel.h"
 //     #include "common/cuda/layernorm.cuh"          // the shipped file
 //

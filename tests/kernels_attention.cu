@@ -7,7 +7,6 @@
 // errors is off, in norm, by no more than its terms are; two independent roundings give sqrt(2) times the bound of one.
 // lse is fp32.
 // Scores are fp32 sums: of size M they are off by a few M 2^-24, and exp makes this a relative error of P: score_error.
-#define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, for_each_shape
 #include "tests/kernel.h"
 // defines: attention_forward, attention_backward, attention_products_*, attention_tiles_*

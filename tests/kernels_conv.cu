@@ -1,5 +1,4 @@
 // Convolution: forward and gradient of x, every kernel, stride and padding of the models, at sizes around the tiles.
-#define OPS_DECLARATIONS_ONLY
 #include "tests/kernel.h"
 #include "common/cuda/conv.cuh"
 

@@ -1,5 +1,4 @@
 // Convolutions with a narrow side: forward and gradient of x, on tensor cores and by the plain kernels.
-#define OPS_DECLARATIONS_ONLY
 #include "tests/kernel.h"
 #include "common/cuda/conv_narrow.cuh"
 

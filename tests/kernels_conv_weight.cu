@@ -1,6 +1,5 @@
 // The gradients of a convolution's weights and bias: every kernel, stride and padding of the models, one split and
 // several.
-#define OPS_DECLARATIONS_ONLY
 #include "tests/kernel.h"
 #include "common/cuda/conv_weight.cuh"
 

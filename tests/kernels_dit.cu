@@ -1,6 +1,5 @@
 // The small operations of the diffusion transformer: QK-norm and rotary embedding, SiLU and SwiGLU, time and label, the
 // ends of the residual stream, patches of many channels and back.
-#define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, check_same, sizes_t, test_shapes, namespace cpu
 #include "tests/kernel.h"
 // defines: the operations under test

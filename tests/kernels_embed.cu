@@ -1,6 +1,5 @@
 // From an image to tokens and back: bytes, bilinear resize, patches, position table, prefix tokens, mean over tokens;
 // tensors of random numbers, and dropout.
-#define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, check_same, sizes_t, test_shapes, namespace cpu
 #include "tests/kernel.h"
 // defines: the operations under test

@@ -1,5 +1,4 @@
 // Flow matching: path, loss, guidance, Runge-Kutta stages, latents for the decoder; every corner of the cosine.
-#define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, output_s, shifted, check_tensor, sizes_t, test_shapes, namespace cpu
 #include "tests/kernel.h"
 // the shipped file

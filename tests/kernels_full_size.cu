@@ -8,7 +8,6 @@
 //
 // Tensor cores cut what they add to a sum, where a single processor rounds it: that sum is off by up to 2^-24 of itself
 // for each 16 terms, always to the same side, which is 1e-5 of 4096 terms and grows with them. Hence sum_bound().
-#define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, random_gradient, check_tensor, tensor_error, namespace cpu
 #include "tests/kernel.h"
 // defines: the operations under test

@@ -1,6 +1,5 @@
 // kernels_loss.cu: the losses of common/cuda/loss.cuh against the reference: values, gradients, the corners of the
 // formulas, groups that begin anywhere in memory, sizes from 1 to several blocks.
-#define OPS_DECLARATIONS_ONLY
 // defines: random_input, output, check_tensor, for_each_shape; the operations, the reference's as cpu::
 #include "tests/kernel.h"
 // the shipped file

@@ -4,7 +4,6 @@
 // Every product runs in three ways: by the library, by its algorithm that is measured to be the fastest, and by our own
 // kernel, which stands in for it. In the emulator the library is dev/emu/cublaslt.h, which can be told to fail and
 // counts the questions it is asked.
-#define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, check_tensor, for_each_shape, namespace cpu
 #include "tests/kernel.h"
 // defines: temporary_begin, temporary_end, temporary_read, temporary_write, temporary_catch_stderr, temporary_run_child

@@ -1,5 +1,4 @@
 // RMSNorm and LayerNorm with modulation, alone and behind a gated branch, at sizes around a pack, a warp, a block and a strip.
-#define OPS_DECLARATIONS_ONLY
 // defines: tensor, random_input, output, shifted, copy_of, same_bits, check_tensor, for_each_shape, namespace cpu
 #include "tests/kernel.h"
 // defines: the operations under test

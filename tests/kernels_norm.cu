@@ -1,6 +1,5 @@
 // Normalisation: LayerNorm, GroupNorm, adaptive GroupNorm and moments, BatchNorm, at sizes around a pack, a warp, a block
 // and a slice.
-#define OPS_DECLARATIONS_ONLY
 #include "tests/kernel.h"
 #include "common/cuda/batchnorm.cuh"
 #include "common/cuda/groupnorm.cuh"

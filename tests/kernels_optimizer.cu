@@ -1,6 +1,5 @@
 // kernels_optimizer.cu: common/cuda/optimizer.cuh against the reference: sums of squares, adaptive weights, scaled
 // sums, Adam with its averages, in place, and at pointers that no 16-byte access may use.
-#define OPS_DECLARATIONS_ONLY
 // defines: random_input, random_gradient, output_s, check_tensor, for_each_shape; the operations, the reference's as
 // cpu::
 #include "tests/kernel.h"

@@ -1,5 +1,4 @@
 // Maximum over 2x2 windows and nearest-neighbour upsampling, both ways; the pools of Inception and its input.
-#define OPS_DECLARATIONS_ONLY
 #include "tests/kernel.h"
 #include "common/cuda/resample.cuh"
 #include "common/cuda/pool.cuh"

@@ -1,5 +1,6 @@
 // reference.h: the catalogue a second time, in namespace `cpu`, where floatX and floatS are double: what a test of
-// kernels compares with. The functions stand in tests/reference.c.
+// kernels compares with. They are C functions; the kernels are C++ functions of the same names. The two do not meet when they
+// are linked, since C++ adds the types to a name.
 #pragma once
 #include "common/ops.h"
 
@@ -9,10 +10,6 @@ typedef double floatS;
 typedef int stream_t;
 extern "C" {
 #undef OPS_H
-#pragma push_macro("OPS_DECLARATIONS_ONLY")
-#undef OPS_DECLARATIONS_ONLY
-#define OPS_DECLARATIONS_ONLY
 #include "common/ops.h"
-#pragma pop_macro("OPS_DECLARATIONS_ONLY")
 }
 } // namespace cpu

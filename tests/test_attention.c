@@ -3,7 +3,7 @@
 
 // defines: attention_forward, attention_backward, attention_forward_naive, attention_backward_naive,
 //          text_attention_forward
-#include "common/ops.h"
+#include "common/ops.cu"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
 // defines: check_gradient, random_buffer, poisoned_buffer, dot

@@ -2,7 +2,7 @@
 //
 // The naive loops are the truth: their backward is compared with finite differences, and the fast forms with both.
 // Sizes are chosen to be odd, prime or 1, and to leave every kind of remainder in tiles, panels and blocks.
-#include "common/ops.h"
+#include "common/ops.cu"
 #include "tests/gradient.h"
 #include <omp.h>
 

@@ -1,7 +1,7 @@
 // The vectorised exp, sigmoid and normal distribution function, in float, against the C library in double.
 
-// defines: gelu_backward, ACT_GELU, ACT_GELU_TANH, ACT_QUICK_GELU
-#include "common/ops.h"
+// defines: fast_exp, fast_sigmoid, gelu_values, gelu_backward; the operations with what is inside them
+#include "common/ops.cu"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error
 #include "tests/test.h"
 

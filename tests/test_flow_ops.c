@@ -2,6 +2,8 @@
 
 // defines: flow_path, flow_loss, flow_guide, flow_guide_energy, flow_combine, latent_denormalise, normal_rows
 #include "common/ops.h"
+// defines: RANDOM_NOISE, RANDOM_TIMES
+#include "common/program/rng.h"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
 // defines: check_gradient, check_gradient_h, random_buffer, poisoned_buffer, dot

@@ -1,7 +1,7 @@
 // The matrix product in float, as programs run it: gemm() against gemm_naive(), and the promise that the bits of a row
 // depend on nothing beside it (dev/cpu/gemm.h), also in a linear layer. tests/test_matmul.c has the same in double.
-// defines: gemm, gemm_naive, matmul_forward, matmul_gelu_forward
-#include "common/ops.h"
+// defines: gemm, gemm_naive, matmul_forward, matmul_gelu_forward; the operations with what is inside them
+#include "common/ops.cu"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_float, test_normal
 #include "tests/test.h"
 

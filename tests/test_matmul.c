@@ -1,6 +1,6 @@
 // Linear layers and GELU: matmul_forward, matmul_backward, matmul_add_*, matmul_gelu_forward, gelu_*.
-// defines: matmul_forward, matmul_backward, matmul_add_*, matmul_gelu_forward, gelu_forward, gelu_backward
-#include "common/ops.h"
+// defines: matmul_forward, matmul_backward, the naive loops of both, matmul_add_*, matmul_gelu_forward, gelu_forward, gelu_backward
+#include "common/ops.cu"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_double
 #include "tests/test.h"
 // defines: check_gradient, random_buffer, poisoned_buffer, dot

@@ -4,7 +4,7 @@
 // The naive loops against finite differences, the fast form against both and against the identities that the formulas
 // imply: the gradient behind a norm is orthogonal to what the norm takes out. The adaptive norm against the naive loops
 // of each image with its own weights.
-#include "common/ops.h"
+#include "common/ops.cu"
 #include "tests/gradient.h"
 #include <omp.h>
 

@@ -6,6 +6,8 @@
 #include "tests/operation.h"
 // defines: the operations
 #include "common/ops.h"
+// defines: RANDOM_POSTERIOR
+#include "common/program/rng.h"
 // defines: ema_gamma, ema_power_beta, ema_beta
 #include "common/training/ema.h"
 #include <omp.h>

@@ -1,7 +1,7 @@
 // Large convolutions in float, as programs run them: by dev/cpu/winograd.h, against the naive loop of dev/cpu/conv.h.
 // tests/test_conv.c has their gradients in double.
-// defines: conv2d_forward; by its parts conv2d_forward_naive, conv_forward_job, winograd_suits
-#include "common/ops.h"
+// defines: conv2d_forward; by its parts conv2d_forward_naive, conv_forward_job, winograd_suits; the operations with what is inside them
+#include "common/ops.cu"
 // defines: test_begin, test_case, test_end_case, test_finish, check, check_error, relative_error_float, test_normal
 #include "tests/test.h"
 #include <omp.h>

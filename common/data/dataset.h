@@ -298,11 +298,13 @@ static inline uint8_t* idx_load_member(const char* folder, int split, const char
 }
 
 static inline int dataset_has_idx(const char* folder) {
-    char* train = idx_find(folder, "train-images-idx3-ubyte");
-    char* val = idx_find(folder, "t10k-images-idx3-ubyte");
-    int found = train || val;
-    free(train);
-    free(val);
+    static const char* names[2] = {"train-images-idx3-ubyte", "t10k-images-idx3-ubyte"};
+    int found = 0;
+    for (int i = 0; i < 2 && !found; i++) {
+        char* path = idx_find(folder, names[i]);
+        found = path != NULL;
+        free(path);
+    }
     return found;
 }
 

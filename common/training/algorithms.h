@@ -25,8 +25,10 @@
 
 // defines: comm_t, comm_is_first, comm_sum_host, comm_any
 #include "common/training/comm.h"
-// defines: matmul_cache, matmul_table_entry, matmul_identity (GPU builds)
-#include "common/ops.h"
+#ifdef USE_CUDA
+// defines: matmul_cache, matmul_table_entry, matmul_identity
+#include "common/cuda/blas.cuh"
+#endif
 // defines: HASH_START, hash_bytes
 #include "common/program/hash.h"
 

@@ -16,6 +16,8 @@
 
 // defines: cli_t, cli_flag_t, cli_init, cli_parse
 #include "common/program/cli.h"
+// defines: RANDOM_NOISE
+#include "common/program/rng.h"
 // defines: bench_measure_short, bench_measure_limits, bench_fill; every operation
 #include "dev/bench/bench.h"
 
