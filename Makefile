@@ -81,6 +81,7 @@ FAST    := $(if $(GCC),-O2 $(LOOPS),-O3) -march=native -fno-math-errno
 # What calls them, programs and tests: images load as fast with this as with -O2, which takes twice as long to compile.
 CALLERS := $(if $(GCC),-O1 -finline-small-functions $(LOOPS),-O2) -march=native -fno-math-errno
 CHECKED := -O1 -g1 -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
+SANITIZERS := $(if $(filter 1,$(SANITIZE)),$(filter -fsanitize%,$(CHECKED)))
 # gcc warns of values that are no less set than without sanitizers, and says so in its manual
 C_CHECKED := $(CHECKED) -march=native -Wno-maybe-uninitialized
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(LAPACK_FLAGS) $(MPI_FLAGS)
@@ -163,31 +164,38 @@ which:
 	@echo "$(KIND) build$(if $(filter cpu,$(KIND)),,$(if $(FP32), in fp32, in bf16)): $(WHY)"
 	$(if $(filter gpu,$(KIND)),$(if $(HAVE_NVCC),,$(error GPU=1 needs nvcc (CUDA Toolkit 12 or newer) on the PATH; `make CPU=1` needs none)))
 
-vpath %.cu dev dev/bench
+vpath %.cu common dev dev/bench
 
 # programs stand in the root, as their sources do; everything else in build/
 $(PROGRAMS): %: $(FOLDER)/% FORCE
 	@cmp -s $< $@ || cp -p $< $@
 
 # ----------------------------------------------------------------------------------------------------------------------
-# CPU. The operations (common/ops.cu) are compiled once a build, what calls them without.
+# CPU. In each kind of build a program is two objects: its own, and the operations (common/ops.cu).
 
+.SECONDARY: # objects are kept
 $(BUILD)/ops.o: common/ops.cu $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
 	$(Q)$(CC) $(C_OPS) -c $< -o $@
 
-$(BUILD)/%: %.cu $(BUILD)/ops.o $(HEADERS) | $(BUILD)
+$(BUILD)/%.o: %.cu $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_CALL) $< -x none $(BUILD)/ops.o -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_CALL) -c $< -o $@
+
+$(BUILD)/%: $(BUILD)/%.o $(BUILD)/ops.o
+	$(Q)$(CC) -fopenmp $(SANITIZERS) $^ -o $@ $(C_LIBS)
 
 # training programs in double: where the order of a sum does not show, N ranks and one are compared
 build/double/ops.o: common/ops.cu $(HEADERS) | build/double
 	@echo "  cc   $@"
 	$(Q)$(CC) $(C_OPS) -DDOUBLE=1 -c $< -o $@
 
-build/double/%: %.cu build/double/ops.o $(HEADERS) | build/double
+build/double/%.o: %.cu $(HEADERS) | build/double
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_CALL) -DDOUBLE=1 $< -x none build/double/ops.o -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_CALL) -DDOUBLE=1 -c $< -o $@
+
+build/double/%: build/double/%.o build/double/ops.o
+	$(Q)$(CC) -fopenmp $^ -o $@ $(C_LIBS)
 
 # the reference: for tests that check derivatives against finite differences, which say so by including gradient.h, and for
 # those of kernels. It shares its loops among threads however short they are.
@@ -220,21 +228,19 @@ $(BUILD)/check_%: dev/reference/check_%.c $(BUILD)/ops.o $(HEADERS) | $(BUILD)
 # own, by `make sanitize`. Whole steps and full-size cases use the same kernels and do without; so do programs, which take
 # longer to compile than to run, at -O1. What tests compare with is C, in double.
 
-build/emu/ops.o: common/ops.cu $(HEADERS) | build/emu
+build/emu/%.o: %.cu $(HEADERS) | build/emu
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -O1 -c $< -o $@
+	$(Q)$(CXX) $(EMU_FLAGS) -O1 $(MPI_FLAGS) -c $< -o $@
 
-build/emu/%: %.cu build/emu/ops.o $(HEADERS) | build/emu
-	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -O1 $(MPI_FLAGS) $< -x none build/emu/ops.o -o $@ $(EMU_LIBS)
+build/emu/%: build/emu/%.o build/emu/ops.o
+	$(Q)$(CXX) -fopenmp $^ -o $@ $(EMU_LIBS)
 
-build/emu_fp32/ops.o: common/ops.cu $(HEADERS) | build/emu_fp32
+build/emu_fp32/%.o: %.cu $(HEADERS) | build/emu_fp32
 	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -O1 -DFP32=1 -c $< -o $@
+	$(Q)$(CXX) $(EMU_FLAGS) -O1 -DFP32=1 $(MPI_FLAGS) -c $< -o $@
 
-build/emu_fp32/%: %.cu build/emu_fp32/ops.o $(HEADERS) | build/emu_fp32
-	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -O1 -DFP32=1 $(MPI_FLAGS) $< -x none build/emu_fp32/ops.o -o $@ $(EMU_LIBS)
+build/emu_fp32/%: build/emu_fp32/%.o build/emu_fp32/ops.o
+	$(Q)$(CXX) -fopenmp $^ -o $@ $(EMU_LIBS)
 
 # A family's tests include its kernels; whole steps are linked to all of them.
 build/emu/kernels_step_bf16: tests/kernels_step.cu build/emu/ops.o $(HEADERS) | build/emu
@@ -265,21 +271,19 @@ build/emu/emulator_test: tests/emulator.cu $(HEADERS) | build/emu
 # ----------------------------------------------------------------------------------------------------------------------
 # GPU
 
-build/gpu/ops.o: common/ops.cu $(HEADERS) | build/gpu
+build/gpu/%.o: %.cu $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) $(NVCC_FLAGS) -c $< -o $@
 
-build/gpu/%: %.cu build/gpu/ops.o $(HEADERS) | build/gpu
-	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) $< build/gpu/ops.o -o $@ $(NVCC_LIBS)
+build/gpu/%: build/gpu/%.o build/gpu/ops.o
+	$(Q)$(NVCC) $(GPU_CODE) $^ -o $@ $(NVCC_LIBS)
 
-build/gpu_fp32/ops.o: common/ops.cu $(HEADERS) | build/gpu_fp32
+build/gpu_fp32/%.o: %.cu $(HEADERS) | build/gpu_fp32
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 -c $< -o $@
 
-build/gpu_fp32/%: %.cu build/gpu_fp32/ops.o $(HEADERS) | build/gpu_fp32
-	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/gpu_fp32/ops.o -o $@ $(NVCC_LIBS)
+build/gpu_fp32/%: build/gpu_fp32/%.o build/gpu_fp32/ops.o
+	$(Q)$(NVCC) $(GPU_CODE) $^ -o $@ $(NVCC_LIBS)
 
 build/gpu/test_%: tests/test_%.c $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
