@@ -30,16 +30,16 @@ stage() {
     ./train_tokenizer $network -stage "$number" -out "$out" -lr "$lr" -steps "$steps" -change 1 "$@"
 }
 
-# transformer TOKENIZER LR STEPS: t2i-mini on the latents of 12,000 scenes, up to so many steps in all
+# transformer TOKENIZER LR STEPS: t2i-mini on the latents of 24,000 scenes, up to so many steps in all
 transformer() {
-    [ -e $out/latents ] || ./train_dit -preset t2i_mini -extract 1 -data $data -images 12000 -tokenizer "$1" -latents $out/latents
+    [ -e $out/latents ] || ./train_dit -preset t2i_mini -extract 1 -data $data -images 24000 -tokenizer "$1" -latents $out/latents
     ./train_dit -preset t2i_mini -data $data -tokenizer "$1" -latents $out/latents -out $out -lr "$2" -steps "$3" \
         -batch 32 -ema 0.99 -grid_every 0 -change 1
 }
 
 # score TOKENIZER DIT: of reconstructions of held-out scenes (the ceiling), and of what is drawn of their captions
 score() {
-    ./eval -scenes -data $data -tokenizer "$1" -dit "$2" -shift -1 -cfg 4 -steps 25 -images 200 -out $out -json $out/scores.jsonl
+    ./eval -preset t2i_mini -scenes -tokenizer "$1" -dit "$2" -images 200 -out $out -json $out/scores.jsonl
 }
 
 case ${1:-demo} in
@@ -54,12 +54,19 @@ miniature)
     out=runs/t2i_miniature
     pretrain
     stage 1 2e-3 1000 -encoder_weights $world/encoder.safetensors
-    stage 2 1e-3 1500 -w_sem 0.01
-    stage 2 3e-4 2500 -w_sem 0.01
-    stage 3 2e-4 1500
+    # a high rate finds the colours, a low one the outlines
+    stage 2 1e-3 2000 -w_sem 0.01
+    stage 2 3e-4 3500 -w_sem 0.01
+    stage 2 1e-3 4700 -w_sem 0.01
+    stage 2 3e-4 5700 -w_sem 0.01
+    stage 3 5e-4 3000
+    stage 3 1e-4 5000
+    stage 3 3e-4 7000
+    stage 3 5e-5 8500
     ./train_tokenizer -stage 3 -out $out -export miniature/t2i_tokenizer.safetensors -export_type f16
-    transformer $out/stage3.safetensors 1.5e-3 6000
-    transformer $out/stage3.safetensors 4e-4 8000
+    transformer miniature/t2i_tokenizer.safetensors 1.5e-3 5500
+    transformer miniature/t2i_tokenizer.safetensors 6e-4 7000
+    transformer miniature/t2i_tokenizer.safetensors 2e-4 8000
     ./train_dit -preset t2i_mini -out $out -export miniature/t2i.safetensors -export_type f16
     score miniature/t2i_tokenizer.safetensors miniature/t2i.safetensors
     ;;
