@@ -132,6 +132,7 @@ ifeq ($(SANITIZE),1)
 BESIDE   := $(patsubst %,$(BUILD)/kernels_%_fp32,$(filter-out step full_size,$(KERNELS)))
 endif
 GPU_TESTS := $(foreach k,$(KERNELS),build/gpu/kernels_$(k)_bf16 build/gpu/kernels_$(k)_fp32)
+# those that include the kernels that they test, and are not linked to all of them
 GPU_FAMILIES := $(filter-out build/gpu/kernels_step_%,$(GPU_TESTS))
 # all that gpu-check runs; the slowest to compile come first, so that no processor is left alone at the end
 GPU_CHECK := $(addprefix build/gpu/,bench_models train_tokenizer train_dit eval sample pretrain bench_ops) \

@@ -152,6 +152,7 @@ static void test_sizes(const char* fold) {
         tokenizer_free(&reference);
     }
     autoencoder_close(&a);
+    tokenizer_free(&t);
 }
 
 // A baseline ships its raw weights; its latent is the mean, or a draw by seed, draw and number of the image.

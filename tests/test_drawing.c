@@ -339,6 +339,7 @@ static void test_prompts(void) {
     check(!strcmp(p.prompts.items[0], "a red  circle") && !strcmp(p.prompts.items[1], "two \xEF\xBF\xBD squares") &&
           !strcmp(p.prompts.items[2], "last \xF0\x9F\x99\x82"), "as captions are kept");
     check(!strcmp(prompt_path(place, &p, "out", 2, 11), "out/00002_11.png"), "a picture's name");
+    string_list_free(&p.prompts), string_list_free(&p.lines);
     prompts_read(&p, temporary_path(path, "prompts.jsonl"));
     check(p.prompts.count == 2 && !strcmp(p.prompts.items[0], "a \"red\" dog"), "from JSON");
     check(!strcmp(prompt_path(place, &p, "out", 1, 3), "out/00001/samples/00003.png"), "GenEval's name");
@@ -346,6 +347,7 @@ static void test_prompts(void) {
     char* line = temporary_read("geneval/00000/metadata.jsonl", NULL);
     check(line && !strncmp(line, json, strlen(line)) && strlen(line) == strcspn(json, "\n") + 1, "the line itself");
     free(line);
+    string_list_free(&p.prompts), string_list_free(&p.lines);
     check_message(read_prompts, "none.txt", "none.txt: No such file", "a prompt on each line");
     check_message(read_prompts, "zero.txt", "line 1: holds a zero byte", "want text");
     check_message(read_prompts, "nothing.txt", "there is no prompt in it", "one on each line");

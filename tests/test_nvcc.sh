@@ -15,7 +15,7 @@ if ! command -v nvcc >/dev/null 2>&1; then
 fi
 folder=$(dirname "$1")/gpu
 log=$1/nvcc.log
-rm -f "$folder/ops.o" # so that the compiler says everything again
+rm -f "$folder/ops.o" "$folder/train_tokenizer.o" # so that the compiler says everything again
 if NVCC_APPEND_FLAGS=-Xptxas=-v make --no-print-directory "$folder/train_tokenizer" GPU_ARCH="80 90" >"$log" 2>&1; then
     ok "train_tokenizer compiles for 80 and 90"
 else
@@ -64,8 +64,8 @@ if [ -z "$objdump" ]; then
     echo "note: no cuobjdump, so nobody looked at the machine code (make deps fetches it with pip)"
     finish
 fi
-if "$objdump" -lptx "$folder/ops.o" 2>/dev/null | grep -q sm_90; then ok "PTX for GPUs to come"; else fail "PTX for GPUs to come"; fi
-PATH="$(dirname "$objdump"):$PATH" "$objdump" -sass "$folder/ops.o" 2>/dev/null | awk '
+if "$objdump" -lptx "$folder/train_tokenizer" 2>/dev/null | grep -q sm_90; then ok "PTX for GPUs to come"; else fail "PTX for GPUs to come"; fi
+PATH="$(dirname "$objdump"):$PATH" "$objdump" -sass "$folder/train_tokenizer" 2>/dev/null | awk '
     /Function :/ { name = $3; found[name] = 1; next }
     /HMMA/ { mma[name]++ } /LDGSTS/ { copies[name]++ } /LDSM/ { matrices[name]++ }
     /[ \t](LDL|STL)[. ]/ { locals[name]++ }
