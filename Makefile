@@ -80,6 +80,8 @@ GCC     := $(shell echo 'int x;' | $(CC) -x c -S -Werror $(LOOPS) -o /dev/null -
 FAST    := $(if $(GCC),-O2 $(LOOPS),-O3) -march=native -fno-math-errno
 # What calls them, programs and tests: images load as fast with this as with -O2, which takes twice as long to compile.
 CALLERS := $(if $(GCC),-O1 -finline-small-functions $(LOOPS),-O2) -march=native -fno-math-errno
+# What runs for seconds and would take longer to compile than that: tests, and programs whose operations are emulated or in double
+QUICK   := -O0
 CHECKED := -O1 -g1 -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 SANITIZERS := $(if $(filter 1,$(SANITIZE)),$(filter -fsanitize%,$(CHECKED)))
 # gcc warns of values that are no less set than without sanitizers, and says so in its manual
@@ -91,6 +93,7 @@ ALONE := $(shell echo 'int main(void) { return 0; }' | $(CC) -x c -Werror -fwhol
            echo -fwhole-program -Wno-format-truncation)
 C_OPS   := -x c $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(C_CHECKED),$(FAST))
 C_CALL  := -x c $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(C_CHECKED),$(CALLERS)) $(ALONE)
+C_QUICK := -x c $(C_FLAGS) $(if $(filter 1,$(SANITIZE)),$(C_CHECKED),$(QUICK) -march=native)
 C_LIBS  := -Wl,--as-needed $(LAPACK) $(MPI_LIBS) -lz -lpthread -lm
 
 EMU_FLAGS := -x c++ -std=c++20 -D_GNU_SOURCE $(WARN) -I. -fopenmp -DUSE_CUDA -DEMU $(LAPACK_FLAGS)
@@ -172,31 +175,42 @@ $(PROGRAMS): %: $(FOLDER)/% FORCE
 	@cmp -s $< $@ || cp -p $< $@
 
 # ----------------------------------------------------------------------------------------------------------------------
-# CPU. In each kind of build a program is two objects: its own, and the operations (common/ops.cu).
+# Programs. In each kind of build one is two objects: its own, and the operations (common/ops.cu). A line a kind of object: how
+# it is compiled; `double` is for training programs: where the order of a sum does not show, N ranks and one are compared.
+
+build/cpu/%.o build/sanitize/%.o: COMPILE = $(CC) $(C_CALL)
+build/cpu/ops.o build/sanitize/ops.o: COMPILE = $(CC) $(C_OPS)
+build/double/%.o:       COMPILE = $(CC) $(C_QUICK) -DDOUBLE=1
+build/double/ops.o:     COMPILE = $(CC) $(C_OPS) -DDOUBLE=1
+build/emu/%.o:          COMPILE = $(CXX) $(EMU_FLAGS) $(MPI_FLAGS) $(QUICK)
+build/emu/ops.o:        COMPILE = $(CXX) $(EMU_FLAGS) -O1
+build/emu_fp32/%.o:     COMPILE = $(CXX) $(EMU_FLAGS) $(MPI_FLAGS) -DFP32=1 $(QUICK)
+build/emu_fp32/ops.o:   COMPILE = $(CXX) $(EMU_FLAGS) -DFP32=1 -O1
+build/gpu/%.o:          COMPILE = $(NVCC) $(NVCC_FLAGS)
+build/gpu_fp32/%.o:     COMPILE = $(NVCC) $(NVCC_FLAGS) -DFP32=1
+
+# and linked
+LINK_C    = $(CC) -fopenmp $(SANITIZERS) $^ -o $@ $(C_LIBS)
+LINK_EMU  = $(CXX) -fopenmp $^ -o $@ $(EMU_LIBS)
+LINK_GPU  = $(NVCC) $(GPU_CODE) $^ -o $@ $(NVCC_LIBS)
+build/cpu/% build/sanitize/% build/double/%: LINK = $(LINK_C)
+build/emu/% build/emu_fp32/%: LINK = $(LINK_EMU)
+build/gpu/% build/gpu_fp32/%: LINK = $(LINK_GPU)
 
 .SECONDARY: # objects are kept
-$(BUILD)/ops.o: common/ops.cu $(HEADERS) | $(BUILD)
-	@echo "  cc   $@"
-	$(Q)$(CC) $(C_OPS) -c $< -o $@
+.SECONDEXPANSION: # $$ is expanded when the target is known: $$(@D) is its folder, $$(*F) its name without .o
+build/%.o: $$(*F).cu $(HEADERS) | $$(@D)
+	@echo "  $(notdir $(firstword $(COMPILE)))  $@"
+	$(Q)$(COMPILE) -c $< -o $@
 
-$(BUILD)/%.o: %.cu $(HEADERS) | $(BUILD)
-	@echo "  cc   $@"
-	$(Q)$(CC) $(C_CALL) -c $< -o $@
+build/%: build/%.o $$(@D)/ops.o
+	$(Q)$(LINK)
 
-$(BUILD)/%: $(BUILD)/%.o $(BUILD)/ops.o
-	$(Q)$(CC) -fopenmp $(SANITIZERS) $^ -o $@ $(C_LIBS)
+build/cpu build/sanitize build/double build/emu build/emu_fp32 build/gpu build/gpu_fp32:
+	@mkdir -p $@
 
-# training programs in double: where the order of a sum does not show, N ranks and one are compared
-build/double/ops.o: common/ops.cu $(HEADERS) | build/double
-	@echo "  cc   $@"
-	$(Q)$(CC) $(C_OPS) -DDOUBLE=1 -c $< -o $@
-
-build/double/%.o: %.cu $(HEADERS) | build/double
-	@echo "  cc   $@"
-	$(Q)$(CC) $(C_CALL) -DDOUBLE=1 -c $< -o $@
-
-build/double/%: build/double/%.o build/double/ops.o
-	$(Q)$(CC) -fopenmp $^ -o $@ $(C_LIBS)
+# ----------------------------------------------------------------------------------------------------------------------
+# Tests in C
 
 # the reference: for tests that check derivatives against finite differences, which say so by including gradient.h, and for
 # those of kernels. It shares its loops among threads however short they are.
@@ -214,34 +228,20 @@ $(INSIDE): $(BUILD)/%: tests/%.c $(HEADERS) | $(BUILD)
 
 $(filter-out $(INSIDE),$(DERIVATIVES)): $(BUILD)/%: tests/%.c $(BUILD)/reference.o $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_CALL) $(TEST_DOUBLE) $< -x none $(BUILD)/reference.o -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_QUICK) $(TEST_DOUBLE) $< -x none $(BUILD)/reference.o -o $@ $(C_LIBS)
 
 $(BUILD)/test_%: tests/test_%.c $(BUILD)/ops.o $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_CALL) $< -x none $(BUILD)/ops.o -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_QUICK) $< -x none $(BUILD)/ops.o -o $@ $(C_LIBS)
 
 $(BUILD)/check_%: dev/reference/check_%.c $(BUILD)/ops.o $(HEADERS) | $(BUILD)
 	@echo "  cc   $@"
-	$(Q)$(CC) $(C_CALL) $< -x none $(BUILD)/ops.o -o $@ $(C_LIBS)
+	$(Q)$(CC) $(C_QUICK) $< -x none $(BUILD)/ops.o -o $@ $(C_LIBS)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Kernels in the emulator. Each family's tests run under the sanitizers: in bf16 always, in fp32, which has fewer kernels of its
 # own, by `make sanitize`. Whole steps and full-size cases use the same kernels and do without; so do programs, which take
 # longer to compile than to run, at -O1. What tests compare with is C, in double.
-
-build/emu/%.o: %.cu $(HEADERS) | build/emu
-	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -O1 $(MPI_FLAGS) -c $< -o $@
-
-build/emu/%: build/emu/%.o build/emu/ops.o
-	$(Q)$(CXX) -fopenmp $^ -o $@ $(EMU_LIBS)
-
-build/emu_fp32/%.o: %.cu $(HEADERS) | build/emu_fp32
-	@echo "  c++  $@"
-	$(Q)$(CXX) $(EMU_FLAGS) -O1 -DFP32=1 $(MPI_FLAGS) -c $< -o $@
-
-build/emu_fp32/%: build/emu_fp32/%.o build/emu_fp32/ops.o
-	$(Q)$(CXX) -fopenmp $^ -o $@ $(EMU_LIBS)
 
 # A family's tests include its kernels; whole steps are linked to all of them.
 build/emu/kernels_step_bf16: tests/kernels_step.cu build/emu/ops.o $(HEADERS) | build/emu
@@ -272,20 +272,6 @@ build/emu/emulator_test: tests/emulator.cu $(HEADERS) | build/emu
 # ----------------------------------------------------------------------------------------------------------------------
 # GPU
 
-build/gpu/%.o: %.cu $(HEADERS) | build/gpu
-	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) -c $< -o $@
-
-build/gpu/%: build/gpu/%.o build/gpu/ops.o
-	$(Q)$(NVCC) $(GPU_CODE) $^ -o $@ $(NVCC_LIBS)
-
-build/gpu_fp32/%.o: %.cu $(HEADERS) | build/gpu_fp32
-	@echo "  nvcc $@"
-	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 -c $< -o $@
-
-build/gpu_fp32/%: build/gpu_fp32/%.o build/gpu_fp32/ops.o
-	$(Q)$(NVCC) $(GPU_CODE) $^ -o $@ $(NVCC_LIBS)
-
 build/gpu/test_%: tests/test_%.c $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) -x cu $(NVCC_FLAGS) $< -o $@ $(NVCC_LIBS)
@@ -305,9 +291,6 @@ build/gpu/kernels_%_bf16: tests/kernels_%.cu build/cpu/reference.o $(HEADERS) | 
 build/gpu/kernels_%_fp32: tests/kernels_%.cu build/cpu/reference.o $(HEADERS) | build/gpu
 	@echo "  nvcc $@"
 	$(Q)$(NVCC) $(NVCC_FLAGS) -DFP32=1 $< build/cpu/reference.o -o $@ $(NVCC_LIBS)
-
-build/cpu build/sanitize build/double build/emu build/emu_fp32 build/gpu build/gpu_fp32:
-	@mkdir -p $@
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What people ask for
