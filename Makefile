@@ -84,8 +84,8 @@ CALLERS := $(if $(GCC),-O1 -finline-small-functions $(LOOPS),-O2) -march=native 
 QUICK   := -O0
 CHECKED := -O1 -g1 -fsanitize=address -fsanitize=undefined -fno-sanitize-recover=all
 SANITIZERS := $(if $(filter 1,$(SANITIZE)),$(filter -fsanitize%,$(CHECKED)))
-# gcc warns of values that are no less set than without sanitizers, and says so in its manual
-C_CHECKED := $(CHECKED) -march=native -Wno-maybe-uninitialized
+# gcc warns of values that are no less set and names that are no longer than without sanitizers, and says so in its manual
+C_CHECKED := $(CHECKED) -march=native -Wno-maybe-uninitialized -Wno-format-truncation
 C_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -I. -fopenmp $(LAPACK_FLAGS) $(MPI_FLAGS)
 # A program uses a part of what it includes: told that nothing else links to a file, gcc leaves the rest out at once. It
 # then also sees through more calls, and warns of names that might be cut.

@@ -20,7 +20,7 @@
 // `work` is about what one thread does in a nanosecond: one value read, added to and written; half of an exp; 50
 // multiply-accumulates of a matrix product.
 #ifndef WORK_TO_SHARE // tests of operations set it to 0, so that their small sizes are shared too
-#define WORK_TO_SHARE 200000.0
+#define WORK_TO_SHARE 50000.0
 #endif
 #define WORK_OF_EXP 2.0
 #define MACS_OF_WORK 50.0
