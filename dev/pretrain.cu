@@ -27,6 +27,8 @@
 #include "common/program/cli.h"
 // defines: dataset_t, dataset_open
 #include "common/data/dataset.h"
+// defines: smaller, larger
+#include "common/data/shapes.h"
 // defines: dataloader_t, dataloader_next
 #include "common/data/dataloader.h"
 // defines: vit_t, vit_forward, vit_backward
@@ -166,8 +168,8 @@ static void view_make(uint8_t* out, const uint8_t* image, int size, philox4_t wh
     float gain = 0.8f + 0.4f * uniform_from_bits(where.v[3]);
     normal4_t m = normal4_from_bits(colours);
     for (int p = 0; p < size * size; p++) {
-        float v = fminf(fmaxf(top + (p / size + 0.5f) * scale - 0.5f, 0), size - 1);
-        float u = fminf(fmaxf(left + (p % size + 0.5f) * scale - 0.5f, 0), size - 1);
+        float v = smaller(larger(top + (p / size + 0.5f) * scale - 0.5f, 0), size - 1);
+        float u = smaller(larger(left + (p % size + 0.5f) * scale - 0.5f, 0), size - 1);
         int row = (int)v, column = (int)u, down = row + 1 < size, right = column + 1 < size;
         float fv = v - row, fu = u - column, rgb[3];
         const uint8_t* at = image + ((size_t)row * size + column) * 3;
@@ -181,7 +183,7 @@ static void view_make(uint8_t* out, const uint8_t* image, int size, philox4_t wh
         float a2 = m.v[0] * a + m.v[1] * b, b2 = m.v[2] * a + m.v[3] * b;
         const float turned[3] = {a2, -0.5f * a2 + 0.866025404f * b2, -0.5f * a2 - 0.866025404f * b2};
         for (int k = 0; k < 3; k++) {
-            out[p * 3 + k] = (uint8_t)fminf(fmaxf(gain * grey + 0.7f * turned[k] + 0.5f, 0), 255);
+            out[p * 3 + k] = (uint8_t)smaller(larger(gain * grey + 0.7f * turned[k] + 0.5f, 0), 255);
         }
     }
 }

@@ -17,6 +17,8 @@
 #include <math.h>
 #include <stdint.h>
 
+// defines: smaller, larger
+#include "common/data/shapes.h"
 // defines: philox, random_uniform, uniform_from_bits, RANDOM_GARMENTS
 #include "common/program/rng.h"
 
@@ -67,7 +69,7 @@ static inline void garment_draw(uint8_t* out,        // (GARMENTS_SIZE, GARMENTS
         int column = p % SIZE, row = p / SIZE, x = column - MARGIN, y = row - MARGIN;
         int inside = x >= 0 && x < SOURCE && y >= 0 && y < SOURCE;
         float shade = inside ? grey[y * SOURCE + x] : 0;
-        float coverage = fminf(shade / GARMENTS_EDGE, 1.0f);
+        float coverage = smaller(shade / GARMENTS_EDGE, 1.0f);
         float turn = style.wave_x * column + style.wave_y * row + style.phase;
         float weave = GARMENTS_WEAVE * (4.0f * fabsf(turn - floorf(turn) - 0.5f) - 1.0f);
         philox4_t bits = philox(GARMENTS_SEED, RANDOM_GARMENTS, 2 * split + 1, i * SIZE * SIZE + p);
@@ -76,7 +78,7 @@ static inline void garment_draw(uint8_t* out,        // (GARMENTS_SIZE, GARMENTS
             float ground = style.ground[c] + weave + grain;
             float dyed = style.dye[c] * (0.4f + 0.6f * shade / 255.0f);
             float value = ground + coverage * (dyed - ground) + 0.5f;
-            out[p * 3 + c] = (uint8_t)fminf(fmaxf(value, 0.0f), 255.0f);
+            out[p * 3 + c] = (uint8_t)smaller(larger(value, 0.0f), 255.0f);
         }
     }
 }

@@ -25,7 +25,7 @@
 #include <stdio.h>
 #include <string.h>
 
-// defines: shape_box
+// defines: shape_box, smaller, larger
 #include "common/data/shapes.h"
 // defines: random_below, random_uniform, RANDOM_SCENES
 #include "common/program/rng.h"
@@ -68,7 +68,7 @@ typedef struct {
 static inline float scene_distance(int shape, float x, float y) {
     if (shape == 0) return sqrtf(x * x + y * y) - 0.92f;
     if (shape == 1) return shape_box(x, y, 0.82f, 0.82f);
-    return fmaxf(y - 0.75f, 0.866025f * fabsf(x) - 0.5f * y - 0.62f);
+    return larger(y - 0.75f, 0.866025f * fabsf(x) - 0.5f * y - 0.62f);
 }
 
 // What a wide or tall canvas has less on one side than the square, and more on the other.
@@ -110,7 +110,7 @@ static inline void scene_cells(const scene_t* s, int split, uint64_t i, int cell
 static inline void scene_place(scene_object_t* o, const scene_t* s, int cell, float radius, const float u[2]) {
     const float* reach = scene_reach[o->shape];
     float half_x = 0.25f * s->W, half_y = 0.25f * s->H, upright = 0.5f * (reach[1] + reach[2]);
-    o->radius = fminf(radius, fminf((half_x - 0.5f) / reach[0], (half_y - 0.5f) / upright));
+    o->radius = smaller(radius, smaller((half_x - 0.5f) / reach[0], (half_y - 0.5f) / upright));
     o->x = half_x * (1 + 2 * (cell % 2)) + 0.6f * (2 * u[0] - 1) * (half_x - reach[0] * o->radius);
     o->y = half_y * (1 + 2 * (cell / 2)) + 0.6f * (2 * u[1] - 1) * (half_y - upright * o->radius) +
            0.5f * (reach[1] - reach[2]) * o->radius;
@@ -147,7 +147,7 @@ static inline scene_t scene_of(int split, uint64_t i, int side, int mixed) {
 // The share of pixel (column, row) that an object covers.
 static inline float scene_coverage(const scene_object_t* o, int column, int row) {
     float x = (column + 0.5f - o->x) / o->radius, y = (row + 0.5f - o->y) / o->radius;
-    return fminf(fmaxf(0.5f - o->radius * scene_distance(o->shape, x, y), 0.0f), 1.0f);
+    return smaller(larger(0.5f - o->radius * scene_distance(o->shape, x, y), 0.0f), 1.0f);
 }
 
 static inline void scene_draw(uint8_t* out, const scene_t* s) { // (H, W, 3)
