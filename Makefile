@@ -1,6 +1,6 @@
 # aligntok.c, on one page. `make help` explains it.
 #
-# One source, three builds; each program is one translation unit, so one compiler call builds one program.
+# One source, three builds; a program is two objects in each: its own, and the operations.
 #   CPU   gcc, plain C11 on dev/cpu:           learning, tests, small runs, machines with no GPU
 #   GPU   nvcc on common/cuda:                 training and sampling
 #   EMU   g++ on common/cuda and dev/emu:      every kernel and the whole GPU code path on a machine with no GPU
@@ -240,8 +240,8 @@ $(BUILD)/check_%: dev/reference/check_%.c $(BUILD)/ops.o $(HEADERS) | $(BUILD)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Kernels in the emulator. Each family's tests run under the sanitizers: in bf16 always, in fp32, which has fewer kernels of its
-# own, by `make sanitize`. Whole steps and full-size cases use the same kernels and do without; so do programs, which take
-# longer to compile than to run, at -O1. What tests compare with is C, in double.
+# own, by `make sanitize`. Whole steps and full-size cases use the same kernels and do without, as programs do. What tests compare
+# with is C, in double.
 
 # A family's tests include its kernels; whole steps are linked to all of them.
 build/emu/kernels_step_bf16: tests/kernels_step.cu build/emu/ops.o $(HEADERS) | build/emu
