@@ -34,8 +34,12 @@ __attribute__((constructor)) static void threads_wait_briefly(int argc, char** a
     (void)argc;
 #if defined(__GLIBC__) && !defined(__clang__)
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || omp_get_max_threads() == 1) return;
+    char path[4096]; // its own, not /proc/self/exe: that would be the name which ps and pkill know it by
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length < 0) return;
+    path[length] = 0;
     setenv("GOMP_SPINCOUNT", "4000", 1);
-    execv("/proc/self/exe", argv); // where it fails, threads spin
+    execv(path, argv); // where it fails, threads spin
 #else
     (void)argv;
 #endif
