@@ -626,8 +626,14 @@ static void test_fixed_captions(void) {
                 relative_error_double(batch.pooled + 3 * 64, batch.pooled + 4 * 64, 64), 1e-12);
     const word_rows_t* w = e.words;
     for (int k = 0; k < 64; k++) {
-        double want = w->table[WORD_FIRST + 25 - 1][k] + w->before[WORD_PAD][k] + (k >= 32); // "two" is word 25
-        check_error("the first row", fabs(row[12 * 64 + k] - want), 1e-12);
+        // two (word 25) red (18) circles (9) and the end: what is before and after the first word, and the second
+        int two = WORD_FIRST + 24, red = WORD_FIRST + 17, circles = WORD_FIRST + 8;
+        double first = w->table[two][k] + w->before[WORD_PAD][k] + (k >= 32) + w->after[red][k] + w->after[circles][k] / 2 +
+                       w->after[WORD_END][k] / 4 + w->after[WORD_PAD][k] / 8;
+        double second = w->table[red][k] + w->before[two][k] + w->before[WORD_PAD][k] / 2 + w->waves[1][k] +
+                        w->after[circles][k] + w->after[WORD_END][k] / 2 + w->after[WORD_PAD][k] / 4;
+        check_error("the first row", fabs(row[12 * 64 + k] - first), 1e-12);
+        check_error("the second row", fabs(row[13 * 64 + k] - second), 1e-12);
     }
     char used[WORDS] = "", caption[SCENE_CAPTION], word[WORD_LONGEST];
     int id;

@@ -141,7 +141,7 @@ static inline void caption_encoder_set_name(caption_encoder_t* e) {
     snprintf(rows, sizeof rows, "at most %d rows%s", o->length, o->mask ? "" : ", padding counts");
     caption_encoder_saved(e->saved, o);
     if (o->kind == TEXT_FIXED) {
-        snprintf(e->name, sizeof e->name, "fixed table of %d words, %s", WORD_COUNT, rows);
+        snprintf(e->name, sizeof e->name, "fixed table of %d words in context, %s", WORD_COUNT, rows);
         return;
     }
     hash_text(hash[0], caption_encoder_hash(o->t5));

@@ -1,12 +1,14 @@
 // word_rows.h: captions as rows of numbers without a trained text encoder: for the miniature world, which has 27 words.
 //
-//     row of word i = table[word i] + before[word i - 1] + waves(i)       WORD_WIDTH numbers each
-//     pooled        = mean of table[word i]
+//     row of word i = table[word i] + sum_{j < i} 2^-(i-1-j) before[word j] + sum_{j > i} 2^-(j-i-1) after[word j] + waves(i)
+//     pooled        = mean of table[word i]                                                    WORD_WIDTH numbers each
 //
-// Both tables are standard normal deviates. `before` lets the row of "circle" know that it is a "red" one; the waves,
-// sines and cosines of the position, tell order, which the transformer does not see otherwise: it gives all text rows
-// one position. The mark of the end is the last word. Letters count in lower case; white space and ASCII punctuation
-// part words; whatever else there is belongs to one. Words that are not in the table share one row.
+// The tables are standard normal deviates; in front of the first word and behind the last one stands the mark of padding.
+// `before` and `after` are what a trained encoder's layers would put into a row, its context: the row of "circle" knows that it
+// is a "red" one, and "left" of something. The waves, sines and cosines of the position, tell order, which the transformer
+// does not see otherwise: it gives all text rows one position. The mark of the end is the last word. Letters count in
+// lower case; white space and ASCII punctuation part words; whatever else there is belongs to one. Words that are not in
+// the table share one row. docs/t2i.md tells what was not learnt from rows that know less.
 // Look next at common/models/caption_encoder.h, which has trained encoders too, and common/data/scenes.h.
 #pragma once
 #include <ctype.h>
@@ -30,7 +32,7 @@ static const char* const word_list[] = {
 enum { WORDS = sizeof word_list / sizeof word_list[0], WORD_COUNT = WORD_FIRST + (int)WORDS };
 
 typedef struct {
-    floatS table[WORD_COUNT][WORD_WIDTH], before[WORD_COUNT][WORD_WIDTH], waves[TEXT_ROWS_MOST][WORD_WIDTH];
+    floatS table[WORD_COUNT][WORD_WIDTH], before[WORD_COUNT][WORD_WIDTH], after[WORD_COUNT][WORD_WIDTH], waves[TEXT_ROWS_MOST][WORD_WIDTH];
 } word_rows_t;
 
 static inline void word_rows_open(word_rows_t* w) {
@@ -39,6 +41,7 @@ static inline void word_rows_open(word_rows_t* w) {
         for (int k = 0; k < WORD_WIDTH; k++) {
             w->table[i][k] = (floatS)random_normal(WORDS_SEED, RANDOM_WORDS, 0, (uint64_t)i * WORD_WIDTH + k);
             w->before[i][k] = (floatS)random_normal(WORDS_SEED, RANDOM_WORDS, 1, (uint64_t)i * WORD_WIDTH + k);
+            w->after[i][k] = (floatS)random_normal(WORDS_SEED, RANDOM_WORDS, 2, (uint64_t)i * WORD_WIDTH + k);
         }
     }
     for (int i = 0; i < TEXT_ROWS_MOST; i++) {
@@ -66,16 +69,21 @@ static inline int word_next(const char** text, char word[WORD_LONGEST]) {
     return n ? WORD_UNKNOWN : 0;
 }
 
-// The rows of `count` words and their pooled vector.
+// The rows of `count` words and their pooled vector. Both sums are carried along, halved at each word.
 static inline void word_rows(const word_rows_t* w, const int* ids, int count,
                              floatS* rows,     // (count, WORD_WIDTH)
                              floatS* pooled) { // (WORD_WIDTH)
-    for (int k = 0; k < WORD_WIDTH; k++) pooled[k] = 0;
-    for (int i = 0; i < count; i++) {
-        const floatS *word = w->table[ids[i]], *before = w->before[i ? ids[i - 1] : WORD_PAD];
-        for (int k = 0; k < WORD_WIDTH; k++) {
-            rows[i * WORD_WIDTH + k] = word[k] + before[k] + w->waves[i][k];
-            pooled[k] += word[k] / count;
+    for (int k = 0; k < WORD_WIDTH; k++) {
+        floatS before = w->before[WORD_PAD][k], after = w->after[WORD_PAD][k], sum = 0;
+        for (int i = 0; i < count; i++) {
+            rows[i * WORD_WIDTH + k] = w->table[ids[i]][k] + before + w->waves[i][k];
+            before = w->before[ids[i]][k] + before / 2;
+            sum += w->table[ids[i]][k];
         }
+        for (int i = count - 1; i >= 0; i--) {
+            rows[i * WORD_WIDTH + k] += after;
+            after = w->after[ids[i]][k] + after / 2;
+        }
+        pooled[k] = sum / count;
     }
 }
