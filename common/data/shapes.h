@@ -37,16 +37,16 @@ static inline float shape_star(float x, float y) {
 static inline float shape_distance(int label, float x, float y) {
     float radius = sqrtf(x * x + y * y);
     switch (label) {
-    case 0: return radius - 0.9f;                                                                     // disc
-    case 1: return fabsf(radius - 0.72f) - 0.2f;                                                      // ring
-    case 2: return shape_box(x, y, 0.8f, 0.8f);                                                       // square
-    case 3: return shape_box(x, y, 1.0f, 0.33f);                                                      // bar
-    case 4: return larger(y - 0.55f, fabsf(x) * 0.866025f - y * 0.5f - 0.5f);                          // triangle
-    case 5: return smaller(shape_box(x, y, 1.0f, 0.27f), shape_box(x, y, 0.27f, 1.0f));                 // cross
-    case 6: return shape_star(x, y);                                                                  // star
-    case 7: return larger(radius - 0.95f, 0.75f - sqrtf((x - 0.5f) * (x - 0.5f) + y * y));             // crescent
-    case 8: return larger(radius - 1.0f, fabsf(x * 2.5f - nearbyintf(x * 2.5f)) / 2.5f - 0.1f);        // stripes
-    default: {                                                                                        // checker
+    case 0: return radius - 0.9f;                                                                        // disc
+    case 1: return fabsf(radius - 0.72f) - 0.2f;                                                         // ring
+    case 2: return shape_box(x, y, 0.8f, 0.8f);                                                          // square
+    case 3: return shape_box(x, y, 1.0f, 0.33f);                                                         // bar
+    case 4: return larger(y - 0.55f, fabsf(x) * 0.866025f - y * 0.5f - 0.5f);                            // triangle
+    case 5: return smaller(shape_box(x, y, 1.0f, 0.27f), shape_box(x, y, 0.27f, 1.0f));                  // cross
+    case 6: return shape_star(x, y);                                                                     // star
+    case 7: return larger(radius - 0.95f, 0.75f - sqrtf((x - 0.5f) * (x - 0.5f) + y * y));               // crescent
+    case 8: return larger(radius - 1.0f, fabsf(x * 2.5f - nearbyintf(x * 2.5f)) / 2.5f - 0.1f);          // stripes
+    default: {                                                                                           // checker
         float u = fabsf(x * 1.1f - nearbyintf(x * 1.1f)) - 0.25f, v = fabsf(y * 1.1f - nearbyintf(y * 1.1f)) - 0.25f;
         float cell = u * v > 0 ? -smaller(fabsf(u), fabsf(v)) : smaller(fabsf(u), fabsf(v));
         return larger(shape_box(x, y, 0.95f, 0.95f), cell / 1.1f);

@@ -1,14 +1,15 @@
 // word_rows.h: captions as rows of numbers without a trained text encoder: for the miniature world, which has 27 words.
 //
-//     row of word i = table[word i] + sum_{j < i} 2^-(i-1-j) before[word j] + sum_{j > i} 2^-(j-i-1) after[word j] + waves(i)
-//     pooled        = mean of table[word i]                                                    WORD_WIDTH numbers each
+//     row of word i = table[word i] + sum_{j < i} 2^(j-i+1) before[word j] + sum_{j > i} 2^(i-j+1) after[word j]
+//                     + waves(i)                                          WORD_WIDTH numbers each
+//     pooled        = mean of table[word i]
 //
-// The tables are standard normal deviates; in front of the first word and behind the last one stands the mark of padding.
-// `before` and `after` are what a trained encoder's layers would put into a row, its context: the row of "circle" knows that it
-// is a "red" one, and "left" of something. The waves, sines and cosines of the position, tell order, which the transformer
-// does not see otherwise: it gives all text rows one position. The mark of the end is the last word. Letters count in
-// lower case; white space and ASCII punctuation part words; whatever else there is belongs to one. Words that are not in
-// the table share one row. docs/t2i.md tells what was not learnt from rows that know less.
+// The tables are standard normal deviates; in front of the first word and behind the last stands the mark of padding.
+// `before` and `after` are what a trained encoder's layers would put into a row, its context: the row of "circle" knows
+// that it is a "red" one, and "left" of something. The waves, sines and cosines of the position, tell order, which the
+// transformer does not see otherwise: it gives all text rows one position. The mark of the end is the last word.
+// Letters count in lower case; white space and ASCII punctuation part words; whatever else there is belongs to one.
+// Words that are not in the table share one row. docs/t2i.md tells what was not learnt from rows that know less.
 // Look next at common/models/caption_encoder.h, which has trained encoders too, and common/data/scenes.h.
 #pragma once
 #include <ctype.h>
@@ -32,7 +33,8 @@ static const char* const word_list[] = {
 enum { WORDS = sizeof word_list / sizeof word_list[0], WORD_COUNT = WORD_FIRST + (int)WORDS };
 
 typedef struct {
-    floatS table[WORD_COUNT][WORD_WIDTH], before[WORD_COUNT][WORD_WIDTH], after[WORD_COUNT][WORD_WIDTH], waves[TEXT_ROWS_MOST][WORD_WIDTH];
+    floatS table[WORD_COUNT][WORD_WIDTH], before[WORD_COUNT][WORD_WIDTH], after[WORD_COUNT][WORD_WIDTH];
+    floatS waves[TEXT_ROWS_MOST][WORD_WIDTH];
 } word_rows_t;
 
 static inline void word_rows_open(word_rows_t* w) {
