@@ -112,10 +112,6 @@ told "a rank that is no number" '^error: .*RANK is "1x"' WORLD_SIZE=2 RANK=1x
 # Meeting
 
 port=$((20000 + $$ % 9000))
-# seconds: how long a process waits for others, and how soon all must have ended where one fails; both long, since this may be
-# a machine with other work, and far from each other
-patience=90
-soon=30
 # come RANK SIZE LIMIT WHAT: a process in the background; its output is in rank<RANK>
 come() {
     env RANK="$1" WORLD_SIZE="$2" LOCAL_RANK="$1" MASTER_ADDR=127.0.0.1 MASTER_PORT=$port "$bin/meeting" "$3" "$4" \
@@ -144,63 +140,63 @@ met() {
 }
 
 begin
-come 2 4 $patience close; a=$last
-come 1 4 $patience close; b=$last
-come 3 4 $patience close; c=$last
+come 2 4 10 close; a=$last
+come 1 4 10 close; b=$last
+come 3 4 10 close; c=$last
 sleep 0.5
-come 0 4 $patience close
-all_end "four meet, rank 0 comes late" $soon 0 $a $b $c $last
+come 0 4 10 close
+all_end "four meet, rank 0 comes late" 5 0 $a $b $c $last
 for i in 0 1 2 3; do says "rank $i has what rank 0 sent" "$work/rank$i" "^rank $i has the bytes"; done
 
 begin
-come 0 2 $patience close; a=$last
-come 7 8 $patience knock; wait $last
+come 0 2 10 close; a=$last
+come 7 8 10 knock; wait $last
 sleep 0.2
-come 1 2 $patience close
-all_end "a stranger at the port disturbs nobody" $soon 0 $a $last
+come 1 2 10 close
+all_end "a stranger at the port disturbs nobody" 5 0 $a $last
 
 begin
 come 0 3 1 close; a=$last
 come 1 3 1 close
-all_end "a rank does not come: the others end" $soon 1 $a $last
+all_end "a rank does not come: the others end" 5 1 $a $last
 says "rank 0 says which, and where it waited" "$work/rank0" "^error \(rank 0 of 3\): .*127.0.0.1:$port .*not come: 2\."
 says "rank 1 hears it" "$work/rank1" '^error \(rank 1 of 3\): rank 0 at .*have not come: 2\.'
 
 begin
 come 1 2 1 close
-all_end "rank 0 does not come: rank 1 ends" $soon 1 $last
+all_end "rank 0 does not come: rank 1 ends" 5 1 $last
 says "and says where it tried" "$work/rank1" "^error \(rank 1 of 2\): .* no rank 0 at 127.0.0.1:$port .*refused"
 
 begin
-come 0 2 $patience close; a=$last
-come 1 3 $patience close
-all_end "different sizes: both end" $soon 1 $a $last
+come 0 2 5 close; a=$last
+come 1 3 5 close
+all_end "different sizes: both end" 4 1 $a $last
 says "rank 0 says why" "$work/rank0" 'came as rank 1 of 3, while rank 0 was started as one of 2'
 says "rank 1 too" "$work/rank1" 'came as rank 1 of 3, while rank 0 was started as one of 2'
 
 begin
-come 0 3 $patience close; a=$last
-come 1 3 $patience close; b=$last
+come 0 3 5 close; a=$last
+come 1 3 5 close; b=$last
 sleep 0.2
-env RANK=1 WORLD_SIZE=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port "$bin/meeting" $patience close >"$work/rank9" 2>&1 &
-all_end "a rank comes twice: all end" $soon 1 $a $b $!
+env RANK=1 WORLD_SIZE=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port "$bin/meeting" 5 close >"$work/rank9" 2>&1 &
+all_end "a rank comes twice: all end" 4 1 $a $b $!
 says "and say which" "$work/rank1" 'two processes say that they are rank 1: process [0-9]+ on .* and process'
 
 begin
-come 0 2 $patience close; a=$last
+come 0 2 5 close; a=$last
 sleep 0.2
-env RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port "$bin/meeting" $patience close >"$work/rank9" 2>&1
+env RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port "$bin/meeting" 5 close >"$work/rank9" 2>&1
 says "two runs at one port" "$work/rank9" "^error \(rank 0 of 2\): .*cannot listen at port $port: .*in use"
-come 1 2 $patience close
-all_end "the first goes on" $soon 0 $a $last
+come 1 2 5 close
+all_end "the first goes on" 4 0 $a $last
 
 begin
-come 0 3 $patience close; a=$last
-come 1 3 $patience close; b=$last
+come 0 3 20 close; a=$last
+come 1 3 20 close; b=$last
 sleep 0.3
 kill -9 $b
 wait $b 2>/dev/null
-all_end "a rank is killed before all have come: rank 0 ends" $soon 1 $a
+all_end "a rank is killed before all have come: rank 0 ends" 4 1 $a
 says "and says which" "$work/rank0" 'rank 1 \(process [0-9]+ on .*\) has ended while others were still to come'
 
 # ends_all NAME WHAT RANK MESSAGE: one of three that have met does something; the others end and name it
@@ -208,12 +204,12 @@ ends_all() {
     begin
     others=""
     for i in 0 1 2; do
-        if [ $i -eq "$3" ]; then come $i 3 $patience "$2"; one=$last; else come $i 3 $patience wait; others="$others $last"; fi
+        if [ $i -eq "$3" ]; then come $i 3 10 "$2"; one=$last; else come $i 3 10 wait; others="$others $last"; fi
     done
     met "$3"
     [ "$2" != wait ] || kill -9 $one
     wait $one 2>/dev/null
-    all_end "$1" $soon 1 $others
+    all_end "$1" 3 1 $others
     for i in 0 1 2; do
         [ $i -eq "$3" ] || says "rank $i names it" "$work/rank$i" "^error \(rank $i of 3\): rank $3 \(.*\) $4"
     done
