@@ -14,14 +14,15 @@
 //   Y = A^T ((G g G^T) * (B^T d B)) A:   16 products for 36.                    Winograd 1980; Lavin & Gray 2016
 //
 // The rows of G are 1, a, a^2 at the points a = 0, 1, -1 and "infinity" (the last tap alone), each divided by a number:
-// polynomials are multiplied by multiplying their values. With the points 0, 1, -1, 2, -2 and infinity six products
-// give four outputs of 3 taps, three of 4, or two of 5:
-//          4  0 -5  0  1  0
-//          0 -4 -4  1  1  0           1  1  1  1  1  0            a     0   1   -1    2    -2
-//   B^T =  0  4 -4 -1  1  0    A^T =  0  1 -1  2 -2  0    of G: 1/4  -1/6  -1/6  1/24  1/24  times 1, a, a^2, ...
-//          0 -2 -1  2  1  0           0  1  1  4  4  0
-//          0  2 -1 -2  1  0           0  1 -1  8 -8  1    (of fewer outputs the first rows, with this 1 in the last)
-//          0  4  0 -5  0  1
+// polynomials are multiplied by multiplying their values. With the points 0, r, -r, 1/r, -1/r and infinity, r the root
+// of 2, six products give four outputs of 3 taps, three of 4, or two of 5:
+//          1   0  -5/2  0   1  0
+//          0 -r/2 -1/2  r   1  0          1  1   1     1      1    0          a    0   r   -r   1/r  -1/r
+//   B^T =  0  r/2 -1/2 -r   1  0   A^T =  0  r  -r    1/r   -1/r   0   of G:  1, 1/6, 1/6, -2/3, -2/3 times 1, a, a^2
+//          0 -r   -2   1/r  1  0          0  2   2    1/2    1/2   0
+//          0  r   -2  -1/r  1  0          0 2r -2r  1/(2r) -1/(2r) 1  (of fewer outputs the first rows, with this 1
+//          0  1    0  -5/2  0  1                                       in the last)
+// With the customary points 0, 1, -1, 2, -2 the powers are larger, and so is the error in float: twice this one.
 // 3x3 then takes 36 products for 144, 5x5 36 for 100. Seven taps are two kernels, w0 w1 w2 0 and w3 w4 w5 w6: as the
 // outputs come in threes, the second one's inputs are those of the next three outputs' first. 12 products for 21.
 //
@@ -88,7 +89,7 @@ static inline int winograd_suits(const conv_job_t* job) {
 // The factor of tap t in row p of G.
 static inline floatX winograd_factor(winograd_axis_t axis, int p, int t) {
     static const floatX of_4[3][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}};
-    static const double at[5] = {0, 1, -1, 2, -2}, divided_by[5] = {4, -6, -6, 24, 24};
+    static const double at[5] = {0, M_SQRT2, -M_SQRT2, M_SQRT1_2, -M_SQRT1_2}, divided_by[5] = {1, 6, 6, -1.5, -1.5};
     if (axis.points == 1) return 1;
     if (p == axis.points - 1) return t == axis.taps - 1;
     return axis.points == 4 ? of_4[p][t] : (floatX)(pow(at[p], t) / divided_by[p]);
@@ -165,10 +166,11 @@ VECTOR_INLINE void winograd_points(vector_t* d, const int by, const int points) 
         return;
     }
     d4 = d[4 * by], d5 = d[5 * by];
-    vector_t even = d4 - 4 * d2, odd = d3 - 4 * d1, even2 = d4 - d2, odd2 = 2 * (d3 - d1);
-    d[0] = 4 * d0 - 5 * d2 + d4;
+    const floatX r = (floatX)M_SQRT2, half = (floatX)0.5;
+    vector_t even = d4 - half * d2, odd = r * (d3 - half * d1), even2 = d4 - 2 * d2, odd2 = half * r * (d3 - 2 * d1);
+    d[0] = d0 - (2 + half) * d2 + d4;
     d[by] = even + odd, d[2 * by] = even - odd, d[3 * by] = even2 + odd2, d[4 * by] = even2 - odd2;
-    d[5 * by] = 4 * d1 - 5 * d3 + d5;
+    d[5 * by] = d1 - (2 + half) * d3 + d5;
 }
 
 // A^T of one direction, in place: afterwards the first `outputs` numbers are its.
@@ -181,11 +183,12 @@ VECTOR_INLINE void winograd_outputs(vector_t* m, const int by, const int points,
         return;
     }
     m4 = m[4 * by], m5 = m[5 * by];
-    vector_t even = m1 + m2, odd = m1 - m2, even2 = m3 + m4, odd2 = m3 - m4;
+    const floatX r = (floatX)M_SQRT2, half = (floatX)0.5;
+    vector_t even = m1 + m2, odd = r * (m1 - m2), even2 = m3 + m4, odd2 = half * r * (m3 - m4);
     m[0] = m0 + even + even2;
-    m[by] = odd + 2 * odd2;
-    m[2 * by] = even + 4 * even2;
-    m[3 * by] = odd + 8 * odd2;
+    m[by] = odd + odd2;
+    m[2 * by] = 2 * even + half * even2;
+    m[3 * by] = 2 * odd + half * odd2;
     m[(outputs - 1) * by] += m5;
 }
 
