@@ -228,6 +228,8 @@ expect "other captions than the latents'" 1 'is of other captions \(.*\) than th
     t2i -data captions:captions -out refused -steps 1
 expect "latents of photographs with captions" 0 '' t2i -data captions:captions -latents photo_scenes -extract 1
 check "  of which none is too small" grep -Eq '^images +3 of 3 pass the filters' out
+expect "a filter that none passes" 1 'no image passes the filters; short side stops 3: loosen -short_side' \
+    t2i -data captions:captions -latents refused -extract 1 -short_side 1000
 expect "no captions at all" 1 '-data shapes has no captions' t2i -data shapes -out refused -steps 1
 expect "a text cache that is not there" 1 '-text_cache nowhere.st: there is no such file; -extract_text 1 makes it' \
     t2i -text_cache nowhere.st -out refused -steps 1

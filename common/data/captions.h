@@ -651,6 +651,8 @@ typedef struct {
 enum { CAPTION_FILTERS = 5 };
 static const char* const caption_filters[CAPTION_FILTERS] = {"punsafe", "pwatermark", "aesthetic", "short side",
                                                              "aspect ratio"};
+static const char* const caption_filter_flags[CAPTION_FILTERS] = {"-punsafe", "-pwatermark", "-aesthetic",
+                                                                  "-short_side", "-aspect"};
 
 // What is usual for LAION, for images of `side` pixels.
 static inline caption_filter_t caption_filter_of(int side) {

@@ -374,7 +374,11 @@ static inline void dataset_open_captions(dataset_t* dataset) {
 static inline void dataset_filter(dataset_t* dataset, const caption_filter_t* filter, size_t counts[CAPTION_FILTERS]) {
     captions_filter(&dataset->captions, filter, counts);
     dataset->count = dataset->captions.count;
-    if (!dataset->count) fatal("%s: no image passes the filters; loosen them", dataset->folder);
+    if (dataset->count) return;
+    int most = 0;
+    for (int k = 1; k < CAPTION_FILTERS; k++) if (counts[k] > counts[most]) most = k;
+    fatal("%s: no image passes the filters; %s stops %zu: loosen %s", dataset->folder, caption_filters[most],
+          counts[most], caption_filter_flags[most]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
