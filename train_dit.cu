@@ -32,7 +32,7 @@
 #include "common/training/dit_options.h"
 // defines: dit_t, dit_gradients, dit_read, dit_update
 #include "common/training/dit.h"
-// defines: dit_save, dit_resume, dit_export
+// defines: dit_save, dit_resume, dit_start, dit_is_exported, dit_export
 #include "common/training/dit_checkpoint.h"
 // defines: dit_sampler_t, dit_sampler_open, dit_sampler_open_captions, dit_sampler_show, dit_sampler_draw
 #include "common/drawing/dit_sampler.h"
@@ -226,7 +226,8 @@ static void losses_read(run_t* run, const char* text) {
     g->skipped = s->skipped = skipped;
 }
 
-// Weights, averages, moments and latent statistics of a checkpoint, which must be of this network and text encoder.
+// Weights, averages, moments and latent statistics of a checkpoint, or what an exported file has of them. It must be of
+// this network and text encoder.
 static void read_state(run_t* run, const safetensors_t* file, const dit_info_t* info, const char* path) {
     const char* encoder = run->with_captions ? run->captions.text_encoder : "";
     if (strcmp(info->text_encoder, encoder)) {
@@ -234,11 +235,8 @@ static void read_state(run_t* run, const safetensors_t* file, const dit_info_t* 
               info->text_encoder[0] ? info->text_encoder : "(none: it reads classes)",
               encoder[0] ? encoder : "(none: -model reads classes)");
     }
-    if (safetensors_metadata(file, "weights")) {
-        fatal("%s was written by -export: it has no optimiser state to go on from; move it away, or name another "
-              "folder with -out, or checkpoint with -from", path);
-    }
-    dit_resume(file, info, path, &run->dit);
+    if (dit_is_exported(file)) dit_start(file, path, &run->dit);
+    else dit_resume(file, info, path, &run->dit);
     checkpoint_read_vector(file, path, "latent.mean", run->latent_mean, run->dit.C);
     checkpoint_read_vector(file, path, "latent.std", run->latent_std, run->dit.C);
 }
@@ -249,6 +247,10 @@ static int resume(run_t* run) {
     if (!run_has_checkpoint(path, run->options.run.restart)) return 0;
     safetensors_t file;
     dit_info_t info = dit_open(&file, path);
+    if (dit_is_exported(&file)) {
+        fatal("%s was written by -export: it has no optimiser state to go on from; name it with -from, for a run in "
+              "another -out that begins with its weights, or move it away", path);
+    }
     run_check_config(&run->cli, info.config, path, run->options.run.change);
     if (strcmp(info.tokenizer, run->tokenizer_name)) {
         fatal("%s was trained on latents of tokenizer %s, those in -latents %s are of tokenizer %s; give the same "
@@ -264,7 +266,7 @@ static int resume(run_t* run) {
     return 1;
 }
 
-// -from: another run's state is where this one begins, at its own step 0.
+// -from: another run's state, or exported weights, are where this one begins, at its own step 0.
 static int begin_from(run_t* run) {
     const char* path = run->options.from;
     safetensors_t file;
@@ -275,8 +277,9 @@ static int begin_from(run_t* run) {
               "of the same one", path, info.tokenizer, run->options.latents, run->tokenizer_name);
     }
     read_state(run, &file, &info, path);
+    printf("from           %s at its step %lld%s\n", path, (long long)info.step,
+           dit_is_exported(&file) ? ", the averaged weights alone" : "");
     safetensors_close(&file);
-    printf("from           %s at its step %lld\n", path, (long long)info.step);
     return 1;
 }
 

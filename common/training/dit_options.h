@@ -166,7 +166,8 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
          "latents whose mean and deviation normalise all", CLI_SAVED},
 
         {NULL, "from", CLI_STRING, &o->from, "", NULL,
-         "begin with weights, averages, moments and latent statistics of this checkpoint", CLI_NOT_SAVED},
+         "begin with weights, averages, moments and latent statistics of this checkpoint, or with an exported file's "
+         "weights and statistics", CLI_NOT_SAVED},
 
         {"Images with captions", "image_size", CLI_INT, &o->image_size, "256", "[16, 4096]",
          "pixels of the square; the other sizes have its area", CLI_NOT_SAVED},
