@@ -297,7 +297,7 @@ static int check_loader(const bucket_latents_t* l, const dataset_t* d, const tex
     floatS zero[C] = {0}, one[C] = {1, 1, 1}, x[LOADED_BATCH * 16 * C];
     int64_t ids[LOADED_BATCH];
     int B = LOADED_BATCH / world, dropped = 0;
-    bucket_loader_options_t o = {LOADED_BATCH, rank, world, workers, 9, zero, one, 0.25, LOADED_ROWS};
+    bucket_loader_options_t o = {LOADED_BATCH, rank, world, workers, 9, zero, one, 0.25, LOADED_ROWS, NULL};
     bucket_loader_open(&loader, l, d, cache, sets, &o, first);
     for (uint64_t s = first; s < LOADED; s++) {
         const bucket_batch_t* batch = bucket_loader_next(&loader);

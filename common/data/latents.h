@@ -406,6 +406,9 @@ static inline const unsigned char* latents_at(const latents_t* l, size_t i, int 
     return t->data + (i - f->first) * (size_t)l->C * l->side * l->side * sizeof(float);
 }
 
+// A value of a latent as training takes it.
+static inline floatS latents_normalise(float value, floatS mean, floatS std) { return (value - mean) / std; }
+
 // out = (latent i - mean) / std, in the order of the device.
 static inline void latents_read(const latents_t* l, size_t i, int flip, const floatS* mean, const floatS* std,
                                 floatS* out) { // (S, S, C)
@@ -415,7 +418,7 @@ static inline void latents_read(const latents_t* l, size_t i, int flip, const fl
         for (size_t p = 0; p < positions; p++) {
             float value;
             memcpy(&value, at + (c * positions + p) * sizeof value, sizeof value);
-            out[p * l->C + c] = (value - mean[c]) / std[c];
+            out[p * l->C + c] = latents_normalise(value, mean[c], std[c]);
         }
     }
 }
