@@ -53,7 +53,7 @@
 #include "common/data/latent_loader.h"
 // defines: row_picture_t, row_picture_add, row_picture_centre, row_picture_page; image_write_png
 #include "common/data/row_picture.h"
-// defines: needs_t, needs_add, needs_or_else, needs_check
+// defines: needs_t, needs_add, needs_images, needs_or_else, needs_check
 #include "common/training/needs.h"
 // defines: run_catch_signals, run_was_stopped, run_exit_code, run_has_checkpoint, run_check_config, run_try_folder, ...
 #include "common/training/run.h"
@@ -451,12 +451,31 @@ static void open_latents_of_images(run_t* run) {
     l->class_names = extract_class_names(&run->images);
 }
 
+// Are latents of classes those of the images that the command line names? Training needs no images: a preset's -data is
+// not asked, and neither are images that are gone.
+static void check_images(run_t* run) {
+    const char* data = run->options.data;
+    needs_t gone = {{NULL, 0, 0}, 0};
+    dataset_t set;
+    if (!comm_is_first(&run->comm) || cli_source(&run->cli, "data") != CLI_FROM_COMMAND_LINE || !data[0]) return;
+    needs_images(&gone, data);
+    json_text_free(&gone.list);
+    if (gone.count) return;
+    dataset_open(&set, data, SPLIT_TRAIN);
+    latent_files_check_images(run->latents.files, run->latents.n_files, &set);
+    dataset_close(&set);
+}
+
 // Opens latents of classes, and names the classes.
 static void open_latents(run_t* run) {
     const dit_options_t* o = &run->options;
     int C = run->dit.C;
-    if (run->encodes) open_latents_of_images(run);
-    else latents_open(&run->latents, o->latents, C, run->dit.config.net.side, o->uncond ? 0 : o->classes);
+    if (run->encodes) {
+        open_latents_of_images(run);
+    } else {
+        latents_open(&run->latents, o->latents, C, run->dit.config.net.side, o->uncond ? 0 : o->classes);
+        check_images(run);
+    }
     snprintf(run->tokenizer_name, sizeof run->tokenizer_name, "%s", run->latents.tokenizer);
     printf("latents        %s: %zu of %d x %d with %d channels, %d classes%s%s\n", latents_name(run),
            run->latents.count, run->latents.side, run->latents.side, C, o->classes,

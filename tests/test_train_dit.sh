@@ -135,6 +135,14 @@ expect "latents in a fresh clone" 0 '' sh -c "cd fresh && $build/train_dit -extr
 expect "and a DiT on them" 0 '' sh -c "cd fresh && $build/train_dit -steps 2 -batch 8 -sample_steps 3 -grid_columns 1"
 check "  whose pictures the miniature decodes" test -s fresh/runs/mini/dit_000002.png
 
+# --- the images that latents are of
+cp -r photos moved
+expect "images that were moved" 0 '' dit -data moved -latents photo_latents -out moved_run -steps 1 -grid_classes all
+mv moved/cats/1.ppm moved/cats/1b.ppm
+expect "as many others" 1 'holds latents of other images \(24 of photos\) than those of -data \(24 of moved\)' \
+    dit -data moved -latents photo_latents -out refused -steps 1 -grid_classes all
+rm -r moved
+expect "images that are gone" 0 '' dit -data moved -latents photo_latents -out moved_run -steps 2 -grid_classes all
 expect "latents of other classes are not mixed in" 1 'is of another extraction' dit -data two_classes -latents photo_latents -extract 1 \
     -images 12
 
@@ -275,6 +283,12 @@ expect "other captions than the latents'" 1 'is of other captions \(.*\) than th
     t2i -data captions:captions -out refused -steps 1
 expect "latents of photographs with captions" 0 '' t2i -data captions:captions -latents photo_scenes -extract 1
 check "  of which none is too small" grep -Eq '^images +3 of 3 pass the filters' out
+mv captions/1.ppm captions/1b.ppm
+mv captions/1.txt captions/1b.txt
+expect "other images with the same captions" 1 'holds latents of other images \(3 of captions\) than those of -data' \
+    t2i -data captions:captions -latents photo_scenes -out refused -steps 1
+mv captions/1b.ppm captions/1.ppm
+mv captions/1b.txt captions/1.txt
 expect "no captions at all" 1 '-data shapes has no captions' t2i -data shapes -out refused -steps 1
 expect "a text cache that is not there" 1 '-text_cache nowhere.st: there is no such file; -extract_text 1 makes it' \
     t2i -text_cache nowhere.st -out refused -steps 1

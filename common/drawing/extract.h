@@ -69,6 +69,7 @@ typedef struct {
     aspect_t sizes;      // where images have captions
     const aspect_bucket_t* bucket; // the size that is being encoded; NULL: squares
     char captions[17];   // fingerprint of all captions
+    char images[17];     // and of the image set
     size_t total, mine;  // images in all; this process's
     size_t kept, done, damaged; // of them: in shards that were there; encoded; unreadable
     double start;
@@ -186,7 +187,7 @@ static inline void extract_forget_statistics(const char* folder) {
 
 static inline latent_origin_t extract_origin(const extract_t* e) {
     latent_origin_t origin = {e->tokenizer.fingerprint, e->data.folder, e->data.count, e->total, e->data.class_count,
-                              (int)e->comm->size, e->class_names};
+                              (int)e->comm->size, e->class_names, e->images};
     return origin;
 }
 
@@ -310,6 +311,7 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     else dataset_open(&e.data, o->data, SPLIT_TRAIN);
     e.twins = o->set ? 1 : 2;
     e.class_names = extract_class_names(&e.data);
+    dataset_fingerprint(e.images, &e.data);
     autoencoder_open(&e.tokenizer, o->tokenizer, o->weights, e.twins * o->batch, 1, 0);
     e.total = extract_total(o, &e.data);
     e.mine = extract_share(&e, e.total);

@@ -80,6 +80,7 @@ static inline void caption_data_open_text(caption_data_t* data, const dit_option
 static inline void caption_data_open_latents(caption_data_t* data, const dit_options_t* o, int C) {
     char captions[17];
     bucket_latents_open(&data->latents, o->latents, C, captions_fingerprint(captions, &data->set), data->set.count);
+    latent_files_check_images(data->latents.files, data->latents.n_files, &data->set);
 }
 
 // The thread that prepares batches begins.
