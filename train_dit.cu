@@ -4,6 +4,7 @@
 //     ./train_dit                            trains on them; the same command again resumes, bit for bit
 //     ./train_dit -preset imagenet -extract 1 -data IMAGENET -tokenizer TOKENIZER -latents FOLDER
 //     ./train_dit -preset imagenet -latents FOLDER -tokenizer TOKENIZER
+//     ./train_dit -preset imagenet -latents none -data IMAGENET -tokenizer TOKENIZER      encodes beside the training
 //     ./train_dit -preset t2i_mini -extract 1    the miniature world with captions; then without -extract 1
 //     ./train_dit -preset t2i_256 -data captions:FOLDER -t5 T5 -t5_vocabulary spiece.model ...
 //
@@ -28,21 +29,23 @@
 #include "common/training/algorithms.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
 #include "common/training/comm.h"
-// defines: dit_options_t, dit_options_parse, dit_options_config
+// defines: dit_options_t, dit_options_parse, dit_options_config, dit_options_captions, dit_options_encodes
 #include "common/training/dit_options.h"
 // defines: dit_t, dit_gradients, dit_read, dit_update
 #include "common/training/dit.h"
-// defines: dit_save, dit_resume, dit_export
+// defines: dit_save, dit_resume, dit_start, dit_is_exported, dit_export
 #include "common/training/dit_checkpoint.h"
 // defines: dit_sampler_t, dit_sampler_open, dit_sampler_open_captions, dit_sampler_show, dit_sampler_draw
 #include "common/drawing/dit_sampler.h"
 // defines: dit_status_t, dit_status_print
 #include "common/training/status.h"
-// defines: extract_latents
+// defines: extract_latents, extract_options_t, extract_class_names
 #include "common/drawing/extract.h"
+// defines: image_latents_t, image_latents_describe, _open, _start, _encode, _stop
+#include "common/drawing/image_latents.h"
 // defines: class_names_t, class_names_read
 #include "common/drawing/class_names.h"
-// defines: caption_data_t, caption_data_open, caption_data_start, caption_data_next, caption_data_extract_text
+// defines: caption_data_t, caption_data_open_set, _open_latents, _open_text, _start, _next, _extract_text
 #include "common/training/caption_data.h"
 // defines: latents_t, latents_are_there, latents_shape, latents_open, latents_statistics
 #include "common/data/latents.h"
@@ -50,7 +53,7 @@
 #include "common/data/latent_loader.h"
 // defines: row_picture_t, row_picture_add, row_picture_centre, row_picture_page; image_write_png
 #include "common/data/row_picture.h"
-// defines: needs_t, needs_add, needs_or_else, needs_check
+// defines: needs_t, needs_add, needs_images, needs_or_else, needs_check
 #include "common/training/needs.h"
 // defines: run_catch_signals, run_was_stopped, run_exit_code, run_has_checkpoint, run_check_config, run_try_folder, ...
 #include "common/training/run.h"
@@ -77,9 +80,12 @@ typedef struct {
     stream_t stream;
     dit_t dit;
     int with_captions;             // text to image: one of the two
-    latents_t latents;
+    latents_t latents;             // where images are encoded, only what describes them
     latent_loader_t loader;
     caption_data_t captions;
+    int encodes;                   // -latents none: images are encoded beside the training
+    dataset_t images;              // then, of classes
+    image_latents_t beside;
     autoencoder_t tokenizer;       // for the pictures, of the first process
     dit_sampler_t sampler;
     int draws;                     // there are pictures
@@ -101,17 +107,43 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------------------------------
 // What it needs and costs
 
-// Takes the latents' shape and number of classes from their shards; flags that say otherwise end the program.
+// What is encoded by what, so many images at once: by -extract 1, or beside the training. `set`: images with captions.
+static extract_options_t extraction(const run_t* run, const dataset_t* set, int batch) {
+    const dit_options_t* o = &run->options;
+    int threads = o->run.workers > 0 ? o->run.workers : machine_cores(run->comm.local_size);
+    extract_options_t e = {o->data, o->tokenizer, o->latents, (autoencoder_weights_t)o->tokenizer_weights, o->images,
+                           o->shard_images, threads, batch, set, o->image_size, o->buckets == BUCKETS_AREA, o->aspect};
+    return e;
+}
+
+// The same beside the training, of at most a step's images.
+static extract_options_t extraction_beside(const run_t* run, const dataset_t* set) {
+    int B = run->options.batch / (int)run->comm.size;
+    return extraction(run, set, B && B < run->options.extract_batch ? B : run->options.extract_batch);
+}
+
+// The shape of latents that the tokenizer will make, and the classes of the images.
+static latents_shape_t describe_images(run_t* run) {
+    const dit_options_t* o = &run->options;
+    extract_options_t e = extraction_beside(run, NULL);
+    image_latents_describe(&run->beside, &e, run->with_captions);
+    if (!run->with_captions && !o->run.dry_run) dataset_open(&run->images, o->data, SPLIT_TRAIN);
+    latents_shape_t shape = {run->beside.tokenizer.z, run->beside.tokenizer.GH, run->images.class_count};
+    return shape;
+}
+
+// Takes the latents' shape and number of classes from where they come; flags that say otherwise end the program.
 static void take_shape(run_t* run) {
     dit_options_t* o = &run->options;
-    latents_shape_t shape = latents_shape(o->latents);
+    latents_shape_t shape = run->encodes ? describe_images(run) : latents_shape(o->latents);
     const struct { const char* flag; int* place; int value; } told[3] = {
         {"z_channels", &o->z_channels, shape.C}, {"latent_side", &o->latent_side, shape.side},
         {"classes", &o->classes, o->uncond ? 0 : shape.classes}};
     for (int i = 0; i < (run->with_captions ? 1 : 3); i++) { // latents with captions have many sizes
         if (told[i].value <= 0 || cli_take_from_data(&run->cli, told[i].flag, told[i].value)) continue;
-        fatal("-%s %d, but the shards in -latents %s have %d; leave the flag out, or give the right latents",
-              told[i].flag, *told[i].place, o->latents, told[i].value);
+        fatal("-%s %d, but %s %s have %d; leave the flag out, or give the right latents", told[i].flag, *told[i].place,
+              run->encodes ? "the images encoded by -tokenizer" : "the shards in -latents",
+              run->encodes ? o->tokenizer : o->latents, told[i].value);
     }
     if (run->with_captions) return;
     int chosen = cli_source(&run->cli, "grid_classes") == CLI_FROM_COMMAND_LINE;
@@ -128,15 +160,17 @@ static void check_needs(run_t* run) {
     int mini = !strcmp(o->run.preset, "mini"), mini_t2i = !strcmp(o->run.preset, "t2i_mini");
     if (mini_t2i) needs_or_else(&run->cli, "tokenizer", &o->tokenizer, "miniature/t2i_tokenizer.safetensors");
     if (mini) needs_or_else(&run->cli, "tokenizer", &o->tokenizer, "miniature/tokenizer.safetensors");
-    int no_latents = !o->extract && !o->extract_text && !latents_are_there(o->latents);
+    int no_latents = !o->extract && !o->extract_text && !run->encodes && !latents_are_there(o->latents);
+    int encodes = o->extract || (run->encodes && !o->extract_text);
     if (no_latents) needs_add(&needs, "-latents %s: there are no shards of latents (*.safetensors) in it", o->latents);
-    if ((o->extract || (no_latents && !mini && !mini_t2i)) && o->tokenizer[0]) {
+    if ((encodes || (no_latents && !mini && !mini_t2i)) && o->tokenizer[0]) {
         needs_file(&needs, "tokenizer", o->tokenizer, "train_tokenizer makes it");
     }
-    if (o->extract && !o->tokenizer[0]) {
-        needs_add(&needs, "-extract 1 needs a tokenizer: give its checkpoint with -tokenizer");
+    if (encodes && !o->tokenizer[0]) {
+        needs_add(&needs, "-%s needs a tokenizer: give its checkpoint with -tokenizer",
+                  o->extract ? "extract 1" : "latents none");
     }
-    int reads_data = o->extract || o->extract_text || run->with_captions;
+    int reads_data = encodes || o->extract_text || run->with_captions;
     if (reads_data && !o->data[0]) needs_add(&needs, "images are needed: give their folder with -data");
     if (reads_data && o->data[0]) needs_images(&needs, o->data);
     if (o->extract_text && !o->text_cache[0]) {
@@ -156,6 +190,20 @@ static void check_needs(run_t* run) {
     needs_check(&needs, command.text ? command.text : "");
     json_text_free(&command);
     json_text_free(&flags);
+}
+
+// The tokenizer that encodes beside the training takes memory of its own.
+static void print_tokenizer(const run_t* run) {
+    const autoencoder_t* a = &run->beside.tokenizer;
+    char size[2][32];
+    if (!a->path) { // a dry run without it
+        printf("tokenizer      none at -tokenizer %s: what encodes beside the training takes memory on top\n",
+               run->options.tokenizer);
+        return;
+    }
+    printf("tokenizer      %s: encodes %d images at once beside the training, in %s of weights and %s of activations "
+           "on top\n", a->path, a->batch, size_text(size[0], a->params.table.total * sizeof(floatX)),
+           size_text(size[1], autoencoder_plan_bytes(a)));
 }
 
 static void print_plan(const run_t* run) {
@@ -186,6 +234,7 @@ static void print_plan(const run_t* run) {
         printf("text           T5 with rows of %d values and CLIP with vectors of %d: %s of weights on top, beside the "
                "training, or none with -text_cache\n", c->mmdit.text, c->mmdit.vector, size_text(size[0], encoders));
     }
+    if (run->encodes) print_tokenizer(run);
     if (c->clip > 0) printf("clipping       the gradient's norm is kept at or below %g\n", c->clip);
     else printf("clipping       none (by default: beyond %d steps without -qk_norm 1)\n", CLIP_FROM_STEPS);
     fflush(stdout); // what follows takes its time where the network is large
@@ -226,7 +275,8 @@ static void losses_read(run_t* run, const char* text) {
     g->skipped = s->skipped = skipped;
 }
 
-// Weights, averages, moments and latent statistics of a checkpoint, which must be of this network and text encoder.
+// Weights, averages, moments and latent statistics of a checkpoint, or what an exported file has of them. It must be of
+// this network and text encoder.
 static void read_state(run_t* run, const safetensors_t* file, const dit_info_t* info, const char* path) {
     const char* encoder = run->with_captions ? run->captions.text_encoder : "";
     if (strcmp(info->text_encoder, encoder)) {
@@ -234,11 +284,8 @@ static void read_state(run_t* run, const safetensors_t* file, const dit_info_t* 
               info->text_encoder[0] ? info->text_encoder : "(none: it reads classes)",
               encoder[0] ? encoder : "(none: -model reads classes)");
     }
-    if (safetensors_metadata(file, "weights")) {
-        fatal("%s was written by -export: it has no optimiser state to go on from; move it away, or name another "
-              "folder with -out, or checkpoint with -from", path);
-    }
-    dit_resume(file, info, path, &run->dit);
+    if (dit_is_exported(file)) dit_start(file, path, &run->dit);
+    else dit_resume(file, info, path, &run->dit);
     checkpoint_read_vector(file, path, "latent.mean", run->latent_mean, run->dit.C);
     checkpoint_read_vector(file, path, "latent.std", run->latent_std, run->dit.C);
 }
@@ -249,6 +296,10 @@ static int resume(run_t* run) {
     if (!run_has_checkpoint(path, run->options.run.restart)) return 0;
     safetensors_t file;
     dit_info_t info = dit_open(&file, path);
+    if (dit_is_exported(&file)) {
+        fatal("%s was written by -export: it has no optimiser state to go on from; name it with -from, for a run in "
+              "another -out that begins with its weights, or move it away", path);
+    }
     run_check_config(&run->cli, info.config, path, run->options.run.change);
     if (strcmp(info.tokenizer, run->tokenizer_name)) {
         fatal("%s was trained on latents of tokenizer %s, those in -latents %s are of tokenizer %s; give the same "
@@ -264,7 +315,7 @@ static int resume(run_t* run) {
     return 1;
 }
 
-// -from: another run's state is where this one begins, at its own step 0.
+// -from: another run's state, or exported weights, are where this one begins, at its own step 0.
 static int begin_from(run_t* run) {
     const char* path = run->options.from;
     safetensors_t file;
@@ -275,8 +326,9 @@ static int begin_from(run_t* run) {
               "of the same one", path, info.tokenizer, run->options.latents, run->tokenizer_name);
     }
     read_state(run, &file, &info, path);
+    printf("from           %s at its step %lld%s\n", path, (long long)info.step,
+           dit_is_exported(&file) ? ", the averaged weights alone" : "");
     safetensors_close(&file);
-    printf("from           %s at its step %lld\n", path, (long long)info.step);
     return 1;
 }
 
@@ -376,15 +428,58 @@ static void open_pictures(run_t* run) {
     run->draws = 1;
 }
 
+// Opens images that are encoded beside the training: those of classes, or, where it is given, a set with captions.
+static void open_images(run_t* run, const dataset_t* with_captions) {
+    extract_options_t e = extraction_beside(run, with_captions);
+    image_latents_open(&run->beside, &e, with_captions ? with_captions : &run->images,
+                       run->options.batch / (int)run->comm.size, &run->comm);
+}
+
+// Where latents come from, for status lines.
+static const char* latents_name(const run_t* run) {
+    return run->encodes ? "encoded beside the training" : run->options.latents;
+}
+
+// What describes the latents that images of classes will have.
+static void open_latents_of_images(run_t* run) {
+    latents_t* l = &run->latents;
+    open_images(run, NULL);
+    l->count = run->beside.sizes.images;
+    l->side = run->beside.tokenizer.GH;
+    l->C = run->beside.tokenizer.z;
+    l->tokenizer = run->beside.tokenizer.fingerprint;
+    l->class_names = extract_class_names(&run->images);
+}
+
+// Are latents of classes those of the images that the command line names? Training needs no images: a preset's -data is
+// not asked, and neither are images that are gone.
+static void check_images(run_t* run) {
+    const char* data = run->options.data;
+    needs_t gone = {{NULL, 0, 0}, 0};
+    dataset_t set;
+    if (!comm_is_first(&run->comm) || cli_source(&run->cli, "data") != CLI_FROM_COMMAND_LINE || !data[0]) return;
+    needs_images(&gone, data);
+    json_text_free(&gone.list);
+    if (gone.count) return;
+    dataset_open(&set, data, SPLIT_TRAIN);
+    latent_files_check_images(run->latents.files, run->latents.n_files, &set);
+    dataset_close(&set);
+}
+
 // Opens latents of classes, and names the classes.
 static void open_latents(run_t* run) {
     const dit_options_t* o = &run->options;
     int C = run->dit.C;
-    latents_open(&run->latents, o->latents, C, run->dit.config.net.side, o->uncond ? 0 : o->classes);
+    if (run->encodes) {
+        open_latents_of_images(run);
+    } else {
+        latents_open(&run->latents, o->latents, C, run->dit.config.net.side, o->uncond ? 0 : o->classes);
+        check_images(run);
+    }
     snprintf(run->tokenizer_name, sizeof run->tokenizer_name, "%s", run->latents.tokenizer);
-    printf("latents        %s: %zu of %d x %d with %d channels, %d classes%s%s\n", o->latents, run->latents.count,
-           run->latents.side, run->latents.side, C, o->classes, run->tokenizer_name[0] ? ", of tokenizer " : "",
-           run->tokenizer_name);
+    printf("latents        %s: %zu of %d x %d with %d channels, %d classes%s%s\n", latents_name(run),
+           run->latents.count, run->latents.side, run->latents.side, C, o->classes,
+           run->tokenizer_name[0] ? ", of tokenizer " : "", run->tokenizer_name);
     class_names_read(&run->names, o->uncond ? "" : run->latents.class_names, o->classes, 0);
 }
 
@@ -393,7 +488,15 @@ static void open_captions(run_t* run, dit_config_t* config) {
     const dit_options_t* o = &run->options;
     caption_data_t* data = &run->captions;
     choose_prompts(run);
-    caption_data_open(data, o, o->z_channels, config->batch, 1 + run->rows);
+    caption_data_open_set(&data->set, o);
+    if (run->encodes) {
+        const autoencoder_t* a = &run->beside.tokenizer;
+        open_images(run, &data->set);
+        bucket_latents_open_sizes(&data->latents, &run->beside.sizes, autoencoder_factor(a), a->z, a->fingerprint);
+    } else {
+        caption_data_open_latents(data, o, o->z_channels);
+    }
+    caption_data_open_text(data, o, config->batch > 1 + run->rows ? config->batch : 1 + run->rows);
     const aspect_t* sizes = &data->latents.sizes;
     const aspect_bucket_t* largest = aspect_largest(sizes);
     config->mmdit.h = largest->H;
@@ -401,14 +504,31 @@ static void open_captions(run_t* run, dit_config_t* config) {
     config->mmdit.text = data->dt;
     config->mmdit.vector = data->dv;
     snprintf(run->tokenizer_name, sizeof run->tokenizer_name, "%s", data->latents.tokenizer);
-    printf("latents        %s: %zu of %d sizes up to %d x %d with %d channels, of tokenizer %s\n", o->latents,
+    printf("latents        %s: %zu of %d sizes up to %d x %d with %d channels, of tokenizer %s\n", latents_name(run),
            sizes->images, sizes->count, largest->H, largest->W, o->z_channels, run->tokenizer_name);
     print_text(run);
 }
 
+// The statistics that images are encoded with: those that the tokenizer's training has measured.
+static void take_statistics(run_t* run) {
+    const autoencoder_t* a = &run->beside.tokenizer;
+    int good = a->statistics;
+    for (int c = 0; c < a->z; c++) {
+        run->latent_mean[c] = a->mean[c];
+        run->latent_std[c] = a->std[c];
+        good = good && isfinite((double)a->mean[c]) && isfinite((double)a->std[c]) && a->std[c] > 0;
+    }
+    if (good) return;
+    fatal("-latents none: tokenizer %s tells no mean and deviation of its latents, by which training normalises them; "
+          "begin with those of a checkpoint (-from), or measure them: latents of -extract 1 in -latents FOLDER",
+          a->path);
+}
+
 static void measure_latents(run_t* run) {
     const dit_options_t* o = &run->options;
-    if (run->with_captions) {
+    if (run->encodes) {
+        take_statistics(run);
+    } else if (run->with_captions) {
         bucket_latents_statistics(&run->captions.latents, o->run.seed, (size_t)o->stats_images, run->latent_mean,
                                   run->latent_std);
     } else {
@@ -620,26 +740,43 @@ static int share_report(run_t* run, dit_report_t* report, int stop) {
     return values[2] > 0;
 }
 
-static void take_batch(dit_t* d, const latent_batch_t* batch, stream_t s) {
+// Returns the batch's images where they are yet to be encoded, or NULL.
+static const batch_t* take_batch(dit_t* d, const latent_batch_t* batch, stream_t s) {
     size_t B = (size_t)d->config.batch;
-    copy_to_device(d->x1, batch->x1, B * d->n * sizeof(floatS), s);
+    if (!batch->images) copy_to_device(d->x1, batch->x1, B * d->n * sizeof(floatS), s);
     copy_to_device(d->t, batch->t, B * sizeof(floatS), s);
     copy_to_device(d->labels, batch->labels, B * sizeof(int), s);
+    return batch->images;
+}
+
+// The next step's batch, into the dit_t.
+static void next_batch(run_t* run) {
+    dit_t* d = &run->dit;
+    const batch_t* images = run->with_captions ? caption_data_next(&run->captions, d, run->stream)
+                                               : take_batch(d, latent_loader_next(&run->loader), run->stream);
+    if (!images) return;
+    const floatS* x1 = image_latents_encode(&run->beside, images, run->latent_mean, run->latent_std, run->stream);
+    copy_to_device(d->x1, x1, d->config.batch * d->n * sizeof(floatS), run->stream);
 }
 
 // Batches from here on are prepared ahead. Returns the ring that they lie in.
 static const batch_ring_t* open_loader(run_t* run) {
     const dit_options_t* o = &run->options;
     const comm_t* c = &run->comm;
+    dataloader_t* images = run->encodes ? &run->beside.loader : NULL;
+    if (run->encodes) {
+        image_latents_start(&run->beside, o->batch, o->flip, run_options_workers(&o->run, c->local_size), o->run.seed,
+                            c, (uint64_t)run->step);
+    }
     if (run->with_captions) {
         bucket_loader_options_t options = {o->batch, c->rank, c->size, o->run.workers, o->run.seed, run->latent_mean,
-                                           run->latent_std, o->label_drop, o->text.length};
+                                           run->latent_std, o->label_drop, o->text.length, images};
         caption_data_start(&run->captions, &options, (uint64_t)run->step);
         return &run->captions.loader.ring;
     }
     latent_loader_options_t options = {o->batch, c->rank, c->size, o->run.workers, o->run.seed, o->flip,
                                        run->latent_mean, run->latent_std, 1.0, o->label_drop, o->uncond,
-                                       o->classes, (uint64_t)o->uniform_from, o->shuffle_labels};
+                                       o->classes, (uint64_t)o->uniform_from, o->shuffle_labels, images};
     latent_loader_open(&run->loader, &run->latents, &options, (uint64_t)run->step);
     return &run->loader.ring;
 }
@@ -647,11 +784,17 @@ static const batch_ring_t* open_loader(run_t* run) {
 static void close_loader(run_t* run) {
     if (run->with_captions) bucket_loader_close(&run->captions.loader);
     else latent_loader_close(&run->loader);
+    if (run->encodes) image_latents_stop(&run->beside);
 }
 
-// Says that the latents come too slowly.
+// Says that the latents, or images, come too slowly.
 static void watch_loader(run_t* run) {
     if (!comm_is_first(&run->comm) || !status_waits(&run->status.line)) return;
+    if (run->encodes) {
+        warn("training waits for images %.0f%% of the time: %.0f a second can be read. Give more -workers, or put "
+             "smaller images on a faster disk", 100 * run->status.line.wait, dataloader_speed(&run->beside.loader));
+        return;
+    }
     warn("training waits for latents %.0f%% of the time; put -latents %s on a faster disk, or make room in memory for "
          "it%s", 100 * run->status.line.wait, run->options.latents,
          run->options.run.workers ? "" : ", and leave -workers 0 out");
@@ -681,8 +824,7 @@ static int train(run_t* run) {
     }
     const batch_ring_t* ring = open_loader(run);
     while (run->step < run->steps && !stop) {
-        if (run->with_captions) caption_data_next(&run->captions, d, run->stream);
-        else take_batch(d, latent_loader_next(&run->loader), run->stream);
+        next_batch(run);
         algorithms_step(run->stream, 1);
         dit_gradients(d, run->step, run->stream);
         algorithms_step(run->stream, 0);
@@ -712,10 +854,7 @@ static int extract(run_t* run) {
     if (o->extract_text) caption_data_extract_text(o, run->stream);
     if (!o->extract) return 0;
     if (run->with_captions) caption_data_open_set(&set, o);
-    int threads = o->run.workers > 0 ? o->run.workers : machine_cores(run->comm.local_size);
-    extract_options_t e = {o->data, o->tokenizer, o->latents, (autoencoder_weights_t)o->tokenizer_weights, o->images,
-                           o->shard_images, threads, o->extract_batch, run->with_captions ? &set : NULL, o->image_size,
-                           o->buckets == BUCKETS_AREA, o->aspect};
+    extract_options_t e = extraction(run, run->with_captions ? &set : NULL, o->extract_batch);
     extract_latents(&e, &run->comm, run->stream);
     if (run->with_captions) dataset_close(&set);
     return 0;
@@ -747,7 +886,9 @@ int main(int argc, char** argv) {
     comm_open(&run.comm);
     if (!comm_is_first(&run.comm) && !freopen("/dev/null", "w", stdout)) warn("this rank's output is not silenced");
     run.with_captions = dit_options_captions(o);
-    int untold = o->run.dry_run && !latents_are_there(o->latents); // then the flags say the shape
+    run.encodes = dit_options_encodes(o);
+    int there = run.encodes ? !access(o->tokenizer, R_OK) : latents_are_there(o->latents);
+    int untold = o->run.dry_run && !there; // then the flags say the shape
     int extracts = o->extract || o->extract_text;
     if (!o->run.dry_run) check_needs(&run);
     if (!extracts && !untold) take_shape(&run);

@@ -26,6 +26,22 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // Buckets
 
+// Sorted, sizes rise, each has images, and each image is found in its own.
+static void check_sorted(aspect_t* a, const int* sizes, size_t count) { // (count, 2)
+    aspect_sort(a);
+    for (int k = 0; k < a->count; k++) {
+        const aspect_bucket_t* b = &a->buckets[k];
+        check(b->count > 0 && (!k || b[-1].H < b->H || (b[-1].H == b->H && b[-1].W < b->W)), "rising sizes of images");
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!sizes[2 * i]) continue;
+        const aspect_bucket_t* b = &a->buckets[aspect_bucket(a, sizes[2 * i], sizes[2 * i + 1])];
+        size_t at = 0;
+        while (at < b->count && a->members[b->first + at] != i) at++;
+        check(at < b->count, "its image");
+    }
+}
+
 static void test_buckets(void) {
     static const struct { int height, width, H, W, cut; } cases[] = {
         {256, 256, 256, 256, 0}, {1, 1, 256, 256, 0},      {3000, 4000, 256, 336, 0}, {4000, 3000, 336, 256, 0},
@@ -62,6 +78,8 @@ static void test_buckets(void) {
         seen += b->count;
     }
     check(seen == a.images, "each in one bucket");
+    check_sorted(&a, sizes, CASES + 1);
+    check(a.count == 8 && aspect_bucket(&a, 256, 500) == a.count, "a size that no image has is left out");
     aspect_close(&a);
     aspect_open(&a, 32, 8, 1.2);
     check(a.count == 1 && a.longest == 32 && a.buckets[0].H == 32 && a.buckets[0].W == 32,
@@ -113,6 +131,7 @@ static void test_area_buckets(void) {
     }
     aspect_fill(&a, sizes, CASES + 1);
     check(a.images == CASES && a.cut == 2, "all but the one without a size");
+    check_sorted(&a, sizes, CASES + 1);
     aspect_close(&a);
 }
 

@@ -209,7 +209,7 @@ static float latent_value(int64_t id, int c, int p) { return (float)(id * 4 + c)
 // Shards of three sizes by two processes: image i has size i % 3, but for `other`.
 static void make_latents(const char* folder, st_dtype_t dtype, const char* captions) {
     static const int sizes[3][2] = {{4, 4}, {3, 5}, {5, 3}};
-    latent_origin_t origin = {"tok", "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]"};
+    latent_origin_t origin = {"tok", "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]", "images"};
     char path[1200], where[TEMPORARY_PATH];
     temporary_mkdir(folder);
     for (int rank = 0; rank < 2; rank++) {
@@ -297,7 +297,7 @@ static int check_loader(const bucket_latents_t* l, const dataset_t* d, const tex
     floatS zero[C] = {0}, one[C] = {1, 1, 1}, x[LOADED_BATCH * 16 * C];
     int64_t ids[LOADED_BATCH];
     int B = LOADED_BATCH / world, dropped = 0;
-    bucket_loader_options_t o = {LOADED_BATCH, rank, world, workers, 9, zero, one, 0.25, LOADED_ROWS};
+    bucket_loader_options_t o = {LOADED_BATCH, rank, world, workers, 9, zero, one, 0.25, LOADED_ROWS, NULL};
     bucket_loader_open(&loader, l, d, cache, sets, &o, first);
     for (uint64_t s = first; s < LOADED; s++) {
         const bucket_batch_t* batch = bucket_loader_next(&loader);
@@ -369,7 +369,7 @@ static void test_refused_latents(void) {
     make_latents("others", ST_F32, "beef");
     check_message(child_latents, "others", "is of other captions (beef)", "(c0ffee)");
     make_latents("numbers", ST_F32, "c0ffee");
-    latent_origin_t origin = {"tok", "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]"};
+    latent_origin_t origin = {"tok", "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]", "images"};
     floatS z[C] = {0};
     bucket_shard_t s;
     bucket_shard_open(&s, 1, C, 1, 1);

@@ -514,7 +514,7 @@ static inline dataloader_options_t default_options(void) {
     memset(&options, 0, sizeof options);
     options.batch = 6;
     options.size = 8;
-    options.random_crop = options.flip = options.shuffle = 1;
+    options.crop = options.flip = options.shuffle = 1;
     options.world = 1;
     options.seed = 77;
     return options;
@@ -681,7 +681,7 @@ static inline void test_centre_crop(void) {
     dataset_t dataset;
     open_here(&dataset, "centre", SPLIT_TRAIN);
     dataloader_options_t options = default_options();
-    options.random_crop = options.flip = options.shuffle = 0;
+    options.crop = options.flip = options.shuffle = 0;
     dataloader_t loader;
     dataloader_open(&loader, &dataset, &options, 0);
     const batch_t* batch = dataloader_next(&loader);

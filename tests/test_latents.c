@@ -80,7 +80,7 @@ static inline void make_shard(const char* folder, int rank, int number, size_t f
         latent_shard_add(&shard, z, flipped, label_of(i));
     }
     latent_shard_path(path, sizeof path, temporary_path(full, folder), rank, number);
-    latent_origin_t origin = {tokenizer, "pictures", 100, 100, CLASSES, 2, NAMES};
+    latent_origin_t origin = {tokenizer, "pictures", 100, 100, CLASSES, 2, NAMES, "images"};
     latent_shard_write(&shard, path, &origin, n);
 }
 
@@ -318,7 +318,7 @@ static inline void test_holes(void) {
 static inline int is_made_from_some(const char* name, size_t total, const char* tokenizer, const char* data,
                                     size_t images, size_t chosen) {
     char path[TEMPORARY_PATH];
-    latent_origin_t origin = {tokenizer, data, images, chosen, CLASSES, 2, NAMES};
+    latent_origin_t origin = {tokenizer, data, images, chosen, CLASSES, 2, NAMES, "images"};
     return latent_shard_is_made(temporary_path(path, name), total, CHANNELS, SIDE, &origin);
 }
 static inline int is_made_from(const char* name, size_t total, const char* tokenizer, const char* data, size_t images) {
@@ -373,7 +373,7 @@ static inline void test_statistics(void) {
         latent_shard_add(&shard, z[i], flipped, 0);
     }
     latent_shard_path(path, sizeof path, temporary_path(folder, "stats"), 0, 0);
-    latent_origin_t origin = {"", "pictures", N, N, 1, 1, "[\"all\"]"};
+    latent_origin_t origin = {"", "pictures", N, N, 1, 1, "[\"all\"]", "images"};
     latent_shard_write(&shard, path, &origin, N);
     open_latents(&l, "stats", 1);
     latents_statistics(&l, 1, 10000, mean, std);

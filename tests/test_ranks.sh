@@ -132,6 +132,13 @@ for kind in "2 0" "4 1"; do
     if compare_losses dit1/dit.jsonl "dit$n/dit.jsonl" 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
     else fail "LightningDiT, $n ranks, -zero $zero: the losses of one" "$(cat difference)"; fi
 done
+# and on images that are encoded beside it
+# shellcheck disable=SC2086
+expect "images, one process" 0 '' "$dit" $dit_flags -latents none -out images1
+# shellcheck disable=SC2086
+expect "images, 2 ranks" 0 '' mpirun --oversubscribe -n 2 "$dit" $dit_flags -latents none -out images2 -workers 1
+if compare_losses images1/dit.jsonl images2/dit.jsonl 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
+else fail "images, 2 ranks: the losses of one" "$(cat difference)"; fi
 
 # text to image: all processes have the same size of latents in a step
 t2i_flags="-preset t2i_mini -model t2i-nano -data scenes:32:mixed -image_size 32 -latents scenes -batch 8 -decay 0.01 -warmup 2 -steps 5
@@ -150,4 +157,11 @@ for kind in "2 0" "4 1"; do
     if compare_losses t2i1/dit.jsonl "t2i$n/dit.jsonl" 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
     else fail "text to image, $n ranks, -zero $zero: the losses of one" "$(cat difference)"; fi
 done
+# shellcheck disable=SC2086
+expect "text to image on images, one process" 0 '' "$dit" $t2i_flags -tokenizer one/stage3.safetensors -latents none -images 41 -out scenes1
+# shellcheck disable=SC2086
+expect "text to image on images, 2 ranks" 0 '' mpirun --oversubscribe -n 2 "$dit" $t2i_flags -tokenizer one/stage3.safetensors -latents none \
+    -images 41 -out scenes2 -workers 1
+if compare_losses scenes1/dit.jsonl scenes2/dit.jsonl 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
+else fail "text to image on images, 2 ranks: the losses of one" "$(cat difference)"; fi
 finish

@@ -74,6 +74,33 @@ expect "sample: a part of a name" 0 '' draw -dit photos.safetensors -class bird 
 expect "sample: several names fit" 1 'several are called so: 0 cats, 1 dogs, 2 grey birds; give one' draw -dit photos.safetensors -class s
 expect "sample: the nearest name" 1 '-class cots: the model has 3 classes, 0 to 2, from cats to grey birds; did you mean cats\?' \
     draw -dit photos.safetensors -class cots
+
+# --- images encoded beside the training: a run on latents goes on with the images that they were made of, whose crops, mirrored
+# twins and draws of a posterior are the same; a run that begins so is normalised as the tokenizer says
+expect "a tokenizer that draws its latents" 0 '' train_vavae -out gaussian -steps 2
+for tokenizer in world gaussian; do
+    beside() {
+        photos -tokenizer "$tokenizer/stage1.safetensors" -latents "beside_$tokenizer" -images 12 -batch 6 -grid_classes all "$@"
+    }
+    expect "latents by $tokenizer" 0 '' beside -extract 1
+    expect "  5 steps on them" 0 '' beside -out "kept_run_$tokenizer" -steps 5
+    expect "  2 steps on them" 0 '' beside -out "beside_run_$tokenizer" -steps 2
+    expect "  and 3 more on images" 0 '' beside -out "beside_run_$tokenizer" -steps 5 -latents none -workers 2 -extract_batch 4
+    check "  as it says" grep -Eq '^latents +encoded beside the training: 12 of 4 x 4 with 8 channels, 3 classes, of tokenizer' out
+    check "  the same bytes" cmp "kept_run_$tokenizer/dit.safetensors" "beside_run_$tokenizer/dit.safetensors"
+done
+expect "a run on images alone" 0 '' dit -out beside_run -steps 1 -latents none
+statistics() { tail -c 64 "$1" | cksum; } # mean and deviation of 8 channels
+check "  the tokenizer's statistics" test "$(statistics beside_run/dit.safetensors)" = "$(statistics world/stage1.safetensors)"
+expect "a plan with its tokenizer" 0 '' dit -latents none -dry_run 1
+check "  which takes memory" grep -Eq '^tokenizer +world/stage1.safetensors: encodes 8 images at once .* MiB of weights' out
+expect "a tokenizer without statistics" 1 'published_vavae.pt tells no mean and deviation of its latents.*-from' "$build/train_dit" \
+    -data shapes -latents none -tokenizer "$here/tests/fixtures/published_vavae.pt" -batch 2 -out refused
+expect "no images, no tokenizer" 1 'images are needed: give their folder with -data' dit -latents none -data= -tokenizer= -out refused
+check "  both are said" grep -q -- '-latents none needs a tokenizer' said
+expect "latents that are not to be kept" 1 '-extract 1 writes latents .* and -latents none is to have none' dit -latents none -extract 1
+expect "other channels than the tokenizer's" 1 '-z_channels 16, but the images encoded by -tokenizer world/stage1.safetensors have 8' \
+    dit -latents none -z_channels 16 -out refused
 mkdir -p two_classes
 cp -r photos/cats photos/dogs two_classes
 
@@ -108,6 +135,14 @@ expect "latents in a fresh clone" 0 '' sh -c "cd fresh && $build/train_dit -extr
 expect "and a DiT on them" 0 '' sh -c "cd fresh && $build/train_dit -steps 2 -batch 8 -sample_steps 3 -grid_columns 1"
 check "  whose pictures the miniature decodes" test -s fresh/runs/mini/dit_000002.png
 
+# --- the images that latents are of
+cp -r photos moved
+expect "images that were moved" 0 '' dit -data moved -latents photo_latents -out moved_run -steps 1 -grid_classes all
+mv moved/cats/1.ppm moved/cats/1b.ppm
+expect "as many others" 1 'holds latents of other images \(24 of photos\) than those of -data \(24 of moved\)' \
+    dit -data moved -latents photo_latents -out refused -steps 1 -grid_classes all
+rm -r moved
+expect "images that are gone" 0 '' dit -data moved -latents photo_latents -out moved_run -steps 2 -grid_classes all
 expect "latents of other classes are not mixed in" 1 'is of another extraction' dit -data two_classes -latents photo_latents -extract 1 \
     -images 12
 
@@ -193,17 +228,20 @@ expect "a missing shard" 0 '' t2i -extract 1 -images 60 -extract_batch 7
 check "  comes out alike" diff -r scenes scenes_before
 expect "8 steps in one go" 0 '' t2i -out t2i_run -steps 8
 check "  every line is JSON" every_line_is_json t2i_run/dit.jsonl
-{ exec "$build/train_dit" -preset t2i_mini -model t2i-nano -data scenes:32:mixed -image_size 32 -tokenizer world/stage1.safetensors \
-    -latents scenes -batch 6 -workers 1 -warmup 2 -log_every 1 -grid_every 0 -save_every 2 -out t2i_killed -steps 5000 >out 2>said; } &
-process=$!
-while kill -0 $process 2>/dev/null && [ ! -e t2i_killed/dit.safetensors ]; do sleep 0.02; done
-kill -9 $process 2>/dev/null
-wait $process 2>/dev/null
-step=$(grep -ao '"step":"[0-9]*"' t2i_killed/dit.safetensors | tr -dc 0-9)
-check "killed at a checkpoint" test "$step" -ge 2
-expect "  goes on" 0 '' t2i -out t2i_killed -steps $((step + 4))
-expect "  beside one that was not killed" 0 '' t2i -out t2i_whole -steps $((step + 4))
-check "  with the same bytes" cmp t2i_killed/dit.safetensors t2i_whole/dit.safetensors
+for latents in scenes none; do # by the same statistics
+    { exec "$build/train_dit" -preset t2i_mini -model t2i-nano -data scenes:32:mixed -image_size 32 -tokenizer world/stage1.safetensors \
+        -latents $latents -images 60 -batch 6 -workers 1 -warmup 2 -log_every 1 -grid_every 0 -save_every 2 -out t2i_killed_$latents \
+        -from t2i_run/dit.safetensors -steps 5000 >out 2>said; } &
+    process=$!
+    while kill -0 $process 2>/dev/null && [ ! -e t2i_killed_$latents/dit.safetensors ]; do sleep 0.02; done
+    kill -9 $process 2>/dev/null
+    wait $process 2>/dev/null
+    step=$(grep -ao '"step":"[0-9]*"' t2i_killed_$latents/dit.safetensors | tr -dc 0-9)
+    check "-latents $latents, killed at a checkpoint" test "$step" -ge 2
+    expect "  goes on" 0 '' t2i -out t2i_killed_$latents -steps $((step + 9)) -latents $latents -images 60
+    expect "  beside one on latents that was not killed" 0 '' t2i -out t2i_whole_$latents -from t2i_run/dit.safetensors -steps $((step + 9))
+    check "  with the same bytes" cmp t2i_killed_$latents/dit.safetensors t2i_whole_$latents/dit.safetensors
+done
 expect "a text cache" 0 '' t2i -extract_text 1 -text_cache words.st
 expect "8 steps with it" 0 '' t2i -out t2i_cached -steps 8 -text_cache words.st -workers 1
 losses t2i_run/dit.jsonl | cut -d, -f1-3 >a
@@ -215,7 +253,24 @@ expect "another run from its weights" 0 '' t2i -out t2i_more -from t2i_run/dit.s
 check "  is told" grep -Eq '^from +t2i_run/dit.safetensors at its step 8' out
 expect "-from of classes" 1 'run/dit.safetensors was trained with text encoder \(none: it reads classes\)' \
     t2i -out refused -from run/dit.safetensors -steps 1
-expect "-from without state" 1 'was written by -export' t2i -out refused -from t2i.safetensors -steps 1
+# exported weights, and their averages, stay what they are where nothing is learnt; what is learnt begins as from the checkpoint
+# where this one's average is the weights themselves
+same_end() { test "$(tail -c 250000 "$1" | cksum)" = "$(tail -c 250000 "$2" | cksum)"; }
+expect "another run from exported weights" 0 '' t2i -out t2i_idle -from t2i.safetensors -steps 1 -lr 0
+check "  is told" grep -Eq '^from +t2i.safetensors at its step 8, the averaged weights alone' out
+expect "  exported again" 0 '' t2i -out t2i_idle -export idle.safetensors
+check "  the same numbers" same_end t2i.safetensors idle.safetensors
+expect "  without an average" 0 '' t2i -out t2i_plain -ema 0 -steps 2
+expect "  exported" 0 '' t2i -out t2i_plain -export plain.safetensors
+expect "  from the checkpoint" 0 '' t2i -out t2i_from -from t2i_plain/dit.safetensors -steps 1
+expect "  from the export" 0 '' t2i -out t2i_from_export -from plain.safetensors -steps 1
+losses t2i_from/dit.jsonl >a
+losses t2i_from_export/dit.jsonl >b
+check "  the same first losses" cmp a b
+expect "  in 16 bits" 0 '' t2i -out t2i_plain -export half_t2i.safetensors -export_type f16
+expect "  from them" 0 '' t2i -out t2i_from_half -from half_t2i.safetensors -steps 1
+losses t2i_from_half/dit.jsonl >b
+if cmp -s a b; then fail "  are not those of 32"; else ok "  are not those of 32"; fi
 expect "latents of classes for captions" 1 'tensor caption_id is missing; it is no shard of images with captions' \
     t2i -latents latents -out refused -steps 1
 expect "latents of captions for classes" 1 'latents_003x005_rank00_shard000.safetensors holds latents of images with captions' dit -latents scenes -out refused -steps 1
@@ -230,6 +285,12 @@ expect "latents of photographs with captions" 0 '' t2i -data captions:captions -
 check "  of which none is too small" grep -Eq '^images +3 of 3 pass the filters' out
 expect "a filter that none passes" 1 'no image passes the filters; short side stops 3: loosen -short_side' \
     t2i -data captions:captions -latents refused -extract 1 -short_side 1000
+mv captions/1.ppm captions/1b.ppm
+mv captions/1.txt captions/1b.txt
+expect "other images with the same captions" 1 'holds latents of other images \(3 of captions\) than those of -data' \
+    t2i -data captions:captions -latents photo_scenes -out refused -steps 1
+mv captions/1b.ppm captions/1.ppm
+mv captions/1b.txt captions/1.txt
 expect "no captions at all" 1 '-data shapes has no captions' t2i -data shapes -out refused -steps 1
 expect "a text cache that is not there" 1 '-text_cache nowhere.st: there is no such file; -extract_text 1 makes it' \
     t2i -text_cache nowhere.st -out refused -steps 1

@@ -42,7 +42,7 @@ typedef struct {
     int by_area;              // 1: buckets of one area; 0: of one shorter side
     int side, step, longest;  // pixels: the shorter (square's) side; what sides are multiples of; the longest side
     int count;                // sizes
-    aspect_bucket_t* buckets; // (count) the square, then wide ones, then tall ones, each from short to long
+    aspect_bucket_t* buckets; // (count) the square, then wide ones, then tall ones, each from short to long; or sorted
     size_t images;            // in all buckets
     uint32_t* members;        // (images) their numbers in the data set; NULL: all of it, in its own order
     size_t cut;               // images that lose their ends, since they are longer than any bucket
@@ -118,13 +118,15 @@ static inline int aspect_nearest(const aspect_t* a, int height, int width) {
     return best;
 }
 
-// The bucket of an image of this size.
+// The bucket of an image of this size; a->count where it is none of those that aspect_sort has kept.
 static inline int aspect_bucket(const aspect_t* a, int height, int width) {
     if (a->by_area) return aspect_nearest(a, height, width);
     int more = (a->longest - a->side) / a->step;
     double steps = floor((aspect_long_side(a, height, width) - a->side) / a->step);
-    int k = steps > more ? more : (int)steps;
-    return k && height > width ? more + k : k;
+    int longer = a->side + (steps > more ? more : (int)steps) * a->step, k = 0, tall = height > width;
+    while (k < a->count && (a->buckets[k].H != (tall ? longer : a->side) ||
+                            a->buckets[k].W != (tall ? a->side : longer))) k++;
+    return k;
 }
 
 // Is an image of this size longer than any bucket?
@@ -159,6 +161,22 @@ static inline void aspect_fill(aspect_t* a, const int* sizes, size_t count) { //
         aspect_bucket_t* b = &a->buckets[aspect_bucket(a, sizes[2 * i], sizes[2 * i + 1])];
         a->members[b->first + b->count++] = (uint32_t)i;
     }
+}
+
+static inline int aspect_compare(const void* a, const void* b) {
+    const aspect_bucket_t *x = (const aspect_bucket_t*)a, *y = (const aspect_bucket_t*)b;
+    return x->H != y->H ? (x->H > y->H) - (x->H < y->H) : (x->W > y->W) - (x->W < y->W);
+}
+
+// Leaves out the sizes that no image has, and puts the others in the order of their height, then of their width: that
+// of the files of latents, whose batches then come in the same order as those of the images.
+static inline void aspect_sort(aspect_t* a) {
+    int n = 0;
+    for (int k = 0; k < a->count; k++) {
+        if (a->buckets[k].count) a->buckets[n++] = a->buckets[k];
+    }
+    a->count = n;
+    qsort(a->buckets, (size_t)n, sizeof *a->buckets, aspect_compare);
 }
 
 // Member i of all buckets: a number in the data set.

@@ -196,6 +196,23 @@ static inline void bucket_latents_open(bucket_latents_t* l, const char* folder, 
     if (!l->sizes.images) fatal("-latents %s: it holds no latents; make them first", folder);
 }
 
+// The sizes of latents that are made when they are wanted, of images in these sizes (in pixels, as aspect_sort leaves
+// them), `factor` times as large. There is nothing to read.
+static inline void bucket_latents_open_sizes(bucket_latents_t* l, const aspect_t* images, int factor, int C,
+                                             const char* tokenizer) {
+    memset(l, 0, sizeof *l);
+    l->C = C;
+    l->tokenizer = tokenizer;
+    l->sizes.count = images->count;
+    l->sizes.images = images->images;
+    l->sizes.buckets = (aspect_bucket_t*)malloc_check(images->count * sizeof(aspect_bucket_t), "the sizes of latents");
+    for (int k = 0; k < images->count; k++) {
+        l->sizes.buckets[k] = images->buckets[k];
+        l->sizes.buckets[k].H /= factor;
+        l->sizes.buckets[k].W /= factor;
+    }
+}
+
 static inline void bucket_latents_close(bucket_latents_t* l) {
     for (int i = 0; i < l->n_files; i++) safetensors_close(&l->files[i].file);
     free(l->files);
@@ -203,6 +220,11 @@ static inline void bucket_latents_close(bucket_latents_t* l) {
     free(l->folder);
     aspect_close(&l->sizes);
     memset(l, 0, sizeof *l);
+}
+
+// A value of a latent as training takes it.
+static inline floatS bucket_latents_normalise(double value, floatS mean, floatS std) {
+    return (floatS)((value - mean) / std);
 }
 
 // out = (latent i - mean) / std, in the order of the device.
@@ -215,7 +237,8 @@ static inline void bucket_latents_read(const bucket_latents_t* l, size_t i, cons
     const unsigned char* at = t->data + (i - f->first) * l->C * positions * bytes;
     for (int c = 0; c < l->C; c++) {
         for (size_t p = 0; p < positions; p++) {
-            out[p * l->C + c] = (floatS)((st_value(t->dtype, at + (c * positions + p) * bytes) - mean[c]) / std[c]);
+            double value = st_value(t->dtype, at + (c * positions + p) * bytes);
+            out[p * l->C + c] = bucket_latents_normalise(value, mean[c], std[c]);
         }
     }
 }

@@ -29,11 +29,11 @@
 
 // defines: aspect_t, aspect_open_squares, aspect_of_step, aspect_member, aspect_bucket
 #include "common/data/aspect.h"
-// defines: image_resize_filtered, FILTER_BICUBIC
+// defines: image_resize_filtered, image_centre_crop_adm, FILTER_BICUBIC
 #include "common/data/crop.h"
 // defines: dataset_t, dataset_load, dataset_label
 #include "common/data/dataset.h"
-// defines: image_t, image_error, image_free, image_resize_crop, cover_size
+// defines: image_t, image_create, image_error, image_free, image_resize_crop, image_mirror, cover_size
 #include "common/data/image.h"
 // defines: host_malloc, host_free
 #include "common/device.h"
@@ -49,10 +49,13 @@
 #define DATALOADER_SAME_SIZE 8    // of them, those that are taken from the images of the same size
 #define DATALOADER_MAX_THREADS 256
 
+// Where crops are taken from. The last: squares, as ADM cuts them (common/data/crop.h).
+enum { DATALOADER_CENTRE = 0, DATALOADER_ANYWHERE = 1, DATALOADER_ADM = 2 };
+
 typedef struct {
     int batch;       // images of a step, over all ranks; a multiple of `world`
     int size;        // side of the square that leaves the loader; not used with `aspect`
-    int random_crop; // 1: crop anywhere; 0: centre crop
+    int crop;        // DATALOADER_CENTRE, ...
     int flip;        // 1: mirror half of the images
     int shuffle;     // 1: a fresh permutation each epoch; 0: the data set's own order
     int rank, world; // this rank gets images [rank, rank + 1) * batch / world of each step
@@ -116,19 +119,37 @@ static inline size_t dataloader_sample(const dataloader_t* loader, const dataloa
     return aspect_member(o->aspect, bucket->first + place);
 }
 
+// Is the image of index g mirrored?
+static inline int dataloader_flips(const dataloader_options_t* options, uint64_t g) {
+    return options->flip ? (int)random_below(options->seed, RANDOM_FLIP, 0, g, 2) : 0;
+}
+
+// ADM's centre crop, and the mirror image of that.
+static inline void dataloader_crop_adm(uint8_t* out, // (size, size, 3)
+                                       const image_t* image, int size, int flip) {
+    image_t square = image_create(size, size);
+    image_centre_crop_adm(square.pixels, image, size);
+    if (flip) image_mirror(out, square.pixels, size, size);
+    else memcpy(out, square.pixels, (size_t)size * size * 3);
+    image_free(&square);
+}
+
 // Resizes the image until it just covers H x W, crops and flips by the random numbers of g.
 static inline void dataloader_crop(uint8_t* out, // (H, W, 3)
                                    const image_t* image, int H, int W, const dataloader_options_t* options,
                                    uint64_t g) {
-    int height, width;
+    int height, width, flip = dataloader_flips(options, g);
+    if (options->crop == DATALOADER_ADM) {
+        dataloader_crop_adm(out, image, H, flip);
+        return;
+    }
     cover_size(image->height, image->width, H, W, &height, &width);
-    int top = (height - H) / 2, left = (width - W) / 2, flip = 0;
-    if (options->random_crop) {
+    int top = (height - H) / 2, left = (width - W) / 2;
+    if (options->crop == DATALOADER_ANYWHERE) {
         philox4_t bits = philox(options->seed, RANDOM_CROP, 0, g);
         top = (int)below_from_bits(bits.v[0], bits.v[1], (uint32_t)(height - H + 1));
         left = (int)below_from_bits(bits.v[2], bits.v[3], (uint32_t)(width - W + 1));
     }
-    if (options->flip) flip = (int)random_below(options->seed, RANDOM_FLIP, 0, g, 2);
     if (!options->aspect->by_area) {
         image_resize_crop(out, image, height, width, top, left, H, W, flip);
         return;

@@ -48,6 +48,8 @@
 #include "common/data/shapes.h"
 // defines: tar_index_t, tar_index_open, tar_index_close, tar_index_is_tar, tar_entry_class
 #include "common/data/tar_index.h"
+// defines: HASH_START, hash_word, hash_string, hash_text
+#include "common/program/hash.h"
 // defines: fatal, warn, warn_once, malloc_check, calloc_check
 #include "common/program/log.h"
 // defines: progress_t, progress_begin, progress_say
@@ -585,6 +587,20 @@ static inline const char* dataset_image_name(const dataset_t* dataset, size_t i,
     else if (dataset->kind == DATASET_CAPTIONS) captions_name(&dataset->captions, i, text, size);
     else snprintf(text, size, "image %zu of %s", i, dataset->folder);
     return text;
+}
+
+// The fingerprint of which images there are, in their order, with their labels: by their names below the folder, which
+// may move, or by what is drawn. 17 bytes.
+static inline const char* dataset_fingerprint(char text[17], const dataset_t* dataset) {
+    char name[1400];
+    int has_names = dataset->paths || dataset->kind == DATASET_CAPTIONS;
+    uint64_t h = hash_word(hash_word(HASH_START, (uint64_t)dataset->kind), dataset->count);
+    if (!has_names && dataset->kind != DATASET_IDX) h = hash_string(h, dataset->folder);
+    for (size_t i = 0; i < dataset->count; i++) {
+        if (has_names) h = hash_string(h, dataset_image_name(dataset, i, name, sizeof name) + strlen(dataset->folder));
+        h = hash_word(h, (uint64_t)dataset_label(dataset, i));
+    }
+    return hash_text(text, h);
 }
 
 // The caption of image i, for the caller to free; NULL where the data set has none.

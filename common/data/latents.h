@@ -5,8 +5,9 @@
 //     latents_flip  F32 (n, C, S, S)      of the mirrored images
 //     labels        I64 (n)
 //     metadata      total_size, dtype, device as LightningDiT writes them; and ours: tokenizer, the fingerprint of the
-//                   one that made them, data (name of the image set) and data_images (how many it has), chosen (how
-//                   many of them were taken by lot, where not all), classes and class_names (a JSON array), world
+//                   one that made them, data (name of the image set), data_images (how many it has) and images (the
+//                   fingerprint of which), chosen (how many of them were taken by lot, where not all), classes and
+//                   class_names (a JSON array), world
 //                   (processes), total (images that were to be in the shard), finite (all of its numbers have been
 //                   looked at)
 //
@@ -46,6 +47,7 @@ typedef struct {
     size_t chosen;         // how many of them are taken; fewer than all: by lot
     int classes, world;    // its classes; processes that share the work
     const char* class_names; // a JSON array
+    const char* images;    // fingerprint of the image set
 } latent_origin_t;
 
 typedef struct {
@@ -103,6 +105,7 @@ static inline void latent_write_origin(st_writer_t* w, const latent_origin_t* or
     safetensors_writer_metadata(w, "tokenizer", origin->tokenizer);
     safetensors_writer_metadata(w, "data", origin->data);
     latent_number(w, "data_images", origin->data_images);
+    safetensors_writer_metadata(w, "images", origin->images);
     if (origin->chosen < origin->data_images) latent_number(w, "chosen", origin->chosen);
     latent_number(w, "classes", (size_t)origin->classes);
     safetensors_writer_metadata(w, "class_names", origin->class_names);
@@ -161,6 +164,7 @@ static inline int latent_file_is_made(const char* path, size_t total, int C, int
     int same = latent_text_is(&f, "tokenizer", origin->tokenizer) && latent_text_is(&f, "data", origin->data) &&
                (all || latent_number_is(&f, "chosen", origin->chosen)) &&
                latent_number_is(&f, "data_images", origin->data_images) &&
+               (!safetensors_metadata(&f, "images") || latent_text_is(&f, "images", origin->images)) &&
                latent_text_is(&f, "class_names", origin->class_names) &&
                latent_number_is(&f, "world", (size_t)origin->world) && latent_number_is(&f, "total", total) && t &&
                t->ndim == 4 && t->shape[1] == (size_t)C && t->shape[2] == (size_t)h && t->shape[3] == (size_t)w;
@@ -204,6 +208,20 @@ typedef struct {
 typedef struct {
     int C, side, classes; // classes 0: it does not say
 } latents_shape_t;
+
+// Ends the program where shards say that they are of other images than those of the data set. Others' shards, and those
+// of before there was a fingerprint, do not say.
+static inline void latent_files_check_images(const latent_file_t* files, int n, const dataset_t* set) {
+    char images[17];
+    dataset_fingerprint(images, set);
+    for (int i = 0; i < n; i++) {
+        const safetensors_t* f = &files[i].file;
+        if (!safetensors_metadata(f, "images") || latent_text_is(f, "images", images)) continue;
+        fatal("%s holds latents of other images (%s of %s) than those of -data (%zu of %s); give the data that they "
+              "were made of, or make latents of these in another -latents folder", f->path,
+              latent_metadata(f, "data_images"), latent_metadata(f, "data"), set->count, set->folder);
+    }
+}
 
 static inline void latents_list(const char* folder, string_list_t* names) {
     DIR* d = opendir(folder);
@@ -406,6 +424,9 @@ static inline const unsigned char* latents_at(const latents_t* l, size_t i, int 
     return t->data + (i - f->first) * (size_t)l->C * l->side * l->side * sizeof(float);
 }
 
+// A value of a latent as training takes it.
+static inline floatS latents_normalise(float value, floatS mean, floatS std) { return (value - mean) / std; }
+
 // out = (latent i - mean) / std, in the order of the device.
 static inline void latents_read(const latents_t* l, size_t i, int flip, const floatS* mean, const floatS* std,
                                 floatS* out) { // (S, S, C)
@@ -415,7 +436,7 @@ static inline void latents_read(const latents_t* l, size_t i, int flip, const fl
         for (size_t p = 0; p < positions; p++) {
             float value;
             memcpy(&value, at + (c * positions + p) * sizeof value, sizeof value);
-            out[p * l->C + c] = (value - mean[c]) / std[c];
+            out[p * l->C + c] = latents_normalise(value, mean[c], std[c]);
         }
     }
 }

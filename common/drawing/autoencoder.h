@@ -276,6 +276,37 @@ static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f
     free(all.items);
 }
 
+__attribute__((noreturn)) static inline void autoencoder_refuse(const char* path) {
+    fatal("%s: not a tokenizer checkpoint, and no autoencoder in LDM's layout either (VA-VAE): a tensor "
+          "encoder.down.0.block.0.conv1.weight is missing, also behind state_dict. and model.; give a file that "
+          "train_tokenizer wrote, or one with LDM's names", path);
+}
+
+// What a tokenizer's file describes, for up to `batch` images a call: models, sizes, and the memory that they will
+// take, of which this takes none.
+void autoencoder_describe(autoencoder_t* a, const char* path, autoencoder_weights_t weights, int batch, int encode,
+                          int decode) {
+    memset(a, 0, sizeof *a);
+    a->path = path;
+    safetensors_t file;
+    ldm_file_t ldm;
+    tensor_file_open_or_die(&file, path);
+    if (checkpoint_is_ours(&file)) {
+        checkpoint_info_t info = checkpoint_read_info(&file, path);
+        a->exported = checkpoint_is_exported(&file);
+        autoencoder_configure(a, &info, path, weights, 0, batch);
+    } else if (ldm_file_read(&ldm, &file)) {
+        autoencoder_configure_ldm(a, &ldm, path, 0, batch);
+    } else {
+        autoencoder_refuse(path);
+    }
+    safetensors_close(&file);
+    a->encode = encode;
+    a->decode = decode;
+    autoencoder_register(a, &a->params.table, encode, decode);
+    autoencoder_plan(a);
+}
+
 // Opens a tokenizer's file for up to `batch` images a call. Others' files hold one set of weights. `size`: height and
 // width of the images, 0: those it was trained on; -n: those that make latents of n x n, for an autoencoder of LDM's
 // kind, which takes any. Ends with a message when the file does not serve.
@@ -291,9 +322,7 @@ void autoencoder_open_sized(autoencoder_t* a, const char* path, autoencoder_weig
     } else if (ldm_file_read(&ldm, &file)) {
         autoencoder_open_ldm(a, &file, path, &ldm, size, batch, encode, decode);
     } else {
-        fatal("%s: not a tokenizer checkpoint, and no autoencoder in LDM's layout either (VA-VAE): a tensor "
-              "encoder.down.0.block.0.conv1.weight is missing, also behind state_dict. and model.; give a file that "
-              "train_tokenizer wrote, or one with LDM's names", path);
+        autoencoder_refuse(path);
     }
     safetensors_close(&file);
 }
@@ -306,6 +335,11 @@ void autoencoder_open(autoencoder_t* a, const char* path, autoencoder_weights_t 
 // Pixels of a latent position, each way: what height and width are multiples of.
 static inline int autoencoder_factor(const autoencoder_t* a) { return 1 << (a->decoder.config.levels - 1); }
 
+// Bytes of what the plans hold.
+static inline size_t autoencoder_plan_bytes(const autoencoder_t* a) {
+    return plan_bytes(&a->plan) + plan_bytes(&a->work) + plan_bytes(&a->folded);
+}
+
 // The first half of a turn to images of H x W, any multiples of that; the second is autoencoder_place. Returns the bytes
 // that such images take.
 size_t autoencoder_plan_size(autoencoder_t* a, int H, int W) {
@@ -316,7 +350,7 @@ size_t autoencoder_plan_size(autoencoder_t* a, int H, int W) {
     a->GH = H / factor;
     a->GW = W / factor;
     autoencoder_plan(a);
-    return plan_bytes(&a->plan) + plan_bytes(&a->work) + plan_bytes(&a->folded);
+    return autoencoder_plan_bytes(a);
 }
 
 // Turns to images of H x W.

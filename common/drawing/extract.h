@@ -11,7 +11,8 @@
 //
 // Images with captions keep their aspect ratio: they are sorted into sizes (common/data/aspect.h), resized until they
 // cover theirs, and cut to it. They have no mirrored twins, which would make captions wrong, and their shards have one
-// size each (common/data/bucket_latents.h). Look next at common/data/latents.h.
+// size each (common/data/bucket_latents.h). Look next at common/data/latents.h, and at common/drawing/image_latents.h,
+// which encodes the same beside the training.
 #pragma once
 #include <errno.h>
 #include <unistd.h>
@@ -68,6 +69,7 @@ typedef struct {
     aspect_t sizes;      // where images have captions
     const aspect_bucket_t* bucket; // the size that is being encoded; NULL: squares
     char captions[17];   // fingerprint of all captions
+    char images[17];     // and of the image set
     size_t total, mine;  // images in all; this process's
     size_t kept, done, damaged; // of them: in shards that were there; encoded; unreadable
     double start;
@@ -77,13 +79,23 @@ typedef struct {
     floatS* host;        // (twins batch, GH, GW, z)
 } extract_t;
 
-// The image of the data set that is this process's k-th, of the size that is being encoded. Fewer than all are chosen
-// by lot: a folder's images are in the order of their classes. (IDX files and the drawn set are mixed as they are.)
+// How many images of a data set are encoded.
+static inline size_t extract_total(const extract_options_t* o, const dataset_t* set) {
+    return o->images && (size_t)o->images < set->count ? (size_t)o->images : set->count;
+}
+
+// The image of the data set that is number `number` of `total`. Fewer than all are chosen by lot: a folder's images are
+// in the order of their classes. (IDX files and the drawn set are mixed as they are.)
+static inline size_t extract_choose(const dataset_t* set, size_t total, size_t number) {
+    int by_lot = total < set->count && set->kind == DATASET_FOLDER;
+    return by_lot ? random_permute(0, RANDOM_DATA_ORDER, 0, number, set->count) : number;
+}
+
+// The image of the data set that is this process's k-th, of the size that is being encoded.
 static inline size_t extract_image(const extract_t* e, size_t k) {
     size_t number = (size_t)e->comm->rank + k * e->comm->size;
     if (e->bucket) return aspect_member(&e->sizes, e->bucket->first + number);
-    int by_lot = e->total < e->data.count && e->data.kind == DATASET_FOLDER;
-    return by_lot ? random_permute(0, RANDOM_DATA_ORDER, 0, number, e->data.count) : number;
+    return extract_choose(&e->data, e->total, number);
 }
 
 // This process's share of n images.
@@ -175,7 +187,7 @@ static inline void extract_forget_statistics(const char* folder) {
 
 static inline latent_origin_t extract_origin(const extract_t* e) {
     latent_origin_t origin = {e->tokenizer.fingerprint, e->data.folder, e->data.count, e->total, e->data.class_count,
-                              (int)e->comm->size, e->class_names};
+                              (int)e->comm->size, e->class_names, e->images};
     return origin;
 }
 
@@ -228,20 +240,28 @@ static inline void extract_bucket_shards(extract_t* e) {
     }
 }
 
-// Sorts images with captions into sizes. Where fewer than all are wanted, they are chosen by lot.
-static inline void extract_open_sizes(extract_t* e) {
-    const extract_options_t* o = e->options;
-    int step = autoencoder_factor(&e->tokenizer);
-    if (o->side % step) fatal("-image_size %d is no multiple of %d, the tokenizer's factor", o->side, step);
-    if (o->by_area) aspect_open_area(&e->sizes, o->side, step, o->ratio);
-    else aspect_open(&e->sizes, o->side, step, o->ratio);
-    int* sizes = shared_sizes(e->comm, &e->data, o->threads);
-    for (size_t k = e->total; k < e->data.count; k++) { // those that the lot does not choose
-        sizes[2 * random_permute(0, RANDOM_DATA_ORDER, 0, k, e->data.count)] = 0;
+// The sizes that images with captions come in, in pixels, for a tokenizer of this factor.
+static inline void extract_open_aspect(const extract_options_t* o, int factor, aspect_t* sizes) {
+    if (o->side % factor) fatal("-image_size %d is no multiple of %d, the tokenizer's factor", o->side, factor);
+    if (o->by_area) aspect_open_area(sizes, o->side, factor, o->ratio);
+    else aspect_open(sizes, o->side, factor, o->ratio);
+}
+
+// Sorts images with captions into them. Where fewer than all are wanted, they are chosen by lot. A collective.
+static inline void extract_fill_aspect(const extract_options_t* o, comm_t* comm, const dataset_t* set,
+                                       aspect_t* aspect) {
+    int* sizes = shared_sizes(comm, set, o->threads);
+    for (size_t k = extract_total(o, set); k < set->count; k++) { // those that the lot does not choose
+        sizes[2 * random_permute(0, RANDOM_DATA_ORDER, 0, k, set->count)] = 0;
     }
-    aspect_fill(&e->sizes, sizes, e->data.count);
+    aspect_fill(aspect, sizes, set->count);
     free(sizes);
-    if (!e->sizes.images) fatal("-data %s: no image tells its size; check the data", e->data.folder);
+    if (!aspect->images) fatal("-data %s: no image tells its size; check the data", set->folder);
+}
+
+static inline void extract_open_sizes(extract_t* e) {
+    extract_open_aspect(e->options, autoencoder_factor(&e->tokenizer), &e->sizes);
+    extract_fill_aspect(e->options, e->comm, &e->data, &e->sizes);
     captions_fingerprint(e->captions, &e->data);
     e->mine = 0;
     for (int k = 0; k < e->sizes.count; k++) e->mine += extract_share(e, e->sizes.buckets[k].count);
@@ -291,8 +311,9 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     else dataset_open(&e.data, o->data, SPLIT_TRAIN);
     e.twins = o->set ? 1 : 2;
     e.class_names = extract_class_names(&e.data);
+    dataset_fingerprint(e.images, &e.data);
     autoencoder_open(&e.tokenizer, o->tokenizer, o->weights, e.twins * o->batch, 1, 0);
-    e.total = o->images && (size_t)o->images < e.data.count ? (size_t)o->images : e.data.count;
+    e.total = extract_total(o, &e.data);
     e.mine = extract_share(&e, e.total);
     if (o->set) extract_open_sizes(&e);
     printf("extract        %zu images of %s, %d classes, by tokenizer %s (%s, %s)\n", e.total, e.data.folder,

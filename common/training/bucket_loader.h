@@ -1,4 +1,5 @@
-// bucket_loader.h: batches for text to image: normalised latents of one size, times, and captions, prepared ahead.
+// bucket_loader.h: batches for text to image: normalised latents of one size, times, and captions, prepared ahead. Or
+// times and captions beside the pixels of images, which the training encodes (common/drawing/image_latents.h).
 //
 // As in common/data/latent_loader.h all that is drawn for an image is a function of the seed and its number in the
 // stream of all images. The sizes and images of a step are those of common/data/bucket_latents.h.
@@ -14,6 +15,8 @@
 #include "common/data/batch_ring.h"
 // defines: bucket_latents_t, bucket_latents_batch, bucket_latents_size
 #include "common/data/bucket_latents.h"
+// defines: dataloader_t, dataloader_next, batch_t
+#include "common/data/dataloader.h"
 // defines: host_malloc, host_free, floatX
 #include "common/device.h"
 // defines: caption_rows
@@ -29,12 +32,14 @@ typedef struct {
     const floatS *mean, *std; // (C)
     double drop;              // part of the captions that become the empty one
     int text_rows;            // most rows of a caption
+    dataloader_t* images;     // at the same step, in the place of latents, which then have sizes alone; or NULL
 } bucket_loader_options_t;
 
 // Valid until the next call of bucket_loader_next.
 typedef struct {
     int h, w;
-    floatS* x1;      // (B, h, w, C)
+    floatS* x1;      // (B, h, w, C) of latents
+    const batch_t* pixels; // else
     floatS* t;       // (B)
     int64_t* images; // (B) numbers in the data set
     char** captions; // (B) without a cache
@@ -85,8 +90,13 @@ static inline void bucket_loader_make(void* argument, int slot, uint64_t step) {
     const aspect_bucket_t* size = bucket_latents_size(loader->latents, o->seed, o->batch, step);
     batch->h = size->H;
     batch->w = size->W;
-    bucket_latents_batch(loader->latents, o->seed, o->batch, o->rank, o->world, step, o->mean, o->std, batch->x1,
-                         batch->images);
+    if (o->images) {
+        batch->pixels = dataloader_next(o->images);
+        memcpy(batch->images, batch->pixels->ids, loader->B * sizeof(int64_t));
+    } else {
+        bucket_latents_batch(loader->latents, o->seed, o->batch, o->rank, o->world, step, o->mean, o->std, batch->x1,
+                             batch->images);
+    }
     for (int b = 0; b < loader->B; b++) {
         uint64_t g = step * (uint64_t)o->batch + (uint64_t)o->rank * loader->B + b; // number in the stream
         double z = 1 / (1 + exp(-(double)random_normal(o->seed, RANDOM_TIMES, 0, g)));
@@ -125,14 +135,16 @@ static inline void bucket_loader_open(bucket_loader_t* loader, const bucket_late
     loader->sets = sets;
     loader->options = *options;
     loader->B = options->batch / options->world;
-    size_t B = (size_t)loader->B, L = (size_t)options->text_rows, positions = aspect_most_positions(&latents->sizes);
+    size_t B = (size_t)loader->B, L = (size_t)options->text_rows;
+    size_t positions = options->images ? 0 : aspect_most_positions(&latents->sizes);
     if (cache) {
         loader->chosen = (int*)malloc_check(B * sizeof(int), "a batch's captions");
         loader->rows = (floatS*)malloc_check(B * L * cache->dt * sizeof(floatS), "a batch's text");
         loader->pooled = (floatS*)malloc_check(B * cache->dv * sizeof(floatS), "a batch's text");
     }
     for (int i = 0; i < BATCH_RING; i++) bucket_loader_open_batch(loader, &loader->batches[i], positions);
-    batch_ring_open(&loader->ring, bucket_loader_make, loader, options->workers, first_step);
+    int workers = options->images ? 0 : options->workers; // images have their own
+    batch_ring_open(&loader->ring, bucket_loader_make, loader, workers, first_step);
 }
 
 // The batch of the next step. What was returned before may be overwritten from here on.

@@ -4,7 +4,9 @@
 // after its filters; so the data set is opened too, and must be the one that the latents were made of. Text comes as
 // rows out of a cache, or from the encoders, which then run beside the training, for each step's captions.
 //
-//     caption_data_open(&data, &options, channels);    // after the device: encoders may live on it
+//     caption_data_open_set(&data.set, &options);
+//     caption_data_open_latents(&data, &options, C);   // or bucket_latents_open_sizes, where images are encoded
+//     caption_data_open_text(&data, &options, B);      // after the device: encoders may live on it
 //     caption_data_start(&data, ..., first_step);
 //     caption_data_next(&data, &dit, s);               // the next step's batch, into the dit_t
 // Look next at common/training/bucket_loader.h, common/models/caption_encoder.h and train_dit.cu, the user.
@@ -52,6 +54,7 @@ static inline void caption_data_open_set(dataset_t* set, const dit_options_t* o)
     printf("\n");
 }
 
+// The text of at most B captions at once.
 static inline void caption_data_open_text(caption_data_t* data, const dit_options_t* o, int B) {
     caption_encoder_saved(data->text, &o->text);
     data->cached = o->text_cache[0] != 0;
@@ -73,13 +76,11 @@ static inline void caption_data_open_text(caption_data_t* data, const dit_option
     data->first = (int*)device_malloc(B * sizeof(int), "a step's text");
 }
 
-// Opens data set, latents of C channels, and text, for B images a step of this process, or so many prompts.
-static inline void caption_data_open(caption_data_t* data, const dit_options_t* o, int C, int B, int prompts) {
+// Latents of C channels on a disk.
+static inline void caption_data_open_latents(caption_data_t* data, const dit_options_t* o, int C) {
     char captions[17];
-    memset(data, 0, sizeof *data);
-    caption_data_open_set(&data->set, o);
     bucket_latents_open(&data->latents, o->latents, C, captions_fingerprint(captions, &data->set), data->set.count);
-    caption_data_open_text(data, o, B > prompts ? B : prompts);
+    latent_files_check_images(data->latents.files, data->latents.n_files, &data->set);
 }
 
 // The thread that prepares batches begins.
@@ -88,12 +89,12 @@ static inline void caption_data_start(caption_data_t* data, const bucket_loader_
                        options, step);
 }
 
-// The next step's batch, into d.
-static inline void caption_data_next(caption_data_t* data, dit_t* d, stream_t s) {
+// The next step's batch, into d. Returns its images where they are yet to be encoded, or NULL.
+static inline const batch_t* caption_data_next(caption_data_t* data, dit_t* d, stream_t s) {
     const bucket_batch_t* batch = bucket_loader_next(&data->loader);
     size_t B = (size_t)d->config.batch;
     dit_set_size(d, batch->h, batch->w);
-    copy_to_device(d->x1, batch->x1, B * d->n * sizeof(floatS), s);
+    if (!batch->pixels) copy_to_device(d->x1, batch->x1, B * d->n * sizeof(floatS), s);
     copy_to_device(d->t, batch->t, B * sizeof(floatS), s);
     text_batch_t text = {(int)B, batch->L, data->rows, data->first, data->pooled};
     if (data->cached) {
@@ -107,6 +108,7 @@ static inline void caption_data_next(caption_data_t* data, dit_t* d, stream_t s)
     d->captions.text = text.rows;
     d->captions.first = text.first;
     d->captions.pooled = data->dv ? text.pooled : NULL;
+    return batch->pixels;
 }
 
 // Encodes all captions of -data into the file -text_cache.

@@ -136,17 +136,31 @@ dit_info_t dit_open(safetensors_t* f, const char* path) {
     return info;
 }
 
-// Restores a run in the middle.
-void dit_resume(const safetensors_t* f, const dit_info_t* info, const char* path, dit_t* d) {
+// Reads the first `count` sections, of which the first are the weights.
+static inline void dit_read_sections(const safetensors_t* f, const char* path, dit_t* d, int count) {
     checkpoint_mismatch_t mismatch = {0, 0, "", ""};
     checkpoint_section_t sections[DIT_SECTIONS];
     dit_sections(d, sections);
     size_t longest = params_longest(&d->params.table);
     floatS* host = (floatS*)malloc_check(2 * longest * sizeof(floatS), "a checkpoint's tensor");
-    for (int k = 0; k < DIT_SECTIONS; k++) checkpoint_read_section(f, &sections[k], host, longest, &mismatch);
+    for (int k = 0; k < count; k++) checkpoint_read_section(f, &sections[k], host, longest, &mismatch);
     free(host);
     checkpoint_report(path, &mismatch);
+}
+
+// Was the file written by -export? Such a one has weights and no state of a training.
+static inline int dit_is_exported(const safetensors_t* f) { return safetensors_metadata(f, "weights") != NULL; }
+
+// Restores a run in the middle.
+void dit_resume(const safetensors_t* f, const dit_info_t* info, const char* path, dit_t* d) {
+    dit_read_sections(f, path, d, DIT_SECTIONS);
     d->params.t = info->t;
+}
+
+// The weights of an exported file, of any type of numbers, where a training begins: its averages are the same.
+void dit_start(const safetensors_t* f, const char* path, dit_t* d) {
+    dit_read_sections(f, path, d, 1);
+    params_start_averages(&d->params);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

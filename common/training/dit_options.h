@@ -103,7 +103,8 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
         {NULL, "extract_text", CLI_BOOL, &o->extract_text, "0", NULL,
          "encode the captions of -data into -text_cache, then stop", CLI_NOT_SAVED},
         {NULL, "latents", CLI_STRING, &o->latents, "runs/latents", NULL,
-         "folder of latent shards, ours or LightningDiT's", CLI_NOT_SAVED},
+         "folder of latent shards, ours or LightningDiT's; none: -tokenizer encodes the images of -data beside the "
+         "training, which begins with its latent statistics", CLI_NOT_SAVED},
         {NULL, "tokenizer", CLI_STRING, &o->tokenizer, "", NULL,
          "checkpoint of train_tokenizer: makes the latents, and decodes the pictures; without it, no pictures",
          CLI_NOT_SAVED},
@@ -112,7 +113,7 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
 
         {"Extraction", "data", CLI_STRING, &o->data, "", NULL,
          "images: folder of class folders, folder with IDX files, captions:FOLDER, garments, fashion-mnist, scenes, "
-         "shapes, or auto; text to image trains with it too, for the captions",
+         "shapes, or auto; training reads it too with -latents none, and text to image for the captions",
          CLI_NOT_SAVED},
         {NULL, "images", CLI_INT, &o->images, "0", "[0, inf)", "so many of them, by lot; 0: all", CLI_NOT_SAVED},
         {NULL, "shard_images", CLI_INT, &o->shard_images, "10000", "[1, 10000000]", "images a shard", CLI_NOT_SAVED},
@@ -166,7 +167,8 @@ int dit_options_flags(dit_options_t* o, cli_flag_t* out) {
          "latents whose mean and deviation normalise all", CLI_SAVED},
 
         {NULL, "from", CLI_STRING, &o->from, "", NULL,
-         "begin with weights, averages, moments and latent statistics of this checkpoint", CLI_NOT_SAVED},
+         "begin with weights, averages, moments and latent statistics of this checkpoint, or with an exported file's "
+         "weights and statistics", CLI_NOT_SAVED},
 
         {"Images with captions", "image_size", CLI_INT, &o->image_size, "256", "[16, 4096]",
          "pixels of the square; the other sizes have its area", CLI_NOT_SAVED},
@@ -212,6 +214,9 @@ static inline int dit_options_captions(const dit_options_t* o) {
     return 0;
 }
 
+// Are images encoded beside the training?
+static inline int dit_options_encodes(const dit_options_t* o) { return !strcmp(o->latents, "none"); }
+
 // A flag that is given and means nothing to this kind of network ends the program.
 static inline void dit_options_check_kind(const dit_options_t* o, const cli_t* cli) {
     static const char* const of_classes[] = {"classes", "uncond", "qk_norm", "mlp", "shift", "flip", "shuffle_labels",
@@ -239,6 +244,10 @@ void dit_options_parse(dit_options_t* o, cli_t* cli, int argc, char** argv) {
     cli_parse(cli, argc, argv);
     run_options_check(&o->run);
     dit_options_check_kind(o, cli);
+    if (o->extract && dit_options_encodes(o)) {
+        fatal("-extract 1 writes latents into the folder -latents, and -latents none is to have none; give a folder, "
+              "or leave -extract out to encode beside the training");
+    }
     if (o->uncond) o->classes = 1;
     if (o->uncond && o->label_drop > 0) o->label_drop = 0;
 }

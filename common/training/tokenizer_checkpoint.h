@@ -173,9 +173,9 @@ checkpoint_info_t checkpoint_open(safetensors_t* f, const char* path) {
     safetensors_open_or_die(f, path);
     checkpoint_info_t info = checkpoint_read_info(f, path);
     if (checkpoint_is_exported(f)) {
-        fatal("%s was written by -export: it holds a tokenizer for use, without the state of its training. No training "
-              "can go on from it; give the checkpoint that it was made from (stage%d.safetensors in the -out of its "
-              "run), or move this file away", path, info.stage);
+        fatal("%s was written by -export: it holds a tokenizer for use, without the discriminator and the state of its "
+              "training. No stage can go on from it; give the checkpoint that it was made from (stage%d.safetensors in "
+              "the -out of its run), or move this file away", path, info.stage);
     }
     info.t = checkpoint_metadata_number(f, path, "adam_steps");
     info.disc_t = checkpoint_metadata_number(f, path, "disc_adam_steps");
