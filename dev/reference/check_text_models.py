@@ -4,7 +4,8 @@ transformers itself, whole, in several files and as PyTorch's, under OpenAI's na
     make build/cpu/check_text_models
     python dev/reference/check_text_models.py build/cpu/check_text_models FOLDER [--full]
 
---full: T5-small, CLIP B/32 and L/14 at their real sizes (3 GB in FOLDER). Nothing is downloaded.
+--full: T5-small and T5-large, CLIP B/32, L/14 and H/14 at their real sizes (20 GB in FOLDER, 12 GB of memory). Nothing is
+downloaded.
 """
 import argparse
 import pathlib
@@ -157,6 +158,8 @@ def main():
     if arguments.full:
         check_t5(program, folder / "t5_small", False, vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8,
                  num_heads=6)
+        check_t5(program, folder / "t5_large", False, vocab_size=32128, d_model=1024, d_kv=64, d_ff=2816, num_layers=24,
+                 num_heads=16)
         vision = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
                       patch_size=32)
         text = dict(vocab_size=49408, hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8,
@@ -167,6 +170,11 @@ def main():
         text = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
                     max_position_embeddings=77)
         check_clip(program, folder / "clip_l14", text, vision, 768, "quick_gelu", False)
+        vision = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, image_size=224,
+                      patch_size=14)
+        text = dict(vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+                    max_position_embeddings=77)
+        check_clip(program, folder / "clip_h14", text, vision, 1024, "gelu", False)
     print(f"{failures} differ")
     sys.exit(failures > 0)
 
