@@ -16,11 +16,15 @@
 set -eu
 out=runs/paper
 results=docs/results/paper.jsonl
+at_once=${JOBS:-$(nproc)} # counted before the next line, which nproc heeds
 export OMP_NUM_THREADS=1
 
 dit="./train_dit -tokenizer= -batch 64 -lr 2e-3 -ema 0.99 -log_every 100 -grid_every 0 -save_every 0"
 dit_steps=400
 convergence=100,200,300,400 # where Figure 4 measures
+longer_steps=400,1200       # of the remedy
+few_images=500              # of the harder probe, and as many steps as the other one
+few_epochs=60
 samples="-n 500 -steps 20 -reference_images 5000"
 guidance=1,1.5,2,3
 sampling_steps=4,8,16,32,64
@@ -79,7 +83,8 @@ score() {
     [ ! -e "$scores.jsonl" ] || return 0
     if ! grep -s "^{$is" $results >"$scores.named"; then
         $5 -out "$1/eval" -json "$scores.new" || return 1
-        processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+        processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1 | sed 's/([RT]M*)//g; s/ Processor.*//')
+        ! grep -qw avx512f /proc/cpuinfo || processor="$processor (AVX-512)" # the order of sums is that of its vectors
         sed "s|^{|{$is, \"processor\": \"$processor\", \"date\": \"$(date +%F)\", |" "$scores.new" >"$scores.named" || return 1
         rm "$scores.new"
     fi
@@ -189,6 +194,17 @@ latents() {
         ./train_dit -extract 1 -data garments $(reading "$1" "$2") -latents "$out/$1/$2/latents"
 }
 
+# longer SEED RUN: the transformer's training, further
+longer() { draws "$1" "$2" longer "$longer_steps" ""; }
+
+# probed SEED RUN: the probe on few images
+probed() {
+    folder=$out/$1/$2/probed
+    # shellcheck disable=SC2046
+    once "$folder" "tokenizer $1 $2" score "$folder" 0 "$2" "$1" \
+        "./eval -probe -data garments -probe_images $few_images -probe_epochs $few_epochs $(reading "$1" "$2")"
+}
+
 # guided SEED RUN, sampled SEED RUN: the samples' scores against the guidance scale, and against the number of sampling steps
 guided() { swept "$1" "$2" guided "-sweep_steps= -sweep_cfg $guidance"; }
 sampled() { swept "$1" "$2" sampled "-sweep_cfg= -sweep_steps $sampling_steps"; }
@@ -243,8 +259,13 @@ jobs() {
     table16) each latent 1 stage1 weight0 full $baselines ;;
     figure7) echo components 1 vae vavae vavae_vit weight0 full ;;
     figure4) each sampled 1 vae_ema vavae_ema full; each guided 1 vae_ema vavae_ema full ;;
-    seeds) for seed in 2 3; do each drawn $seed $headlines; each latent $seed $headlines; done ;;
-    remedies) each tokenizer 1 weight03 weight01 long ;;
+    seeds) for seed in 2 3; do each drawn $seed $headlines; each latent $seed $headlines; done; each probed 3 $headlines ;;
+    remedies)
+        each tokenizer 1 weight03 weight01 long lora_long vavae_tight_ema
+        each latent 1 vavae_tight_ema
+        each probed 1 stage1 stage2 weight5 pre_adapter lora weight0 vae_ema vavae_ema
+        each longer 1 vae_ema vavae_ema weight0 full
+        ;;
     *) echo "error: there is no $1; the tables are: $tables" >&2; exit 1 ;;
     esac
 }
@@ -275,7 +296,7 @@ mkdir -p $out
 for table in "$@"; do
     if [ "$table" != page ]; then
         list=$(jobs "$table")
-        echo "$list" | xargs -P "${JOBS:-$(nproc)}" -L 1 sh dev/paper.sh -job
+        echo "$list" | xargs -P "$at_once" -L 1 sh dev/paper.sh -job
     fi
     page
 done

@@ -11,8 +11,8 @@
 #     <!-- claim: SCORE: A < B -->     the rest of the line becomes the verdict; <, >, = between two or more runs, or points RUN@STEPS
 # A verdict is a rule's. Each score has a noise: the deviation between seeds, pooled over all runs that have several. A difference d of two
 # means over the n seeds that the runs have in common counts if |d| > 2 noise sqrt(2 / n); "=" asks that it does not. Distances (FD, LPIPS)
-# and variances are compared by their logarithms, since their noise grows with them; guided and unconditional samples, of one seed, have
-# the noise of the others. In our tables a score that was measured, also in part, elsewhere than most is marked, and so is a
+# and variances are compared by their logarithms, since their noise grows with them; guided and unconditional samples, and those of longer
+# training, of one seed, have the noise of the others. In our tables a score that was measured, also in part, elsewhere than most is marked, and so is a
 # verdict between scores of one seed from several processors.
 
 BEGIN {
@@ -21,6 +21,8 @@ BEGIN {
           "CKNNA CKNNA,SV spatial var,TV total var,CV density CV,Gini Gini,entropy entropy", eval_names, ",")
     split("rFID 1 rFD-mini,PSNR 2 PSNR,LPIPS 4 LPIPS-mini,probe 1 probe %,probe_mean 1 probe % (mean of the latent)," \
           "gFID 1 gFD-mini,recognised 1 recognised %,IS 2 IS-mini,precision 2 precision-mini,recall 2 recall-mini,gFID_cfg 1 gFD-mini (guided),scale 2 its scale,gFID_uncond 1 gFD-mini (unconditional)," \
+          "gFID_longer 1 gFD-mini (1200 steps),recognised_longer 1 recognised % (1200 steps)," \
+          "probe_few 1 probe % (500 images),probe_mean_few 1 probe % (mean of the latent; 500 images)," \
           "CKNNA 3 CKNNA,SV 3 spatial var,TV 1 total var,CV 3 density CV,Gini 3 Gini,entropy 4 entropy,sampled 1 gFD-mini,guided 1 gFD-mini", shown, ",")
     for (i in shown) {
         split(shown[i], part, " ")
@@ -92,6 +94,12 @@ function read_scores(    i, name, folder, subject) {
         keep("recall", member("recall-mini"))
     } else if (folder == "unconditional") {
         keep("gFID_uncond", member("FD-mini"))
+    } else if (folder == "longer") {
+        keep("gFID_longer", member("FD-mini"))
+        keep("recognised_longer", member("recognised %"))
+    } else if (folder == "probed") {
+        keep("probe_few", member("probe whole latent %"))
+        keep("probe_mean_few", member("probe mean latent %"))
     } else if (folder == "guided" || folder == "sampled") {
         split(word("generator"), subject, ", ") # path, "20 steps", "guidance 1.5"
         at = (folder == "guided" ? substr(subject[3], 10) : subject[2]) + 0
@@ -138,6 +146,7 @@ function gather(run, score, scaled,    seed, value, sum, squares, n) {
 # The deviation between seeds, pooled; 0: not known.
 function noise(score,    run, sum, n) {
     if (score ~ /^gFID_|^guided$|^sampled$/) score = "gFID"
+    if (score == "recognised_longer") score = "recognised"
     for (run in label) {
         if (gather(run, score, 1) < 2) continue
         sum += deviation * deviation
