@@ -209,8 +209,8 @@ typedef struct {
     int C, side, classes; // classes 0: it does not say
 } latents_shape_t;
 
-// Ends the program where shards say that they are of other images than those of the data set. Others' shards, and those
-// of before there was a fingerprint, do not say.
+// Ends the program where shards say that they are of other images than those of the data set. Shards without a
+// fingerprint, as others write them, do not say.
 static inline void latent_files_check_images(const latent_file_t* files, int n, const dataset_t* set) {
     char images[17];
     dataset_fingerprint(images, set);
