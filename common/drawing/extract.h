@@ -21,7 +21,7 @@
 #include "common/drawing/autoencoder.h"
 // defines: clock_seconds, clock_duration
 #include "common/program/clock.h"
-// defines: comm_t, comm_is_first, comm_any
+// defines: comm_t, comm_is_first, comm_wait_for_all
 #include "common/training/comm.h"
 // defines: bucket_shard_t, bucket_shard_*, captions_fingerprint
 #include "common/data/bucket_latents.h"
@@ -39,27 +39,18 @@
 #include "common/data/latents.h"
 // defines: json_text_t, json_append_string
 #include "common/program/json.h"
+// defines: dit_options_t, BUCKETS_AREA
+#include "common/training/dit_options.h"
+// defines: machine_cores
+#include "common/training/rendezvous.h"
 // defines: run_try_folder
 #include "common/training/run.h"
 // defines: shared_sizes
 #include "common/training/shared_sizes.h"
 
 typedef struct {
-    const char *data, *tokenizer, *latents;
-    autoencoder_weights_t weights; // of the tokenizer
-    int images;       // so many by lot; 0: all
-    int shard_images;
-    int threads;      // that decode
-    int batch;        // images encoded at once; of classes, half of the rows are their mirrored twins
-    // of images with captions alone
-    const dataset_t* set; // what is there after the filters; NULL: images of classes, of `data`
-    int side;         // pixels of the square
-    int by_area;      // the other sizes have its area, or else its side for the shorter one
-    double ratio;     // most of the long side to the short one
-} extract_options_t;
-
-typedef struct {
-    const extract_options_t* options;
+    const dit_options_t* options;
+    int threads;         // that decode
     comm_t* comm;
     stream_t stream;
     dataset_t data;
@@ -79,8 +70,13 @@ typedef struct {
     floatS* host;        // (twins batch, GH, GW, z)
 } extract_t;
 
+// Threads that decode images, where nothing trains beside them.
+static inline int extract_threads(const dit_options_t* o, const comm_t* comm) {
+    return o->run.workers > 0 ? o->run.workers : machine_cores(comm->local_size);
+}
+
 // How many images of a data set are encoded.
-static inline size_t extract_total(const extract_options_t* o, const dataset_t* set) {
+static inline size_t extract_total(const dit_options_t* o, const dataset_t* set) {
     return o->images && (size_t)o->images < set->count ? (size_t)o->images : set->count;
 }
 
@@ -121,7 +117,7 @@ static inline void extract_cut(const extract_t* e, uint8_t* at, const image_t* i
 // twins.
 static inline void extract_read(extract_t* e, int which, size_t first, int count) {
     size_t size = autoencoder_image_values(&e->tokenizer);
-    #pragma omp parallel for schedule(dynamic) num_threads(e->options->threads)
+    #pragma omp parallel for schedule(dynamic) num_threads(e->threads)
     for (int i = 0; i < count; i++) {
         size_t number = extract_image(e, first + i);
         char error[IMAGE_ERROR_SIZE];
@@ -151,7 +147,7 @@ static inline void extract_progress(extract_t* e, int shard, int shards) {
 // Encodes this process's images [first, first + count) into a shard, of one of the two kinds.
 static inline void extract_shard(extract_t* e, latent_shard_t* shard, bucket_shard_t* with_captions, size_t first,
                                  size_t count) {
-    size_t latent = autoencoder_latent_values(&e->tokenizer), batch = (size_t)e->options->batch;
+    size_t latent = autoencoder_latent_values(&e->tokenizer), batch = (size_t)e->options->extract_batch;
     int which = 0;
     extract_read(e, which, first, (int)(count < batch ? count : batch));
     for (size_t at = 0; at < count; at += batch, which = !which) {
@@ -193,7 +189,7 @@ static inline latent_origin_t extract_origin(const extract_t* e) {
 
 // Writes the shards of this process that are not there yet.
 static inline void extract_shards(extract_t* e) {
-    const extract_options_t* o = e->options;
+    const dit_options_t* o = e->options;
     const autoencoder_t* t = &e->tokenizer;
     latent_origin_t origin = extract_origin(e);
     size_t per_shard = (size_t)o->shard_images;
@@ -218,7 +214,7 @@ static inline void extract_shards(extract_t* e) {
 
 // The same of one size of images with captions.
 static inline void extract_bucket_shards(extract_t* e) {
-    const extract_options_t* o = e->options;
+    const dit_options_t* o = e->options;
     const autoencoder_t* t = &e->tokenizer;
     latent_origin_t origin = extract_origin(e);
     size_t per_shard = (size_t)o->shard_images, mine = extract_share(e, e->bucket->count);
@@ -241,16 +237,17 @@ static inline void extract_bucket_shards(extract_t* e) {
 }
 
 // The sizes that images with captions come in, in pixels, for a tokenizer of this factor.
-static inline void extract_open_aspect(const extract_options_t* o, int factor, aspect_t* sizes) {
-    if (o->side % factor) fatal("-image_size %d is no multiple of %d, the tokenizer's factor", o->side, factor);
-    if (o->by_area) aspect_open_area(sizes, o->side, factor, o->ratio);
-    else aspect_open(sizes, o->side, factor, o->ratio);
+static inline void extract_open_aspect(const dit_options_t* o, int factor, aspect_t* sizes) {
+    int side = o->image_size;
+    if (side % factor) fatal("-image_size %d is no multiple of %d, the tokenizer's factor", side, factor);
+    if (o->buckets == BUCKETS_AREA) aspect_open_area(sizes, side, factor, o->aspect);
+    else aspect_open(sizes, side, factor, o->aspect);
 }
 
 // Sorts images with captions into them. Where fewer than all are wanted, they are chosen by lot. A collective.
-static inline void extract_fill_aspect(const extract_options_t* o, comm_t* comm, const dataset_t* set,
+static inline void extract_fill_aspect(const dit_options_t* o, comm_t* comm, const dataset_t* set,
                                        aspect_t* aspect) {
-    int* sizes = shared_sizes(comm, set, o->threads);
+    int* sizes = shared_sizes(comm, set, extract_threads(o, comm));
     for (size_t k = extract_total(o, set); k < set->count; k++) { // those that the lot does not choose
         sizes[2 * random_permute(0, RANDOM_DATA_ORDER, 0, k, set->count)] = 0;
     }
@@ -300,40 +297,42 @@ static inline void extract_try_folder(const extract_t* e) {
     }
 }
 
-// All processes together. `comm` is attached.
-void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
+// Encodes the images of `set`, which have captions, or, where it is NULL, those of classes that -data names. All
+// processes together. `comm` is attached.
+void extract_latents(const dit_options_t* o, const dataset_t* set, comm_t* comm, stream_t s) {
     static extract_t e;
     memset(&e, 0, sizeof e);
     e.options = o;
+    e.threads = extract_threads(o, comm);
     e.comm = comm;
     e.stream = s;
-    if (o->set) e.data = *o->set;
+    if (set) e.data = *set;
     else dataset_open(&e.data, o->data, SPLIT_TRAIN);
-    e.twins = o->set ? 1 : 2;
+    e.twins = set ? 1 : 2;
     e.class_names = extract_class_names(&e.data);
     dataset_fingerprint(e.images, &e.data);
-    autoencoder_open(&e.tokenizer, o->tokenizer, o->weights, e.twins * o->batch, 1, 0);
+    int rows = e.twins * o->extract_batch;
+    autoencoder_open(&e.tokenizer, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights, rows, 1, 0);
     e.total = extract_total(o, &e.data);
     e.mine = extract_share(&e, e.total);
-    if (o->set) extract_open_sizes(&e);
+    if (set) extract_open_sizes(&e);
     printf("extract        %zu images of %s, %d classes, by tokenizer %s (%s, %s)\n", e.total, e.data.folder,
            e.data.class_count, o->tokenizer, e.tokenizer.fingerprint, e.tokenizer.weights);
     extract_try_folder(&e);
     size_t image = autoencoder_image_values(&e.tokenizer), latent = autoencoder_latent_values(&e.tokenizer);
-    if (o->set) {
+    if (set) {
         size_t factor = (size_t)autoencoder_factor(&e.tokenizer), most = aspect_most_positions(&e.sizes); // pixels
         image = most * 3;
         latent = most / (factor * factor) * e.tokenizer.z;
     }
-    size_t rows = (size_t)e.twins * o->batch;
     for (int i = 0; i < 2; i++) {
         e.pixels[i] = (uint8_t*)host_malloc(rows * image, "images");
-        e.labels[i] = (int*)malloc_check(o->batch * sizeof(int), "labels");
+        e.labels[i] = (int*)malloc_check(o->extract_batch * sizeof(int), "labels");
     }
     e.numbers = (uint64_t*)malloc_check(rows * sizeof(uint64_t), "numbers of images");
     e.host = (floatS*)malloc_check(rows * latent * sizeof(floatS), "latents");
     e.start = clock_seconds();
-    if (o->set) extract_buckets(&e);
+    if (set) extract_buckets(&e);
     else extract_shards(&e);
     if (e.damaged) warn("%zu images could not be read and are left out", e.damaged);
     comm_wait_for_all(comm); // some may have had more to write than others
@@ -346,6 +345,6 @@ void extract_latents(const extract_options_t* o, comm_t* comm, stream_t s) {
     free(e.host);
     free(e.class_names);
     autoencoder_close(&e.tokenizer);
-    if (!o->set) dataset_close(&e.data);
+    if (!set) dataset_close(&e.data);
     else aspect_close(&e.sizes);
 }

@@ -6,24 +6,28 @@
 // order that depends on seed and step alone (common/data/dataloader.h); one that cannot be read is replaced by another.
 // Then the frozen tokenizer encodes them, some at once, on the device that trains.
 //
-//     image_latents_describe(&l, &options, with_captions);    takes no memory: l.tokenizer tells sizes and bytes
-//     image_latents_open(&l, &options, &set, B, &comm);       once the device is there
-//     image_latents_start(&l, batch, flip, workers, seed, &comm, step);    from here on l.loader has images
+//     image_latents_describe(&l, &options, &comm);    takes no memory: l.tokenizer tells sizes and bytes
+//     image_latents_open(&l, &set);                   once the device is there
+//     image_latents_start(&l, step);                  from here on l.loader has images
 //     const floatS* x1 = image_latents_encode(&l, images, mean, std, s);
 //     image_latents_stop(&l);
-// Look next at train_dit.cu, the user.
+// Look next at common/drawing/latent_source.h, the user.
 #pragma once
 // defines: autoencoder_t, autoencoder_describe, autoencoder_open, autoencoder_resize, autoencoder_sample, ...
 #include "common/drawing/autoencoder.h"
-// defines: extract_options_t, extract_total, extract_choose, extract_open_aspect, extract_fill_aspect
+// defines: extract_total, extract_choose, extract_open_aspect, extract_fill_aspect
 #include "common/drawing/extract.h"
 // defines: bucket_latents_normalise; latents_normalise
 #include "common/data/bucket_latents.h"
+// defines: dit_options_t, dit_options_captions, run_options_workers
+#include "common/training/dit_options.h"
 // defines: dataloader_t, dataloader_open, dataloader_flips, dataloader_close, batch_t, DATALOADER_ADM, ...
 #include "common/data/dataloader.h"
 
 // It must stay where it is.
 typedef struct {
+    const dit_options_t* options;
+    comm_t* comm;
     autoencoder_t tokenizer;
     const dataset_t* set;
     int with_captions;
@@ -40,37 +44,42 @@ static inline void image_latents_plan(image_latents_t* l) {
     }
 }
 
-// What will be encoded, and the memory for it. The data set need not be there.
-void image_latents_describe(image_latents_t* l, const extract_options_t* o, int with_captions) {
+// What will be encoded, at most a step's images at once, and the memory for it. The data set need not be there.
+void image_latents_describe(image_latents_t* l, const dit_options_t* o, comm_t* comm) {
+    int B = o->batch / (int)comm->size, batch = B && B < o->extract_batch ? B : o->extract_batch;
     memset(l, 0, sizeof *l);
-    autoencoder_describe(&l->tokenizer, o->tokenizer, o->weights, o->batch, 1, 0);
-    if (with_captions) extract_open_aspect(o, autoencoder_factor(&l->tokenizer), &l->sizes);
+    l->options = o;
+    l->comm = comm;
+    l->with_captions = dit_options_captions(o);
+    autoencoder_describe(&l->tokenizer, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights, batch, 1, 0);
+    if (l->with_captions) extract_open_aspect(o, autoencoder_factor(&l->tokenizer), &l->sizes);
     image_latents_plan(l);
 }
 
 // The one size of images of classes, and which of them are taken.
-static inline void image_latents_open_squares(image_latents_t* l, const extract_options_t* o) {
-    size_t total = extract_total(o, l->set);
+static inline void image_latents_open_squares(image_latents_t* l) {
+    size_t total = extract_total(l->options, l->set);
     aspect_open_squares(&l->sizes, l->tokenizer.H, total);
     if (total == l->set->count) return;
     l->sizes.members = (uint32_t*)malloc_check(total * sizeof(uint32_t), "the chosen images");
     for (size_t k = 0; k < total; k++) l->sizes.members[k] = (uint32_t)extract_choose(l->set, total, k);
 }
 
-// Opens what was described, for `B` images a step of this process. o->set: images with captions. A collective.
-void image_latents_open(image_latents_t* l, const extract_options_t* o, const dataset_t* set, int B, comm_t* comm) {
+// Opens what was described. A collective.
+void image_latents_open(image_latents_t* l, const dataset_t* set) {
+    const dit_options_t* o = l->options;
     autoencoder_t* a = &l->tokenizer;
+    int batch = a->batch, B = o->batch / (int)l->comm->size;
     autoencoder_close(a);
     aspect_close(&l->sizes);
-    autoencoder_open(a, o->tokenizer, o->weights, o->batch, 1, 0);
+    autoencoder_open(a, o->tokenizer, (autoencoder_weights_t)o->tokenizer_weights, batch, 1, 0);
     l->set = set;
-    l->with_captions = o->set != NULL;
     if (l->with_captions) {
         extract_open_aspect(o, autoencoder_factor(a), &l->sizes);
-        extract_fill_aspect(o, comm, set, &l->sizes);
+        extract_fill_aspect(o, l->comm, set, &l->sizes);
         aspect_sort(&l->sizes);
     } else {
-        image_latents_open_squares(l, o);
+        image_latents_open_squares(l);
     }
     image_latents_plan(l);
     autoencoder_place(a);
@@ -79,12 +88,14 @@ void image_latents_open(image_latents_t* l, const extract_options_t* o, const da
     l->numbers = (uint64_t*)malloc_check(a->batch * sizeof(uint64_t), "numbers of images");
 }
 
-// Images are read from step `step` on, `batch` in each of all processes, by so many threads.
-void image_latents_start(image_latents_t* l, int batch, int flip, int workers, uint64_t seed, const comm_t* comm,
-                         uint64_t step) {
+// Images are read ahead from step `step` on.
+void image_latents_start(image_latents_t* l, uint64_t step) {
+    const comm_t* c = l->comm;
+    const dit_options_t* o = l->options;
     int captions = l->with_captions; // which a mirrored image would make wrong
     int crop = captions ? DATALOADER_CENTRE : DATALOADER_ADM;
-    dataloader_options_t options = {batch, 0, crop, !captions && flip, 1, comm->rank, comm->size, workers, seed,
+    int workers = run_options_workers(&o->run, c->local_size);
+    dataloader_options_t options = {o->batch, 0, crop, !captions && o->flip, 1, c->rank, c->size, workers, o->run.seed,
                                     &l->sizes};
     dataloader_open(&l->loader, l->set, &options, step);
 }

@@ -9,7 +9,7 @@
 //     caption   dropped, that is the empty one, by RANDOM_LABEL_DROP
 //
 // Text comes as rows out of a cache, or else as captions, which the training encodes.
-// Look next at common/training/caption_data.h, the user.
+// Look next at common/training/caption_data.h, which takes the text, and common/drawing/latent_source.h, the user.
 #pragma once
 // defines: batch_ring_t, batch_ring_open, batch_ring_next, batch_ring_close, BATCH_RING
 #include "common/data/batch_ring.h"

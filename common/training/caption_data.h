@@ -1,23 +1,19 @@
-// caption_data.h: what a text-to-image training reads: images with captions, of which it sees latents and text rows.
+// caption_data.h: what a text-to-image training reads beside latents: images with captions, and their text.
 //
-// The latents lie in shards by size (common/data/bucket_latents.h). They name images by their numbers in the data set,
-// after its filters; so the data set is opened too, and must be the one that the latents were made of. Text comes as
-// rows out of a cache, or from the encoders, which then run beside the training, for each step's captions.
+// Text comes as rows out of a cache, or from the encoders, which then run beside the training, for each step's
+// captions.
 //
 //     caption_data_open_set(&data.set, &options);
-//     caption_data_open_latents(&data, &options, C);   // or bucket_latents_open_sizes, where images are encoded
 //     caption_data_open_text(&data, &options, B);      // after the device: encoders may live on it
-//     caption_data_start(&data, ..., first_step);
-//     caption_data_next(&data, &dit, s);               // the next step's batch, into the dit_t
-// Look next at common/training/bucket_loader.h, common/models/caption_encoder.h and train_dit.cu, the user.
+//     caption_data_take(&data, batch, &dit, s);        // a step's text, into the dit_t
+// Look next at common/training/bucket_loader.h, which makes the batches, common/models/caption_encoder.h and
+// common/drawing/latent_source.h, the user.
 #pragma once
-// defines: bucket_loader_t, bucket_loader_open, bucket_loader_next, bucket_loader_close
+// defines: bucket_batch_t
 #include "common/training/bucket_loader.h"
 // defines: caption_encoder_t, caption_encoder_open, caption_encoder_batch, caption_encoder_tokenize
 #include "common/models/caption_encoder.h"
-// defines: comm_t, comm_is_first
-#include "common/training/comm.h"
-// defines: dit_t, dit_set_size
+// defines: dit_t
 #include "common/training/dit.h"
 // defines: dit_options_t
 #include "common/training/dit_options.h"
@@ -25,7 +21,6 @@
 // It must stay where it is.
 typedef struct {
     dataset_t set;
-    bucket_latents_t latents;
     int cached;                // text comes out of a cache
     text_cache_t cache;
     int* sets;                 // (images) each image's set in it
@@ -35,7 +30,6 @@ typedef struct {
     int dt, dv;                // widths of text rows and pooled vectors
     const char* text_encoder;  // its name
     char text[CAPTION_ENCODER_SAVED];
-    bucket_loader_t loader;
 } caption_data_t;
 
 // The images of -data that pass the filters.
@@ -76,26 +70,9 @@ static inline void caption_data_open_text(caption_data_t* data, const dit_option
     data->first = (int*)device_malloc(B * sizeof(int), "a step's text");
 }
 
-// Latents of C channels on a disk.
-static inline void caption_data_open_latents(caption_data_t* data, const dit_options_t* o, int C) {
-    char captions[17];
-    bucket_latents_open(&data->latents, o->latents, C, captions_fingerprint(captions, &data->set), data->set.count);
-    latent_files_check_images(data->latents.files, data->latents.n_files, &data->set);
-}
-
-// The thread that prepares batches begins.
-static inline void caption_data_start(caption_data_t* data, const bucket_loader_options_t* options, uint64_t step) {
-    bucket_loader_open(&data->loader, &data->latents, &data->set, data->cached ? &data->cache : NULL, data->sets,
-                       options, step);
-}
-
-// The next step's batch, into d. Returns its images where they are yet to be encoded, or NULL.
-static inline const batch_t* caption_data_next(caption_data_t* data, dit_t* d, stream_t s) {
-    const bucket_batch_t* batch = bucket_loader_next(&data->loader);
+// The text of a step's batch, into d.
+static inline void caption_data_take(caption_data_t* data, const bucket_batch_t* batch, dit_t* d, stream_t s) {
     size_t B = (size_t)d->config.batch;
-    dit_set_size(d, batch->h, batch->w);
-    if (!batch->pixels) copy_to_device(d->x1, batch->x1, B * d->n * sizeof(floatS), s);
-    copy_to_device(d->t, batch->t, B * sizeof(floatS), s);
     text_batch_t text = {(int)B, batch->L, data->rows, data->first, data->pooled};
     if (data->cached) {
         copy_to_device(data->rows, batch->rows, B * batch->L * data->dt * sizeof(floatX), s);
@@ -108,7 +85,6 @@ static inline const batch_t* caption_data_next(caption_data_t* data, dit_t* d, s
     d->captions.text = text.rows;
     d->captions.first = text.first;
     d->captions.pooled = data->dv ? text.pooled : NULL;
-    return batch->pixels;
 }
 
 // Encodes all captions of -data into the file -text_cache.

@@ -9,7 +9,7 @@
 // time inside. Which of them it is the configuration says; all that depends on it stands under "Either network".
 //
 // The latents, times and labels of a batch come from common/data/latent_loader.h, which also draws the times and drops
-// labels; those with captions from common/training/caption_data.h. The noise is made on the device: a function of
+// labels; those with captions from common/training/bucket_loader.h. The noise is made on the device: a function of
 // (seed, step, place in the global batch), like all that is random.
 //
 // dit_gradients computes, dit_read brings losses and the gradient's norm to the host, dit_update takes the step; a step

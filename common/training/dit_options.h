@@ -272,7 +272,7 @@ static inline void dit_options_lightningdit(const dit_options_t* o, lightningdit
     }
 }
 
-// The widths of rows and vectors are those of the text encoder where one is known (train_dit.cu), else the table's.
+// The widths of rows and vectors are the table's; a training takes those of its text encoder (latent_source.h).
 static inline void dit_options_mmdit(const dit_options_t* o, dit_config_t* c) {
     c->mmdit = *mmdit_config_find(o->model);
     c->mmdit.guidance = 0; // it is for distilled models
