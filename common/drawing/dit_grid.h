@@ -20,8 +20,8 @@
 #include "common/data/row_picture.h"
 // defines: caption_encoder_t, caption_encoder_open, caption_encoder_batch, caption_encoder_close
 #include "common/models/caption_encoder.h"
-// defines: clock_seconds
-#include "common/program/clock.h"
+// defines: progress_t, progress_begin, progress_say
+#include "common/program/progress.h"
 // defines: dit_t
 #include "common/training/dit.h"
 // defines: replicas_exchange_ema
@@ -172,9 +172,9 @@ static inline void dit_grid_cell(const dit_grid_t* g, int* H, int* W) {
     }
 }
 
-// Draws the left or the right half of all rows. Prompts take turns with the sizes of the latents. Says how far it is if
-// that takes long. 0 where a sample is none (a NaN, an infinity).
-static inline int dit_grid_draw(dit_grid_t* g, row_picture_t* picture, int right) {
+// Draws the left or the right half of all rows. Prompts take turns with the sizes of the latents. 0 where a sample is
+// none (a NaN, an infinity).
+static inline int dit_grid_draw(dit_grid_t* g, row_picture_t* picture, int right, progress_t* progress) {
     int columns = picture->columns / 2, H = picture->H, W = picture->W, good = 1;
     size_t cell = (size_t)H * W * 3;
     uint8_t* made = (uint8_t*)malloc_check(columns * cell, "a row of samples");
@@ -182,7 +182,6 @@ static inline int dit_grid_draw(dit_grid_t* g, row_picture_t* picture, int right
     int* labels = (int*)malloc_check(columns * sizeof(int), "a row of samples");
     const aspect_t* sizes = &g->source->buckets.sizes;
     const autoencoder_t* a = &g->tokenizer;
-    double said = clock_seconds();
     for (int r = 0; r < g->rows && good; r++) {
         for (int c = 0; c < columns; c++) {
             numbers[c] = (uint64_t)r * columns + c;
@@ -195,10 +194,7 @@ static inline int dit_grid_draw(dit_grid_t* g, row_picture_t* picture, int right
         for (int c = 0; c < columns; c++) {
             row_picture_centre(at + c * cell, H, W, made + c * autoencoder_image_values(a), a->H, a->W);
         }
-        if (clock_seconds() - said < 10) continue;
-        said = clock_seconds();
-        printf("drawing        row %d of %d with the %s weights\n", r + 1, g->rows, right ? "averaged" : "raw");
-        fflush(stdout);
+        progress_say(progress, (double)(right * g->rows + r + 1) * columns);
     }
     free(made);
     free(numbers);
@@ -225,6 +221,7 @@ void dit_grid_write(dit_grid_t* g, int64_t step, const char* configuration) { //
     params_t* params = &g->dit->params;
     comm_t* comm = g->source->comm;
     row_picture_t picture;
+    progress_t progress = progress_begin("drawing", 2.0 * g->rows * g->options->grid_columns, g->draws);
     int good = 1, H, W;
     if (g->draws) {
         dit_grid_cell(g, &H, &W);
@@ -232,10 +229,10 @@ void dit_grid_write(dit_grid_t* g, int64_t step, const char* configuration) { //
         picture.halves[0] = "raw weights";
         picture.halves[1] = "averaged, the same noise";
         for (int r = 0; r < g->rows; r++) row_picture_add(&picture, g->names[r]);
-        good = dit_grid_draw(g, &picture, 0);
+        good = dit_grid_draw(g, &picture, 0, &progress);
     }
     replicas_exchange_ema(params, 0, comm, g->stream);
-    if (g->draws) good &= dit_grid_draw(g, &picture, 1);
+    if (g->draws) good &= dit_grid_draw(g, &picture, 1, &progress);
     replicas_exchange_ema(params, 0, comm, g->stream);
     if (!g->draws) return;
     if (good) dit_grid_write_page(g, &picture, step, configuration);

@@ -29,7 +29,6 @@ static inline void progress_say(progress_t* p, double done) {
     double now = clock_seconds();
     if (done > p->total) done = p->total;
     if (!p->speaks || now - p->said < PROGRESS_EVERY || done <= 0) return;
-    if (done > p->total) done = p->total; // of a batch that is not full
     char left[24];
     clock_duration(left, sizeof left, (now - p->start) * (p->total - done) / done);
     printf("  %-12s %.0f of %.0f   %.3g a second   %s left\n", p->what, done, p->total, done / (now - p->start), left);
