@@ -261,8 +261,8 @@ jobs() {
     figure4) each sampled 1 vae_ema vavae_ema full; each guided 1 vae_ema vavae_ema full ;;
     seeds) for seed in 2 3; do each drawn $seed $headlines; each latent $seed $headlines; done; each probed 3 $headlines ;;
     remedies)
-        each tokenizer 1 weight03 weight01 long lora_long vavae_tight_ema
-        each latent 1 vavae_tight_ema
+        each tokenizer 1 weight03 weight01 long lora_long vavae_tight_ema vavae_heavy_ema
+        each latent 1 vavae_tight_ema vavae_heavy_ema
         each probed 1 stage1 stage2 weight5 pre_adapter lora weight0 vae_ema vavae_ema
         each longer 1 vae_ema vavae_ema weight0 full
         ;;
