@@ -6,7 +6,7 @@
 #     sh dev/paper.sh page             writes the page anew, and trains nothing
 #
 # What is trained stands in dev/paper/runs.txt, what the page says of the scores in dev/paper/page.awk and in the page itself. All of it
-# takes an estimated two hours on two cores. JOBS (the number of processors) jobs run at a time, each with one thread.
+# takes some two hours on two cores. JOBS (the number of processors) jobs run at a time, each with one thread.
 # A run has a folder of its own in runs/paper, with its settings, the command lines that it depends on: what has ended
 # there under the same ones is not run again, what was stopped goes on. When a run has ended, its scores come into
 # docs/results/paper.jsonl, each with a hash of these settings, the processor and the date. Scores that stand there under
