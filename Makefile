@@ -311,6 +311,7 @@ run_tests: which $(BESIDE) $(addprefix $(BUILD)/,eval train_tokenizer train_dit 
 sanitize: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) SANITIZE=1 run_tests
 
+DEMO_T2I_TIME := 4 to 6 minutes on two idle cores, and a minute to build the programs: trains a transformer, draws, measures
 DEMO_TIME := 5 to 6 minutes on two idle cores: builds the programs, trains encoder, tokenizer and LightningDiT, draws, measures
 demo:
 	@echo "demo: $(DEMO_TIME)"
@@ -319,6 +320,7 @@ demo:
 run_demo: which $(PROGRAMS) $(FOLDER)/pretrain
 	@sh dev/demo.sh $(FOLDER) $(DATA:%=garments:%)
 demo_t2i:
+	@echo "demo_t2i: $(DEMO_T2I_TIME)"
 	@sh dev/install.sh -demo $(KIND)
 	@$(MAKE) --no-print-directory -j $$(nproc) which $(PROGRAMS)
 	@sh dev/t2i.sh demo

@@ -46,7 +46,8 @@ case ${1:-demo} in
 demo)
     out=runs/t2i_demo
     tokenizer=miniature/t2i_tokenizer.safetensors
-    transformer $tokenizer 1.5e-3 1000
+    transformer $tokenizer 1.5e-3 1200
+    transformer $tokenizer 3e-4 1500
     ./sample -prompt "two red circles on a black background" -n 8 -dit $out/dit.safetensors -tokenizer $tokenizer -out $out/samples.png
     score $tokenizer $out/dit.safetensors
     ;;
