@@ -222,11 +222,6 @@ static inline void bucket_latents_close(bucket_latents_t* l) {
     memset(l, 0, sizeof *l);
 }
 
-// A value of a latent as training takes it.
-static inline floatS bucket_latents_normalise(double value, floatS mean, floatS std) {
-    return (floatS)((value - mean) / std);
-}
-
 // out = (latent i - mean) / std, in the order of the device.
 static inline void bucket_latents_read(const bucket_latents_t* l, size_t i, const floatS* mean, const floatS* std, // (C)
                                        floatS* out) { // (h, w, C)
@@ -237,8 +232,8 @@ static inline void bucket_latents_read(const bucket_latents_t* l, size_t i, cons
     const unsigned char* at = t->data + (i - f->first) * l->C * positions * bytes;
     for (int c = 0; c < l->C; c++) {
         for (size_t p = 0; p < positions; p++) {
-            double value = st_value(t->dtype, at + (c * positions + p) * bytes);
-            out[p * l->C + c] = bucket_latents_normalise(value, mean[c], std[c]);
+            float value = (float)st_value(t->dtype, at + (c * positions + p) * bytes);
+            out[p * l->C + c] = latents_normalise(value, mean[c], std[c]);
         }
     }
 }

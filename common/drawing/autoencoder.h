@@ -276,7 +276,13 @@ static inline void autoencoder_open_ldm(autoencoder_t* a, const safetensors_t* f
     free(all.items);
 }
 
-__attribute__((noreturn)) static inline void autoencoder_refuse(const char* path) {
+// Opens the file. 1: it is ours; 0: it has LDM's layout, as *ldm tells. Ends with a message when it is neither.
+static inline int autoencoder_open_file(autoencoder_t* a, const char* path, safetensors_t* file, ldm_file_t* ldm) {
+    memset(a, 0, sizeof *a);
+    a->path = path;
+    tensor_file_open_or_die(file, path);
+    if (checkpoint_is_ours(file)) return 1;
+    if (ldm_file_read(ldm, file)) return 0;
     fatal("%s: not a tokenizer checkpoint, and no autoencoder in LDM's layout either (VA-VAE): a tensor "
           "encoder.down.0.block.0.conv1.weight is missing, also behind state_dict. and model.; give a file that "
           "train_tokenizer wrote, or one with LDM's names", path);
@@ -286,19 +292,14 @@ __attribute__((noreturn)) static inline void autoencoder_refuse(const char* path
 // take, of which this takes none.
 void autoencoder_describe(autoencoder_t* a, const char* path, autoencoder_weights_t weights, int batch, int encode,
                           int decode) {
-    memset(a, 0, sizeof *a);
-    a->path = path;
     safetensors_t file;
     ldm_file_t ldm;
-    tensor_file_open_or_die(&file, path);
-    if (checkpoint_is_ours(&file)) {
+    if (autoencoder_open_file(a, path, &file, &ldm)) {
         checkpoint_info_t info = checkpoint_read_info(&file, path);
         a->exported = checkpoint_is_exported(&file);
         autoencoder_configure(a, &info, path, weights, 0, batch);
-    } else if (ldm_file_read(&ldm, &file)) {
-        autoencoder_configure_ldm(a, &ldm, path, 0, batch);
     } else {
-        autoencoder_refuse(path);
+        autoencoder_configure_ldm(a, &ldm, path, 0, batch);
     }
     safetensors_close(&file);
     a->encode = encode;
@@ -312,17 +313,12 @@ void autoencoder_describe(autoencoder_t* a, const char* path, autoencoder_weight
 // kind, which takes any. Ends with a message when the file does not serve.
 void autoencoder_open_sized(autoencoder_t* a, const char* path, autoencoder_weights_t weights, int size, int batch,
                             int encode, int decode) {
-    memset(a, 0, sizeof *a);
-    a->path = path;
     safetensors_t file;
     ldm_file_t ldm;
-    tensor_file_open_or_die(&file, path);
-    if (checkpoint_is_ours(&file)) {
+    if (autoencoder_open_file(a, path, &file, &ldm)) {
         autoencoder_open_ours(a, &file, path, weights, size, batch, encode, decode);
-    } else if (ldm_file_read(&ldm, &file)) {
-        autoencoder_open_ldm(a, &file, path, &ldm, size, batch, encode, decode);
     } else {
-        autoencoder_refuse(path);
+        autoencoder_open_ldm(a, &file, path, &ldm, size, batch, encode, decode);
     }
     safetensors_close(&file);
 }

@@ -17,8 +17,8 @@
 #include "common/drawing/autoencoder.h"
 // defines: extract_total, extract_choose, extract_open_aspect, extract_fill_aspect
 #include "common/drawing/extract.h"
-// defines: bucket_latents_normalise; latents_normalise
-#include "common/data/bucket_latents.h"
+// defines: latents_normalise
+#include "common/data/latents.h"
 // defines: dit_options_t, dit_options_captions, run_options_workers
 #include "common/training/dit_options.h"
 // defines: dataloader_t, dataloader_open, dataloader_flips, dataloader_close, batch_t, DATALOADER_ADM, ...
@@ -103,9 +103,7 @@ void image_latents_start(image_latents_t* l, uint64_t step) {
 static inline void image_latents_normalise(image_latents_t* l, size_t n, const floatS* mean, const floatS* std) { // (C)
     int C = l->tokenizer.z;
     for (size_t i = 0; i < n; i++) {
-        float value = (float)l->x1[i]; // as shards hold it
-        l->x1[i] = l->with_captions ? bucket_latents_normalise(value, mean[i % C], std[i % C])
-                                    : latents_normalise(value, mean[i % C], std[i % C]);
+        l->x1[i] = latents_normalise((float)l->x1[i], mean[i % C], std[i % C]); // a float, as shards hold it
     }
 }
 
