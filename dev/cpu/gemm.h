@@ -96,20 +96,33 @@ static inline void gemm_pack(floatX* panel, gemm_op_t tb, const floatX* B, size_
     }
 }
 
+// Rows of A that are asked for while a block is summed up: a later block copies them, and they may have to come from
+// memory. A few at a time, so that those of the block's panel need not queue behind them.
+typedef struct {
+    const floatX* a; // (rows, K), lda apart
+    size_t lda;
+    int rows;
+} gemm_ahead_t;
+
 // sum (P, V vectors) of P rows of A, `by_row` apart, with a panel. P, V and the strides are constants at the call, so
 // that the sums are registers.
 VECTOR_INLINE void gemm_block(floatX* sum, const int P, const int V, const floatX* a, const size_t by_row,
-                              const size_t by_k, const floatX* panel, int K) {
+                              const size_t by_k, const floatX* panel, int K, gemm_ahead_t ahead) {
+    enum { LINE = 64 / sizeof(floatX), LEVEL_2 = 2 };
     vector_t total[GEMM_ROWS][2], zero = {0};
     #pragma GCC unroll 12
     for (int p = 0; p < P; p++) total[p][0] = total[p][1] = zero;
-    for (int k = 0; k < K; k++, a += by_k, panel += V * VECTOR_LANES) {
-        vector_t b0 = vector_load(panel), b1 = V == 2 ? vector_load(panel + VECTOR_LANES) : zero;
-        #pragma GCC unroll 12
-        for (int p = 0; p < P; p++) {
-            vector_t number = vector_splat(a[p * by_row]);
-            total[p][0] = vector_multiply_add(number, b0, total[p][0]);
-            if (V == 2) total[p][1] = vector_multiply_add(number, b1, total[p][1]);
+    for (int line = 0; line < K; line += LINE) {
+        const int end = K - line < LINE ? K : line + LINE;
+        for (int i = 0; i < ahead.rows; i++) __builtin_prefetch(ahead.a + i * ahead.lda + line, 0, LEVEL_2);
+        for (int k = line; k < end; k++, a += by_k, panel += V * VECTOR_LANES) {
+            vector_t b0 = vector_load(panel), b1 = V == 2 ? vector_load(panel + VECTOR_LANES) : zero;
+            #pragma GCC unroll 12
+            for (int p = 0; p < P; p++) {
+                vector_t number = vector_splat(a[p * by_row]);
+                total[p][0] = vector_multiply_add(number, b0, total[p][0]);
+                if (V == 2) total[p][1] = vector_multiply_add(number, b1, total[p][1]);
+            }
         }
     }
     #pragma GCC unroll 12
@@ -121,16 +134,16 @@ VECTOR_INLINE void gemm_block(floatX* sum, const int P, const int V, const float
 
 // The same with its constants filled in. Rows come in thirds of a block.
 VECTOR_INLINE void gemm_sums(floatX* sum, int P, int V, const floatX* a, const size_t by_row, const size_t by_k,
-                             const floatX* panel, int K) {
+                             const floatX* panel, int K, gemm_ahead_t ahead) {
     enum { THIRD = GEMM_ROWS / 3 };
     if (V == 2) {
-        if (P == GEMM_ROWS) gemm_block(sum, GEMM_ROWS, 2, a, by_row, by_k, panel, K);
-        else if (P == 2 * THIRD) gemm_block(sum, 2 * THIRD, 2, a, by_row, by_k, panel, K);
-        else gemm_block(sum, THIRD, 2, a, by_row, by_k, panel, K);
+        if (P == GEMM_ROWS) gemm_block(sum, GEMM_ROWS, 2, a, by_row, by_k, panel, K, ahead);
+        else if (P == 2 * THIRD) gemm_block(sum, 2 * THIRD, 2, a, by_row, by_k, panel, K, ahead);
+        else gemm_block(sum, THIRD, 2, a, by_row, by_k, panel, K, ahead);
     } else {
-        if (P == GEMM_ROWS) gemm_block(sum, GEMM_ROWS, 1, a, by_row, by_k, panel, K);
-        else if (P == 2 * THIRD) gemm_block(sum, 2 * THIRD, 1, a, by_row, by_k, panel, K);
-        else gemm_block(sum, THIRD, 1, a, by_row, by_k, panel, K);
+        if (P == GEMM_ROWS) gemm_block(sum, GEMM_ROWS, 1, a, by_row, by_k, panel, K, ahead);
+        else if (P == 2 * THIRD) gemm_block(sum, 2 * THIRD, 1, a, by_row, by_k, panel, K, ahead);
+        else gemm_block(sum, THIRD, 1, a, by_row, by_k, panel, K, ahead);
     }
 }
 
@@ -157,14 +170,6 @@ static inline void gemm_copy_rows(floatX* copy, gemm_op_t ta, const floatX* A, s
     }
 }
 
-// Asks for rows [begin, end) of A: the next block copies them, and they may have to come from memory.
-static inline void gemm_fetch_rows(const floatX* A, size_t lda, int begin, int end, int K) {
-    enum { LINE = 64 / sizeof(floatX), LEVEL_2 = 2 };
-    for (int i = begin; i < end; i++) {
-        for (int k = 0; k < K; k += LINE) __builtin_prefetch(A + i * lda + k, 0, LEVEL_2);
-    }
-}
-
 // C (M, N) = alpha op(A) B + beta C for one stretch of K, with B's panels. A block may compute rows that are not there,
 // from what the copy holds behind them; they are not written.
 VECTOR_LOOP void gemm_stretch(gemm_op_t ta, int M, int N, int K, floatX alpha, const floatX* A, size_t lda,
@@ -180,10 +185,10 @@ VECTOR_LOOP void gemm_stretch(gemm_op_t ta, int M, int N, int K, floatX alpha, c
         for (int j = 0; j < N; j += GEMM_PANEL) {
             int columns = N - j < GEMM_PANEL ? N - j : GEMM_PANEL, V = columns > VECTOR_LANES ? 2 : 1;
             const floatX* panel = panels + (size_t)j * K;
-            gemm_fetch_rows(A + (size_t)(i + GEMM_ROWS) * lda, lda, next * (j / GEMM_PANEL) / across,
-                            next * (j / GEMM_PANEL + 1) / across, K);
-            if (ta == PLAIN) gemm_sums(sum, P, V, copy, GEMM_STRIDE, 1, panel, K);
-            else gemm_sums(sum, P, V, copy, 1, GEMM_ROWS, panel, K);
+            int begin = next * (j / GEMM_PANEL) / across, end = next * (j / GEMM_PANEL + 1) / across;
+            gemm_ahead_t ahead = {A + (size_t)(i + GEMM_ROWS + begin) * lda, lda, end - begin};
+            if (ta == PLAIN) gemm_sums(sum, P, V, copy, GEMM_STRIDE, 1, panel, K, ahead);
+            else gemm_sums(sum, P, V, copy, 1, GEMM_ROWS, panel, K, ahead);
             gemm_write(C + i * ldc + j, ldc, sum, rows, columns, V * VECTOR_LANES, alpha, beta);
         }
     }

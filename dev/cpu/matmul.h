@@ -137,7 +137,14 @@ enum {
     MATMUL_FEWEST = 8,               // rows of x: with fewer, most of a vector would be empty
     MATMUL_MOST = 4096,              // rows of x: so many are copied at most
     MATMUL_TOKENS = 288,             // rows of x in a piece, about: GEMM_DEPTH of each stay in level 2
-    MATMUL_CHANNELS = 4 * GEMM_ROWS, // columns of out: whole blocks, and whole vectors
+    MATMUL_SHARES = 4,               // pieces a thread: divides most widths, so that no thread is idle at the end
+    MATMUL_LEAST_CHANNELS = 4 * GEMM_ROWS, // columns of out in a piece, in whole vectors
+#if defined(__AVX512F__)
+    MATMUL_MOST_CHANNELS = 384,      // as many as lie in level 2 beside x: 1 to 2 MiB where there is AVX-512, else 1/2
+#else
+    MATMUL_MOST_CHANNELS = 48,
+#endif
+    MATMUL_AHEAD = 4 * VECTOR_LANES, // numbers of a row of out that are asked for before they are written
     MATMUL_SCRATCH_X = 0, MATMUL_SCRATCH_OUT = 1,
 };
 
@@ -158,8 +165,10 @@ static inline matmul_mirror_t matmul_mirror(size_t N, size_t C, size_t OC) {
     m.padded = matmul_pieces(N, VECTOR_LANES) * VECTOR_LANES;
     m.tokens = matmul_pieces(matmul_pieces(N, matmul_pieces(N, MATMUL_TOKENS)), GEMM_PANEL) * GEMM_PANEL;
     m.groups = matmul_pieces(N, m.tokens);
-    size_t wanted = m.shared ? matmul_pieces((size_t)MATMUL_TURNS * omp_get_max_threads(), m.groups) : 1;
-    m.channels = matmul_least(matmul_pieces(matmul_pieces(OC, wanted), MATMUL_CHANNELS), 2) * MATMUL_CHANNELS;
+    size_t wanted = m.shared ? matmul_pieces((size_t)MATMUL_SHARES * omp_get_max_threads(), m.groups) : 1;
+    m.channels = matmul_pieces(matmul_pieces(OC, wanted), VECTOR_LANES) * VECTOR_LANES;
+    if (m.channels < MATMUL_LEAST_CHANNELS) m.channels = MATMUL_LEAST_CHANNELS;
+    if (m.channels > MATMUL_MOST_CHANNELS) m.channels = MATMUL_MOST_CHANNELS;
     m.down = matmul_pieces(OC, m.channels);
     return m;
 }
@@ -185,6 +194,7 @@ static inline void matmul_mirror_back(floatX* out, size_t ld, const floatX* mirr
         for (int j = 0; j < cols; j += VECTOR_LANES) {
             vector_t v[VECTOR_LANES];
             int down = (int)matmul_least(rows - i, VECTOR_LANES), valid = (int)matmul_least(cols - j, VECTOR_LANES);
+            for (int k = 0; k < down; k++) __builtin_prefetch(out + (i + k) * ld + j + MATMUL_AHEAD, 1);
             #pragma GCC unroll 16
             for (int k = 0; k < VECTOR_LANES; k++) v[k] = vector_load(mirrored + (j + k) * by + i);
             vector_transpose(v);
