@@ -6,6 +6,7 @@
 //     ./eval -latent -tokenizer A,B,C                              Table 16, PCA pictures
 //     ./eval -gen    -dit runs/mini/dit.safetensors                gFID, sFID, IS, precision, recall, KID
 //     ./eval -sweep  -dit runs/mini/dit.safetensors                gFID against steps and guidance, plotted
+//     ./eval -preset t2i_mini -gen -data scenes:48                 both also of held-out captions, by text to image
 //     ./eval -scenes -tokenizer A,B [-dit DIT]                     do pictures show the scenes that captions name?
 //     ./eval -captions FOLDER -clip FILE ...                       CLIP score, aesthetic score, HPSv2 of pictures
 //     ./eval -pick A,B -pick_model FILE ...                        PickScore of two systems
@@ -154,19 +155,17 @@ static const char* open_samples(eval_t* e, image_source_t* samples, pipeline_t* 
         image_source_limit(samples, (size_t)o->n);
         return o->samples;
     }
-    need_file(e, "dit", o->drawing.dit, "a LightningDiT, or -samples");
+    need_file(e, "dit", o->drawing.dit, "a diffusion transformer, or -samples");
     need_file(e, "tokenizer", tokenizer, "the tokenizer that the DiT draws with");
     dit_sampler_options_t sampler = drawing_sampler(&o->drawing, o->batch, o->seed);
     if (o->sweep) sampler.guidance.w = 2; // there is room for guidance
     drawing_open(g, &o->drawing, tokenizer, (autoencoder_weights_t)o->tokenizer_weights, sampler);
-    if (g->is_text) {
-        fatal("%s draws captions: draw them with ./sample -prompts FILE -images FOLDER, and measure that folder "
-              "(-samples)", o->drawing.dit);
-    }
+    drawing_open_text(g, &o->drawing);
     pipeline_load(g);
     sampler.guidance.w = o->drawing.cfg;
     pipeline_use(g, sampler);
-    image_source_pipeline(samples, g, (size_t)o->n, o->balanced, e->stream);
+    if (g->is_text) image_source_captions(samples, g, eval_data(o, g->tokenizer.data), (size_t)o->n, e->stream);
+    else image_source_pipeline(samples, g, (size_t)o->n, o->balanced, e->stream);
     return o->drawing.dit;
 }
 
@@ -235,6 +234,10 @@ static void parse(eval_t* e, int argc, char** argv) {
         fatal("-raw is about the weights of a DiT, and none is measured; a tokenizer's: -tokenizer_weights raw");
     }
     if (o->image[0] && (!o->recon || others)) fatal("-image %s is for -recon alone; leave the other out", o->image);
+    if (o->drawing.size[0] && !o->gen && !o->sweep) {
+        fatal("-size %s: pictures are drawn for -gen and -sweep in this size; -scenes draws them in that of -data",
+              o->drawing.size);
+    }
     if (o->crop == CROP_ASPECT && (o->gen || o->probe || o->sweep)) {
         fatal("-crop aspect is for -recon and -latent: -gen, -sweep and -probe compare images of one size");
     }

@@ -2,6 +2,7 @@
 # Text to image in the miniature world: drawn scenes with captions (common/data/scenes.h).
 #
 #     sh dev/t2i.sh demo          `make demo_t2i`: a transformer on the tokenizer that comes with the repository; draws and measures
+#     sh dev/t2i.sh larger        the paper's second size: the transformer that comes with it goes on with scenes of 96 pixels
 #     sh dev/t2i.sh miniature     files as those that come with it, from nothing; needs build/cpu/pretrain
 #
 # The programs stand in the root. Everything lies in runs/t2i_*; a second call goes on where the first one stopped. docs/t2i.md
@@ -30,16 +31,19 @@ stage() {
     ./train_tokenizer $network -stage "$number" -out "$out" -lr "$lr" -steps "$steps" -change 1 "$@"
 }
 
-# transformer TOKENIZER LR STEPS: t2i-mini on the latents of 24,000 scenes, up to so many steps in all
+# transformer TOKENIZER LR STEPS [FLAGS...]: t2i-mini on the latents of 24,000 scenes, up to so many steps in all
 transformer() {
-    [ -e $out/latents ] || ./train_dit -preset t2i_mini -extract 1 -data $data -images 24000 -tokenizer "$1" -latents $out/latents
-    ./train_dit -preset t2i_mini -data $data -tokenizer "$1" -latents $out/latents -out $out -lr "$2" -steps "$3" \
-        -batch 32 -ema 0.99 -grid_every 0 -change 1
+    latents_of=$1 lr=$2 steps=$3
+    shift 3
+    [ -e $out/latents ] || ./train_dit -preset t2i_mini -extract 1 -data $data -images 24000 -tokenizer "$latents_of" \
+        -latents $out/latents "$@"
+    ./train_dit -preset t2i_mini -data $data -tokenizer "$latents_of" -latents $out/latents -out $out -lr "$lr" \
+        -steps "$steps" -batch 32 -ema 0.99 -grid_every 0 -change 1 "$@"
 }
 
 # score TOKENIZER DIT: of reconstructions of held-out scenes (the ceiling), and of what is drawn of their captions
 score() {
-    ./eval -preset t2i_mini -scenes -tokenizer "$1" -dit "$2" -images 200 -out $out -json $out/scores.jsonl
+    ./eval -preset t2i_mini -scenes -data $data -tokenizer "$1" -dit "$2" -images 200 -out $out -json $out/scores.jsonl
 }
 
 case ${1:-demo} in
@@ -49,6 +53,14 @@ demo)
     transformer $tokenizer 1.5e-3 1200
     transformer $tokenizer 3e-4 1500
     ./sample -prompt "two red circles on a black background" -n 8 -dit $out/dit.safetensors -tokenizer $tokenizer -out $out/samples.png
+    score $tokenizer $out/dit.safetensors
+    ;;
+larger)
+    out=runs/t2i_larger
+    data=scenes:96:mixed
+    tokenizer=miniature/t2i_tokenizer.safetensors # as it is: what it learnt of 48 pixels suits 96
+    transformer $tokenizer 1e-3 1200 -image_size 96 -from miniature/t2i.safetensors
+    transformer $tokenizer 3e-4 1500 -image_size 96 -from miniature/t2i.safetensors
     score $tokenizer $out/dit.safetensors
     ;;
 miniature)
@@ -72,7 +84,7 @@ miniature)
     score miniature/t2i_tokenizer.safetensors miniature/t2i.safetensors
     ;;
 *)
-    echo "error: $1 is neither demo nor miniature; see the head of this file" >&2
+    echo "error: $1 is neither demo nor larger nor miniature; see the head of this file" >&2
     exit 1
     ;;
 esac

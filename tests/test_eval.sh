@@ -211,6 +211,28 @@ if [ -s "$here/miniature/t2i.safetensors" ]; then
     sed -n '/"generator"/p' drawn.json >d64.json
     sed -n '/"generator"/p' drawn4.json >d4.json
     check "  the same in batches of 4" same d64 d4 1e-9 single counting two position overall ground number colours
+    mkdir same_caption # then image i has the noise that sample gives it
+    for i in 1 2 3 4 5 6; do
+        cp "$images/colour.jpg" same_caption/$i.jpg
+        echo "two red circles on a gray background" >same_caption/$i.txt
+    done
+    captioned() { # captioned NAME FLAGS...
+        json=$1.json
+        shift
+        "$eval" -preset t2i_mini -data captions:same_caption -n 24 -steps 2 -out captioned -json "$json" "$@" >out 2>said
+    }
+    check "-gen of held-out captions" captioned text -gen -size 40x40
+    check "  one image of each, by the protocol" grep -q 'drawn captions of captions:same_caption, val split, by lot, in 40 x 40' out
+    captioned text4 -gen -size 40x40 -batch 4
+    check "  the same in batches of 4" same text text4 1e-9 FD-mini sFD-mini precision-mini recall-mini KID-mini
+    "$build/sample" -prompt "two red circles on a gray background" -n 6 -steps 2 -size 40x40 -npz text.npz >/dev/null 2>&1
+    captioned text_npz -gen -samples text.npz
+    check "  the images of sample -prompt" test -n "$(entry text samples)" -a "$(entry text samples)" = "$(entry text_npz samples)"
+    check "-sweep of them" captioned text_sweep -sweep -sweep_steps 2 -sweep_cfg "" -size 40x40
+    check "  a point is what -gen measures" near "$(cut -d ' ' -f 4 captioned/sweep.txt)" "$(value text FD-mini)" 1e-9
+    check "  away from something" captioned text_sweep -sweep -sweep_steps 2 -sweep_cfg "" -size 40x40 -negative "a blue square"
+    check "  is another curve" test "$(cut -d ' ' -f 1 captioned/sweep.txt | sort -u | wc -l)" -eq 2
+    expect "-gen of captions, of a data set without" 1 'shapes has no captions, and .* draws them' captioned none -gen -data shapes
 else
     echo "skipped: the trained miniature of text to image is not there"
 fi

@@ -256,6 +256,9 @@ expect "-from of classes" 1 'run/dit.safetensors was trained with text encoder \
 # exported weights, and their averages, stay what they are where nothing is learnt; what is learnt begins as from the checkpoint
 # where this one's average is the weights themselves
 same_end() { test "$(tail -c 250000 "$1" | cksum)" = "$(tail -c 250000 "$2" | cksum)"; }
+expect "a larger size from exported weights" 0 '' t2i -out t2i_larger -data scenes:64:mixed -image_size 64 -latents none -images 60 \
+    -from t2i.safetensors -steps 2
+check "  which has more positions" grep -Eq '^latents +encoded beside the training: 60 of 3 sizes up to 8 x 8' out
 expect "another run from exported weights" 0 '' t2i -out t2i_idle -from t2i.safetensors -steps 1 -lr 0
 check "  is told" grep -Eq '^from +t2i.safetensors at its step 8, the averaged weights alone' out
 expect "  exported again" 0 '' t2i -out t2i_idle -export idle.safetensors

@@ -6,9 +6,10 @@
 //     precision, recall    of balls around 3 nearest neighbours (there)
 //     KID         kernel distance, 100 subsets of 1,000 (there)
 //
-// Samples are images that exist (-samples: a folder, an .npz) or are drawn as they are needed from a LightningDiT. The
-// reference is images, or their statistics (common/measures/reference_statistics.h); precision, recall and KID need its
-// images. Means, covariances and the Inception Score are streamed. Precision, recall and KID compare images with
+// Samples are images that exist (-samples: a folder, an .npz) or are drawn as they are needed: of classes by a
+// LightningDiT; by a text-to-image transformer, of held-out captions of -data, all in one size (-size). The
+// reference is images, or their statistics (common/measures/reference_statistics.h); precision, recall and KID need
+// its images. Means, covariances and the Inception Score are streamed. Precision, recall and KID compare images with
 // images, so the features of the samples and of -pr_images of the reference stay in memory of every process: 8 KB an
 // image, 400 MB at 50,000. Processes share the samples by number, and the work on these features. Look next at
 // common/measures/reference_statistics.h and common/drawing/pipeline.h.
@@ -97,6 +98,9 @@ static inline void gen_protocol(gen_t* g, result_t* result, const image_source_t
     if (r->has_images) report_protocol(result, "precision, recall, KID", "against %zu images", r->features.rows_n);
     feature_net_protocol(result, g->net, g->input);
     if (set->kind == SOURCE_PIPELINE) eval_drawing_protocol(g->e, result, set->pipeline);
+    if (set->kind == SOURCE_PIPELINE && set->pipeline->is_text) {
+        report_protocol(result, "drawn", "%s, in %d x %d pixels", set->name, set->W, set->H);
+    }
     if (set->damaged) report_protocol(result, "unreadable", "%zu images left out", set->damaged);
     if (g->features.n < (size_t)g->net->dim) {
         report_protocol(result, "note", "fewer samples than the %d features: biased upward, compare at equal numbers",

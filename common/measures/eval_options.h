@@ -8,7 +8,7 @@
 #include "common/training/comm.h"
 // defines: AUTOENCODER_WEIGHTS, AUTOENCODER_WEIGHTS_HELP
 #include "common/training/tokenizer_checkpoint.h"
-// defines: drawing_options_t, drawing_flags, drawing_preset_*; by pipeline.h: caption_encoder_flags, pipeline_t
+// defines: drawing_options_t, drawing_flags, drawing_text_flags, drawing_preset_*; by pipeline.h: pipeline_t
 #include "common/drawing/drawing_options.h"
 // defines: make_folder
 #include "common/files/folder.h"
@@ -72,6 +72,7 @@ static inline void eval_drawing_protocol(const eval_t* e, result_t* result, cons
     report_protocol(result, "sampler", "%s, seed %zu", text, o->seed);
     dit_sampler_guidance_text(text, sizeof text, &d->sampler);
     report_protocol(result, "guidance", "%s", text);
+    if (d->is_text && d->negative[0]) report_protocol(result, "away from", "%s", d->negative);
     report_protocol(result, "latent statistics", "hash %s", hash_text(hash, pipeline_statistics_hash(d)));
 }
 
@@ -89,13 +90,14 @@ static const cli_setting_t eval_preset_paper[] = {{"tokenizer", "runs/imagenet/s
 
 static const cli_setting_t eval_preset_t2i_mini[] = {{"preset", "t2i_method"}, {"dit", "miniature/t2i.safetensors"},
     {"tokenizer", "miniature/t2i_tokenizer.safetensors"}, {"data", "scenes:48:mixed"}, {"images", "1000"},
-    {NULL, NULL}};
+    {"features", "miniature/vgg.safetensors"}, {"crop", "tv"}, {"n", "1000"}, {NULL, NULL}};
 
 static const cli_preset_t eval_presets[] = {
     {"mini", "the trained miniature that comes with this repository (garments, 32 pixels)", eval_preset_mini},
     {"imagenet", "what train_tokenizer and train_dit -preset imagenet leave", eval_preset_imagenet},
     {"paper", "the same by the paper's protocol: 50,000 samples, 250 steps, ADM's reference", eval_preset_paper},
-    {"t2i_mini", "the trained miniature of text to image (drawn scenes, 48 pixels), for -scenes", eval_preset_t2i_mini},
+    {"t2i_mini", "the trained miniature of text to image (drawn scenes, 48 pixels), for -scenes and -gen",
+     eval_preset_t2i_mini},
     {"t2i_method", "how text to image is drawn, with another -dit and -tokenizer", drawing_preset_t2i_method},
     {"dit", "DiT-XL/2 and Stable Diffusion's autoencoder, files as published, in this folder", drawing_preset_dit},
     {"sit", "SiT-XL/2, likewise", drawing_preset_sit},
@@ -151,7 +153,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "-captions: HPS_v2.1_compressed.pt, or v2.0's HPS_v2_compressed.pt", CLI_SAVED},
         {NULL, "pick_model", CLI_STRING, &o->pick_model, "", NULL, "-pick: PickScore_v1's weights", CLI_SAVED},
         {"Images", "data", CLI_STRING, &o->data, "", NULL,
-         "data set, as for train_tokenizer; its val split is what -recon, -probe and -latent measure on", CLI_SAVED},
+         "data set, as for train_tokenizer; its val split is what -recon, -probe and -latent measure on, and whose "
+         "captions a text-to-image -dit draws", CLI_SAVED},
         {NULL, "images", CLI_INT, &o->images, "50000", "[2, inf)", "of the val split, by lot if it has more",
          CLI_SAVED},
         {NULL, "crop", CLI_CHOICE, &o->crop, "adm", "adm|tv|aspect",
@@ -178,7 +181,8 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
          "allow a reference that was made for another score, or with another network", CLI_SAVED},
         {NULL, "input", CLI_CHOICE, &o->input, "auto", "auto|pt|tf",
          "Inception's input: pt as pytorch-fid (rFID), tf as ADM's graph (gFID); auto: each score its own", CLI_SAVED},
-        {"Drawing", "n", CLI_INT, &o->n, "50000", "[2, inf)", "samples", CLI_SAVED},
+        {"Drawing", "n", CLI_INT, &o->n, "50000", "[2, inf)",
+         "samples; of captions one each, by lot, and no more than are held out", CLI_SAVED},
         {NULL, "class", CLI_CHOICE, &o->balanced, "random", "random|balanced", "their classes: drawn, or in turn",
          CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "of the noise, the labels, and the probe", CLI_SAVED},
@@ -228,7 +232,7 @@ static inline int eval_flags(eval_options_t* o, cli_flag_t out[EVAL_FLAGS]) {
     int n = sizeof what / sizeof what[0];
     memcpy(out, what, sizeof what);
     n += drawing_flags(&o->drawing, "1", out + n);
-    n += caption_encoder_flags(&o->drawing.text, out + n);
+    n += drawing_text_flags(&o->drawing, out + n);
     memcpy(out + n, how, sizeof how);
     return n + (int)(sizeof how / sizeof how[0]);
 }

@@ -216,7 +216,7 @@ static inline void eval_scenes_dit(eval_t* e, const char* tokenizer) {
                  drawing_sampler(&o->drawing, o->batch, o->seed));
     if (!g.is_text) fatal("-scenes: %s draws classes and reads no captions; give a text-to-image transformer", g.path);
     size_t count = scenes_open(&set, o, eval_data(o, g.tokenizer.data));
-    pipeline_use_text(&g, &o->drawing.text, "", set.rows, set.columns); // no canvas has more pixels
+    pipeline_use_text(&g, &o->drawing.text, o->drawing.negative, set.rows, set.columns); // no canvas has more pixels
     pipeline_load(&g);
     scene_maker_t maker = {e, &g, &g.tokenizer, NULL};
     result_t* result = report_begin(&e->report, "scenes", "generator", g.path);

@@ -1,10 +1,10 @@
 // eval_sweep.h: `./eval -sweep`: gFID against the number of sampling steps and against the guidance scale (AlignTok,
 // Figure 4 left and middle), as lines of a table and as a picture.
 //
-// One axis at a time: -sweep_steps at the guidance of -cfg, and -sweep_cfg at the steps of -steps. Each point draws -n
-// images with the same noise and labels. A point that is done is written to OUT/sweep.txt and not measured again: the
-// same command goes on where it was stopped. Each line there begins with a hash of everything that the point depends on
-// beside its two numbers, so a changed model, reference or setting begins a new curve.
+// One axis at a time: -sweep_steps at the guidance of -cfg, and -sweep_cfg at the steps of -steps. Each point draws
+// -n images with the same noise and labels, or captions. A point that is done is written to OUT/sweep.txt and not
+// measured again: the same command goes on where it was stopped. Each line there begins with a hash of everything
+// that the point depends on beside its two numbers, so a changed model, reference or setting begins a new curve.
 // Look next at common/measures/eval_gen.h and common/data/chart.h.
 #pragma once
 #include <sys/stat.h>
@@ -44,12 +44,13 @@ static inline void sweep_add(sweep_t* w, int steps, double cfg) {
 }
 
 // All that a point depends on, beside steps and guidance scale.
-static inline void sweep_key(sweep_t* w, const pipeline_t* g, const feature_net_t* net,
+static inline void sweep_key(sweep_t* w, const image_source_t* samples, const feature_net_t* net,
                              const reference_statistics_t* reference) {
+    const pipeline_t* g = samples->pipeline;
     const eval_options_t* o = &w->e->options;
     const drawing_options_t* d = &o->drawing;
     struct stat info;
-    char text[2000];
+    char text[4000];
     memset(&info, 0, sizeof info);
     stat(g->path, &info);
     int n = snprintf(text, sizeof text, "%s %lld %lld %s %s %d %016llx %d %zu %d %d %g %g %d %d %d %d %g %d %016llx",
@@ -57,6 +58,10 @@ static inline void sweep_key(sweep_t* w, const pipeline_t* g, const feature_net_
                      o->input, (unsigned long long)reference->hash, o->n, o->seed, d->solver, d->cfg_channels, d->cfg_start,
                      d->shift, o->balanced, d->raw, d->predicts, d->process, d->eta, d->cfg_energy,
                      (unsigned long long)pipeline_statistics_hash(g));
+    if (g->is_text) {
+        n += snprintf(text + n, sizeof text - n, " %s %d %d %s %.2000s", samples->name, samples->H, samples->W,
+                      g->encoder.name, g->negative);
+    }
     hash_text(w->key, image_hash(0, (const uint8_t*)text, (size_t)n));
 }
 
@@ -169,7 +174,7 @@ static inline void eval_sweep(eval_t* e, const char* subject, image_source_t* sa
     snprintf(w.path, sizeof w.path, "%s/sweep.txt", e->options.out);
     feature_net_score(net, "gFID", w.name);
     sweep_points(&w);
-    sweep_key(&w, g, net, reference);
+    sweep_key(&w, samples, net, reference);
     sweep_read(&w);
     for (int i = 0; i < w.count; i++) {
         sweep_point_t* p = &w.points[i];

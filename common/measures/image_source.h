@@ -1,5 +1,5 @@
 // image_source.h: a numbered set of images of one size as bytes, whatever they come from: a data set, an .npz file of
-// samples, or a pipeline that draws them when they are asked for.
+// samples, or a pipeline that draws them, of classes or of captions, when they are asked for.
 //
 //     image_source_dataset(&set, "fashion-mnist", SPLIT_VAL, CROP_ADM, 32);
 //     int n = image_source_read(&set, &batch, first, count, stride);
@@ -18,9 +18,9 @@
 #include "common/data/aspect.h"
 // defines: image_centre_crop_adm, image_centre_crop_tv
 #include "common/data/crop.h"
-// defines: dataset_t, dataset_open, dataset_load, dataset_label
+// defines: dataset_t, dataset_open, dataset_load, dataset_label, dataset_caption
 #include "common/data/dataset.h"
-// defines: pipeline_t, pipeline_label, pipeline_draw
+// defines: pipeline_t, pipeline_label, pipeline_draw, pipeline_draw_captions
 #include "common/drawing/pipeline.h"
 // defines: random_permute, RANDOM_DATA_ORDER
 #include "common/program/rng.h"
@@ -42,7 +42,7 @@ typedef struct {
     aspect_t aspect;    // CROP_ASPECT: the sizes; members are the numbers of the images of each
     size_t begin, end;  // CROP_ASPECT: the members of the size that it has turned to
     size_t damaged;     // of those asked for, could not be read
-    dataset_t data;     // SOURCE_DATASET
+    dataset_t data;     // SOURCE_DATASET; of a pipeline that draws captions, whose they are
     crop_t crop;
     int permuted;       // 1: image i is that at place i of a fixed permutation
     npz_reader_t npz;   // SOURCE_NPZ
@@ -124,6 +124,19 @@ static inline void image_source_pipeline(image_source_t* set, pipeline_t* g, siz
     snprintf(set->name, sizeof set->name, "%.390s", g->path);
 }
 
+// The images of a pipeline that draws captions: one of each held-out caption of a data set, at most `count`, by lot.
+static inline void image_source_captions(image_source_t* set, pipeline_t* g, const char* spec, size_t count,
+                                         stream_t s) {
+    image_source_pipeline(set, g, count, 0, s);
+    dataset_open(&set->data, spec, SPLIT_VAL);
+    if (set->data.kind != DATASET_CAPTIONS && set->data.kind != DATASET_SCENES) {
+        fatal("-data %s has no captions, and %s draws them; give captions:FOLDER or scenes", spec, g->path);
+    }
+    set->permuted = 1;
+    if (count > set->data.count) set->count = set->data.count;
+    snprintf(set->name, sizeof set->name, "captions of %.300s, val split, by lot", spec);
+}
+
 // Leaves n images, if there are more: not the first ones, for folders are in the order of their classes, but the
 // beginning of a fixed permutation of all.
 static inline void image_source_limit(image_source_t* set, size_t n) {
@@ -168,7 +181,7 @@ static inline void image_source_npz(image_source_t* set, const char* path) {
 }
 
 static inline void image_source_close(image_source_t* set) {
-    if (set->kind == SOURCE_DATASET) dataset_close(&set->data);
+    dataset_close(&set->data);
     aspect_close(&set->aspect);
     if (set->kind == SOURCE_NPZ) npz_close(&set->npz);
     memset(set, 0, sizeof *set);
@@ -276,12 +289,20 @@ static inline void image_source_read_dataset(const image_source_t* set, image_ba
 static inline void image_source_draw(const image_source_t* set, image_batch_t* b, size_t first, int count,
                                      size_t stride) {
     uint64_t* numbers = (uint64_t*)malloc_check(count * sizeof(uint64_t), "numbers");
-    const pipeline_t* g = set->pipeline;
+    char** captions = (char**)calloc_check(count, sizeof *captions, "captions");
+    pipeline_t* g = set->pipeline;
     for (int i = 0; i < count; i++) {
         numbers[i] = first + i * stride;
-        b->labels[i] = pipeline_label(g, set->balanced, g->options.seed, first + i * stride);
+        b->labels[i] = g->is_text ? -1 : pipeline_label(g, set->balanced, g->options.seed, numbers[i]);
+        if (g->is_text) captions[i] = dataset_caption(&set->data, image_source_place(set, numbers[i]));
     }
-    pipeline_draw(set->pipeline, b->pixels, numbers, b->labels, count, set->stream);
+    if (g->is_text) {
+        pipeline_draw_captions(g, b->pixels, numbers, (const char* const*)captions, count, set->stream);
+    } else {
+        pipeline_draw(g, b->pixels, numbers, b->labels, count, set->stream);
+    }
+    for (int i = 0; i < count; i++) free(captions[i]);
+    free(captions);
     free(numbers);
 }
 
