@@ -74,13 +74,13 @@ static inline void make_shard(const char* folder, int rank, int number, size_t f
     char path[1200], full[TEMPORARY_PATH];
     floatS z[VALUES], flipped[VALUES];
     latent_shard_t shard;
-    latent_shard_open(&shard, n + 2, CHANNELS, SIDE); // room that stays empty
+    latent_shard_open(&shard, n + 2, CHANNELS, SIDE, SIDE, 1); // room that stays empty
     for (size_t i = first; i < first + n; i++) {
         for (int e = 0; e < VALUES; e++) z[e] = (floatS)(i * 1000 + e), flipped[e] = z[e] + 500;
         latent_shard_add(&shard, z, flipped, label_of(i));
     }
     latent_shard_path(path, sizeof path, temporary_path(full, folder), rank, number);
-    latent_origin_t origin = {tokenizer, "pictures", 100, 100, CLASSES, 2, NAMES, "images"};
+    latent_origin_t origin = {tokenizer, "pictures", 100, 100, CLASSES, 2, NAMES, "images", NULL};
     latent_shard_write(&shard, path, &origin, n);
 }
 
@@ -318,8 +318,8 @@ static inline void test_holes(void) {
 static inline int is_made_from_some(const char* name, size_t total, const char* tokenizer, const char* data,
                                     size_t images, size_t chosen) {
     char path[TEMPORARY_PATH];
-    latent_origin_t origin = {tokenizer, data, images, chosen, CLASSES, 2, NAMES, "images"};
-    return latent_shard_is_made(temporary_path(path, name), total, CHANNELS, SIDE, &origin);
+    latent_origin_t origin = {tokenizer, data, images, chosen, CLASSES, 2, NAMES, "images", NULL};
+    return latent_shard_is_made(temporary_path(path, name), total, CHANNELS, SIDE, SIDE, &origin);
 }
 static inline int is_made_from(const char* name, size_t total, const char* tokenizer, const char* data, size_t images) {
     return is_made_from_some(name, total, tokenizer, data, images, images);
@@ -367,13 +367,13 @@ static inline void test_statistics(void) {
     char path[1200], folder[TEMPORARY_PATH];
     floatS mean[CHANNELS], std[CHANNELS], again[CHANNELS], again_std[CHANNELS];
     temporary_mkdir("stats");
-    latent_shard_open(&shard, N, CHANNELS, SIDE);
+    latent_shard_open(&shard, N, CHANNELS, SIDE, SIDE, 1);
     for (int i = 0; i < N; i++) {
         for (int e = 0; e < VALUES; e++) z[i][e] = (floatS)(100 * (e % CHANNELS) + (1 + e % CHANNELS) * test_normal());
         latent_shard_add(&shard, z[i], flipped, 0);
     }
     latent_shard_path(path, sizeof path, temporary_path(folder, "stats"), 0, 0);
-    latent_origin_t origin = {"", "pictures", N, N, 1, 1, "[\"all\"]", "images"};
+    latent_origin_t origin = {"", "pictures", N, N, 1, 1, "[\"all\"]", "images", NULL};
     latent_shard_write(&shard, path, &origin, N);
     open_latents(&l, "stats", 1);
     latents_statistics(&l, 1, 10000, mean, std);
