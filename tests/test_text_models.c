@@ -8,6 +8,8 @@
 #include "common/data/scenes.h"
 // defines: clip_score_*, aesthetic_*, caption_scores_*, pick_mean, clip_input
 #include "common/measures/clip_score.h"
+// defines: caption_data_t, caption_data_take, caption_data_check
+#include "common/training/caption_data.h"
 // defines: prompted_t, prompted_open, prompted_check_same, prompted_close
 #include "common/measures/prompted.h"
 // defines: t5_t, clip_text_t, clip_image_t, t5_load, clip_load_text, clip_load_image, *_config_of_file
@@ -664,6 +666,20 @@ static void encode_t5(const char* caption) {
     caption_encoder_batch(&e, &caption, 1, &batch, 0);
     check(batch.L == 40 && batch.first[0] == 0 && e.ids[39] == 1, "cut to -text_len, with the mark of the end");
 }
+static void train_t5(const char* caption) { // the text of a training's step
+    static caption_data_t data;
+    static dit_t d;
+    char paths[2][TEMPORARY_PATH], *captions[1] = {string_copy(caption)};
+    bucket_batch_t batch;
+    memset(&batch, 0, sizeof batch);
+    batch.captions = captions;
+    d.config.batch = 1;
+    caption_encoder_options_t o = captions_t5(paths);
+    caption_encoder_open(&data.encoder, &o, 1);
+    caption_data_take(&data, &batch, &d, 0);
+    check(d.captions.L == 16 && d.captions.text == data.encoder.t5.rows && !d.captions.pooled, "what the step reads");
+    caption_data_check(&data);
+}
 static void open_captions(const char* change) { // the name of a flag, and its value
     static caption_encoder_t e;
     char paths[2][TEMPORARY_PATH];
@@ -721,6 +737,7 @@ static void test_t5_captions(void) {
     char* long_text = repeat("a ", 10000);
     check_warning(encode_t5, long_text, "longer than the 40 rows", 1);
     free(long_text);
+    check(temporary_run_child(train_t5, "abcabc") == 0, "in training");
     check_message(open_captions, "t5 ", "-text t5 needs T5 v1.1's encoder", "-t5");
     check_message(open_captions, "t5_vocabulary /nowhere", "No such file", "spiece.model");
     check_message(open_captions, "none none", "CLIP's weights", "No such file");
@@ -736,6 +753,7 @@ static void test_t5_captions(void) {
     bed.params.values[0] = NAN;
     write_table("captions_t5.safetensors", &bed.params, 0, bed.params.table.n, "");
     check_message(encode_t5, "<pad> zz", "makes a NaN", "zz");
+    check_message(train_t5, "<pad> zz", "makes a NaN", "zz");
     t5_bed_end(&bed);
     config.vocabulary = 10;
     t5_bed_begin(&bed, config, 1, 1);
