@@ -13,6 +13,8 @@
 #include "common/data/latents.h"
 // defines: fixture_open
 #include "tests/fixture.h"
+// defines: make_picture
+#include "tests/picture.h"
 // defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, check_message, temporary_end
 #include "tests/temporary.h"
 // defines: test_begin, test_case, check, check_error, test_normal, test_end_case, test_finish
@@ -26,23 +28,6 @@ static const floatS zeros[CHANNELS] = {0, 0, 0}, ones[CHANNELS] = {1, 1, 1};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The crop
-
-// The picture of dev/reference/make_crop_fixture.py.
-static inline image_t make_picture(int height, int width) {
-    image_t image = image_create(height, width);
-    for (int y = 0; y < height; y++) {
-        for (int x = 0; x < width; x++) {
-            for (int c = 0; c < 3; c++) {
-                int smooth = (y * (3 + c) + x * (5 - c)) % 511;
-                int edge = (x / 37 + y / 29 + c) % 3 == 0 ? 120 : 0;
-                int noise = (int)(((int64_t)y * 7919 + (int64_t)x * 104729 + c * 1299709) % 65537 * 31 % 97);
-                int value = (smooth > 255 ? 510 - smooth : smooth) + edge + noise - 60;
-                image.pixels[((size_t)y * width + x) * 3 + c] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
-            }
-        }
-    }
-    return image;
-}
 
 static inline void test_crop(void) {
     safetensors_t f;

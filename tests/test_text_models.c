@@ -20,6 +20,8 @@
 #include "tests/fixture.h"
 // defines: random_buffer (these tests run in double)
 #include "tests/gradient.h"
+// defines: make_picture
+#include "tests/picture.h"
 // defines: temporary_begin, temporary_path, temporary_write, check_message
 #include "tests/temporary.h"
 // defines: blob_t, put_toy
@@ -772,19 +774,6 @@ enum { SHOTS = 5, SHOT_SIDE = 12 };
 static const int shot_sizes[SHOTS][2] = {{12, 12}, {40, 30}, {17, 64}, {9, 7}, {97, 131}}; // height, width
 static const char toy_merges[] = "#version: 0.2\na b\nab c</w>\n";
 
-// The picture of dev/reference/make_captions_fixture.py.
-static image_t make_shot(int height, int width) {
-    image_t image = image_create(height, width);
-    for (int i = 0; i < height * width * 3; i++) {
-        int y = i / 3 / width, x = i / 3 % width, c = i % 3;
-        int smooth = (y * (3 + c) + x * (5 - c)) % 511, edge = (x / 37 + y / 29 + c) % 3 == 0 ? 120 : 0;
-        int noise = (y * 7919 + x * 104729 + c * 1299709) % 65537 * 31 % 97;
-        int value = (smooth > 255 ? 510 - smooth : smooth) + edge + noise - 60;
-        image.pixels[i] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
-    }
-    return image;
-}
-
 // Both ways of a picture to CLIP against Pillow's and torchvision's. Bytes are equal; floats are summed in another
 // order there.
 static void test_clip_input(void) {
@@ -793,7 +782,7 @@ static void test_clip_input(void) {
     safetensors_t f;
     fixture_open(&f, "captions");
     for (int i = 0; i < SHOTS; i++) {
-        image_t image = make_shot(shot_sizes[i][0], shot_sizes[i][1]);
+        image_t image = make_picture(shot_sizes[i][0], shot_sizes[i][1]);
         for (int how = 0; how < 2; how++) {
             char name[64];
             double worst = 0;
@@ -835,7 +824,7 @@ static void test_scores(void) {
             check_error("the scale", fabs(net.scale - exp(3.25)), 1e-12);
             memset(net.plan.memory, 0xFF, plan_bytes(&net.plan)); // NaN
             for (int i = 0; i < SHOTS; i++) {
-                image_t image = make_shot(shot_sizes[i][0], shot_sizes[i][1]);
+                image_t image = make_picture(shot_sizes[i][0], shot_sizes[i][1]);
                 clip_input(pixels + i * SHOT_SIDE * SHOT_SIDE * 3, &image, SHOT_SIDE, (clip_input_t)how);
                 image_free(&image);
             }
@@ -864,7 +853,7 @@ static void test_scores(void) {
 
 static void write_shot(const char* file, const char* prompt) {
     char path[TEMPORARY_PATH], error[IMAGE_ERROR_SIZE];
-    image_t image = make_shot(8, 8);
+    image_t image = make_picture(8, 8);
     image_text_t text = {"Prompt", prompt};
     check(image_write_png(temporary_path(path, file), &image, &text, prompt != NULL, error), error);
     image_free(&image);
