@@ -361,7 +361,7 @@ static void test_folder(void) {
         check_sample(&d, 2, 7, 5, 4, "by json");
     }
     check(said("1 samples have no caption") && said("files/c.png") && said("files/e.txt"), "the others are named");
-    caption_filter_t f = caption_filter_of(8);
+    caption_filter_t f = {0.5, 0.8, 4.5, 4, 2.1};
     dataset_filter(&d, &f, counts);
     check(d.count == 2 && counts[0] == 1, "what its json tells is known");
     dataset_close(&d);
@@ -445,7 +445,7 @@ static void test_filters(void) {
     write_archive(&a, "filters/0.tar");
     open_captions(&d, "filters");
     check(d.count == 8, "all");
-    caption_filter_t f = caption_filter_of(40);
+    caption_filter_t f = {0.5, 0.8, 4.5, 20, 2.1};
     dataset_filter(&d, &f, counts);
     check(d.count == 3, "what passes");
     for (int k = 0; k < CAPTION_FILTERS; k++) check(counts[k] == 1, caption_filters[k]);

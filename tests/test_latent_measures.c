@@ -474,8 +474,7 @@ static latent_scores_t measure_images(const images_t* x, int stride, latent_meas
     for (int i = 0; i < IMAGES; i++) {
         int at = i * stride % IMAGES;
         if (at == MISSING) continue;
-        const double* flipped = latent_measures_needs_flip(&m, at) ? x->flipped[at] : NULL;
-        latent_measures_add(&m, at, x->latent[at], flipped, x->tokens[at], ROWS);
+        latent_measures_add(&m, at, x->latent[at], x->flipped[at], x->tokens[at], ROWS);
     }
     latent_measures_finish(&scores, &m, CKNNA_NEIGHBOURS, 0, NULL, NULL);
     if (keep) *keep = m;

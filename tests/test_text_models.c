@@ -259,8 +259,7 @@ static void test_counts(void) {
         t.config = t5_configs[i];
         t5_register(&t, &table, "");
         size_t count = param_count(&table, 0, table.total);
-        printf("     %-14s %11zu parameters in %d tensors, %7.1f GMAC for 77 numbers\n", t.config.id, count, table.n,
-               (double)t5_macs(&t.config, 77) / 1e9);
+        printf("     %-14s %11zu parameters in %d tensors\n", t.config.id, count, table.n);
         check(count == t5_counts[i], "the published number");
         check(i + 1 < T5_CONFIGS || table.n == 219, "XXL's tensors");
         free(table.items);
@@ -279,8 +278,6 @@ static void test_counts(void) {
         check(i != 2 || of_text == 123060480, "L/14's text tower");
         free(table.items);
     }
-    check(lround((double)t5_macs(&t5_configs[4], 512) / 1e9) == 2422, "MAC of T5-XXL for 512 numbers");
-    check(lround((double)t5_macs(&t5_configs[4], 77) / 1e9) == 358, "and for 77");
     test_end_case();
 }
 

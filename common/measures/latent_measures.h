@@ -140,17 +140,6 @@ static inline int latent_measures_position(const latent_measures_t* m, int index
     return (int)below_from_bits(bits.v[0], bits.v[1], (uint32_t)(m->GH * m->GW));
 }
 
-// Does any draw look at the mirror image?
-static inline int latent_measures_needs_flip(const latent_measures_t* m, int index) {
-    int needed = 0;
-    for (int draw = 0; draw < m->draws; draw++) {
-        int mirrored;
-        latent_measures_position(m, index, draw, &mirrored);
-        needed |= mirrored;
-    }
-    return needed;
-}
-
 static inline void latent_measures_add(latent_measures_t* m, int index,
                                        const floatS* latent,  // (GH, GW, z)
                                        const floatS* flipped, // (GH, GW, z) of the mirror image, where it is needed

@@ -264,8 +264,3 @@ static inline double scene_overall(const scene_scores_t* s) {
     for (int k = 0; k < SCENE_KINDS; k++) sum += scene_score(s, k);
     return sum / (int)SCENE_KINDS;
 }
-
-static inline double scene_chance(int kind) {
-    static const double chances[SCENE_KINDS] = {1.0 / 18, 1.0 / 54, 1.0 / 135, 1.0 / 540};
-    return chances[kind];
-}

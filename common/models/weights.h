@@ -473,11 +473,6 @@ void weights_load_mapped(params_t* p, const char* our_prefix, const char* path, 
     weights_end(&l);
 }
 
-// The same for a file that uses the table's own names behind its prefix.
-void weights_load_table(params_t* p, const char* our_prefix, const char* path, const char* file_prefix) {
-    weights_load_mapped(p, our_prefix, path, file_prefix, weights_same_names);
-}
-
 // Ends the program unless the tensors of an open file behind `prefix` fit a table one to one, by `rules`. A tensor that
 // is not there may stand under its own name behind `second` (NULL: nowhere). Copies nothing. Returns how many tensors
 // of the file are not the table's.
