@@ -7,6 +7,8 @@
 // input and parameter. Parameter gradients accumulate: run the backward twice from a random start, see
 // check_accumulates.
 #pragma once
+#include <stdlib.h>
+
 #include "tests/test.h"
 
 #ifndef DOUBLE

@@ -14,7 +14,7 @@
 #include "common/data/text_cache.h"
 // defines: temporary_*, check_message
 #include "tests/temporary.h"
-// defines: test_begin, test_case, check, test_uniform, test_end_case, test_finish
+// defines: test_begin, test_case, check, test_end_case, test_finish
 #include "tests/test.h"
 
 // ---------------------------------------------------------------------------------------------------------------------

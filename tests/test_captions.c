@@ -3,7 +3,6 @@
 //
 // What is read must not depend on threads, on processes, or on what an earlier look has left on the disk; and each
 // sample is either there or counted. The archives are made here. Look next at common/data/captions.h.
-#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +21,7 @@
 #include "tests/archive.h"
 // defines: temporary_*, check_message
 #include "tests/temporary.h"
-// defines: test_begin, test_case, check, test_uniform, test_end_case, test_finish
+// defines: test_begin, test_case, check, test_end_case, test_finish
 #include "tests/test.h"
 
 // ---------------------------------------------------------------------------------------------------------------------

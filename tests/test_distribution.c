@@ -12,7 +12,7 @@
 // defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
 #include "tests/temporary.h"
 #include "tests/test.h"
-// defines: vector_mix, vector_u, vector_g
+// defines: vector_g
 #include "tests/vectors.h"
 
 static double* normals(size_t n) {

@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-// defines: mse_bytes, psnr_bytes, psnr_from_mse, l1_bytes, colour_error_bytes, step_bytes, ...
+// defines: mse_bytes, psnr_bytes, l1_bytes, colour_error_bytes, step_bytes, ...
 #include "common/measures/reconstruction_measures.h"
 // defines: image_centre_crop_adm, image_centre_crop_tv, image_centre_crop_tv_floats
 #include "common/data/crop.h"

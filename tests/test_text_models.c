@@ -6,7 +6,9 @@
 #include "common/models/caption_encoder.h"
 // defines: scene_of, scene_caption
 #include "common/data/scenes.h"
-// defines: clip_score_*, aesthetic_*, caption_scores_*, pick_mean, clip_input
+// defines: clip_input
+#include "common/measures/clip_input.h"
+// defines: clip_score_*, aesthetic_*, caption_scores_*, pick_mean
 #include "common/measures/clip_score.h"
 // defines: caption_data_t, caption_data_take, caption_data_check
 #include "common/training/caption_data.h"

@@ -44,8 +44,6 @@
 // defines: tsne_map, tsne_options_t, TSNE_PERPLEXITY, density_t, density_estimate, density_measure
 #include "common/measures/tsne.h"
 
-enum { LATENT_DRAWS = 3, LATENT_IMAGES = 10000 }; // usual numbers
-
 typedef struct {
     double sv, tv, tv_sq;
 } roughness_t;

@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// defines: scene_t, scene_distance, scene_rgb, scene_ground_grey, scene_kinds
+// defines: scene_t, scene_distance, scene_rgb, scene_ground_grey
 #include "common/data/scenes.h"
 // defines: malloc_check
 #include "common/program/log.h"

@@ -25,7 +25,7 @@
 // Look next at common/files/tensor_file.h, which opens them, and
 // common/models/vit.h, which registers the names.
 #pragma once
-// defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order, params_to_file_order
+// defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order
 #include "common/models/params.h"
 // defines: safetensors_*, st_tensor_t, st_shape_text
 #include "common/files/safetensors.h"
