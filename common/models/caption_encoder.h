@@ -8,8 +8,7 @@
 //     caption_encoder_batch(&e, captions, n, &batch, s);         // batch: see text_batch_t
 //     caption_encoder_close(&e);
 //
-// A training, which would notice a NaN by its loss, calls caption_encoder_forward, which waits for nothing that it need
-// not, and caption_encoder_check when it does.
+// A training calls caption_encoder_forward, which looks for no NaN, and caption_encoder_check once its loss is one.
 //
 // The rows of a caption stand at the end of its L: it ends at row L - 1 and begins at row first_b. What it becomes does
 // not depend on the captions beside it. With -text_mask 0 every caption has all -text_len rows, padding behind it, as
