@@ -286,11 +286,13 @@ static void set_up(run_t* run) {
 // ---------------------------------------------------------------------------------------------------------------------
 // What is watched and written
 
-// Ends the run with the first tensor, in the order of the computation, that holds a number that is not finite.
+// Ends the run with the first tensor, in the order of the computation, that holds a number that is not finite, or with
+// the caption whose text does.
 static void stop_on_nan(run_t* run, const dit_report_t* r) {
     if (isfinite(r->mse) && isfinite(r->cosine) && isfinite(r->norm)) return;
     char name[200] = "the measures", way[1400];
     size_t where = 0;
+    latent_source_check(&run->source);
     dit_find_not_finite(&run->dit, name, sizeof name, &where);
     fatal("step %lld: NaN or infinity in %s (element %zu). The weights were not changed by this step. %s",
           (long long)run->step + 1, name, where,

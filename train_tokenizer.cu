@@ -24,7 +24,7 @@
 
 // defines: clock_seconds
 #include "common/program/clock.h"
-// defines: cli_t, cli_flag_t, cli_parse
+// defines: cli_t
 #include "common/program/cli.h"
 // defines: cli_to_json
 #include "common/program/cli_saved.h"
@@ -60,7 +60,7 @@
 #include "common/models/ldm_file.h"
 // defines: options_t, options_parse, options_read, options_tokenizer
 #include "common/training/tokenizer_options.h"
-// defines: tokenizer_status_t, tokenizer_status_print, status_open, status_waits, tokenizer_status_help
+// defines: tokenizer_status_t, tokenizer_status_print, status_open, status_waits
 #include "common/training/status.h"
 
 #define DEAD_STEPS 100  // steps with a gradient of exactly zero that end a run

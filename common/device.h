@@ -18,7 +18,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-// defines: fatal, malloc_check, calloc_check
+// defines: fatal, malloc_check
 #include "common/program/log.h"
 
 #ifdef USE_CUDA

@@ -7,6 +7,8 @@
 // input and parameter. Parameter gradients accumulate: run the backward twice from a random start, see
 // check_accumulates.
 #pragma once
+#include <stdlib.h>
+
 #include "tests/test.h"
 
 #ifndef DOUBLE
@@ -71,4 +73,18 @@ static inline double* poisoned_buffer(size_t n) {
     double* p = (double*)malloc((n ? n : 1) * sizeof(double));
     for (size_t i = 0; i < n; i++) p[i] = NAN;
     return p;
+}
+
+// check_accumulates of a model: its backward adds to n gradients in `grads`; `objective` runs its forward.
+static inline void check_model_accumulates(objective_t objective, void (*backward)(void* context), void* context,
+                                           double* grads, size_t n) {
+    double *start = random_buffer(n), *once = (double*)malloc(n * sizeof(double));
+    objective(context);
+    memcpy(grads, start, n * sizeof(double));
+    backward(context);
+    memcpy(once, grads, n * sizeof(double));
+    backward(context);
+    check_accumulates("all gradients", grads, once, start, n);
+    free(start);
+    free(once);
 }

@@ -5,7 +5,7 @@
 #pragma once
 // defines: lightningdit_t, lightningdit_config_find, lightningdit_register, lightningdit_plan, lightningdit_forward
 #include "common/models/lightningdit.h"
-// defines: check, test_normal, test_uniform
+// defines: test_normal, test_uniform
 #include "tests/test.h"
 
 typedef struct {

@@ -5,7 +5,7 @@
 #pragma once
 // defines: mmdit_t, mmdit_config_t, mmdit_register, mmdit_plan, mmdit_plan_work, mmdit_set_size, mmdit_forward, ...
 #include "common/models/mmdit.h"
-// defines: check, test_normal, test_uniform
+// defines: test_normal, test_uniform
 #include "tests/test.h"
 
 typedef struct {

@@ -6,7 +6,7 @@
 
 // defines: autoencoder_t, autoencoder_open_sized, autoencoder_encode, autoencoder_decode
 #include "common/drawing/autoencoder.h"
-// defines: dit_describe, dit_read_weights, dit_read_statistics
+// defines: dit_describe, dit_read_weights
 #include "common/training/dit_checkpoint.h"
 // defines: fixture_tensor
 #include "tests/fixture.h"

@@ -3,7 +3,6 @@
 #pragma once
 #include <ftw.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

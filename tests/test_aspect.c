@@ -14,7 +14,7 @@
 #include "common/data/aspect.h"
 // defines: dataloader_t, dataloader_open, dataloader_next, dataloader_close
 #include "common/data/dataloader.h"
-// defines: dataset_t, dataset_open, dataset_size, dataset_close
+// defines: dataset_t, dataset_open, dataset_close
 #include "common/data/dataset.h"
 // defines: image_sizes_create, image_sizes_load, image_sizes_read, image_sizes_save
 #include "common/data/image_sizes.h"

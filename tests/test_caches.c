@@ -6,15 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-// defines: bucket_latents_t, bucket_shard_t, captions_fingerprint
+// defines: bucket_latents_t, bucket_shard_path, captions_fingerprint
 #include "common/data/bucket_latents.h"
-// defines: bucket_loader_t, bucket_loader_open, bucket_loader_next, bucket_loader_close, bucket_warp
+// defines: bucket_loader_t, bucket_loader_open, bucket_loader_next, bucket_loader_close
 #include "common/training/bucket_loader.h"
 // defines: text_cache_t, text_cache_writer_t
 #include "common/data/text_cache.h"
 // defines: temporary_*, check_message
 #include "tests/temporary.h"
-// defines: test_begin, test_case, check, test_uniform, test_end_case, test_finish
+// defines: test_begin, test_case, check, test_end_case, test_finish
 #include "tests/test.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -206,28 +206,49 @@ enum { C = 3, IMAGES = 60 };
 
 static float latent_value(int64_t id, int c, int p) { return (float)(id * 4 + c) + 0.125f * (float)(p % 8); }
 
-// Shards of three sizes by two processes: image i has size i % 3, but for `other`.
+// Writes the shard again with latents of 16 bits, as other programs may.
+static void halve(const char* path) {
+    safetensors_t f;
+    st_writer_t w;
+    floatS values[IMAGES * 16 * C];
+    safetensors_open_or_die(&f, path);
+    const st_tensor_t *t = safetensors_find(&f, "latents"), *ids = safetensors_find(&f, "caption_id");
+    memcpy(values, t->data, t->numel * sizeof(float));
+    safetensors_writer_init(&w);
+    safetensors_writer_metadata(&w, "tokenizer", latent_metadata(&f, "tokenizer"));
+    safetensors_writer_metadata(&w, "captions", latent_metadata(&f, "captions"));
+    safetensors_writer_tensor(&w, "latents", ST_F16, 4, t->shape);
+    safetensors_writer_tensor(&w, "caption_id", ST_I64, 1, ids->shape);
+    safetensors_writer_begin(&w, path);
+    safetensors_writer_data(&w, values, t->numel);
+    safetensors_writer_raw(&w, ids->data, ids->numel * sizeof(int64_t));
+    safetensors_writer_finish_or_die(&w);
+    safetensors_close(&f);
+}
+
+// Shards of three sizes by two processes: image i has size i % 3.
 static void make_latents(const char* folder, st_dtype_t dtype, const char* captions) {
     static const int sizes[3][2] = {{4, 4}, {3, 5}, {5, 3}};
-    latent_origin_t origin = {"tok", "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]", "images"};
+    latent_origin_t origin = {"tok", "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]", "images", captions};
     char path[1200], where[TEMPORARY_PATH];
     temporary_mkdir(folder);
     for (int rank = 0; rank < 2; rank++) {
         for (int k = 0; k < 3; k++) {
-            bucket_shard_t s;
+            latent_shard_t s;
             int h = sizes[k][0], w = sizes[k][1];
-            bucket_shard_open(&s, IMAGES, C, h, w);
+            latent_shard_open(&s, IMAGES, C, h, w, 0);
             for (int i = rank; i < IMAGES; i += 2) {
                 floatS z[15 * C + C];
                 if (i % 3 != k) continue;
                 for (int e = 0; e < h * w * C; e++) z[e] = (floatS)latent_value(i, e % C, e / C);
-                bucket_shard_add(&s, z, i);
+                latent_shard_add(&s, z, NULL, i);
             }
             size_t n = (size_t)s.n;
             bucket_shard_path(path, sizeof path, temporary_path(where, folder), h, w, rank, 0);
-            check(!latent_file_is_made(path, n, C, h, w, &origin), "it is not there yet");
-            bucket_shard_write(&s, path, &origin, captions, dtype, n);
-            check(latent_file_is_made(path, n, C, h, w, &origin), "and then it is");
+            check(!latent_shard_is_made(path, n, C, h, w, &origin), "it is not there yet");
+            latent_shard_write(&s, path, &origin, n);
+            check(latent_shard_is_made(path, n, C, h, w, &origin), "and then it is");
+            if (dtype == ST_F16) halve(path);
         }
     }
 }
@@ -362,27 +383,36 @@ static void child_latents(const char* folder) {
     open_latents(&l, folder);
 }
 
-static void test_refused_latents(void) {
+// One more shard, of one latent of one position, under the name of another size.
+static void make_lone(const char* folder, int side, const char* tokenizer, int64_t image) {
+    latent_origin_t origin = {tokenizer, "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]", "images", "c0ffee"};
     char path[1200], where[TEMPORARY_PATH];
+    floatS z[C] = {0};
+    latent_shard_t s;
+    latent_shard_open(&s, 1, C, 1, 1, 0);
+    latent_shard_add(&s, z, NULL, image);
+    bucket_shard_path(path, sizeof path, temporary_path(where, folder), side, side, 0, 0);
+    latent_shard_write(&s, path, &origin, 1);
+}
+
+static void child_is_made(const char* path) {
+    latent_origin_t origin = {"tok", "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]", "images", "c0ffee"};
+    char where[TEMPORARY_PATH];
+    latent_shard_is_made(temporary_path(where, path), 10, C, 4, 4, &origin);
+}
+
+static void test_refused_latents(void) {
     dataset_t d;
     char text[17], other[17];
     make_latents("others", ST_F32, "beef");
     check_message(child_latents, "others", "is of other captions (beef)", "(c0ffee)");
+    check_message(child_is_made, "others/latents_004x004_rank00_shard000.safetensors", "is of other captions (beef)",
+                  "give another -latents folder");
     make_latents("numbers", ST_F32, "c0ffee");
-    latent_origin_t origin = {"tok", "pictures", IMAGES, IMAGES, 1, 2, "[\"all\"]", "images"};
-    floatS z[C] = {0};
-    bucket_shard_t s;
-    bucket_shard_open(&s, 1, C, 1, 1);
-    bucket_shard_add(&s, z, IMAGES);
-    bucket_shard_path(path, sizeof path, temporary_path(where, "numbers"), 9, 9, 0, 0);
-    bucket_shard_write(&s, path, &origin, "c0ffee", ST_F32, 1);
+    make_lone("numbers", 9, "tok", IMAGES);
     check_message(child_latents, "numbers", "caption_id 60 is of no image", NULL);
     make_latents("another", ST_F32, "c0ffee");
-    origin.tokenizer = "kot";
-    bucket_shard_open(&s, 1, C, 1, 1);
-    bucket_shard_add(&s, z, 0);
-    bucket_shard_path(path, sizeof path, temporary_path(where, "another"), 1, 1, 0, 0);
-    bucket_shard_write(&s, path, &origin, "c0ffee", ST_F32, 1);
+    make_lone("another", 1, "kot", 0);
     check_message(child_latents, "another", "was made by tokenizer tok", "by kot");
     check_message(child_latents, "nowhere", "there is no such folder", NULL);
     temporary_mkdir("void");

@@ -3,7 +3,6 @@
 //
 // What is read must not depend on threads, on processes, or on what an earlier look has left on the disk; and each
 // sample is either there or counted. The archives are made here. Look next at common/data/captions.h.
-#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +21,7 @@
 #include "tests/archive.h"
 // defines: temporary_*, check_message
 #include "tests/temporary.h"
-// defines: test_begin, test_case, check, test_uniform, test_end_case, test_finish
+// defines: test_begin, test_case, check, test_end_case, test_finish
 #include "tests/test.h"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -361,7 +360,7 @@ static void test_folder(void) {
         check_sample(&d, 2, 7, 5, 4, "by json");
     }
     check(said("1 samples have no caption") && said("files/c.png") && said("files/e.txt"), "the others are named");
-    caption_filter_t f = caption_filter_of(8);
+    caption_filter_t f = {0.5, 0.8, 4.5, 4, 2.1};
     dataset_filter(&d, &f, counts);
     check(d.count == 2 && counts[0] == 1, "what its json tells is known");
     dataset_close(&d);
@@ -445,7 +444,7 @@ static void test_filters(void) {
     write_archive(&a, "filters/0.tar");
     open_captions(&d, "filters");
     check(d.count == 8, "all");
-    caption_filter_t f = caption_filter_of(40);
+    caption_filter_t f = {0.5, 0.8, 4.5, 20, 2.1};
     dataset_filter(&d, &f, counts);
     check(d.count == 3, "what passes");
     for (int k = 0; k < CAPTION_FILTERS; k++) check(counts[k] == 1, caption_filters[k]);

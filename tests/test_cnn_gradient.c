@@ -13,7 +13,7 @@
 #include "common/models/cnn_encoder.h"
 // defines: patchgan_t, patchgan_acts_t and their functions
 #include "common/models/patchgan.h"
-// defines: vgg_t, lpips_t and their functions
+// defines: lpips_t and their functions
 #include "common/models/lpips.h"
 
 #define STEP_SMOOTH 1e-4 // finite difference

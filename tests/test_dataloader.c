@@ -5,7 +5,6 @@
 // is run in a child process, whose message is read. All files are made in a temporary folder.
 // Look next at common/data/dataset.h and common/data/dataloader.h.
 #include <math.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,9 @@
 // test_ddpm.c: the reversed diffusion process, and the stochastic equation of a flow: times and coefficients beside the
 // originals', normal data, whose noise and velocity are known in closed form, images that do not depend on their batch.
 
-// defines: ddpm_sampler_t, ddpm_plan_steps, ddpm_times, ddpm_sampler_plan, ddpm_sample, ddpm_sampler_free
+// defines: ddpm_sampler_t, ddpm_plan_steps, ddpm_sampler_plan, ddpm_sample, ddpm_sampler_free
 #include "common/drawing/ddpm_sampler.h"
-// defines: check_gradient and others; poisoned_buffer, random_buffer
+// defines: check_gradient and others; random_buffer
 #include "tests/gradient.h"
 
 enum { HW = 6, C = 2, N = HW * C };

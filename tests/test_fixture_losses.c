@@ -6,7 +6,7 @@
 #include "tests/test.h"
 // defines: the operations
 #include "common/ops.h"
-// defines: ema_power, ema_beta
+// defines: ema_gamma, ema_power_beta
 #include "common/training/ema.h"
 // defines: safetensors_open_or_die, safetensors_find, safetensors_read
 #include "common/files/safetensors.h"
@@ -178,7 +178,7 @@ static void test_ema(const char* early_or_late, int64_t first, double width) {
     adam_t still = {0, 0.9, 0.9, 1, 0, 1, {0, 0}, 1};
     for (int step = 0; step < steps; step++) {
         float* w = values + step * n;
-        still.ema_beta[1] = ema_beta(ema_power(width), first + step);
+        still.ema_beta[1] = ema_power_beta(ema_gamma(width), first + step);
         adam_update(w, w, m, v, NULL, average, grad, n, still, 0);
         memcpy(history + step * n, average, n * sizeof(float));
     }

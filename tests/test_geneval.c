@@ -1,6 +1,5 @@
 // test_geneval.c: GenEval's rules on hand-made boxes, and its files. Look next at common/measures/geneval.h.
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 // defines: geneval_*

@@ -7,7 +7,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 // defines: image_t, image_load, image_decode, image_resize_crop, image_grid, image_write_png

@@ -5,7 +5,7 @@
 
 // defines: latent_measures_*, latent_scores_t, roughness
 #include "common/measures/latent_measures.h"
-// defines: cknna_measure, neighbours_find
+// defines: cknna_measure
 #include "common/measures/neighbours.h"
 // defines: pca_fit, pca_colours_fit, pca_colours_values, pca_colours_picture
 #include "common/measures/pca.h"
@@ -13,7 +13,7 @@
 #include "common/measures/tsne.h"
 // defines: check_error, relative_error_double (this makes floatX double)
 #include "tests/gradient.h"
-// defines: vector_u, vector_g
+// defines: vector_g
 #include "tests/vectors.h"
 
 static void close_to(const char* what, double got, double want, double bound) {
@@ -474,8 +474,7 @@ static latent_scores_t measure_images(const images_t* x, int stride, latent_meas
     for (int i = 0; i < IMAGES; i++) {
         int at = i * stride % IMAGES;
         if (at == MISSING) continue;
-        const double* flipped = latent_measures_needs_flip(&m, at) ? x->flipped[at] : NULL;
-        latent_measures_add(&m, at, x->latent[at], flipped, x->tokens[at], ROWS);
+        latent_measures_add(&m, at, x->latent[at], x->flipped[at], x->tokens[at], ROWS);
     }
     latent_measures_finish(&scores, &m, CKNNA_NEIGHBOURS, 0, NULL, NULL);
     if (keep) *keep = m;

@@ -13,6 +13,8 @@
 #include "common/data/latents.h"
 // defines: fixture_open
 #include "tests/fixture.h"
+// defines: make_picture
+#include "tests/picture.h"
 // defines: temporary_begin, temporary_path, temporary_mkdir, temporary_write, check_message, temporary_end
 #include "tests/temporary.h"
 // defines: test_begin, test_case, check, check_error, test_normal, test_end_case, test_finish
@@ -26,23 +28,6 @@ static const floatS zeros[CHANNELS] = {0, 0, 0}, ones[CHANNELS] = {1, 1, 1};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The crop
-
-// The picture of dev/reference/make_crop_fixture.py.
-static inline image_t make_picture(int height, int width) {
-    image_t image = image_create(height, width);
-    for (int y = 0; y < height; y++) {
-        for (int x = 0; x < width; x++) {
-            for (int c = 0; c < 3; c++) {
-                int smooth = (y * (3 + c) + x * (5 - c)) % 511;
-                int edge = (x / 37 + y / 29 + c) % 3 == 0 ? 120 : 0;
-                int noise = (int)(((int64_t)y * 7919 + (int64_t)x * 104729 + c * 1299709) % 65537 * 31 % 97);
-                int value = (smooth > 255 ? 510 - smooth : smooth) + edge + noise - 60;
-                image.pixels[((size_t)y * width + x) * 3 + c] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
-            }
-        }
-    }
-    return image;
-}
 
 static inline void test_crop(void) {
     safetensors_t f;
@@ -74,13 +59,13 @@ static inline void make_shard(const char* folder, int rank, int number, size_t f
     char path[1200], full[TEMPORARY_PATH];
     floatS z[VALUES], flipped[VALUES];
     latent_shard_t shard;
-    latent_shard_open(&shard, n + 2, CHANNELS, SIDE); // room that stays empty
+    latent_shard_open(&shard, n + 2, CHANNELS, SIDE, SIDE, 1); // room that stays empty
     for (size_t i = first; i < first + n; i++) {
         for (int e = 0; e < VALUES; e++) z[e] = (floatS)(i * 1000 + e), flipped[e] = z[e] + 500;
         latent_shard_add(&shard, z, flipped, label_of(i));
     }
     latent_shard_path(path, sizeof path, temporary_path(full, folder), rank, number);
-    latent_origin_t origin = {tokenizer, "pictures", 100, 100, CLASSES, 2, NAMES, "images"};
+    latent_origin_t origin = {tokenizer, "pictures", 100, 100, CLASSES, 2, NAMES, "images", NULL};
     latent_shard_write(&shard, path, &origin, n);
 }
 
@@ -318,8 +303,8 @@ static inline void test_holes(void) {
 static inline int is_made_from_some(const char* name, size_t total, const char* tokenizer, const char* data,
                                     size_t images, size_t chosen) {
     char path[TEMPORARY_PATH];
-    latent_origin_t origin = {tokenizer, data, images, chosen, CLASSES, 2, NAMES, "images"};
-    return latent_shard_is_made(temporary_path(path, name), total, CHANNELS, SIDE, &origin);
+    latent_origin_t origin = {tokenizer, data, images, chosen, CLASSES, 2, NAMES, "images", NULL};
+    return latent_shard_is_made(temporary_path(path, name), total, CHANNELS, SIDE, SIDE, &origin);
 }
 static inline int is_made_from(const char* name, size_t total, const char* tokenizer, const char* data, size_t images) {
     return is_made_from_some(name, total, tokenizer, data, images, images);
@@ -367,13 +352,13 @@ static inline void test_statistics(void) {
     char path[1200], folder[TEMPORARY_PATH];
     floatS mean[CHANNELS], std[CHANNELS], again[CHANNELS], again_std[CHANNELS];
     temporary_mkdir("stats");
-    latent_shard_open(&shard, N, CHANNELS, SIDE);
+    latent_shard_open(&shard, N, CHANNELS, SIDE, SIDE, 1);
     for (int i = 0; i < N; i++) {
         for (int e = 0; e < VALUES; e++) z[i][e] = (floatS)(100 * (e % CHANNELS) + (1 + e % CHANNELS) * test_normal());
         latent_shard_add(&shard, z[i], flipped, 0);
     }
     latent_shard_path(path, sizeof path, temporary_path(folder, "stats"), 0, 0);
-    latent_origin_t origin = {"", "pictures", N, N, 1, 1, "[\"all\"]", "images"};
+    latent_origin_t origin = {"", "pictures", N, N, 1, 1, "[\"all\"]", "images", NULL};
     latent_shard_write(&shard, path, &origin, N);
     open_latents(&l, "stats", 1);
     latents_statistics(&l, 1, 10000, mean, std);

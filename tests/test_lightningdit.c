@@ -140,7 +140,6 @@ void test_dit_size(void) {
     free(table.items);
 }
 
-
 // Registers a model for the latents that the table is about; free(table->items).
 void size_register(lightningdit_t* m, param_table_t* table, const char* id, int qk_norm) {
     memset(m, 0, sizeof *m);

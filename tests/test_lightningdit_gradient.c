@@ -7,7 +7,7 @@
 
 // defines: bed_t, bed_config, bed_make, bed_randomise, bed_forward, bed_backward, bed_padding_is_zero, bed_free
 #include "tests/lightningdit_bed.h"
-// defines: check_gradient_h, check_accumulates, dot, random_buffer
+// defines: check_gradient_h, check_model_accumulates, dot
 #include "tests/gradient.h"
 
 double objective(void* context) {
@@ -16,12 +16,13 @@ double objective(void* context) {
     return dot(m->dit.v, m->dv, m->outputs);
 }
 
+void backward(void* context) { bed_backward((bed_t*)context); }
+
 void test_chain(const char* id, const char* options, int recompute) {
     bed_t m;
     bed_make(&m, bed_config(id, options), 3, 1, recompute);
     bed_randomise(&m);
     params_t* p = &m.params;
-    size_t trained = params_trained(p);
     objective(&m);
     bed_backward(&m);
     check(params_grad(p, m.dit.pos_embed) == NULL, "the position table is frozen");
@@ -33,16 +34,7 @@ void test_chain(const char* id, const char* options, int recompute) {
         check(bed_padding_is_zero(t, grad), t->name);
         check_gradient_h(t->name, objective, &m, p->values + t->offset, grad, t->stored, 3e-4, 1e-6);
     }
-    double* start = random_buffer(trained);
-    double* once = (double*)malloc_check(trained * sizeof(double), "gradients");
-    objective(&m);
-    memcpy(p->grads, start, trained * sizeof(double));
-    bed_backward(&m);
-    memcpy(once, p->grads, trained * sizeof(double));
-    bed_backward(&m);
-    check_accumulates("all gradients", p->grads, once, start, trained);
-    free(start);
-    free(once);
+    check_model_accumulates(objective, backward, &m, p->grads, params_trained(p));
     bed_free(&m);
 }
 

@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-// defines: mse_bytes, psnr_bytes, psnr_from_mse, l1_bytes, colour_error_bytes, step_bytes, ...
+// defines: mse_bytes, psnr_bytes, l1_bytes, colour_error_bytes, step_bytes, ...
 #include "common/measures/reconstruction_measures.h"
 // defines: image_centre_crop_adm, image_centre_crop_tv, image_centre_crop_tv_floats
 #include "common/data/crop.h"
@@ -13,6 +13,8 @@
 #include "tests/gradient.h"
 // defines: fixture_open, fixture_find
 #include "tests/fixture.h"
+// defines: make_picture
+#include "tests/picture.h"
 // defines: vector_u, vector_g
 #include "tests/vectors.h"
 // defines: temporary_begin, temporary_run_child, temporary_read, temporary_end
@@ -55,19 +57,6 @@ static void test_adm(void) {
     check_adm(333, 500, sums[1], pixels[1]);
     check_adm(200, 300, sums[2], pixels[2]);
     test_end_case();
-}
-
-// The picture of dev/reference/make_crop_fixture.py.
-static image_t make_picture(int height, int width) {
-    image_t image = image_create(height, width);
-    for (int i = 0; i < height * width * 3; i++) {
-        int y = i / 3 / width, x = i / 3 % width, c = i % 3;
-        int smooth = (y * (3 + c) + x * (5 - c)) % 511, edge = (x / 37 + y / 29 + c) % 3 == 0 ? 120 : 0;
-        int noise = (y * 7919 + x * 104729 + c * 1299709) % 65537 * 31 % 97;
-        int value = (smooth > 255 ? 510 - smooth : smooth) + edge + noise - 60;
-        image.pixels[i] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
-    }
-    return image;
 }
 
 // PyTorch sums floats in another order: 4e-7 of the range. Of all these bytes one differs, at a tie between two.

@@ -7,7 +7,7 @@
 #include "common/data/dataset.h"
 // defines: tar_t, tar_open, tar_next
 #include "common/files/tar.h"
-// defines: archive_t, put, put_member, put_end, write_archive
+// defines: archive_t, put_member, put_end, write_archive
 #include "tests/archive.h"
 // defines: temporary_*
 #include "tests/temporary.h"

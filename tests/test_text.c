@@ -10,7 +10,7 @@
 #include "tests/test.h"
 // defines: temporary_begin, temporary_write, temporary_path, check_message
 #include "tests/temporary.h"
-// defines: blob_t, put_bytes, put_field, put_piece, put_toy, BLANK
+// defines: blob_t, put_bytes, put_field, put_piece, put_toy
 #include "tests/toy_vocabulary.h"
 
 // The numbers as a text, "3 9 1202".

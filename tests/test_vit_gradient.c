@@ -9,7 +9,7 @@
 #include "common/models/vit.h"
 // defines: adapter_t, adapter_register, adapter_plan, adapter_plan_work, adapter_forward, adapter_backward
 #include "common/models/adapter.h"
-// defines: check_gradient, check_accumulates, dot, random_buffer
+// defines: check_gradient, check_model_accumulates, dot, random_buffer
 #include "tests/gradient.h"
 
 typedef struct {
@@ -73,7 +73,8 @@ double chain_objective(void* context) {
     return dot(c->adapter.z, c->direction, c->n);
 }
 
-void chain_backward(chain_t* c) {
+void chain_backward(void* context) {
+    chain_t* c = (chain_t*)context;
     adapter_backward(&c->adapter, &c->params, c->dfeatures, c->direction, c->vit.features, 0);
     vit_backward(&c->vit, &c->params, c->dfeatures, 0);
 }
@@ -81,23 +82,13 @@ void chain_backward(chain_t* c) {
 void test_chain(const char* id, int H, int W, int factor, int recompute, int rank) {
     chain_t c;
     chain_make(&c, id, 2, H, W, factor, recompute, rank);
-    size_t total = c.params.table.total;
-    double* start = random_buffer(total);
-    double* once = (double*)malloc(total * sizeof(double));
     chain_objective(&c);
     chain_backward(&c);
     for (int i = 0; i < c.params.table.n; i++) {
         const param_t* t = &c.params.table.items[i];
         check_gradient(t->name, chain_objective, &c, c.params.values + t->offset, c.params.grads + t->offset, t->count);
     }
-    chain_objective(&c);
-    memcpy(c.params.grads, start, total * sizeof(double));
-    chain_backward(&c);
-    memcpy(once, c.params.grads, total * sizeof(double));
-    chain_backward(&c);
-    check_accumulates("all gradients", c.params.grads, once, start, total);
-    free(start);
-    free(once);
+    check_model_accumulates(chain_objective, chain_backward, &c, c.params.grads, c.params.table.total);
     chain_free(&c);
 }
 

@@ -6,7 +6,7 @@
 // second time on purpose: they follow the publishers' documented layouts, not the rules that they test. No published
 // file is read: none comes with the project.
 
-// defines: weights_load_vit, weights_load_table, weights_load_mapped, weights_save, weights_torchvision_vgg16
+// defines: weights_load_vit, weights_load_mapped, weights_save, weights_same_names
 #include "common/models/weights.h"
 // defines: test_begin, test_case, check, check_error, test_uniform
 #include "tests/test.h"
@@ -575,7 +575,7 @@ void test_save(void) {
     check(same, "convolutions are (OC, C, K, K) in the file");
     safetensors_close(&f);
     floatX kept = q.values[param_find(&q.table, "other.weight")->offset];
-    weights_load_table(&q, "first_stage.", path, "model.decoder.");
+    weights_load_mapped(&q, "first_stage.", path, "model.decoder.", weights_same_names);
     for (int i = 0; i < 3; i++) {
         const param_t* a = &p.table.items[i];
         check_error(a->name, relative_error(q.values + a->offset, p.values + a->offset, a->count), 0);
@@ -595,7 +595,7 @@ void test_squeezed(void) {
     file_add(&file, "other.weight", 2, 3, 4, 0, 0);
     entry_t* q = file_add(&file, "mid.attn.q.weight", 2, 4, 6, 0, 0);
     file_write(&file, "plain.safetensors", ST_F32);
-    weights_load_table(&p, "", temporary_path(path, "plain.safetensors"), "");
+    weights_load_mapped(&p, "", temporary_path(path, "plain.safetensors"), "", weights_same_names);
     const floatX* loaded = p.values + param_find(&p.table, "mid.attn.q.weight")->offset;
     check_error("matrix", relative_error(loaded, q->values, 24), 0);
     file_free(&file);

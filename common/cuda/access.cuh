@@ -8,7 +8,7 @@
 //
 // Look next at common/cuda/rows.cuh and common/cuda/reduce.cuh.
 #pragma once
-// defines: launch, pack, load16, store16, UNROLL, blocks_for
+// defines: pack, load16, store16, UNROLL, blocks_for
 #include "common/cuda/launch.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -25,9 +25,9 @@
 //
 // Look next at common/cuda/attention_forward.cuh.
 #pragma once
-// defines: launch, shared_array, load16, store16, bf16x2, mma_m16n8k16, cp_async_16, exp2_fast
+// defines: shared_array, load16, store16, bf16x2, mma_m16n8k16, cp_async_16
 #include "common/cuda/launch.cuh"
-// defines: tile_swizzle, tile_at, tile_load_a, tile_load_b, tile_load_b_transposed, tile_multiply
+// defines: tile_at, tile_load_a, tile_load_b, tile_load_b_transposed
 #include "common/cuda/mma_tile.cuh"
 
 enum { ATTENTION_MOST_CHANNELS = 128 };

@@ -23,7 +23,7 @@
 //
 // Look next at common/cuda/matmul.cuh.
 #pragma once
-// defines: floatX, stream_t, CUDA_CHECK, DEVICE_BLAS_WORKSPACE, device_copy
+// defines: floatX, stream_t, CUDA_CHECK, DEVICE_BLAS_WORKSPACE
 #include "common/device.h"
 
 // D_i = alpha op(A_i) op(B_i) + beta D_i for i < batch. Everything is row-major: a row of D has N values, and the next

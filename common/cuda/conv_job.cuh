@@ -13,7 +13,7 @@
 // Look next at common/cuda/conv_gemm.cuh, the product on tensor cores.
 #pragma once
 #include <assert.h>
-// defines: floatX, stream_t, launch
+// defines: floatX
 #include "common/cuda/launch.cuh"
 // defines: conv_t, activation_t, LEAKY_SLOPE
 #include "common/ops.h"

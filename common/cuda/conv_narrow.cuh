@@ -29,7 +29,7 @@
 // common/cuda/conv_weight.cuh.
 #pragma once
 #include <assert.h>
-// defines: launch, shared_array, pack, load16, store16, mma_m16n8k16, bf16, WARP, blocks_for
+// defines: launch, shared_array, pack, load16, store16, mma_m16n8k16, bf16, WARP
 #include "common/cuda/launch.cuh"
 // defines: conv_t, activation_t, LEAKY_SLOPE
 #include "common/ops.h"

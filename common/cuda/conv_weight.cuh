@@ -27,7 +27,7 @@
 // convolutions are linear layers. Everything else, and the fp32 build, takes conv_weight_plain.
 // Look next at common/cuda/matmul.cuh.
 #pragma once
-// defines: launch, shared_array, cp_async_16, ldmatrix_x4_transposed, bf16, blocks_for
+// defines: launch, shared_array, cp_async_16, ldmatrix_x4_transposed, bf16
 #include "common/cuda/launch.cuh"
 // defines: tile_at, tile_load_a_transposed, tile_multiply
 #include "common/cuda/mma_tile.cuh"

@@ -9,7 +9,7 @@
 //
 // Look next at common/cuda/conv.cuh.
 #pragma once
-// defines: floatX, floatS, launch, shared_array, pack, load16
+// defines: floatX, floatS, launch, shared_array, pack
 #include "common/cuda/launch.cuh"
 // defines: channel_affine_t, the operations' contracts
 #include "common/ops.h"

@@ -15,7 +15,7 @@
 // The others give N neighbouring values to a thread; N is PACKED where rows allow it, else 1 (common/cuda/rows.cuh).
 // The noise of flow_path is that of normal_kernel (common/cuda/random.cuh), made where it is used.
 #pragma once
-// defines: launch, shared_array, pack, load16, store16, block_sum, blocks_for
+// defines: launch, shared_array, block_sum, blocks_for
 #include "common/cuda/launch.cuh"
 // defines: FLOW_STAGES; the contracts of flow_path, flow_loss, flow_guide, flow_combine, diffusion_step, ...
 #include "common/ops.h"

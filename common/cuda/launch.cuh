@@ -13,7 +13,7 @@
 //
 // Look next at common/cuda/layernorm.cuh, the simplest family.
 #pragma once
-// defines: floatX, floatS, stream_t, device_scratch
+// defines: stream_t
 #include "common/device.h"
 
 enum { WARP = 32 };

@@ -27,7 +27,7 @@
 //
 // Look next at common/cuda/rope.cuh.
 #pragma once
-// defines: floatX, floatS, launch, shared_array, pack, load16, store16, warp_sum, blocks_for
+// defines: floatX, floatS, launch, shared_array, warp_sum, blocks_for
 #include "common/cuda/launch.cuh"
 // defines: norm_modulate_forward, norm_modulate_backward, gated_norm_modulate_forward, ..._backward
 #include "common/ops.h"

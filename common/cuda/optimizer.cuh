@@ -12,7 +12,7 @@
 // The adaptive weight stays on the device: its norms, the ratio and the scaled sum are kernels one behind the other,
 // and the host waits for none. Look next at common/training/ema.h for the betas of the averages.
 #pragma once
-// defines: reduce_groups, load_upto, store_upto, pack_begin, pack_blocks; launch, pack, load16
+// defines: reduce_groups, load_upto, store_upto, pack_begin, pack_blocks; launch, pack
 #include "common/cuda/reduce.cuh"
 // defines: adam_t; the contract of each function below
 #include "common/ops.h"

@@ -15,7 +15,7 @@
 #pragma once
 // defines: load_upto; launch, shared_array, pack, load16, block_sum, blocks_for
 #include "common/cuda/access.cuh"
-// defines: finish_sums, WRITE_SUM, ADD_SUM
+// defines: finish_sums, WRITE_SUM
 #include "common/cuda/parts.cuh"
 
 enum {

@@ -19,7 +19,7 @@
 
 // defines: aspect_t, aspect_step_t, aspect_of_step
 #include "common/data/aspect.h"
-// defines: latent_origin_t, latent_write_origin, latent_file_is_made, latent_to_file_order, latents_list
+// defines: latent_file_t, latent_text_is, latent_metadata, latents_list, latents_normalise, LATENT_SUFFIX
 #include "common/data/latents.h"
 // defines: caption_hash
 #include "common/data/text_cache.h"
@@ -40,72 +40,11 @@ static inline const char* captions_fingerprint(char text[17], const dataset_t* s
     return text;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Writing
-
-typedef struct {
-    int capacity, n, C, h, w;
-    float* latents;      // (capacity, C, h, w)
-    int64_t* caption_id; // (capacity)
-} bucket_shard_t;
-
+// The name of a shard of latents of h x w.
 static inline const char* bucket_shard_path(char* path, size_t size, const char* folder, int h, int w, int rank,
                                             int number) {
     snprintf(path, size, "%s/latents_%03dx%03d_rank%02d_shard%03d" LATENT_SUFFIX, folder, h, w, rank, number);
     return path;
-}
-
-static inline void bucket_shard_open(bucket_shard_t* s, int capacity, int C, int h, int w) {
-    s->capacity = capacity;
-    s->n = 0;
-    s->C = C;
-    s->h = h;
-    s->w = w;
-    s->latents = (float*)malloc_check((size_t)capacity * C * h * w * sizeof(float), "a shard of latents");
-    s->caption_id = (int64_t*)malloc_check(capacity * sizeof(int64_t), "a shard's captions");
-}
-
-static inline void bucket_shard_add(bucket_shard_t* s, const floatS* z, int64_t caption_id) { // (h, w, C)
-    assert(s->n < s->capacity);
-    latent_to_file_order(s->latents + (size_t)s->n * s->C * s->h * s->w, z, s->C, s->h * s->w);
-    s->caption_id[s->n++] = caption_id;
-}
-
-// Writes the file, F16 or F32, and frees the shard. `total`: images that were to be in it.
-static inline void bucket_shard_write(bucket_shard_t* s, const char* path, const latent_origin_t* origin,
-                                      const char* captions, st_dtype_t dtype, size_t total) {
-    size_t n = (size_t)s->n, values = n * s->C * s->h * s->w, shape[4] = {n, (size_t)s->C, (size_t)s->h, (size_t)s->w};
-    st_writer_t w;
-    unsigned char bytes[4];
-    safetensors_writer_init(&w);
-    latent_write_origin(&w, origin, dtype == ST_F16 ? "torch.float16" : "torch.float32", n, total);
-    safetensors_writer_metadata(&w, "captions", captions);
-    safetensors_writer_tensor(&w, "latents", dtype, 4, shape);
-    safetensors_writer_tensor(&w, "caption_id", ST_I64, 1, shape);
-    safetensors_writer_begin(&w, path);
-    if (dtype == ST_F32) safetensors_writer_raw(&w, s->latents, values * sizeof(float));
-    for (size_t i = 0; dtype != ST_F32 && i < values; i++) {
-        st_store(dtype, s->latents[i], bytes);
-        safetensors_writer_raw(&w, bytes, st_dtype_info(dtype).bits / 8);
-    }
-    safetensors_writer_raw(&w, s->caption_id, n * sizeof(int64_t));
-    safetensors_writer_finish_or_die(&w);
-    free(s->latents);
-    free(s->caption_id);
-}
-
-// Is this shard there, whole, and what this extraction would write? One of other images or captions ends the program.
-static inline int bucket_shard_is_made(const char* path, size_t total, int C, int h, int w,
-                                       const latent_origin_t* origin, const char* captions) {
-    safetensors_t f;
-    if (!latent_file_is_made(path, total, C, h, w, origin)) return 0;
-    safetensors_open_or_die(&f, path);
-    if (!latent_text_is(&f, "captions", captions)) {
-        fatal("%s is of other captions (%s) than the data set (%s); give another -latents folder, or empty this one",
-              path, latent_metadata(&f, "captions"), captions);
-    }
-    safetensors_close(&f);
-    return 1;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

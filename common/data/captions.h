@@ -654,12 +654,6 @@ static const char* const caption_filters[CAPTION_FILTERS] = {"punsafe", "pwaterm
 static const char* const caption_filter_flags[CAPTION_FILTERS] = {"-punsafe", "-pwatermark", "-aesthetic",
                                                                   "-short_side", "-aspect"};
 
-// What is usual for LAION, for images of `side` pixels.
-static inline caption_filter_t caption_filter_of(int side) {
-    caption_filter_t f = {0.5, 0.8, 4.5, side / 2, 2.1};
-    return f;
-}
-
 // The first filter that a sample does not pass, or -1.
 static inline int caption_filter_stops(const caption_filter_t* f, const caption_line_t* line) {
     int tall = line->height > line->width, shorter = tall ? line->width : line->height;

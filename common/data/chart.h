@@ -25,7 +25,7 @@
 
 // defines: image_t, image_create, image_free
 #include "common/data/image.h"
-// defines: malloc_check, calloc_check
+// defines: calloc_check
 #include "common/program/log.h"
 // defines: image_blend, text_draw, text_draw_turned, text_width, text_cut
 #include "common/data/text.h"

@@ -50,7 +50,7 @@
 #include "common/data/tar_index.h"
 // defines: HASH_START, hash_word, hash_string, hash_text
 #include "common/program/hash.h"
-// defines: fatal, warn, warn_once, malloc_check, calloc_check
+// defines: fatal, warn_once, malloc_check, calloc_check
 #include "common/program/log.h"
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"

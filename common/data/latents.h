@@ -14,6 +14,8 @@
 // Files are (C, S, S), the device wants (S, S, C): readers transpose one latent at a time. Files are mapped, so that
 // opening costs their headers alone and the system's page cache holds what is used.
 //
+// Shards of images with captions differ a little (common/data/bucket_latents.h), and are written here too.
+//
 // Statistics: mean and unbiased standard deviation of each channel over positions and up to 10,000 images, kept in
 // latents_stats.st beside the shards: a safetensors file whose suffix LightningDiT's own reader does not take up.
 // Look next at common/drawing/extract.h, which writes shards, and common/data/latent_loader.h, which makes batches of
@@ -48,12 +50,13 @@ typedef struct {
     int classes, world;    // its classes; processes that share the work
     const char* class_names; // a JSON array
     const char* images;    // fingerprint of the image set
+    const char* captions;  // and of its captions; NULL: images of classes
 } latent_origin_t;
 
 typedef struct {
-    int capacity, n, C, side;
-    float *latents, *flipped; // (capacity, C, S, S)
-    int64_t* labels;          // (capacity)
+    int capacity, n, C, h, w;
+    float *latents, *flipped; // (capacity, C, h, w); flipped NULL: of images with captions
+    int64_t* labels;          // (capacity) classes; numbers of images with captions
 } latent_shard_t;
 
 static inline const char* latent_shard_path(char* path, size_t size, const char* folder, int rank, int number) {
@@ -61,14 +64,15 @@ static inline const char* latent_shard_path(char* path, size_t size, const char*
     return path;
 }
 
-void latent_shard_open(latent_shard_t* shard, int capacity, int C, int side) {
-    size_t values = (size_t)capacity * C * side * side;
+void latent_shard_open(latent_shard_t* shard, int capacity, int C, int h, int w, int twins) {
+    size_t values = (size_t)capacity * C * h * w;
     shard->capacity = capacity;
     shard->n = 0;
     shard->C = C;
-    shard->side = side;
+    shard->h = h;
+    shard->w = w;
     shard->latents = (float*)malloc_check(values * sizeof(float), "a shard of latents");
-    shard->flipped = (float*)malloc_check(values * sizeof(float), "a shard of latents");
+    shard->flipped = twins ? (float*)malloc_check(values * sizeof(float), "a shard of latents") : NULL;
     shard->labels = (int64_t*)malloc_check(capacity * sizeof(int64_t), "a shard's labels");
 }
 
@@ -79,14 +83,14 @@ static inline void latent_to_file_order(float* out, const floatS* z, int C, int 
 }
 
 void latent_shard_add(latent_shard_t* shard,
-                      const floatS* z,       // (S, S, C)
-                      const floatS* flipped, // (S, S, C)
-                      int label) {
-    int positions = shard->side * shard->side;
+                      const floatS* z,       // (h, w, C)
+                      const floatS* flipped, // (h, w, C), where the shard has twins
+                      int64_t label) {
+    int positions = shard->h * shard->w;
     size_t at = (size_t)shard->n * shard->C * positions;
     assert(shard->n < shard->capacity);
     latent_to_file_order(shard->latents + at, z, shard->C, positions);
-    latent_to_file_order(shard->flipped + at, flipped, shard->C, positions);
+    if (shard->flipped) latent_to_file_order(shard->flipped + at, flipped, shard->C, positions);
     shard->labels[shard->n++] = label;
 }
 
@@ -97,10 +101,9 @@ static inline void latent_number(st_writer_t* w, const char* key, size_t value) 
 }
 
 // The metadata of a shard of n latents. `total`: images that were to be in it, the unreadable ones included.
-static inline void latent_write_origin(st_writer_t* w, const latent_origin_t* origin, const char* dtype, size_t n,
-                                       size_t total) {
+static inline void latent_write_origin(st_writer_t* w, const latent_origin_t* origin, size_t n, size_t total) {
     latent_number(w, "total_size", n);
-    safetensors_writer_metadata(w, "dtype", dtype);
+    safetensors_writer_metadata(w, "dtype", "torch.float32");
     safetensors_writer_metadata(w, "device", "cpu");
     safetensors_writer_metadata(w, "tokenizer", origin->tokenizer);
     safetensors_writer_metadata(w, "data", origin->data);
@@ -112,21 +115,22 @@ static inline void latent_write_origin(st_writer_t* w, const latent_origin_t* or
     latent_number(w, "world", (size_t)origin->world);
     latent_number(w, "total", total);
     safetensors_writer_metadata(w, "finite", "1"); // whoever encodes has looked at each latent
+    if (origin->captions) safetensors_writer_metadata(w, "captions", origin->captions);
 }
 
 // Writes the file and frees the shard.
 void latent_shard_write(latent_shard_t* shard, const char* path, const latent_origin_t* origin, size_t total) {
-    size_t n = (size_t)shard->n, values = n * shard->C * shard->side * shard->side;
-    size_t shape[4] = {n, (size_t)shard->C, (size_t)shard->side, (size_t)shard->side};
+    size_t n = (size_t)shard->n, values = n * shard->C * shard->h * shard->w;
+    size_t shape[4] = {n, (size_t)shard->C, (size_t)shard->h, (size_t)shard->w};
     st_writer_t w;
     safetensors_writer_init(&w);
-    latent_write_origin(&w, origin, "torch.float32", n, total);
+    latent_write_origin(&w, origin, n, total);
     safetensors_writer_tensor(&w, "latents", ST_F32, 4, shape);
-    safetensors_writer_tensor(&w, "latents_flip", ST_F32, 4, shape);
-    safetensors_writer_tensor(&w, "labels", ST_I64, 1, shape);
+    if (shard->flipped) safetensors_writer_tensor(&w, "latents_flip", ST_F32, 4, shape);
+    safetensors_writer_tensor(&w, shard->flipped ? "labels" : "caption_id", ST_I64, 1, shape);
     safetensors_writer_begin(&w, path);
     safetensors_writer_raw(&w, shard->latents, values * sizeof(float));
-    safetensors_writer_raw(&w, shard->flipped, values * sizeof(float));
+    if (shard->flipped) safetensors_writer_raw(&w, shard->flipped, values * sizeof(float));
     safetensors_writer_raw(&w, shard->labels, n * sizeof(int64_t));
     safetensors_writer_finish_or_die(&w);
     free(shard->latents);
@@ -149,9 +153,8 @@ static inline const char* latent_metadata(const safetensors_t* f, const char* ke
 }
 
 // Is this shard there, whole, and what this extraction would write, with latents of (C, h, w)? Another tokenizer's,
-// image set's or split's ends the program: a folder is for one extraction.
-static inline int latent_file_is_made(const char* path, size_t total, int C, int h, int w,
-                                      const latent_origin_t* origin) {
+// image set's or split's ends the program, and other captions do: a folder is for one extraction.
+int latent_shard_is_made(const char* path, size_t total, int C, int h, int w, const latent_origin_t* origin) {
     if (access(path, F_OK)) return 0;
     safetensors_t f;
     char error[1280];
@@ -177,11 +180,12 @@ static inline int latent_file_is_made(const char* path, size_t total, int C, int
               latent_metadata(&f, "total"), origin->tokenizer, origin->chosen, origin->data_images, origin->data,
               origin->world, total);
     }
+    if (origin->captions && !latent_text_is(&f, "captions", origin->captions)) {
+        fatal("%s is of other captions (%s) than the data set (%s); give another -latents folder, or empty this one",
+              path, latent_metadata(&f, "captions"), origin->captions);
+    }
     safetensors_close(&f);
     return 1;
-}
-int latent_shard_is_made(const char* path, size_t total, int C, int side, const latent_origin_t* origin) {
-    return latent_file_is_made(path, total, C, side, side, origin);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@
 #pragma once
 // defines: flow_network_t, flow_sampler_t, flow_guidance_t, flow_noise, flow_sample, flow_guided_velocity
 #include "common/drawing/flow_sampler.h"
-// defines: ddpm_sampler_t, ddpm_sampler_plan, ddpm_sample, DDPM_NAMES
+// defines: ddpm_sampler_t, ddpm_sampler_plan, ddpm_sample
 #include "common/drawing/ddpm_sampler.h"
 // defines: lightningdit_t, lightningdit_forward
 #include "common/models/lightningdit.h"

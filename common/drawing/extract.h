@@ -23,7 +23,7 @@
 #include "common/program/clock.h"
 // defines: comm_t, comm_is_first, comm_wait_for_all
 #include "common/training/comm.h"
-// defines: bucket_shard_t, bucket_shard_*, captions_fingerprint
+// defines: bucket_shard_path, captions_fingerprint
 #include "common/data/bucket_latents.h"
 // defines: dataloader_crop, dataloader_options_t
 #include "common/data/dataloader.h"
@@ -144,9 +144,8 @@ static inline void extract_progress(extract_t* e, int shard, int shards) {
     fflush(stdout);
 }
 
-// Encodes this process's images [first, first + count) into a shard, of one of the two kinds.
-static inline void extract_shard(extract_t* e, latent_shard_t* shard, bucket_shard_t* with_captions, size_t first,
-                                 size_t count) {
+// Encodes this process's images [first, first + count) into a shard.
+static inline void extract_shard(extract_t* e, latent_shard_t* shard, size_t first, size_t count) {
     size_t latent = autoencoder_latent_values(&e->tokenizer), batch = (size_t)e->options->extract_batch;
     int which = 0;
     extract_read(e, which, first, (int)(count < batch ? count : batch));
@@ -165,10 +164,10 @@ static inline void extract_shard(extract_t* e, latent_shard_t* shard, bucket_sha
             autoencoder_not_finite(&e->tokenizer, "latent", image);
         }
         for (int i = 0; i < n; i++) {
-            size_t image = extract_image(e, first + at + i);
+            const floatS *one = e->host + i * latent, *twin = e->bucket ? NULL : one + n * latent;
+            int64_t label = e->bucket ? (int64_t)extract_image(e, first + at + i) : e->labels[which][i];
             if (e->labels[which][i] < 0) e->damaged++;
-            else if (!shard) bucket_shard_add(with_captions, e->host + i * latent, (int64_t)image);
-            else latent_shard_add(shard, e->host + i * latent, e->host + (n + i) * latent, e->labels[which][i]);
+            else latent_shard_add(shard, one, twin, label);
         }
         e->done += n;
     }
@@ -181,57 +180,29 @@ static inline void extract_forget_statistics(const char* folder) {
     free(path);
 }
 
-static inline latent_origin_t extract_origin(const extract_t* e) {
-    latent_origin_t origin = {e->tokenizer.fingerprint, e->data.folder, e->data.count, e->total, e->data.class_count,
-                              (int)e->comm->size, e->class_names, e->images};
-    return origin;
-}
-
-// Writes the shards of this process that are not there yet.
+// Writes the shards of this process that are not there yet, of images with captions those of the size that is set.
 static inline void extract_shards(extract_t* e) {
     const dit_options_t* o = e->options;
     const autoencoder_t* t = &e->tokenizer;
-    latent_origin_t origin = extract_origin(e);
-    size_t per_shard = (size_t)o->shard_images;
-    int shards = (int)((e->mine + per_shard - 1) / per_shard);
+    latent_origin_t origin = {t->fingerprint, e->data.folder, e->data.count, e->total, e->data.class_count,
+                              (int)e->comm->size, e->class_names, e->images, e->bucket ? e->captions : NULL};
+    size_t per_shard = (size_t)o->shard_images, mine = extract_share(e, e->bucket ? e->bucket->count : e->total);
+    int shards = (int)((mine + per_shard - 1) / per_shard);
     for (int k = 0; k < shards; k++) {
-        size_t first = k * per_shard, count = e->mine - first < per_shard ? e->mine - first : per_shard;
+        size_t first = k * per_shard, count = mine - first < per_shard ? mine - first : per_shard;
         char path[1200];
-        latent_shard_path(path, sizeof path, o->latents, e->comm->rank, k);
-        if (latent_shard_is_made(path, count, t->z, t->GH, &origin)) {
+        if (e->bucket) bucket_shard_path(path, sizeof path, o->latents, t->GH, t->GW, e->comm->rank, k);
+        else latent_shard_path(path, sizeof path, o->latents, e->comm->rank, k);
+        if (latent_shard_is_made(path, count, t->z, t->GH, t->GW, &origin)) {
             e->kept += count;
             printf("kept           %s\n", path);
             continue;
         }
         latent_shard_t shard;
-        latent_shard_open(&shard, (int)count, t->z, t->GH);
-        extract_shard(e, &shard, NULL, first, count);
+        latent_shard_open(&shard, (int)count, t->z, t->GH, t->GW, e->twins == 2);
+        extract_shard(e, &shard, first, count);
         extract_forget_statistics(o->latents);
         latent_shard_write(&shard, path, &origin, count);
-        extract_progress(e, k, shards);
-    }
-}
-
-// The same of one size of images with captions.
-static inline void extract_bucket_shards(extract_t* e) {
-    const dit_options_t* o = e->options;
-    const autoencoder_t* t = &e->tokenizer;
-    latent_origin_t origin = extract_origin(e);
-    size_t per_shard = (size_t)o->shard_images, mine = extract_share(e, e->bucket->count);
-    int shards = (int)((mine + per_shard - 1) / per_shard);
-    for (int k = 0; k < shards; k++) {
-        size_t first = k * per_shard, count = mine - first < per_shard ? mine - first : per_shard;
-        char path[1200];
-        bucket_shard_path(path, sizeof path, o->latents, t->GH, t->GW, e->comm->rank, k);
-        if (bucket_shard_is_made(path, count, t->z, t->GH, t->GW, &origin, e->captions)) {
-            e->kept += count;
-            printf("kept           %s\n", path);
-            continue;
-        }
-        bucket_shard_t shard;
-        bucket_shard_open(&shard, (int)count, t->z, t->GH, t->GW);
-        extract_shard(e, NULL, &shard, first, count);
-        bucket_shard_write(&shard, path, &origin, e->captions, ST_F32, count);
         extract_progress(e, k, shards);
     }
 }
@@ -270,7 +241,7 @@ static inline void extract_buckets(extract_t* e) {
         if (!e->bucket->count) continue;
         autoencoder_resize(&e->tokenizer, e->bucket->H, e->bucket->W);
         printf("size           %d x %d pixels: %zu images\n", e->bucket->W, e->bucket->H, e->bucket->count);
-        extract_bucket_shards(e);
+        extract_shards(e);
     }
 }
 

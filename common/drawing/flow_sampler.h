@@ -32,7 +32,7 @@
 #include <stdint.h>
 #include <string.h>
 
-// defines: plan_t, plan_floatX, plan_floatS, plan_int
+// defines: plan_t, plan_floatX, plan_floatS
 #include "common/models/plan.h"
 // defines: flow_guide, flow_guide_energy, flow_combine, diffusion_step, to_floatX, FLOW_STAGES
 #include "common/ops.h"

@@ -5,7 +5,6 @@
 // (torchvision.models._meta._IMAGENET_CATEGORIES of version 0.29.2, BSD licence). Fashion-MNIST: Xiao et al. 2017.
 // Look next at sample.cu, which prints them.
 #pragma once
-#include <stddef.h>
 
 static const char* const imagenet_classes[1000] = {
     /*   0 */ "tench", "goldfish", "great white shark", "tiger shark", "hammerhead", "electric ray", "stingray", "cock",

@@ -12,6 +12,7 @@
 //     latent_source_measure(&l);                 mean and std, where no checkpoint gives them
 //     latent_source_start(&l, step);             batches from this step on are prepared ahead
 //     latent_source_next(&l, &dit, s);           the next step's, into the dit_t
+//     latent_source_check(&l);                   was the text of that step finite?
 //     latent_source_stop(&l);
 // Look next at common/data/latents.h and bucket_latents.h, which read shards, and common/drawing/image_latents.h, which
 // encodes beside the training.
@@ -32,7 +33,7 @@
 #include "common/drawing/image_latents.h"
 // defines: bucket_loader_t, bucket_loader_open, bucket_loader_next, bucket_loader_close
 #include "common/training/bucket_loader.h"
-// defines: caption_data_t, caption_data_open_set, caption_data_open_text, caption_data_take
+// defines: caption_data_t, caption_data_open_set, caption_data_open_text, caption_data_take, caption_data_check
 #include "common/training/caption_data.h"
 // defines: comm_t, comm_is_first
 #include "common/training/comm.h"
@@ -275,6 +276,11 @@ void latent_source_next(latent_source_t* l, dit_t* d, stream_t s) {
     if (images) x1 = image_latents_encode(&l->beside, images, l->mean, l->std, s);
     copy_to_device(d->x1, x1, B * d->n * sizeof(floatS), s);
     copy_to_device(d->t, t, B * sizeof(floatS), s);
+}
+
+// Ends the program where the text of the last step is what is not finite.
+void latent_source_check(const latent_source_t* l) {
+    if (l->with_captions) caption_data_check(&l->captions);
 }
 
 void latent_source_stop(latent_source_t* l) {

@@ -15,7 +15,7 @@
 
 // defines: npz_reader_t, npz_array_t, npz_open_or_die, npz_type_text, npz_read_text
 #include "common/files/npz.h"
-// defines: tensor_file_open_or_die, file_kind, file_kind_t, pytorch_prefix, safetensors_t
+// defines: file_kind, file_kind_t, pytorch_prefix, safetensors_t
 #include "common/files/tensor_file.h"
 
 enum { INSPECT_PIECE = 65536, INSPECT_NAME = 60, INSPECT_METADATA = 40 }; // values; widest column of names; lines

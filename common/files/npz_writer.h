@@ -14,7 +14,6 @@
 // Look next at common/files/zip.h.
 #pragma once
 #include <errno.h>
-#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

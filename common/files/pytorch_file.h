@@ -32,7 +32,7 @@
 #pragma once
 // defines: pickle_t, pickle_value_t, pickle_begin, pickle_run, pickle_item, pickle_free
 #include "common/files/pickle.h"
-// defines: safetensors_t, st_tensor_t, st_sort, json_text_t, json_append
+// defines: safetensors_t, st_tensor_t, st_sort, json_text_t
 #include "common/files/safetensors.h"
 // defines: zip_t, zip_open, zip_find, zip_data, zip_read
 #include "common/files/zip.h"

@@ -26,14 +26,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 // defines: floatS
 #include "common/device.h"
 // defines: file_map, file_number
 #include "common/files/file_map.h"
-// defines: json_text_t, json_append, json_reader_t, json_key, json_string, json_number
+// defines: json_reader_t, json_key, json_string
 #include "common/program/json.h"
 // defines: fatal, malloc_check
 #include "common/program/log.h"

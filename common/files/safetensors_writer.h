@@ -30,7 +30,7 @@
 #include "common/files/safetensors.h"
 // defines: json_text_t, json_append, json_append_string, json_text_free
 #include "common/program/json.h"
-// defines: fatal, malloc_check
+// defines: fatal
 #include "common/program/log.h"
 
 typedef struct {

@@ -13,7 +13,6 @@
 #pragma once
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 // defines: file_fail

@@ -11,10 +11,6 @@
 // A caption of more than 77 numbers is cut, and counted.
 // Look next at common/measures/clip_input.h, a picture's way to the network, and eval_captions.h, the user.
 #pragma once
-// defines: caption_encoder_hash
-#include "common/models/caption_encoder.h"
-// defines: clip_input, clip_input_t
-#include "common/measures/clip_input.h"
 // defines: clip_text_t, clip_image_t, clip_load_text, clip_load_image, clip_config_of_file, clip_scale_of_file
 #include "common/models/text_weights.h"
 // defines: clip_bpe_t, clip_bpe_open, clip_bpe_encode, CLIP_LENGTH

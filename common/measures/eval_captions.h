@@ -11,7 +11,9 @@
 #pragma once
 // defines: prompted_t, prompted_open, prompted_check_same, prompted_close
 #include "common/measures/prompted.h"
-// defines: clip_score_*, aesthetic_*, caption_scores_*, pick_mean; by clip_input.h: clip_input, clip_inputs
+// defines: clip_input_t, clip_input, clip_inputs
+#include "common/measures/clip_input.h"
+// defines: clip_score_*, aesthetic_*, caption_scores_*, pick_mean
 #include "common/measures/clip_score.h"
 // defines: eval_t
 #include "common/measures/eval_options.h"

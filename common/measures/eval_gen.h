@@ -16,7 +16,7 @@
 #pragma once
 // defines: eval_t, eval_drawing_protocol
 #include "common/measures/eval_options.h"
-// defines: frechet_distance
+// defines: frechet_of_moments
 #include "common/measures/frechet.h"
 // defines: image_features_t, image_features_open, image_features_measure
 #include "common/measures/image_features.h"

@@ -194,7 +194,7 @@ static inline void eval_probe_open(eval_probe_t* p, eval_t* e, autoencoder_t* a,
     probe_norm_t norm = {a->z, p->mean, p->deviation};
     p->norm = norm;
     p->latents = (floatS*)malloc_check((size_t)o->batch * p->dim[PROBE_WHOLE] * sizeof(floatS), "latents");
-    probe_options_t options = {o->probe_epochs, o->probe_batch, o->probe_lr, o->seed, o->probe_norm ? &p->norm : NULL};
+    probe_options_t options = {o->probe_batch, o->probe_lr, o->seed, o->probe_norm ? &p->norm : NULL};
     for (int r = 0; r < PROBE_READINGS; r++) probe_open(&p->probe[r], p->dim[r], classes, &options);
 }
 

@@ -113,18 +113,6 @@ static inline void moments_add(moments_t* m,
     }
 }
 
-static inline void moments_add_double(moments_t* m,
-                                      const double* features, // (N, dim)
-                                      int N) {
-    for (int i = 0; i < N; i++) {
-        for (int j = 0; j < m->dim; j++) moments_put(m, j, features[(size_t)i * m->dim + j]);
-        moments_row_complete(m);
-    }
-}
-
-// How many rows were added, those that wait included.
-static inline double moments_count(const moments_t* m) { return m->n + m->waiting; }
-
 // Every rank has added its rows, or none; afterwards all have the moments of all rows, the same bits. A collective.
 static inline void moments_merge(moments_t* m, comm_t* c) {
     if (c->size == 1) return;

@@ -44,8 +44,6 @@
 // defines: tsne_map, tsne_options_t, TSNE_PERPLEXITY, density_t, density_estimate, density_measure
 #include "common/measures/tsne.h"
 
-enum { LATENT_DRAWS = 3, LATENT_IMAGES = 10000 }; // usual numbers
-
 typedef struct {
     double sv, tv, tv_sq;
 } roughness_t;
@@ -138,17 +136,6 @@ static inline int latent_measures_position(const latent_measures_t* m, int index
     philox4_t bits = philox(m->seed, RANDOM_POSITIONS, (uint64_t)draw, (uint64_t)index);
     *mirrored = m->flips && bits.v[2] >> 31;
     return (int)below_from_bits(bits.v[0], bits.v[1], (uint32_t)(m->GH * m->GW));
-}
-
-// Does any draw look at the mirror image?
-static inline int latent_measures_needs_flip(const latent_measures_t* m, int index) {
-    int needed = 0;
-    for (int draw = 0; draw < m->draws; draw++) {
-        int mirrored;
-        latent_measures_position(m, index, draw, &mirrored);
-        needed |= mirrored;
-    }
-    return needed;
 }
 
 static inline void latent_measures_add(latent_measures_t* m, int index,

@@ -17,7 +17,7 @@
 #endif
 #include <math.h>
 
-// defines: fatal, malloc_check, calloc_check
+// defines: fatal, malloc_check
 #include "common/program/log.h"
 
 // C (M, N) = A B^T

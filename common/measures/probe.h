@@ -14,7 +14,7 @@
 //     for each batch held out:      probe_evaluate(&probe, &count, features, labels, n, stream);
 //     probe_close(&probe);
 //
-// and probe_run does the whole for two sets that lie in memory. Weights and moments are floatS; the products read W, f
+// Of a set that lies in memory probe_epoch takes one epoch. Weights and moments are floatS; the products read W, f
 // and write the logits as floatX, so the GPU build in bf16 rounds them (PRECISION=FP32 does not). Sums are in double.
 // A label's rank is the number of classes before it: larger logit, or as large and a lower index. top-1 is rank 0,
 // top-5 a rank below 5. Look next at common/models/params.h, where the weights lie, and at
@@ -38,7 +38,6 @@ typedef struct {
 } probe_norm_t;
 
 typedef struct {
-    int epochs; // probe_run's; who steps by hand counts them
     int batch;  // most images of a call
     double lr;
     uint64_t seed;
@@ -201,36 +200,13 @@ static inline probe_count_t probe_recent(const probe_t* p) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Two sets in memory
+// A set in memory
 
 typedef struct {
     int n, dim, classes;
     floatS* features; // (n, dim)
     int* labels;      // (n)
 } probe_set_t;
-
-typedef struct {
-    int64_t steps;
-    double train_loss, train_accuracy;   // mean over the images of the last PROBE_RECENT steps
-    double held_out_loss, top1, top5;
-} probe_result_t;
-
-// Mean and deviation of each latent channel over a set, for probe_norm_t. A channel that is constant gets 1.
-static inline void probe_channel_statistics(const probe_set_t* set, int channels,
-                                            double* mean, double* deviation) { // (channels)
-    size_t total = (size_t)set->n * set->dim, count = total / channels;
-    memset(mean, 0, channels * sizeof(double));
-    memset(deviation, 0, channels * sizeof(double));
-    for (size_t i = 0; i < total; i++) mean[i % channels] += set->features[i];
-    for (int c = 0; c < channels; c++) mean[c] /= (double)count;
-    for (size_t i = 0; i < total; i++) {
-        double d = set->features[i] - mean[i % channels];
-        deviation[i % channels] += d * d;
-    }
-    for (int c = 0; c < channels; c++) {
-        deviation[c] = deviation[c] > 0 ? sqrt(deviation[c] / (double)(count - 1)) : 1;
-    }
-}
 
 // One pass over the training set in the order of `epoch`.
 static inline void probe_epoch(probe_t* p, const probe_set_t* train, int epoch, stream_t s) {
@@ -249,27 +225,4 @@ static inline void probe_epoch(probe_t* p, const probe_set_t* train, int epoch, 
     }
     free(batch);
     free(labels);
-}
-
-// Trains on `train` and tells how much of `held_out` is recognised.
-probe_result_t probe_run(const probe_set_t* train, const probe_set_t* held_out, const probe_options_t* options,
-                         stream_t s) {
-    if (train->n < 1 || held_out->n < 1 || train->dim != held_out->dim || train->classes != held_out->classes) {
-        fatal("a probe of %d images (%d features, %d classes) that is asked about %d images (%d, %d)", train->n,
-              train->dim, train->classes, held_out->n, held_out->dim, held_out->classes);
-    }
-    probe_t* p = (probe_t*)malloc_check(sizeof *p, "the probe");
-    probe_open(p, train->dim, train->classes, options);
-    for (int epoch = 0; epoch < options->epochs; epoch++) probe_epoch(p, train, epoch, s);
-    probe_count_t recent = probe_recent(p), count = {0, 0, 0, 0};
-    for (int first = 0; first < held_out->n; first += options->batch) {
-        int n = held_out->n - first < options->batch ? held_out->n - first : options->batch;
-        probe_evaluate(p, &count, held_out->features + (size_t)first * p->dim, held_out->labels + first, n, s);
-    }
-    double seen = (double)recent.images, asked = (double)count.images;
-    probe_result_t r = {p->params.t, recent.loss / seen, recent.top1 / seen, count.loss / asked, count.top1 / asked,
-                        count.top5 / asked};
-    probe_close(p);
-    free(p);
-    return r;
 }

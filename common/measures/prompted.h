@@ -14,7 +14,7 @@
 #include "common/drawing/prompts.h"
 // defines: image_read_text, image_read_file
 #include "common/data/image.h"
-// defines: listing_t, string_list_t, dataset_list_folder, dataset_list_tree, path_is_file
+// defines: listing_t, string_list_t, dataset_list_folder, dataset_list_tree
 #include "common/data/listing.h"
 
 typedef struct {

@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// defines: scene_t, scene_distance, scene_rgb, scene_ground_grey, scene_kinds
+// defines: scene_t, scene_distance, scene_rgb, scene_ground_grey
 #include "common/data/scenes.h"
 // defines: malloc_check
 #include "common/program/log.h"
@@ -263,9 +263,4 @@ static inline double scene_overall(const scene_scores_t* s) {
     double sum = 0;
     for (int k = 0; k < SCENE_KINDS; k++) sum += scene_score(s, k);
     return sum / (int)SCENE_KINDS;
-}
-
-static inline double scene_chance(int kind) {
-    static const double chances[SCENE_KINDS] = {1.0 / 18, 1.0 / 54, 1.0 / 135, 1.0 / 540};
-    return chances[kind];
 }

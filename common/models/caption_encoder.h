@@ -8,6 +8,8 @@
 //     caption_encoder_batch(&e, captions, n, &batch, s);         // batch: see text_batch_t
 //     caption_encoder_close(&e);
 //
+// A training calls caption_encoder_forward, which looks for no NaN, and caption_encoder_check once its loss is one.
+//
 // The rows of a caption stand at the end of its L: it ends at row L - 1 and begins at row first_b. What it becomes does
 // not depend on the captions beside it. With -text_mask 0 every caption has all -text_len rows, padding behind it, as
 // FLUX's published weights want it.
@@ -368,17 +370,12 @@ static inline void caption_encoder_models(caption_encoder_t* e, const char* cons
     for (int b = 0; b < n; b++) memmove(e->ids + b * longest, e->ids + b * CLIP_LENGTH, longest * sizeof(int));
     e->clip.blocks.T = longest;
     clip_text_forward(&e->clip, &e->params, e->ids, s);
-    size_t values = (size_t)n * e->dv;
-    floatS* pooled = (floatS*)malloc_check(values * sizeof(floatS), "captions' vectors");
-    stream_wait(s);
-    copy_to_host(pooled, e->clip.pooled, values * sizeof(floatS), 0);
-    copy_floats_to_device(e->batch.pooled, pooled, values);
-    free(pooled);
+    to_floatX(e->batch.pooled, e->clip.pooled, (size_t)n * e->dv, s);
 }
 
 // n captions, at most `capacity`. What *out points at is the encoder's, and stays until the next call.
-static inline void caption_encoder_batch(caption_encoder_t* e, const char* const* captions, int n, text_batch_t* out,
-                                         stream_t s) {
+static inline void caption_encoder_forward(caption_encoder_t* e, const char* const* captions, int n, text_batch_t* out,
+                                           stream_t s) {
     assert(n > 0 && n <= e->capacity);
     int L = caption_encoder_tokenize(e, captions, n);
     *out = e->batch;
@@ -391,10 +388,23 @@ static inline void caption_encoder_batch(caption_encoder_t* e, const char* const
     caption_encoder_models(e, captions, n, L, s);
     out->rows = e->t5.rows;
     out->first = e->t5.first;
-    stream_wait(s);
-    size_t row = device_first_not_finite(out->rows, NULL, (size_t)n * L * e->dt) / ((size_t)L * e->dt);
-    size_t vector = e->dv ? device_first_not_finite(out->pooled, NULL, (size_t)n * e->dv) / e->dv : (size_t)n;
-    if (row == (size_t)n && vector == (size_t)n) return;
+}
+
+// Ends the program where what was made of captions holds a number that is not finite, and names the first of them.
+static inline void caption_encoder_check(const caption_encoder_t* e, const char* const* captions,
+                                         const text_batch_t* made) {
+    size_t n = (size_t)made->B, rows = (size_t)made->L * e->dt;
+    size_t row = device_first_not_finite(made->rows, NULL, n * rows) / rows;
+    size_t vector = e->dv ? device_first_not_finite(made->pooled, NULL, n * e->dv) / e->dv : n;
+    if (row == n && vector == n) return;
     fatal("the text encoder %s makes a NaN or an infinity of the caption \"%.*s\"; copy its file again",
-          row < (size_t)n ? e->options.t5 : e->options.clip, CAPTION_SHOWN, captions[row < (size_t)n ? row : vector]);
+          row < n ? e->options.t5 : e->options.clip, CAPTION_SHOWN, captions[row < n ? row : vector]);
+}
+
+// The same as caption_encoder_forward, checked, for which it waits.
+static inline void caption_encoder_batch(caption_encoder_t* e, const char* const* captions, int n, text_batch_t* out,
+                                         stream_t s) {
+    caption_encoder_forward(e, captions, n, out, s);
+    stream_wait(s);
+    caption_encoder_check(e, captions, out);
 }

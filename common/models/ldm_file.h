@@ -20,11 +20,11 @@
 //
 // Names: ldm/models/autoencoder.py. Look next at common/drawing/autoencoder.h, the user.
 #pragma once
-// defines: decoder_t, decoder_config_t, decoder_register
+// defines: decoder_config_t
 #include "common/models/decoder.h"
-// defines: cnn_encoder_t, cnn_encoder_config_t, cnn_encoder_register
+// defines: cnn_encoder_config_t
 #include "common/models/cnn_encoder.h"
-// defines: weights_rule_t, weights_check_file, weights_find_anchor; safetensors_t, safetensors_find
+// defines: weights_rule_t, weights_find_anchor; safetensors_t, safetensors_find
 #include "common/models/weights.h"
 
 enum { LDM_IMAGE_SIZE = 256, LDM_GROUPS = 32, LDM_MAX_LEVELS = 8, LDM_MAX_BLOCKS = 8, LDM_MAX_CHANNELS = 8192 };

@@ -307,10 +307,3 @@ void lpips_backward(lpips_t* m, const params_t* p,
         above = vgg_slice_backward(v, p, a, i, d, dscaled, s);
     }
 }
-
-// Multiply-accumulates of comparing two images of H x W pixels: both passes through VGG, and the heads.
-uint64_t lpips_macs(const lpips_t* m, int H, int W) {
-    uint64_t heads = 0;
-    for (int i = 0; i < m->config.slices; i++) heads += (uint64_t)(H >> i) * (W >> i) * m->config.channels[i];
-    return 2 * vgg_macs(&m->vgg, H, W) + heads;
-}

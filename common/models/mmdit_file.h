@@ -7,7 +7,7 @@
 //
 // Look next at common/models/weights.h, whose rules these are.
 #pragma once
-// defines: mmdit_config_t, mmdit_configs, mmdit_t
+// defines: mmdit_config_t, mmdit_configs
 #include "common/models/mmdit.h"
 // defines: weights_rule_t, weights_format_t, weights_find_anchor, weights_load_mapped, WEIGHTS_NAME
 #include "common/models/weights.h"

@@ -17,12 +17,11 @@
 // Look next at common/training/tokenizer_checkpoint.h, which reads and writes tables, and common/models/vit.h, which
 // registers one.
 #pragma once
-#include <stdarg.h>
 
 // defines: RANDOM_INIT, random_normal, random_uniform
 #include "common/program/rng.h"
-// defines: exchange_weights; floatX, floatS, device_malloc, fatal
-#include "common/ops.h"
+// defines: floatX, floatS, device_malloc, fatal
+#include "common/device.h"
 // defines: hash_string
 #include "common/program/hash.h"
 

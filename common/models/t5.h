@@ -96,12 +96,6 @@ void t5_register(t5_t* t, param_table_t* table, const char* prefix) {
     t->norm = param_vector(table, prefix, "encoder.final_layer_norm.weight", D, one);
 }
 
-// Multiply-accumulates for one text of T numbers.
-size_t t5_macs(const t5_config_t* c, int T) {
-    size_t D = c->dim, inner = (size_t)c->heads * c->head_size, F = c->mlp_dim, L = T;
-    return c->depth * (L * (4 * D * inner + 3 * D * F) + 2 * L * L * inner);
-}
-
 // Plans the memory of a forward over B texts of at most T numbers. The output lives in it.
 void t5_plan(t5_t* t, plan_t* plan, int B, int T) {
     const t5_config_t* c = &t->config;

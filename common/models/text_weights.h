@@ -9,9 +9,9 @@
 // activation: OpenCLIP's own training of B/32 or L/14, with exact GELU, cannot be told from OpenAI's.
 // Look next at common/text/unigram.h and common/text/clip_bpe.h, the tokenizers.
 #pragma once
-// defines: clip_config_t, clip_configs, clip_text_t, clip_image_t
+// defines: clip_config_t, clip_configs
 #include "common/models/clip.h"
-// defines: t5_config_t, t5_configs, t5_t
+// defines: t5_config_t, t5_configs
 #include "common/models/t5.h"
 // defines: weights_rule_t, weights_loader_t, weights_begin, weights_take, weights_check, weights_find_anchor
 #include "common/models/weights.h"

@@ -25,7 +25,7 @@
 // Look next at common/files/tensor_file.h, which opens them, and
 // common/models/vit.h, which registers the names.
 #pragma once
-// defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order, params_to_file_order
+// defines: params_t, param_t, param_find, params_longest, params_store, params_from_file_order
 #include "common/models/params.h"
 // defines: safetensors_*, st_tensor_t, st_shape_text
 #include "common/files/safetensors.h"
@@ -471,11 +471,6 @@ void weights_load_mapped(params_t* p, const char* our_prefix, const char* path, 
     for (int i = 0; i < l.file.n; i++) weights_take(&l, &l.file.tensors[i]);
     weights_check(&l, "");
     weights_end(&l);
-}
-
-// The same for a file that uses the table's own names behind its prefix.
-void weights_load_table(params_t* p, const char* our_prefix, const char* path, const char* file_prefix) {
-    weights_load_mapped(p, our_prefix, path, file_prefix, weights_same_names);
 }
 
 // Ends the program unless the tensors of an open file behind `prefix` fit a table one to one, by `rules`. A tensor that

@@ -6,7 +6,6 @@
 // do nothing.
 // Look next at common/files/safetensors.h and common/program/cli.h, its two users.
 #pragma once
-#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -6,9 +6,8 @@
 //                                                                   (Unicode Standard Annex 15; Hangul is arithmetic)
 // Look next at common/text/clip_bpe.h.
 #pragma once
-#include <stdlib.h>
 
-// defines: fatal, malloc_check
+// defines: malloc_check
 #include "common/program/log.h"
 // defines: unicode_letters, unicode_numbers, unicode_lowers, unicode_classes, unicode_pairs
 #include "common/text/unicode_tables.h"

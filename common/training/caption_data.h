@@ -6,12 +6,13 @@
 //     caption_data_open_set(&data.set, &options);
 //     caption_data_open_text(&data, &options, B);      // after the device: encoders may live on it
 //     caption_data_take(&data, batch, &dit, s);        // a step's text, into the dit_t
+//     caption_data_check(&data);                       // was it finite? For a loss that is not
 // Look next at common/training/bucket_loader.h, which makes the batches, common/models/caption_encoder.h and
 // common/drawing/latent_source.h, the user.
 #pragma once
 // defines: bucket_batch_t
 #include "common/training/bucket_loader.h"
-// defines: caption_encoder_t, caption_encoder_open, caption_encoder_batch, caption_encoder_tokenize
+// defines: caption_encoder_t, caption_encoder_open, _batch, _forward, _check, _tokenize
 #include "common/models/caption_encoder.h"
 // defines: dit_t
 #include "common/training/dit.h"
@@ -24,9 +25,9 @@ typedef struct {
     int cached;                // text comes out of a cache
     text_cache_t cache;
     int* sets;                 // (images) each image's set in it
-    floatX *rows, *pooled;     // (B, text_rows, dt), (B, dv) of a step, on the device
-    int* first;                // (B)
     caption_encoder_t encoder; // else
+    text_batch_t step;         // a step's text, of up to B captions of text_rows rows
+    const bucket_batch_t* batch; // the captions of which it is
     int dt, dv;                // widths of text rows and pooled vectors
     const char* text_encoder;  // its name
     char text[CAPTION_ENCODER_SAVED];
@@ -65,26 +66,33 @@ static inline void caption_data_open_text(caption_data_t* data, const dit_option
     data->text_encoder = data->cache.encoder;
     data->sets = text_cache_sets(&data->cache, &data->set);
     size_t rows = (size_t)B * o->text.length;
-    data->rows = (floatX*)device_malloc(rows * data->dt * sizeof(floatX), "a step's text");
-    data->pooled = (floatX*)device_malloc((size_t)B * data->dv * sizeof(floatX), "a step's text");
-    data->first = (int*)device_malloc(B * sizeof(int), "a step's text");
+    data->step.rows = (floatX*)device_malloc(rows * data->dt * sizeof(floatX), "a step's text");
+    data->step.pooled = (floatX*)device_malloc((size_t)B * data->dv * sizeof(floatX), "a step's text");
+    data->step.first = (int*)device_malloc(B * sizeof(int), "a step's text");
 }
 
 // The text of a step's batch, into d.
 static inline void caption_data_take(caption_data_t* data, const bucket_batch_t* batch, dit_t* d, stream_t s) {
     size_t B = (size_t)d->config.batch;
-    text_batch_t text = {(int)B, batch->L, data->rows, data->first, data->pooled};
+    text_batch_t* text = &data->step;
+    data->batch = batch;
     if (data->cached) {
-        copy_to_device(data->rows, batch->rows, B * batch->L * data->dt * sizeof(floatX), s);
-        copy_to_device(data->pooled, batch->pooled, B * data->dv * sizeof(floatX), s);
-        copy_to_device(data->first, batch->first, B * sizeof(int), s);
+        text->L = batch->L;
+        copy_to_device(text->rows, batch->rows, B * batch->L * data->dt * sizeof(floatX), s);
+        copy_to_device(text->pooled, batch->pooled, B * data->dv * sizeof(floatX), s);
+        copy_to_device(text->first, batch->first, B * sizeof(int), s);
     } else {
-        caption_encoder_batch(&data->encoder, (const char* const*)batch->captions, (int)B, &text, s);
+        caption_encoder_forward(&data->encoder, (const char* const*)batch->captions, (int)B, text, s);
     }
-    d->captions.L = text.L;
-    d->captions.text = text.rows;
-    d->captions.first = text.first;
-    d->captions.pooled = data->dv ? text.pooled : NULL;
+    d->captions.L = text->L;
+    d->captions.text = text->rows;
+    d->captions.first = text->first;
+    d->captions.pooled = data->dv ? text->pooled : NULL;
+}
+
+// Ends the program, with the caption's name, where the encoder has made a NaN or an infinity for the last step.
+static inline void caption_data_check(const caption_data_t* data) {
+    if (!data->cached) caption_encoder_check(&data->encoder, (const char* const*)data->batch->captions, &data->step);
 }
 
 // Encodes all captions of -data into the file -text_cache.

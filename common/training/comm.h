@@ -48,9 +48,9 @@
 #include <string.h>
 #include <unistd.h>
 
-// defines: floatX, floatS, stream_t, stream_wait, fatal
+// defines: floatS, stream_t, fatal
 #include "common/device.h"
-// defines: launcher_t, launcher_read, rendezvous_t
+// defines: launcher_t, launcher_read
 #include "common/training/rendezvous.h"
 
 #define COMM_TIME_LIMIT 600.0 // seconds

@@ -13,7 +13,6 @@
 //
 //   sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
 //
-// Constant: beta_t = beta, the classic one. Its average has to start as a copy of the initial weights.
 // Look next at adam_update in common/ops.h.
 #pragma once
 #include <math.h>
@@ -21,13 +20,6 @@
 
 // defines: fatal
 #include "common/program/log.h"
-
-typedef enum { EMA_POWER, EMA_CONSTANT } ema_kind_t;
-
-typedef struct {
-    ema_kind_t kind;
-    double parameter; // gamma of the power function, or the constant beta
-} ema_t;
 
 // The gamma of a relative width: the largest root of p(g) = g^3 + 7 g^2 + (16 - r) g + 12 - r with r = sigma_rel^-2.
 //
@@ -49,19 +41,5 @@ double ema_gamma(double sigma_rel) {
     return previous;
 }
 
-double ema_power_beta(double gamma, int64_t t) { return pow(1 - 1 / (double)t, gamma + 1); }
-
-static inline ema_t ema_power(double sigma_rel) {
-    ema_t ema = {EMA_POWER, ema_gamma(sigma_rel)};
-    return ema;
-}
-
-static inline ema_t ema_constant(double beta) {
-    ema_t ema = {EMA_CONSTANT, beta};
-    return ema;
-}
-
 // The beta of step t, counted from 1.
-static inline double ema_beta(ema_t ema, int64_t t) {
-    return ema.kind == EMA_POWER ? ema_power_beta(ema.parameter, t) : ema.parameter;
-}
+double ema_power_beta(double gamma, int64_t t) { return pow(1 - 1 / (double)t, gamma + 1); }

@@ -19,7 +19,6 @@
 // Look next at common/cuda/comm.cuh, which uses this; processes of the CPU build are started and watched by MPI.
 #pragma once
 #include <errno.h>
-#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>

@@ -12,6 +12,8 @@
 #include "common/training/comm.h"
 // defines: params_t
 #include "common/models/params.h"
+// defines: adam_t, adam_update, sum_squares, exchange_weights
+#include "common/ops.h"
 // defines: HASH_START, hash_word
 #include "common/program/hash.h"
 

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-// defines: cli_t, cli_find
+// defines: cli_t
 #include "common/program/cli.h"
 // defines: cli_differences
 #include "common/program/cli_saved.h"

@@ -2,7 +2,7 @@
 // and saves when, and how it uses the machine. Each program appends them to its own table. Look next at
 // common/training/tokenizer_options.h and common/training/dit_options.h.
 #pragma once
-// defines: cli_t, cli_flag_t
+// defines: cli_flag_t
 #include "common/program/cli.h"
 // defines: machine_cores
 #include "common/training/rendezvous.h"

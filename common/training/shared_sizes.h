@@ -2,7 +2,7 @@
 // share, and all know the same sizes, whatever each of them could read. The first one reads and writes the index. Look
 // next at common/data/image_sizes.h and common/data/aspect.h.
 #pragma once
-// defines: aspect_t, aspect_open, aspect_fill
+// defines: aspect_t, aspect_fill
 #include "common/data/aspect.h"
 // defines: image_sizes_create, image_sizes_load, image_sizes_read, image_sizes_save
 #include "common/data/image_sizes.h"

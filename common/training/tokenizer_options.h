@@ -360,23 +360,16 @@ void options_read(options_t* o, const char* json, const char* path) {
     if (!cli_from_json(&cli, json, error, sizeof error)) fatal("%s: metadata field \"config\": %s", path, error);
 }
 
-// The tokenizer that the flags describe, in one of `ranks` processes that share the batch.
-tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
-    tokenizer_config_t c;
-    memset(&c, 0, sizeof c);
-    c.recipe = (recipe_t)o->recipe;
-    c.cnn = !strcmp(o->encoder, "cnn");
-    if (!c.cnn) c.encoder = *vit_config_find(o->encoder);
-    if (c.recipe == RECIPE_VAVAE) c.teacher = *vit_config_find(o->teacher);
-    if (o->normalise == NORMALISE_OFF) c.encoder.normalise = NORMALISE_NONE;
-    decoder_config_t* d = &c.decoder;
+// The decoder that the flags describe.
+static inline void options_decoder(const options_t* o, tokenizer_config_t* c) {
+    decoder_config_t* d = &c->decoder;
     d->ch = o->ch;
     d->levels = cli_integers("ch_mult", o->ch_mult, d->ch_mult, 8);
     d->res_blocks = o->res_blocks;
     d->attn_levels = 1u << (d->levels - 1); // of LDM's
     d->z_channels = o->z_channels;
     d->groups = o->groups;
-    d->quant_conv = c.cnn;
+    d->quant_conv = c->cnn;
     for (int l = 0; l < d->levels; l++) {
         if (d->ch * d->ch_mult[l] % d->groups) {
             fatal("level %d of the decoder has %d channels, no multiple of -groups %d; change -ch, -ch_mult or -groups",
@@ -388,8 +381,20 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
             fatal("-decoder_dim %d is no multiple of -decoder_heads %d; change one of them", o->decoder_dim,
                   o->decoder_heads);
         }
-        c.decoder_vit = large_decoder_vit(o->decoder_dim, o->decoder_depth, o->decoder_heads, o->decoder_grid);
+        c->decoder_vit = large_decoder_vit(o->decoder_dim, o->decoder_depth, o->decoder_heads, o->decoder_grid);
     }
+}
+
+// The tokenizer that the flags describe, in one of `ranks` processes that share the batch.
+tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
+    tokenizer_config_t c;
+    memset(&c, 0, sizeof c);
+    c.recipe = (recipe_t)o->recipe;
+    c.cnn = !strcmp(o->encoder, "cnn");
+    if (!c.cnn) c.encoder = *vit_config_find(o->encoder);
+    if (c.recipe == RECIPE_VAVAE) c.teacher = *vit_config_find(o->teacher);
+    if (o->normalise == NORMALISE_OFF) c.encoder.normalise = NORMALISE_NONE;
+    options_decoder(o, &c);
     int factor = tokenizer_factor(&c);
     if (o->image_size % factor) {
         fatal("-image_size %d is no multiple of %d, the pixels of a latent position each way; choose one, or another "
@@ -437,6 +442,5 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     c.eps = o->eps;
     c.ema_sigma[0] = o->ema0;
     c.ema_sigma[1] = o->ema1;
-    c.seed = o->run.seed;
     return c;
 }

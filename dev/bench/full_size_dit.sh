@@ -17,46 +17,24 @@ python=${1:?"usage: sh dev/bench/full_size_dit.sh PYTHON [FOLDER]"}
 mkdir -p "${2:-build/full_size}"
 folder=$(cd "${2:-build/full_size}" && pwd)
 cd "$(dirname "$0")/../.."
-rounds=${ROUNDS:-1}
 points=${POINTS:-50}
-threads=${THREADS:-2}
-export OMP_NUM_THREADS="$threads"
-make --no-print-directory CPU=1 build/cpu/train_tokenizer build/cpu/train_dit build/cpu/sample build/cpu/bench_models
+. dev/bench/full_size.sh
+make --no-print-directory CPU=1 build/cpu/bench_models
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# timed NAME COMMAND...: output to NAME.log; prints wall and CPU seconds and peak memory
-timed() {
-    name=$1
-    shift
-    /usr/bin/time -f '%e %U %S %M' -o "$scratch/time" "$@" >"$folder/$name.log" 2>&1 || {
-        tail -n 5 "$folder/$name.log" >&2
-        echo "error: $name failed; its output is in $folder/$name.log" >&2
-        exit 1
-    }
-    awk -v n="$name" '{ printf "%-18s %8.1f s, CPU %8.1f s, peak memory %6.2f GiB\n", n, $1, $2 + $3, $4 / 1048576 }' \
-        "$scratch/time"
-}
 # field FILE NAME KEY: a number of the line of this name in a JSON-lines file
 field() { sed -n "/\"name\": \"$2\"/s/.*\"$3\": \([0-9.e-]*\).*/\1/p" "$1" | tail -n 1; }
 median() { sort -g "$1" | awk '{ x[NR] = $1 } END { print (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 }'; }
 
-echo "$(date -u '+%Y-%m-%d %H:%M UTC'), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)," \
-    "$threads threads, load $(cut -d ' ' -f 1 /proc/loadavg), commit $(git describe --always --dirty)"
-mkdir -p "$folder/images/first" "$folder/images/second"
-cp tests/images/colour.jpg "$folder/images/first"
-cp tests/images/colour.jpg tests/images/grey.jpg "$folder/images/second"
-[ -s "$folder/tokenizer/stage1.safetensors" ] ||
-    timed tokenizer build/cpu/train_tokenizer -preset imagenet -encoder dinov2-s -data "$folder/images" -steps 1 -batch 1 \
-        -w_gan 0 -latent_images 2 -grid_every 0 -out "$folder/tokenizer"
-dit="build/cpu/train_dit -preset imagenet -tokenizer $folder/tokenizer/stage1.safetensors -latents $folder/latents"
+dit="build/cpu/train_dit -preset imagenet -tokenizer $tokenizer -latents $folder/latents"
 # shellcheck disable=SC2086
 timed latents $dit -extract 1 -data "$folder/images" -extract_batch 2
 # shellcheck disable=SC2086
 [ -s "$folder/dit/dit.safetensors" ] ||
     timed training_step $dit -out "$folder/dit" -steps 1 -batch 1 -log_every 1 -grid_classes 207 -grid_columns 1 -sample_steps 2
 timed sample_207 build/cpu/sample -preset imagenet -dit "$folder/dit/dit.safetensors" \
-    -tokenizer "$folder/tokenizer/stage1.safetensors" -class 207 -n 1 -steps 50 -cfg_start 0.125 -out "$folder/207.png"
+    -tokenizer "$tokenizer" -class 207 -n 1 -steps 50 -cfg_start 0.125 -out "$folder/207.png"
 
 round=0
 while [ "$round" -lt "$rounds" ]; do

@@ -15,35 +15,10 @@ clip=${2:?"usage: sh dev/bench/full_size_t2i.sh PYTHON CLIP [FOLDER]"}
 mkdir -p "${3:-build/full_size_t2i}"
 folder=$(cd "${3:-build/full_size_t2i}" && pwd)
 cd "$(dirname "$0")/../.."
-rounds=${ROUNDS:-1}
 points=${POINTS:-6}
-threads=${THREADS:-2}
-export OMP_NUM_THREADS="$threads"
-make --no-print-directory CPU=1 build/cpu/train_tokenizer build/cpu/train_dit build/cpu/sample
-
-# timed NAME COMMAND...: output to NAME.log; prints wall and CPU seconds and peak memory
-timed() {
-    name=$1
-    shift
-    /usr/bin/time -f '%e %U %S %M' -o "$folder/time" "$@" >"$folder/$name.log" 2>&1 || {
-        tail -n 5 "$folder/$name.log" >&2
-        echo "error: $name failed; its output is in $folder/$name.log" >&2
-        exit 1
-    }
-    awk -v n="$name" '{ printf "%-18s %8.1f s, CPU %8.1f s, peak memory %6.2f GiB\n", n, $1, $2 + $3, $4 / 1048576 }' "$folder/time"
-}
-
-echo "$(date -u '+%Y-%m-%d %H:%M UTC'), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)," \
-    "$threads threads, load $(cut -d ' ' -f 1 /proc/loadavg), commit $(git describe --always --dirty)"
-mkdir -p "$folder/images/first" "$folder/images/second"
-cp tests/images/colour.jpg "$folder/images/first"
-cp tests/images/colour.jpg tests/images/grey.jpg "$folder/images/second"
+. dev/bench/full_size.sh
 echo "a photograph of some colours" >"$folder/images/first/colour.txt"
-tokenizer=$folder/tokenizer/stage1.safetensors
 [ -s "$folder/2B.safetensors" ] || timed weights "$python" -W ignore dev/reference/full_size_t2i.py make "$folder" --clip "$clip"
-[ -s "$tokenizer" ] ||
-    timed tokenizer build/cpu/train_tokenizer -preset imagenet -encoder dinov2-s -data "$folder/images" -steps 1 -batch 1 -w_gan 0 \
-        -latent_images 2 -grid_every 0 -out "$folder/tokenizer"
 
 text="-t5 $folder/t5 -t5_vocabulary $folder/spiece.model -text_clip $folder/clip -text_clip_vocabulary $folder/merges.txt"
 dit="build/cpu/train_dit -preset t2i_256 -data captions:$folder/images/first -tokenizer $tokenizer -latents $folder/latents -short_side 1 $text"

@@ -13,7 +13,7 @@
 #pragma once
 // defines: floatX, floatS, stream_t
 #include "common/device.h"
-// defines: conv_t, activation_t, LEAKY_SLOPE
+// defines: conv_t, activation_t
 #include "common/ops.h"
 // defines: conv_job_t, conv_tile, conv_pack_panels, conv_run
 #include "dev/cpu/conv_tile.h"

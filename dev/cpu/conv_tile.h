@@ -24,7 +24,7 @@
 
 // defines: floatX
 #include "common/device.h"
-// defines: conv_t, activation_t, LEAKY_SLOPE
+// defines: activation_t, LEAKY_SLOPE
 #include "common/ops.h"
 // defines: cpu_scratch, worth_sharing
 #include "dev/cpu/threads.h"

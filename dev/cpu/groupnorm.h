@@ -13,7 +13,7 @@
 // First come these formulas and their derivatives as loops over values, the truth that tests hold the fast form
 // against; then the fast form. Look next at dev/cpu/batchnorm.h.
 #pragma once
-// defines: floatX, floatS, stream_t, xsqrt
+// defines: floatX, floatS, stream_t
 #include "common/device.h"
 // defines: activation_t, LEAKY_SLOPE
 #include "common/ops.h"

@@ -6,7 +6,7 @@
 //
 // What is summed is a function of two arrays, given by the caller: see l1_block in dev/cpu/loss.h.
 #pragma once
-// defines: floatX, floatS, stream_t
+// defines: floatX, floatS
 #include "common/device.h"
 // defines: cpu_scratch, worth_sharing
 #include "dev/cpu/threads.h"

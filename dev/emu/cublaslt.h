@@ -113,7 +113,6 @@ typedef struct {
     cublasLtMatmulAlgo_t algo;
     size_t workspaceSize;
     cublasStatus_t state;
-    float wavesCount;
     int reserved[4];
 } cublasLtMatmulHeuristicResult_t;
 
@@ -334,7 +333,6 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t han
         memset(result, 0, sizeof *result);
         memcpy(&result->algo, &algo, sizeof algo);
         result->workspaceSize = algo.workspace;
-        result->wavesCount = 1;
     }
     return CUBLAS_STATUS_SUCCESS;
 }

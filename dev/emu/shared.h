@@ -14,7 +14,7 @@
 // cp_async_16 reserves its 16 bytes at once (any access before the wait is an error) and copies at the wait.
 // Look next at dev/emu/runtime.h.
 #pragma once
-// defines: emu, emu_report, EMU_HERE
+// defines: emu, emu_report
 #include "dev/emu/state.h"
 
 #define EMU_UNCHECKED __attribute__((no_sanitize("address"), no_sanitize("undefined")))

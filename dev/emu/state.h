@@ -6,7 +6,7 @@
 // Look next at dev/emu/shared.h.
 #pragma once
 #include <stdarg.h>
-// defines: dim3, threadIdx, blockIdx
+// defines: blockIdx
 #include "dev/emu/types.h"
 // defines: emu_fiber
 #include "dev/emu/fiber.h"

@@ -18,7 +18,6 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
-#define __forceinline__ inline
 #define __align__(n) alignas(n)
 #define UNROLL
 
@@ -27,18 +26,9 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct alignas(8) int2 { int x, y; };
-struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(8) float2 { float x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) float4 { float x, y, z, w; };
-static inline int2 make_int2(int x, int y) { return {x, y}; }
-static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline float2 make_float2(float x, float y) { return {x, y}; }
-static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 // The thread that runs, as kernels see it; dev/emu/block.h sets them.
 inline uint3 threadIdx, blockIdx;
@@ -104,4 +94,3 @@ static inline float reciprocal_fast(float x) {
 static inline int opaque(int x) { return x; } // common/cuda/launch.cuh
 static inline int opaque_thread(void) { return (int)threadIdx.x; }
 
-template <typename T> static inline T __ldg(const T* p) { return *p; }
