@@ -145,7 +145,7 @@ BENCHES  := $(patsubst dev/bench/%.cu,$(FOLDER)/%,$(wildcard dev/bench/bench_*.c
 
 .PHONY: all help which check test run_tests test-gpu-build gpu_build test_nvcc demo run_demo demo_t2i sanitize bench gpu-check \
         gpu_check_programs deps clean FORCE
-all: which check $(PROGRAMS)
+all: which $(PROGRAMS)
 
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
@@ -171,8 +171,8 @@ which:
 vpath %.cu common dev dev/bench
 
 # programs stand in the root, as their sources do; everything else in build/
-$(PROGRAMS): %: $(FOLDER)/% FORCE
-	@cmp -s $< $@ || cp -p $< $@
+$(PROGRAMS): %: check $(FOLDER)/% FORCE
+	@cmp -s $(FOLDER)/$@ $@ || cp -p $(FOLDER)/$@ $@
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Programs. In each kind of build one is two objects: its own, and the operations (common/ops.cu). A line a kind of object: how
