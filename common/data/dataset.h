@@ -114,13 +114,6 @@ static inline void dataset_warn_of_numbers(const dataset_t* d) {
               "of equal length (02) keep their order", d->class_names[first], first);
 }
 
-static inline void dataset_warn_of_others(const char* folder, const listing_t* l) {
-    char text[600];
-    if (*listing_others(l, text, sizeof text)) {
-        warn_once("files below %s are left out: %s; read are " DATASET_ENDINGS, folder, text);
-    }
-}
-
 // The label of a class folder by the names of train; what train does not have ends the program.
 static inline int dataset_label_of(const dataset_t* d, const char* folder) {
     int label = label_of_class(path_name(folder), d->class_names, d->class_count);
@@ -233,7 +226,7 @@ static inline void dataset_open_archive(dataset_t* d, const char* train) {
         free(name);
     }
     dataset_warn_of_numbers(d);
-    dataset_warn_of_others(d->folder, &l);
+    listing_warn_of_others(d->folder, &l);
     string_list_free(&names);
     d->paths = l.images.items;
     d->count = n;
@@ -276,7 +269,7 @@ static inline void dataset_open_folder(dataset_t* d, const char* train) {
               "with -data", d->folder, *text ? "; it holds " : "", text);
     }
     dataset_warn_of_numbers(d);
-    dataset_warn_of_others(d->folder, &l);
+    listing_warn_of_others(d->folder, &l);
     string_list_free(&names);
     string_list_free(&l.folders);
     d->paths = all.items;
