@@ -292,8 +292,9 @@ static inline void caption_encoder_name_unknown(caption_encoder_t* e, const char
     if (strstr(e->unknown, noted) || strlen(e->unknown) + strlen(noted) > sizeof e->unknown) return;
     strcat(e->unknown, noted);
     json_append_string(&text, word);
-    json_append(&text, " is no word of the miniature world and says nothing; its words are");
-    for (int i = 0; i < WORDS; i++) json_append(&text, " %s", word_list[i]);
+    json_append(&text, " is no word of the miniature world and says nothing");
+    int first = !strcmp(e->unknown, noted);
+    for (int i = 0; first && i < WORDS; i++) json_append(&text, "%s %s", i ? "" : "; its words are", word_list[i]);
     warn("%s", text.text);
     json_text_free(&text);
 }
