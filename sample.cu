@@ -357,6 +357,7 @@ static void print_method(const sample_t* r) {
     if (evaluations) printf(": %d evaluations of the network an image", evaluations);
     dit_sampler_guidance_text(text, sizeof text, d);
     printf("\nguidance       %s\n", text);
+    fflush(stdout); // what follows takes its time
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

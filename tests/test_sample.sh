@@ -73,6 +73,7 @@ if [ -s miniature/t2i.safetensors ]; then
     refused "so is a class of a text-to-image transformer" 'is a text-to-image transformer: say what to draw with -prompt' \
         -preset t2i_mini -class 7
     refused "so is a size that the tokenizer cannot have" '-size 50x48: .*multiples of 8' -prompt "a red circle" -size 50x48
+    refused "so is a negative prompt without guidance" '-negative: .*with -cfg 1 nothing is' -prompt red -negative blue -cfg 1
     refused "so is a picture in the place of a folder" 'cannot be written: Is a directory' -prompt red -steps 2 -out "$work"
     printf '{"prompt": "x"}' >"$work/p.json"
     refused "so is a .json that is no array" "wanted; want a JSON array of prompts" -prompts "$work/p.json"

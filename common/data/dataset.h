@@ -499,8 +499,8 @@ static inline char* dataset_split_folder(const char* folder, int split, char** t
 }
 
 // Opens the data that `spec` names: a folder (of images or IDX files), "fashion-mnist", "garments" (in colour; or
-// "garments:FOLDER", with Fashion-MNIST's files there), "scenes", "shapes", or "auto": garments where Debian's package
-// is installed, shapes elsewhere. `split` is SPLIT_TRAIN or SPLIT_VAL.
+// "garments:FOLDER", with Fashion-MNIST's files there), "captions:FOLDER" (images with captions), "scenes", "shapes", or
+// "auto": garments where Debian's package is installed, shapes elsewhere. `split` is SPLIT_TRAIN or SPLIT_VAL.
 static inline void dataset_open(dataset_t* dataset, const char* spec, int split) {
     memset(dataset, 0, sizeof *dataset);
     dataset->split = split;
