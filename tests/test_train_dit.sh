@@ -296,6 +296,8 @@ expect "a text cache that is not there" 1 '-text_cache nowhere.st: there is no s
     t2i -text_cache nowhere.st -out refused -steps 1
 expect "a text cache of other captions" 1 'words.st is the cache of other captions: it has not that of' \
     t2i -data captions:captions -latents photo_scenes -text_cache words.st -out refused -steps 1
+expect "a text cache of more rows" 1 'words.st was made by text encoder fixed .* at most 16 rows, which is not that of .*-text_len 12' \
+    t2i -tokenizer= -text_cache words.st -text_len 12 -out refused -steps 1
 expect "images with captions, encoded beside the training" 0 '' \
     t2i -data captions:captions -latents none -from t2i_run/dit.safetensors -out fewer -steps 1
 rm captions/3.*
