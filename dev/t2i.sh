@@ -32,7 +32,7 @@ stage() {
 
 # transformer TOKENIZER LR STEPS: t2i-mini on the latents of 24,000 scenes, up to so many steps in all
 transformer() {
-    [ -e $out/latents ] || ./train_dit -preset t2i_mini -extract 1 -data $data -images 24000 -tokenizer "$1" -latents $out/latents
+    ./train_dit -preset t2i_mini -extract 1 -data $data -images 24000 -tokenizer "$1" -latents $out/latents
     ./train_dit -preset t2i_mini -data $data -tokenizer "$1" -latents $out/latents -out $out -lr "$2" -steps "$3" \
         -batch 32 -ema 0.99 -grid_every 0 -change 1
 }

@@ -224,6 +224,7 @@ check "  of three sizes" test "$(ls scenes | tr '\n' ' ')" = "latents_003x005_ra
 latents_005x003_rank00_shard000.safetensors "
 cp -r scenes scenes_before
 rm scenes/latents_005x003*
+expect "latents without a shard" 0 '-latents scenes: shards of [0-9]+ images are there, of 60: the others are missing' t2i -out lacking -steps 1
 expect "a missing shard" 0 '' t2i -extract 1 -images 60 -extract_batch 7
 check "  comes out alike" diff -r scenes scenes_before
 expect "8 steps in one go" 0 '' t2i -out t2i_run -steps 8
