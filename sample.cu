@@ -31,7 +31,7 @@
 #include "common/program/clock.h"
 // defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_any
 #include "common/training/comm.h"
-// defines: make_folder
+// defines: make_folder, make_folder_of
 #include "common/files/folder.h"
 // defines: drawing_options_t, drawing_flags, drawing_text_flags, drawing_sampler, drawing_open, drawing_open_text, ...
 #include "common/drawing/drawing_options.h"
@@ -112,7 +112,8 @@ static int make_flags(sample_options_t* o, cli_flag_t* out) {
         {NULL, "prompt", CLI_STRING, &o->prompt, "", NULL,
          "or what to show, in words, with a text-to-image transformer", CLI_NOT_SAVED}, // a hash of it is
         {NULL, "prompts", CLI_STRING, &o->prompts, "", NULL,
-         "or a file with a prompt on each line; .jsonl: {\"prompt\": ...} on each, and -images has GenEval's folders",
+         "or a file with a prompt on each line; .json: an array of them; .jsonl: {\"prompt\": ...} on each line, and "
+         "-images has GenEval's folders",
          CLI_NOT_SAVED},
         {NULL, "n", CLI_INT, &o->n, "8", "[1, 100000000]", "images of each class or prompt, or in all", CLI_SAVED},
         {NULL, "seed", CLI_SIZE, &o->seed, "0", NULL, "seed of the noise", CLI_SAVED},
@@ -356,6 +357,7 @@ static void print_method(const sample_t* r) {
     if (evaluations) printf(": %d evaluations of the network an image", evaluations);
     dit_sampler_guidance_text(text, sizeof text, d);
     printf("\nguidance       %s\n", text);
+    fflush(stdout); // what follows takes its time
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -424,6 +426,7 @@ static void draw_grid(sample_t* r) {
     size_t image = autoencoder_image_values(&r->model.tokenizer);
     int columns = r->rows || o->n < 8 ? o->n : 8, rows = (int)((r->total + columns - 1) / columns);
     if (r->total > 10000) fatal("%zu images do not go into one picture; give -npz FILE or -images FOLDER", r->total);
+    make_folder_of(o->out);
     uint8_t* pixels = (uint8_t*)malloc_check((size_t)rows * columns * image, "images");
     memset(pixels, 255, (size_t)rows * columns * image);
     r->mine = r->total;
@@ -582,6 +585,7 @@ static void blocks_check(const sample_t* r) {
 static void draw_npz(sample_t* r) {
     size_t image = autoencoder_image_values(&r->model.tokenizer), per = (size_t)r->options.block;
     size_t blocks = (r->total + per - 1) / per;
+    make_folder_of(r->options.npz);
     blocks_check(r);
     comm_any(&r->comm, 0);
     uint8_t* pixels = (uint8_t*)malloc_check(per * image, "a block of images");

@@ -242,6 +242,10 @@ static int resume(run_t* run) {
     run->step = info.step;
     safetensors_close(&file);
     printf("resume         %s at step %lld\n", path, (long long)run->step);
+    if (comm_is_first(&run->comm) && info.set && info.set != (int64_t)run->source.count) {
+        warn("%s has learnt from %lld images, and these are %zu: from here on they come in another order", path,
+             (long long)info.set, run->source.count);
+    }
     return 1;
 }
 
@@ -327,8 +331,9 @@ static void save(run_t* run) {
     char losses[400], error[1024], written[64];
     const params_t* tables[1] = {&run->dit.params};
     replicas_check_same(tables, 1, &run->comm, run->step);
-    dit_info_t info = {run->step, run->step * o->batch, 0, l->tokenizer, losses_text(run, losses, sizeof losses),
-                       run->config_json, l->class_names, l->text_encoder, l->text};
+    dit_info_t info = {run->step, run->step * o->batch, 0, (int64_t)l->count, l->tokenizer,
+                       losses_text(run, losses, sizeof losses), run->config_json, l->class_names, l->text_encoder,
+                       l->text};
     algorithms_save(o->run.out, &run->comm, run->stream);
     double start = clock_seconds();
     if (!dit_save(run->checkpoint_path, &run->dit, &info, l->mean, l->std, error, sizeof error, run->stream)) {

@@ -35,8 +35,7 @@ stage() {
 transformer() {
     latents_of=$1 lr=$2 steps=$3
     shift 3
-    [ -e $out/latents ] || ./train_dit -preset t2i_mini -extract 1 -data $data -images 24000 -tokenizer "$latents_of" \
-        -latents $out/latents "$@"
+    ./train_dit -preset t2i_mini -extract 1 -data $data -images 24000 -tokenizer "$latents_of" -latents $out/latents "$@"
     ./train_dit -preset t2i_mini -data $data -tokenizer "$latents_of" -latents $out/latents -out $out -lr "$lr" \
         -steps "$steps" -batch 32 -ema 0.99 -grid_every 0 -change 1 "$@"
 }

@@ -127,7 +127,7 @@ static void test_archives(void) {
         check(d.captions.shards[2].is_mapped == (pass > 0 && pass != 2), "from the second time on by its index");
         dataset_close(&d);
         char* index = temporary_read("whole/00002.tar.captions", NULL);
-        check(index && !strncmp(index, "aligntok captions 1 ", 20) && strstr(index, " 5\n"), "which is kept");
+        check(index && !strncmp(index, "aligntok captions 2 ", 20) && strstr(index, " 5\n"), "which is kept");
         check(index && strstr(index, "\t13\t20\t0.25\t-\t-\t000020010\tnumber 10\n"), "a line for each");
         for (size_t cut = 0; pass == 1 && cut < strlen(index); cut += 7) { // a part of one is none
             temporary_write("whole/00002.tar.captions", index, cut);
@@ -198,35 +198,45 @@ static void test_incomplete(void) {
     put_text(&a, "a/7.txt", "webp");
     put_text(&a, "a/8.png", "this is none");
     put_text(&a, "a/8.txt", "none");
-    put_sample(&a, "a/9", 4, 5, 9, "nine", "{\"punsafe\": NaN, \"pwatermark\": null, \"aesthetic\": \"good\"}");
+    put_text(&a, "a/8b.jpg", "RIFF1234WEBPVP8 ");
+    put_text(&a, "a/8b.TXT", "webp of another name");
+    put_sample(&a, "a/9", 4, 5, 9, "\xef\xbb\xbfnine\r\n",
+               "{\"punsafe\": NaN, \"pwatermark\": null, \"aesthetic\": \"good\"}");
+    put_sample(&a, "a/9b", 4, 5, 9, NULL, "\xef\xbb\xbf{\"caption\": \"strings\", \"punsafe\": \"0.75\"}");
     put_sample(&a, "a/10", 4, 5, 10, "ten", "{\"punsafe\": 0.5");
     put_sample(&a, "a/11\n", 4, 5, 10, "a name", NULL);
     put_sample(&a, "a/12", 4, 5, 12, "tab\there, \xff, line\r\nend \x7f \xc3\xa9", NULL);
+    put_sample(&a, "a/12.seg", 4, 5, 14, NULL, NULL); // another image of a sample, not the image
     put_text(&a, "a/readme", "no ending");
     put_text(&a, "a/.hidden.png", "Mac");
     put_text(&a, "a/13.cls", "7");
-    put_sample(&a, "a/14.seg", 4, 5, 14, NULL, NULL); // another image of a sample, not the image
+    put_sample(&a, "a/14.seg", 4, 5, 14, "dots", NULL);
     put_sample(&a, "b/1", 6, 7, 15, "of the same name in another folder", NULL);
     write_archive(&a, "odd/0.tar");
+    temporary_write("odd/beside.png", "x", 1);
     for (int pass = 0; pass < 2; pass++) {
         int saved = temporary_catch_stderr();
         memset(&d, 0, sizeof d);
         open_captions(&d, "odd");
         temporary_release_stderr(saved);
-        check(d.count == 5, "those that are whole");
-        if (d.count == 5) {
+        check(d.count == 6, "those that are whole");
+        if (d.count == 6) {
             check_sample(&d, 0, 4, 5, 1, "one");
             check_sample(&d, 1, 4, 5, 4, "from \xc3\xa9");
             check_sample(&d, 2, 4, 5, 9, "nine");
-            check_sample(&d, 3, 4, 5, 12, "tab here, \xef\xbf\xbd, line  end   \xc3\xa9");
-            check_sample(&d, 4, 6, 7, 15, "of the same name in another folder");
+            check_sample(&d, 3, 4, 5, 9, "strings");
+            check(captions_line(&d.captions, 3).columns.punsafe == 0.75, "a number in a string");
+            check_sample(&d, 4, 4, 5, 12, "tab here, \xef\xbf\xbd, line  end   \xc3\xa9");
+            check_sample(&d, 5, 6, 7, 15, "of the same name in another folder");
         }
-        static const size_t want[CAPTION_REASONS] = {2, 1, 1, 2, 1, 1};
+        static const size_t want[CAPTION_REASONS] = {2, 2, 1, 2, 1, 1, 1};
         for (int k = 0; k < CAPTION_REASONS; k++) check(d.captions.left_out[k] == want[k], caption_reasons[k]);
         dataset_close(&d);
         if (pass) continue; // a sentence is said once
         check(said("2 samples have no image and are left out; the first is ") && said("odd/0.tar/a/5"), "they are named");
         check(said("1 samples have a damaged .json") && said("odd/0.tar/a/10"), "for each reason");
+        check(said("2 samples have an image of a kind that is not read (webp") && said("odd/0.tar/a/7.webp"), "by kind");
+        check(said("odd holds tar archives and 1 images beside them"), "what is beside archives");
     }
 }
 
@@ -253,9 +263,19 @@ static void test_cut(void) {
     }
     put_end(&a);
     temporary_write("cut/1.tar", a.bytes, a.size);
+    a.bytes[ends[1] + 150] ^= 1; // a damaged header in the middle
+    temporary_write("cut/0.tar", a.bytes, a.size);
+    int saved = temporary_catch_stderr();
+    open_captions(&d, "cut");
+    temporary_release_stderr(saved);
+    check(d.count == 5 && d.captions.damaged == 1, "what stands before a damaged header, but for the last sample");
+    dataset_close(&d);
+    snprintf(path, sizeof path, "cut off or damaged at byte %zu", ends[1]);
+    check(said(path), "and where it is");
+    a.bytes[ends[1] + 150] ^= 1;
     for (size_t size = 100; size < ends[3]; size += 437) {
         temporary_write("cut/0.tar", a.bytes, size);
-        int saved = temporary_catch_stderr();
+        saved = temporary_catch_stderr();
         open_captions(&d, "cut");
         temporary_release_stderr(saved);
         size_t whole = 0;
@@ -266,7 +286,7 @@ static void test_cut(void) {
         while ((found = tar_next(&t, error, sizeof error)) > 0) whole += last_is_text = strstr(t.name, ".txt") != NULL;
         if (found < 0 && last_is_text) whole--; // nobody can tell that nothing of this sample is missing
         check(d.count == 4 + whole, "what stands before the cut");
-        check((int)d.captions.damaged == -found, "it is counted");
+        check(d.captions.damaged == 1, "it is counted");
         for (size_t i = 0; i < whole; i++) {
             char caption[40];
             snprintf(caption, sizeof caption, "number %zu", i);
@@ -276,15 +296,12 @@ static void test_cut(void) {
         dataset_close(&d);
         if (size == 100) check(said("0.tar: the tar archive ends inside a header, at byte 0"), "where it is cut");
     }
-    a.bytes[ends[1] + 150] ^= 1; // a damaged header in the middle
-    temporary_write("cut/0.tar", a.bytes, a.size);
-    int saved = temporary_catch_stderr();
+    temporary_write("cut/0.tar", a.bytes, ends[1]); // between two samples
+    saved = temporary_catch_stderr();
     open_captions(&d, "cut");
     temporary_release_stderr(saved);
-    check(d.count == 5 && d.captions.damaged == 1, "what stands before a damaged header, but for the last sample");
+    check(d.count == 6 && d.captions.damaged == 1 && said("it has no zeros at its end"), "an archive without an end");
     dataset_close(&d);
-    snprintf(path, sizeof path, "cut off or damaged at byte %zu", ends[1]);
-    check(said(path), "and where it is");
     temporary_write("cut/0.tar", "", 0);
     saved = temporary_catch_stderr();
     open_captions(&d, "cut");
@@ -293,7 +310,9 @@ static void test_cut(void) {
     dataset_close(&d);
     // an archive that becomes shorter later
     temporary_write("cut/0.tar", a.bytes, ends[0]);
+    saved = temporary_catch_stderr();
     open_captions(&d, "cut");
+    temporary_release_stderr(saved);
     temporary_write("cut/0.tar", a.bytes, 520);
     image_t image;
     char error[IMAGE_ERROR_SIZE];
@@ -349,20 +368,30 @@ static void test_folder(void) {
     write_png("files/d.png", 7, 5, 4);
     write_text("files/d.json", "{\"caption\": \"by json\", \"punsafe\": 0.75}");
     write_text("files/e.txt", "no image");
+    write_text("files/f.webp", "RIFF");
+    char* longer = (char*)malloc(70002);
+    for (int i = 0; i < 70001; i++) longer[i] = i % 2 ? '\xc3' : i ? '\xa9' : 'x';
+    longer[70001] = 0;
+    write_png("files/g.png", 7, 5, 5);
+    write_text("files/g.txt", longer);
+    longer[65535] = 0; // where the character at 65536 begins
     write_text("files/.f.txt", "hidden");
     int saved = temporary_catch_stderr();
     open_captions(&d, "files");
     temporary_release_stderr(saved);
-    check(d.count == 3, "images with captions");
-    if (d.count == 3) {
-        check_sample(&d, 0, 7, 5, 2, "\xef\xbb\xbf first");
+    check(d.count == 4, "images with captions");
+    if (d.count == 4) {
+        check_sample(&d, 0, 7, 5, 2, "first");
         check_sample(&d, 1, 4, 6, 1, "in a folder");
         check_sample(&d, 2, 7, 5, 4, "by json");
+        check_sample(&d, 3, 7, 5, 5, longer);
     }
-    check(said("1 samples have no caption") && said("files/c.png") && said("files/e.txt"), "the others are named");
+    free(longer);
+    check(said("1 samples have no caption") && said("files/c.png") && said("files/e.txt") && said("left out: .webp (1);"),
+          "the others are named");
     caption_filter_t f = {0.5, 0.8, 4.5, 4, 2.1};
     dataset_filter(&d, &f, counts);
-    check(d.count == 2 && counts[0] == 1, "what its json tells is known");
+    check(d.count == 3 && counts[0] == 1, "what its json tells is known");
     dataset_close(&d);
 }
 
@@ -376,8 +405,8 @@ static void test_list(void) {
     write_png("list/4.png", 4, 6, 4);
     write_text("list/1.txt", "not this one");
     write_text("list/captions.jsonl",
-               "{\"file\": \"sub/3.png\", \"caption\": \"three\", \"aesthetic\": 6.5}\r\n\n{\"caption\": \"one \\n\", "
-               "\"file\": \"1.png\"}\n{\"file\": \"5.png\", \"caption\": \"five\"}\n{\"file\": \"../a.png\", \"caption\": "
+               "\xef\xbb\xbf{\"file\": \"sub/3.png\", \"caption\": \"three\", \"aesthetic\": 6.5}\r\n \n{\"caption\": \"one \\n\", "
+               "\"file\": \"./1.png\"}\n{\"file\": \"5.png\", \"caption\": \"five\"}\n{\"file\": \"../a.png\", \"caption\": "
                "\"outside\"}\n{\"file\": \"1.png\", \"caption\": \"again\"}\n{\"file\": \"2.png\", \"caption\": \"two\"}");
     int saved = temporary_catch_stderr();
     open_captions(&d, "list");

@@ -65,7 +65,7 @@ static inline void make_shard(const char* folder, int rank, int number, size_t f
         latent_shard_add(&shard, z, flipped, label_of(i));
     }
     latent_shard_path(path, sizeof path, temporary_path(full, folder), rank, number);
-    latent_origin_t origin = {tokenizer, "pictures", 100, 100, CLASSES, 2, NAMES, "images", NULL};
+    latent_origin_t origin = {tokenizer, "pictures", 16, 16, CLASSES, 2, NAMES, "images", NULL};
     latent_shard_write(&shard, path, &origin, n);
 }
 
@@ -310,14 +310,14 @@ static inline int is_made_from(const char* name, size_t total, const char* token
     return is_made_from_some(name, total, tokenizer, data, images, images);
 }
 static inline int is_made(const char* name, size_t total, const char* tokenizer) {
-    return is_made_from(name, total, tokenizer, "pictures", 100);
+    return is_made_from(name, total, tokenizer, "pictures", 16);
 }
 
 static inline void child_of_another(const char* name) { is_made(name, 5, "fedcba9876543210"); }
-static inline void child_of_other_images(const char* name) { is_made_from(name, 5, "0123456789abcdef", "photos", 100); }
-static inline void child_of_more(const char* name) { is_made_from(name, 5, "0123456789abcdef", "pictures", 101); }
+static inline void child_of_other_images(const char* name) { is_made_from(name, 5, "0123456789abcdef", "photos", 16); }
+static inline void child_of_more(const char* name) { is_made_from(name, 5, "0123456789abcdef", "pictures", 17); }
 static inline void child_of_some(const char* name) {
-    is_made_from_some(name, 5, "0123456789abcdef", "pictures", 100, 50);
+    is_made_from_some(name, 5, "0123456789abcdef", "pictures", 16, 8);
 }
 static inline void child_of_another_split(const char* name) { is_made(name, 6, "0123456789abcdef"); }
 
@@ -329,9 +329,9 @@ static inline void test_is_made(void) {
     check(!is_made("made/latents_rank00_shard002.safetensors", 5, "0123456789abcdef"), "it is not there");
     check_message(child_of_another, name, "0123456789abcdef", "tokenizer fedcba9876543210");
     check_message(child_of_another_split, name, "shard000", "6 images");
-    check_message(child_of_other_images, name, "100 images of pictures", "100 images of photos");
-    check_message(child_of_more, name, "100 images of pictures", "101 images of pictures");
-    check_message(child_of_some, name, "all of the 100 images", "50 of 100 images of pictures");
+    check_message(child_of_other_images, name, "16 images of pictures", "16 images of photos");
+    check_message(child_of_more, name, "16 images of pictures", "17 images of pictures");
+    check_message(child_of_some, name, "all of the 16 images", "8 of 16 images of pictures");
     if (truncate(temporary_path(path, name), 1500)) perror(path);
     int saved = temporary_catch_stderr();
     int made = is_made(name, 5, "0123456789abcdef");

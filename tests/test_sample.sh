@@ -73,7 +73,18 @@ if [ -s miniature/t2i.safetensors ]; then
     refused "so is a class of a text-to-image transformer" 'is a text-to-image transformer: say what to draw with -prompt' \
         -preset t2i_mini -class 7
     refused "so is a size that the tokenizer cannot have" '-size 50x48: .*multiples of 8' -prompt "a red circle" -size 50x48
-    printf '{"tag": "counting", "prompt": "two red circles on a gray background"}\n{"prompt": "a \360\237\231\202 \\u00e9"}\n' >"$work/p.jsonl"
+    refused "so is a negative prompt without guidance" '-negative: .*with -cfg 1 nothing is' -prompt red -negative blue -cfg 1
+    refused "so is a picture in the place of a folder" 'cannot be written: Is a directory' -prompt red -steps 2 -out "$work"
+    printf '{"prompt": "x"}' >"$work/p.json"
+    refused "so is a .json that is no array" "wanted; want a JSON array of prompts" -prompts "$work/p.json"
+    printf '\357\273\277["two red circles on a gray background",\n {"prompt": "a \\"\303\251\\""}]' >"$work/p.json"
+    "$build/sample" -prompts "$work/p.json" -n 1 -steps 2 -images "$work/a/b" >"$work/out" 2>&1
+    if grep -qa 'tEXtPrompt.two red circles' "$work/a/b/00000_0.png" && grep -qa 'a "é"' "$work/a/b/00001_0.png"; then
+        ok "prompts in a JSON array"
+    else
+        fail "prompts in a JSON array" "$(tail -n 1 "$work/out")"
+    fi
+    printf '\357\273\277{"tag": "counting", "prompt": "two red circles on a gray background"}\n{"prompt": "a \360\237\231\202 \\u00e9"}\n' >"$work/p.jsonl"
     prompts() { "$build/sample" -prompts "$work/p.jsonl" -n 2 -steps 2 "$@" >"$work/out" 2>&1; }
     prompts -batch 1 -npz "$work/t1.npz"
     prompts -npz "$work/t4.npz"
@@ -83,8 +94,8 @@ if [ -s miniature/t2i.safetensors ]; then
         fail "captions have the same pictures alone and in batches" "$(tail -n 1 "$work/out")"
     fi
     prompts -images "$work/g" -size 40x56
-    if [ "$(find "$work/g" -name '0000?.png' | wc -l)" -eq 4 ] && cmp -s "$work/g/00001/metadata.jsonl" - <<EOF
-$(sed -n 2p "$work/p.jsonl")
+    if [ "$(find "$work/g" -name '0000?.png' | wc -l)" -eq 4 ] && cmp -s "$work/g/00000/metadata.jsonl" - <<EOF
+$(head -n 1 "$work/p.jsonl" | tail -c +4)
 EOF
     then
         ok "prompts with JSON make GenEval's folders"

@@ -224,6 +224,7 @@ check "  of three sizes" test "$(ls scenes | tr '\n' ' ')" = "latents_003x005_ra
 latents_005x003_rank00_shard000.safetensors "
 cp -r scenes scenes_before
 rm scenes/latents_005x003*
+expect "latents without a shard" 0 '-latents scenes: shards of [0-9]+ images are there, of 60: the others are missing' t2i -out lacking -steps 1
 expect "a missing shard" 0 '' t2i -extract 1 -images 60 -extract_batch 7
 check "  comes out alike" diff -r scenes scenes_before
 expect "8 steps in one go" 0 '' t2i -out t2i_run -steps 8
@@ -299,6 +300,13 @@ expect "a text cache that is not there" 1 '-text_cache nowhere.st: there is no s
     t2i -text_cache nowhere.st -out refused -steps 1
 expect "a text cache of other captions" 1 'words.st is the cache of other captions: it has not that of' \
     t2i -data captions:captions -latents photo_scenes -text_cache words.st -out refused -steps 1
+expect "a text cache of more rows" 1 'words.st was made by text encoder fixed .* at most 16 rows, which is not that of .*-text_len 12' \
+    t2i -tokenizer= -text_cache words.st -text_len 12 -out refused -steps 1
+expect "images with captions, encoded beside the training" 0 '' \
+    t2i -data captions:captions -latents none -from t2i_run/dit.safetensors -out fewer -steps 1
+rm captions/3.*
+expect "  an image fewer when it goes on" 0 'has learnt from 3 images, and these are 2: .* another order' \
+    t2i -data captions:captions -latents none -from t2i_run/dit.safetensors -out fewer -steps 2
 expect "another text encoder than the run's" 1 'was trained with text encoder fixed table of 30 words in context, at most 16 rows, and this is' \
     t2i -text_len 12 -out t2i_run -steps 9 -change 1
 expect "T5 that is not named" 1 '-text t5 needs T5 v1.1.s encoder' t2i -text t5 -out refused -steps 1

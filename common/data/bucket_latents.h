@@ -77,7 +77,8 @@ static inline void bucket_latents_add_file(bucket_latents_t* l, latent_file_t* f
         fatal("%s: tensor caption_id is not I64 (%zu), one for each latent; the file is damaged", path, t->shape[0]);
     }
     if (!latent_text_is(&f->file, "captions", captions)) {
-        fatal("%s is of other captions (%s) than the data set (%s); make the latents again, or give that data set", path,
+        fatal("%s is of other captions (%s) than the data set (%s); make the latents again, or give that data set with "
+              "the filters that it had (-short_side and what follows it in -h)", path,
               latent_metadata(&f->file, "captions"), captions);
     }
     if (f == l->files) l->tokenizer = latent_metadata(&f->file, "tokenizer");
@@ -131,6 +132,7 @@ static inline void bucket_latents_open(bucket_latents_t* l, const char* folder, 
     l->sizes.buckets = (aspect_bucket_t*)calloc_check(names.count, sizeof(aspect_bucket_t), "the sizes of latents");
     for (int i = 0; i < l->n_files; i++) bucket_latents_add_file(l, &l->files[i], names.items[i], captions, images);
     for (int i = 0; i < l->n_files; i++) bucket_latents_count(l, &l->files[i]);
+    latent_files_warn_of_missing(l->files, l->n_files, folder);
     string_list_free(&names);
     if (!l->sizes.images) fatal("-latents %s: it holds no latents; make them first", folder);
 }

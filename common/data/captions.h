@@ -6,15 +6,17 @@
 //     folder   images with the caption of NAME.jpg in NAME.txt, and NAME.json where there is one; or one captions.jsonl
 //              with a line {"file": "a/b.jpg", "caption": "..."} for each. Folders in it are looked through too
 //
-// The caption is the text file, or the json's "caption" where there is none. White space around it is taken off,
-// control characters inside (line ends too) become blanks, and bytes that are no UTF-8 become U+FFFD.
+// The caption is the text file, or the json's "caption" where there is none. White space around it and a byte order
+// mark before it are taken off, control characters inside (line ends too) become blanks, bytes that are no UTF-8 become
+// U+FFFD, and of a text of more than 64 KiB the beginning is kept: no encoder reads as far.
 //
 // A sample that lacks its image, its caption, or a header that tells the image's size is left out, counted and named;
-// so is what lies behind the place where an archive is cut off. What is found is kept as a text, a line for each
+// so is what lies behind the place where an archive is cut off. An archive without the zeros at its end counts as cut
+// off there. What is found is kept as a text, a line for each
 // sample, so that all of this is read once. Beside each archive stands that text, ARCHIVE.captions, which is good as
 // long as the archive keeps its size and date:
 //
-//     aligntok captions 1 SIZE DATE LINES
+//     aligntok captions 2 SIZE DATE LINES
 //     BEGIN LENGTH HEIGHT WIDTH PUNSAFE PWATERMARK AESTHETIC NAME CAPTION       tabs between them; a column can lack: -
 //     - REASON NAME                                                             a sample that is left out
 //     ! MESSAGE                                                                 the archive is damaged
@@ -54,10 +56,11 @@
 
 // Why a sample is left out.
 enum { CAPTION_NO_IMAGE, CAPTION_OTHER_KIND, CAPTION_NO_SIZE, CAPTION_NONE, CAPTION_BAD_JSON, CAPTION_BAD_NAME,
-       CAPTION_REASONS };
+       CAPTION_DOTS, CAPTION_REASONS };
 static const char* const caption_reasons[CAPTION_REASONS] = {
-    "have no image", "have an image of a kind that is not read", "have an image whose header tells no size",
-    "have no caption", "have a damaged .json", "have a control character in their names"};
+    "have no image", "have an image of a kind that is not read (webp and others: make it a jpg or png)",
+    "have an image whose header tells no size", "have no caption", "have a damaged .json",
+    "have a control character in their names", "have a dot in their names, where archives have the ending"};
 
 // What is known about a sample; NAN: its json does not tell.
 typedef struct {
@@ -72,6 +75,8 @@ typedef struct {
     const char *name, *caption; // in the index; not ended by a 0
     int name_length, caption_length;
 } caption_line_t;
+
+enum { CAPTION_LONGEST = 1 << 16 }; // bytes
 
 typedef struct {
     uint32_t shard, line; // which index; byte where its line begins
@@ -99,8 +104,12 @@ typedef struct {
 
 // Adds a text as captions are kept.
 static inline void caption_append(json_text_t* out, const unsigned char* text, size_t size) {
-    while (size && (text[size - 1] <= ' ' || text[size - 1] == 0x7F)) size--;
+    if (size >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3)) text += 3, size -= 3;
     while (size && (*text <= ' ' || *text == 0x7F)) text++, size--;
+    if (size > CAPTION_LONGEST) { // not inside a character
+        for (size = CAPTION_LONGEST; (text[size] & 0xC0) == 0x80 && size > CAPTION_LONGEST - 4;) size--;
+    }
+    while (size && (text[size - 1] <= ' ' || text[size - 1] == 0x7F)) size--;
     while (size) {
         size_t run = 0;
         int n = 0; // of the character behind the run; 0: it is none
@@ -129,11 +138,18 @@ typedef struct {
     char* buffer;
 } caption_json_t;
 
-// A number, or NAN where something else stands. Python writes NaN, which JSON does not know.
+static inline double caption_number_of(const char* text) {
+    char* end;
+    double value = strtod(text, &end);
+    return end == text || *end ? NAN : value;
+}
+
+// A number, also as a string, or NAN where something else stands. Python writes NaN, which JSON does not know.
 static inline double caption_number(json_reader_t* r) {
     int c = json_peek(r);
     if (c == 'N' && r->end - r->at >= 3 && !memcmp(r->at, "NaN", 3)) r->at += 3;
     else if (c == '-' || (c >= '0' && c <= '9')) return strtod(json_number(r), NULL);
+    else if (c == '"') return caption_number_of(json_string(r));
     else json_skip_value(r, 0);
     return NAN;
 }
@@ -152,6 +168,7 @@ static inline int caption_read_json(caption_json_t* j, const unsigned char* text
     r.error = error;
     r.error_size = error_size;
     json_where(&r, "the json");
+    json_skip_mark(&r);
     json_expect(&r, '{');
     for (int first = 1; json_more(&r, '}', first); first = 0) {
         const char* key = json_key(&r);
@@ -170,9 +187,11 @@ static inline int caption_read_json(caption_json_t* j, const unsigned char* text
 // ---------------------------------------------------------------------------------------------------------------------
 // Lines of an index
 
-static inline void caption_add_left_out(json_text_t* out, int reason, const char* name) {
+// other_kind: of its image, from 1 on; 0: it is none of those.
+static inline void caption_add_left_out(json_text_t* out, int reason, const char* name, int other_kind) {
     json_append(out, "-\t%d\t", reason);
     caption_append(out, (const unsigned char*)name, strlen(name));
+    if (other_kind) json_append(out, ".%s", dataset_other_endings[other_kind - 1]);
     json_append(out, "\n");
 }
 
@@ -187,7 +206,8 @@ typedef struct {
     const unsigned char *image, *text, *json;
     size_t image_size, text_size, json_size;
     uint64_t begin;    // of the image in its archive
-    int has_other_kind; // an image that cannot be read
+    int other_kind;    // of dataset_other_endings, from 1 on: it has an image that cannot be read
+    int has_dots;      // it has an image behind an ending of several dots
 } caption_sample_t;
 
 static inline int caption_image_size(const caption_sample_t* s, int* height, int* width) {
@@ -196,6 +216,11 @@ static inline int caption_image_size(const caption_sample_t* s, int* height, int
     int known = image_read_size(file, height, width);
     fclose(file);
     return known;
+}
+
+// WebP images are often called .jpg.
+static inline int caption_is_webp(const caption_sample_t* s) {
+    return s->image_size >= 12 && !memcmp(s->image, "RIFF", 4) && !memcmp(s->image + 8, "WEBP", 4);
 }
 
 // Adds the line of a sample.
@@ -207,12 +232,14 @@ static inline void caption_add_sample(json_text_t* out, const caption_sample_t* 
     if (s->json && !caption_read_json(&j, s->json, s->json_size, error, sizeof error)) reason = CAPTION_BAD_JSON;
     else if (s->text) caption_append(&caption, s->text, s->text_size);
     else if (j.caption) caption_append(&caption, (const unsigned char*)j.caption, strlen(j.caption));
-    if (!s->image) reason = s->has_other_kind ? CAPTION_OTHER_KIND : CAPTION_NO_IMAGE;
+    if (!s->image && s->other_kind) reason = CAPTION_OTHER_KIND;
+    else if (!s->image) reason = s->has_dots ? CAPTION_DOTS : CAPTION_NO_IMAGE;
     else if (reason < 0 && !caption.length) reason = CAPTION_NONE;
     else if (reason < 0 && caption_has_control(s->name)) reason = CAPTION_BAD_NAME;
+    else if (reason < 0 && caption_is_webp(s)) reason = CAPTION_OTHER_KIND;
     else if (reason < 0 && !caption_image_size(s, &height, &width)) reason = CAPTION_NO_SIZE;
     if (reason >= 0) {
-        caption_add_left_out(out, reason, s->name);
+        caption_add_left_out(out, reason, s->name, reason == CAPTION_OTHER_KIND && !s->image ? s->other_kind : 0);
     } else {
         json_append(out, "%" PRIu64 "\t%zu\t%d\t%d\t", s->begin, s->image_size, height, width);
         caption_add_column(out, j.columns.punsafe);
@@ -271,23 +298,25 @@ static inline int caption_read_line(caption_line_t* line, const char* at) {
 // Takes a member up into the sample, by the ending behind its key.
 static inline void caption_add_member(caption_sample_t* s, const char* ending, const tar_t* t) {
     const unsigned char* bytes = t->bytes + t->begin;
-    if (!strcmp(ending, ".txt")) {
+    int one_dot = strrchr(ending, '.') == ending, is_image = dataset_ending(ending, dataset_endings) >= 0;
+    if (!strcasecmp(ending, ".txt")) {
         s->text = bytes;
         s->text_size = t->length;
-    } else if (!strcmp(ending, ".json")) {
+    } else if (!strcasecmp(ending, ".json")) {
         s->json = bytes;
         s->json_size = t->length;
-    } else if (strrchr(ending, '.') == ending && dataset_ending(ending, dataset_endings) >= 0) {
+    } else if (one_dot && is_image) {
         s->image = bytes;
         s->image_size = t->length;
         s->begin = t->begin;
     } else {
-        s->has_other_kind |= strrchr(ending, '.') == ending && dataset_ending(ending, dataset_other_endings) >= 0;
+        if (one_dot && !s->other_kind) s->other_kind = 1 + dataset_ending(ending, dataset_other_endings);
+        s->has_dots |= is_image;
     }
 }
 
 static inline void caption_end_sample(json_text_t* out, caption_sample_t* s) {
-    if (s->image || s->text || s->json || s->has_other_kind) caption_add_sample(out, s);
+    if (s->image || s->text || s->json || s->other_kind || s->has_dots) caption_add_sample(out, s);
     memset(s, 0, sizeof *s);
 }
 
@@ -310,7 +339,8 @@ static inline void caption_walk(json_text_t* out, const unsigned char* bytes, si
         caption_add_member(&s, dot, &t);
     }
     if (!found) caption_end_sample(out, &s);
-    else json_append(out, "!\t%s\n", error);
+    if (found) json_append(out, "!\t%s\n", error);
+    else if (!t.ended) json_append(out, "!\tthe tar archive is cut off at byte %zu: it has no zeros at its end\n", t.at);
 }
 
 static inline size_t caption_count_lines(const char* text) {
@@ -328,7 +358,7 @@ static inline json_text_t caption_make_index(const char* path, const struct stat
     if (bytes) caption_walk(&lines, bytes, size);
     else json_append(&lines, "!\t%s\n", error);
     if (bytes) munmap(bytes, size);
-    json_append(&text, "aligntok captions 1 %lld %lld %zu\n", (long long)status->st_size, (long long)status->st_mtime,
+    json_append(&text, "aligntok captions 2 %lld %lld %zu\n", (long long)status->st_size, (long long)status->st_mtime,
                 lines.text ? caption_count_lines(lines.text) : 0);
     if (lines.text) json_append(&text, "%s", lines.text);
     json_text_free(&lines);
@@ -342,7 +372,7 @@ static inline int caption_index_is_good(const char* text, size_t size, const str
     size_t lines = 0, found = 0, first = size < sizeof head ? size : sizeof head - 1;
     memcpy(head, text, first);
     head[first] = 0;
-    if (sscanf(head, "aligntok captions 1 %lld %lld %zu\n", &of_size, &date, &lines) != 3 || text[size - 1] != '\n' ||
+    if (sscanf(head, "aligntok captions 2 %lld %lld %zu\n", &of_size, &date, &lines) != 3 || text[size - 1] != '\n' ||
         of_size != status->st_size || date != status->st_mtime) return 0;
     const char *at = (const char*)memchr(text, '\n', size) + 1, *end = text + size;
     for (; at < end; found++) {
@@ -439,7 +469,7 @@ static inline void caption_read_text_files(json_text_t* out, const char* folder,
     for (size_t i = 0; i < l->files.count; i++) {
         char* path = l->files.items[i];
         if (wanted.count && bsearch(&path, wanted.items, wanted.count, sizeof path, string_list_compare)) continue;
-        caption_add_left_out(out, CAPTION_NO_IMAGE, path + strlen(folder) + 1);
+        caption_add_left_out(out, CAPTION_NO_IMAGE, path + strlen(folder) + 1, 0);
     }
     string_list_free(&wanted);
 }
@@ -454,11 +484,14 @@ static inline void caption_read_list(json_text_t* out, const char* folder, const
     for (const uint8_t *at = text, *end = text + size; at < end; number++) {
         const uint8_t* stop = (const uint8_t*)memchr(at, '\n', (size_t)(end - at));
         size_t length = (size_t)((stop ? stop : end) - at);
+        size_t blank = 0;
         caption_json_t j;
-        if (length && at[0] != '\r') {
+        while (blank < length && strchr(" \t\r", at[blank])) blank++;
+        if (blank < length) {
             int good = caption_read_json(&j, at, length, error, sizeof error);
             if (!good) fatal("%s, line %zu: %s", list, number + 1, error);
             if (!j.file || !j.caption) fatal("%s, line %zu: it wants \"file\" and \"caption\"", list, number + 1);
+            while (!strncmp(j.file, "./", 2)) j.file += 2;
             char *path = dataset_join(folder, j.file), **found = NULL;
             if (l->images.count) {
                 found = (char**)bsearch(&path, l->images.items, l->images.count, sizeof path, string_list_compare);
@@ -467,7 +500,8 @@ static inline void caption_read_list(json_text_t* out, const char* folder, const
                 used[found - l->images.items] = 1;
                 caption_add_file(out, folder, path, NULL, 0, at, length);
             } else {
-                caption_add_left_out(out, CAPTION_NO_IMAGE, j.file);
+                int other = path_is_file(path) && dataset_ending(path, dataset_other_endings) >= 0;
+                caption_add_left_out(out, other ? CAPTION_OTHER_KIND : CAPTION_NO_IMAGE, j.file, 0);
             }
             free(path);
             free(j.buffer);
@@ -475,7 +509,7 @@ static inline void caption_read_list(json_text_t* out, const char* folder, const
         at += length + 1;
     }
     for (size_t i = 0; i < l->images.count; i++) {
-        if (!used[i]) caption_add_left_out(out, CAPTION_NONE, l->images.items[i] + strlen(folder) + 1);
+        if (!used[i]) caption_add_left_out(out, CAPTION_NONE, l->images.items[i] + strlen(folder) + 1, 0);
     }
     free(used);
     free(text);
@@ -489,6 +523,7 @@ static inline void caption_open_folder(caption_shard_t* shard) {
     memset(&l, 0, sizeof l);
     l.also = "txt";
     dataset_list_tree(shard->path, NULL, &l);
+    listing_warn_of_others(shard->path, &l);
     string_list_sort(&l.images);
     json_append(&text, "folder\n");
     if (path_is_file(list)) caption_read_list(&text, shard->path, list, &l);
@@ -546,6 +581,7 @@ static inline void captions_take_up(captions_t* c, int shard, size_t* room, char
         const char* stop = (const char*)memchr(at, '\n', (size_t)(end - at));
         if (*at == '!') {
             c->damaged++;
+            if (log_rank) continue; // one process says what all see
             warn_once("%s: %.*s; what lies behind that is left out: fetch it again", s->path, (int)(stop - at - 2),
                       at + 2);
         } else if (*at == '-') {
@@ -575,6 +611,10 @@ static inline void captions_open(captions_t* c, const char* path) {
     if (path_is_file(path)) string_list_add(&l.files, string_copy(path));
     else dataset_list_tree(path, NULL, &l);
     string_list_sort(&l.files);
+    if (l.files.count && l.images.count && log_rank == 0) {
+        warn_once("%s holds tar archives and %zu images beside them, which are left out: keep them in folders of their "
+                  "own", path, l.images.count);
+    }
     string_list_free(&l.images);
     int of_folder = !l.files.count;
     if (of_folder) string_list_add(&l.files, string_copy(path));
@@ -585,7 +625,7 @@ static inline void captions_open(captions_t* c, const char* path) {
     if (of_folder) caption_open_folder(&c->shards[0]);
     else captions_open_shards(c);
     for (int k = 0; k < c->n_shards; k++) captions_take_up(c, k, &room, first);
-    for (int k = 0; k < CAPTION_REASONS; k++) {
+    for (int k = 0; k < CAPTION_REASONS && log_rank == 0; k++) {
         if (c->left_out[k]) warn_once("%s: %zu samples %s and are left out; the first is %s", path, c->left_out[k],
                                       caption_reasons[k], first[k]);
     }

@@ -114,13 +114,6 @@ static inline void dataset_warn_of_numbers(const dataset_t* d) {
               "of equal length (02) keep their order", d->class_names[first], first);
 }
 
-static inline void dataset_warn_of_others(const char* folder, const listing_t* l) {
-    char text[600];
-    if (*listing_others(l, text, sizeof text)) {
-        warn_once("files below %s are left out: %s; read are " DATASET_ENDINGS, folder, text);
-    }
-}
-
 // The label of a class folder by the names of train; what train does not have ends the program.
 static inline int dataset_label_of(const dataset_t* d, const char* folder) {
     int label = label_of_class(path_name(folder), d->class_names, d->class_count);
@@ -233,7 +226,7 @@ static inline void dataset_open_archive(dataset_t* d, const char* train) {
         free(name);
     }
     dataset_warn_of_numbers(d);
-    dataset_warn_of_others(d->folder, &l);
+    listing_warn_of_others(d->folder, &l);
     string_list_free(&names);
     d->paths = l.images.items;
     d->count = n;
@@ -276,7 +269,7 @@ static inline void dataset_open_folder(dataset_t* d, const char* train) {
               "with -data", d->folder, *text ? "; it holds " : "", text);
     }
     dataset_warn_of_numbers(d);
-    dataset_warn_of_others(d->folder, &l);
+    listing_warn_of_others(d->folder, &l);
     string_list_free(&names);
     string_list_free(&l.folders);
     d->paths = all.items;
@@ -506,8 +499,8 @@ static inline char* dataset_split_folder(const char* folder, int split, char** t
 }
 
 // Opens the data that `spec` names: a folder (of images or IDX files), "fashion-mnist", "garments" (in colour; or
-// "garments:FOLDER", with Fashion-MNIST's files there), "scenes", "shapes", or "auto": garments where Debian's package
-// is installed, shapes elsewhere. `split` is SPLIT_TRAIN or SPLIT_VAL.
+// "garments:FOLDER", with Fashion-MNIST's files there), "captions:FOLDER" (images with captions), "scenes", "shapes", or
+// "auto": garments where Debian's package is installed, shapes elsewhere. `split` is SPLIT_TRAIN or SPLIT_VAL.
 static inline void dataset_open(dataset_t* dataset, const char* spec, int split) {
     memset(dataset, 0, sizeof *dataset);
     dataset->split = split;

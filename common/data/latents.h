@@ -227,6 +227,22 @@ static inline void latent_files_check_images(const latent_file_t* files, int n, 
     }
 }
 
+// Says where shards are missing: those of ours tell how many images each was to have, and how many all.
+static inline void latent_files_warn_of_missing(const latent_file_t* files, int n, const char* folder) {
+    size_t there = 0, all = 0;
+    for (int i = 0; i < n; i++) {
+        const char* total = safetensors_metadata(&files[i].file, "total");
+        const char* chosen = safetensors_metadata(&files[i].file, "chosen");
+        if (!chosen) chosen = safetensors_metadata(&files[i].file, "data_images");
+        if (!total || !chosen) return;
+        there += strtoull(total, NULL, 10);
+        all = strtoull(chosen, NULL, 10);
+    }
+    if (there >= all || log_rank) return;
+    warn_once("-latents %s: shards of %zu images are there, of %zu: the others are missing; -extract 1 makes them",
+              folder, there, all);
+}
+
 static inline void latents_list(const char* folder, string_list_t* names) {
     DIR* d = opendir(folder);
     if (!d) {
@@ -403,6 +419,7 @@ void latents_open(latents_t* l, const char* folder, int C, int side, int classes
     l->files = (latent_file_t*)calloc_check(names.count, sizeof(latent_file_t), "the list of shards");
     for (int i = 0; i < l->n_files; i++) latents_open_file(l, &l->files[i], names.items[i], classes);
     if (l->count == 0) fatal("-latents %s: its shards are empty", folder);
+    latent_files_warn_of_missing(l->files, l->n_files, folder);
     latents_check(l);
     string_list_free(&names);
 }

@@ -8,7 +8,7 @@
 #include <strings.h>
 #include <sys/stat.h>
 
-// defines: fatal, malloc_check
+// defines: fatal, malloc_check, warn_once
 #include "common/program/log.h"
 
 // A list of strings that grows.
@@ -110,6 +110,13 @@ static inline const char* listing_others(const listing_t* l, char* text, size_t 
                                  kind ? kind : "no ordinary files", l->others[i]);
     }
     return text;
+}
+
+static inline void listing_warn_of_others(const char* folder, const listing_t* l) {
+    char text[600];
+    if (*listing_others(l, text, sizeof text)) {
+        warn_once("files below %s are left out: %s; read are " DATASET_ENDINGS, folder, text);
+    }
 }
 
 // Takes a file up among the images, or counts it. Takes over `path`.

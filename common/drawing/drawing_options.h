@@ -112,6 +112,9 @@ static inline void drawing_open_text(pipeline_t* g, const drawing_options_t* o) 
         fatal("-%s: %s draws classes, which have no caption, in the size it was trained on; leave it out",
               o->size[0] ? "size" : "negative", o->dit);
     }
+    if (o->negative[0] && o->cfg <= 1) {
+        fatal("-negative: pictures are guided away from it, and with -cfg %g nothing is; give a -cfg above 1", o->cfg);
+    }
     if (o->size[0] && (sscanf(o->size, "%5dx%5d%c", &W, &H, &rest) != 2 || W < 1 || H < 1)) {
         fatal("-size %s: want WIDTHxHEIGHT in pixels, such as 512x384", o->size);
     }

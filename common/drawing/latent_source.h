@@ -62,6 +62,7 @@ typedef struct {
     image_latents_t beside;     // what encodes
     const batch_ring_t* ring;   // in which batches are prepared
     const char* tokenizer;      // fingerprint of the one that made the latents; "" where nobody knows
+    size_t count;               // images
     const char *class_names, *text_encoder, *text; // as a checkpoint keeps them (dit_info_t)
     floatS *mean, *std;         // (C) by which latents are normalised
 } latent_source_t;
@@ -155,21 +156,20 @@ static inline void latent_source_check_images(const latent_source_t* l) {
 
 void latent_source_open_classes(latent_source_t* l) {
     const dit_options_t* o = l->options;
-    size_t count;
     if (l->encodes) {
         image_latents_open(&l->beside, &l->images);
-        count = l->beside.sizes.images;
+        l->count = l->beside.sizes.images;
         l->tokenizer = l->beside.tokenizer.fingerprint;
         l->class_names = extract_class_names(&l->images);
     } else {
         latents_open(&l->latents, o->latents, o->z_channels, o->latent_side, o->uncond ? 0 : o->classes);
         latent_source_check_images(l);
-        count = l->latents.count;
+        l->count = l->latents.count;
         l->tokenizer = l->latents.tokenizer;
         l->class_names = l->latents.class_names;
     }
     if (o->uncond) l->class_names = "";
-    printf("latents        %s: %zu of %d x %d with %d channels, %d classes%s%s\n", l->name, count, o->latent_side,
+    printf("latents        %s: %zu of %d x %d with %d channels, %d classes%s%s\n", l->name, l->count, o->latent_side,
            o->latent_side, o->z_channels, o->classes, l->tokenizer[0] ? ", of tokenizer " : "", l->tokenizer);
 }
 
@@ -205,11 +205,12 @@ void latent_source_open_captions(latent_source_t* l, dit_config_t* config, int p
     config->mmdit.w = largest->W;
     config->mmdit.text = data->dt;
     config->mmdit.vector = data->dv;
+    l->count = buckets->sizes.images;
     l->tokenizer = buckets->tokenizer;
     l->text_encoder = data->text_encoder;
     l->text = data->text;
     printf("latents        %s: %zu of %d sizes up to %d x %d with %d channels, of tokenizer %s\n", l->name,
-           buckets->sizes.images, buckets->sizes.count, largest->H, largest->W, o->z_channels, l->tokenizer);
+           l->count, buckets->sizes.count, largest->H, largest->W, o->z_channels, l->tokenizer);
     latent_source_print_text(data);
 }
 

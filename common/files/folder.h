@@ -1,9 +1,10 @@
-// folder.h: makes the folder that a run writes into.
+// folder.h: makes the folder that a run, or a file, is written into.
 #pragma once
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 // defines: fatal
 #include "common/program/log.h"
@@ -25,5 +26,18 @@ static inline void make_folder(const char* path) {
         }
         *c = end;
         if (!end) return;
+    }
+}
+
+// Makes the folder of a file that is written later. Where that cannot be, it ends the program now, before the work.
+static inline void make_folder_of(const char* path) {
+    char folder[1200];
+    struct stat status;
+    const char* slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash + 1 - path) : 1, slash ? path : ".");
+    make_folder(folder);
+    int is_folder = !stat(path, &status) && S_ISDIR(status.st_mode);
+    if (is_folder || access(folder, W_OK)) {
+        fatal("%s: cannot be written: %s; choose another place", path, strerror(is_folder ? EISDIR : errno));
     }
 }

@@ -25,6 +25,7 @@ typedef struct {
     size_t size, at;            // of all; where the next header is
     char name[TAR_NAME];        // of the member that was found
     size_t begin, length;       // its content
+    int ended;                  // the zeros at the end have been met
 } tar_t;
 
 static inline void tar_open(tar_t* t, const unsigned char* bytes, size_t size) {
@@ -89,13 +90,16 @@ static inline int tar_next(tar_t* t, char* error, size_t error_size) {
             return file_fail(error, error_size, "the tar archive ends inside a header, at byte %zu: it is cut off",
                              t->at) - 1;
         }
-        if (tar_is_zero(h)) return 0;
+        if (tar_is_zero(h)) {
+            t->ended = 1;
+            return 0;
+        }
         size_t length = tar_number(h + 124, 12), begin = t->at + TAR_BLOCK;
-        if (!tar_is_header(h) || length > t->size - begin) {
+        size_t padding = (TAR_BLOCK - length % TAR_BLOCK) % TAR_BLOCK;
+        if (!tar_is_header(h) || length > t->size - begin || padding > t->size - begin - length) {
             return file_fail(error, error_size, "the tar archive is cut off or damaged at byte %zu", t->at) - 1;
         }
-        size_t padded = length + (TAR_BLOCK - length % TAR_BLOCK) % TAR_BLOCK;
-        t->at = padded > t->size - begin ? t->size : begin + padded;
+        t->at = begin + length + padding;
         int shown = length < TAR_NAME ? (int)length : TAR_NAME - 1;
         if (h[156] == 'L') snprintf(longer, sizeof longer, "%.*s", shown, t->bytes + begin);
         if (h[156] == 'x') tar_read_path(t->bytes + begin, length, longer);

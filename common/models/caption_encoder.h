@@ -137,10 +137,24 @@ static inline void caption_encoder_saved(char text[CAPTION_ENCODER_SAVED], const
     snprintf(text, CAPTION_ENCODER_SAVED, "%s %d %d", o->kind == TEXT_FIXED ? "fixed" : "t5", o->length, o->mask);
 }
 
+// How a name ends.
+static inline const char* caption_encoder_rows(char rows[48], const caption_encoder_options_t* o) {
+    snprintf(rows, 48, "at most %d rows%s", o->length, o->mask ? "" : ", padding counts");
+    return rows;
+}
+
+// Do these options, whatever the files, make an encoder of this name?
+static inline int caption_encoder_suits(const caption_encoder_options_t* o, const char* name) {
+    char rows[48];
+    size_t tail = strlen(caption_encoder_rows(rows, o)), length = strlen(name);
+    int kind = strncmp(name, "fixed", 5) ? TEXT_T5 : TEXT_FIXED;
+    return kind == o->kind && length > tail && !strcmp(name + length - tail, rows);
+}
+
 static inline void caption_encoder_set_name(caption_encoder_t* e) {
     const caption_encoder_options_t* o = &e->options;
     char rows[48], hash[4][17] = {"", "", "-", "-"};
-    snprintf(rows, sizeof rows, "at most %d rows%s", o->length, o->mask ? "" : ", padding counts");
+    caption_encoder_rows(rows, o);
     caption_encoder_saved(e->saved, o);
     if (o->kind == TEXT_FIXED) {
         snprintf(e->name, sizeof e->name, "fixed table of %d words in context, %s", WORD_COUNT, rows);
@@ -294,8 +308,9 @@ static inline void caption_encoder_name_unknown(caption_encoder_t* e, const char
     if (strstr(e->unknown, noted) || strlen(e->unknown) + strlen(noted) > sizeof e->unknown) return;
     strcat(e->unknown, noted);
     json_append_string(&text, word);
-    json_append(&text, " is no word of the miniature world and says nothing; its words are");
-    for (int i = 0; i < WORDS; i++) json_append(&text, " %s", word_list[i]);
+    json_append(&text, " is no word of the miniature world and says nothing");
+    int first = !strcmp(e->unknown, noted);
+    for (int i = 0; first && i < WORDS; i++) json_append(&text, "%s %s", i ? "" : "; its words are", word_list[i]);
     warn("%s", text.text);
     json_text_free(&text);
 }

@@ -140,6 +140,11 @@ static inline void json_expect(json_reader_t* r, char c) {
     else json_fail_wanted(r, wanted);
 }
 
+// What some editors put before a text in UTF-8, the byte order mark, counts as white space there.
+static inline void json_skip_mark(json_reader_t* r) {
+    if (r->end - r->at >= 3 && !memcmp(r->at, "\xEF\xBB\xBF", 3)) r->at += 3;
+}
+
 // The loop over the members of an object or array whose opening bracket has been taken:
 //     for (int first = 1; json_more(&r, '}', first); first = 0) { key = json_key(&r); ...read the value... }
 static inline int json_more(json_reader_t* r, char close, int first) {

@@ -12,7 +12,7 @@
 #pragma once
 // defines: bucket_batch_t
 #include "common/training/bucket_loader.h"
-// defines: caption_encoder_t, caption_encoder_open, _batch, _forward, _check, _tokenize
+// defines: caption_encoder_t, caption_encoder_open, _batch, _forward, _check, _tokenize, _suits
 #include "common/models/caption_encoder.h"
 // defines: dit_t
 #include "common/training/dit.h"
@@ -61,6 +61,11 @@ static inline void caption_data_open_text(caption_data_t* data, const dit_option
         return;
     }
     text_cache_open(&data->cache, o->text_cache, "");
+    if (!caption_encoder_suits(&o->text, data->cache.encoder)) {
+        fatal("-text_cache %s was made by text encoder %s, which is not that of -text, -text_len %d and -text_mask %d: "
+              "what is trained could not be drawn with; give the flags that it was made with", o->text_cache,
+              data->cache.encoder, o->text.length, o->text.mask);
+    }
     data->dt = data->cache.dt;
     data->dv = data->cache.dv;
     data->text_encoder = data->cache.encoder;

@@ -5,9 +5,10 @@
 //     ema.NAME                   their average, for what is trained: what is sampled from
 //     adam.m.NAME, adam.v.NAME   optimiser moments
 //     latent.mean, latent.std    (C) by which latents were normalised
-//     metadata                   format, step, images, optimiser steps, the tokenizer's fingerprint, the names of the
-//                                classes, the losses so far, the configuration as JSON; where captions are read,
-//                                text_encoder and text: what common/models/caption_encoder.h calls name and saved
+//     metadata                   format, step, images, optimiser steps, how many images the set has, the tokenizer's
+//                                fingerprint, the names of the classes, the losses so far, the configuration as JSON;
+//                                where captions are read, text_encoder and text: what
+//                                common/models/caption_encoder.h calls name and saved
 // An exported file (-export) holds the averaged weights under their plain names and the latent statistics.
 //
 // Files by others are read as they are: LightningDiT's own, {"ema": ...} as published, {"model", "ema", "opt",
@@ -36,6 +37,7 @@
 typedef struct {
     int64_t step, images;  // done, seen
     int64_t t;             // optimiser steps: `step` without those that were skipped
+    int64_t set;           // how many images it learns from; 0 where nobody knows
     const char* tokenizer; // fingerprint of the tokenizer that made the latents; "" where nobody knows
     const char* losses;    // the loss guard's state and the sums of the status line, exactly
     const char* config;    // JSON
@@ -86,6 +88,7 @@ int dit_save(const char* path, dit_t* d, const dit_info_t* info, const floatS* l
         checkpoint_number(&w, "step", info->step);
         checkpoint_number(&w, "images", info->images);
         checkpoint_number(&w, "adam_steps", d->params.t);
+        checkpoint_number(&w, "set", info->set);
         dit_declare_texts(&w, info);
         for (int k = 0; k < DIT_SECTIONS; k++) checkpoint_declare_section(&w, &sections[k]);
         checkpoint_declare(&w, "", "latent.mean", 1, &C);
@@ -124,6 +127,7 @@ dit_info_t dit_open(safetensors_t* f, const char* path) {
     info.step = checkpoint_metadata_number(f, path, "step");
     info.images = checkpoint_metadata_number(f, path, "images");
     info.t = checkpoint_metadata_number(f, path, "adam_steps");
+    info.set = safetensors_metadata(f, "set") ? checkpoint_metadata_number(f, path, "set") : 0;
     info.tokenizer = safetensors_metadata(f, "tokenizer");
     info.losses = safetensors_metadata(f, "losses");
     info.config = safetensors_metadata(f, "config");
