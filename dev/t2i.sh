@@ -4,12 +4,16 @@
 #     sh dev/t2i.sh demo          `make demo_t2i`: a transformer on the tokenizer that comes with the repository; draws and measures
 #     sh dev/t2i.sh larger        the paper's second size: the transformer that comes with it goes on with scenes of 96 pixels
 #     sh dev/t2i.sh miniature     files as those that come with it, from nothing; needs build/cpu/pretrain
+#     sh dev/t2i.sh comparison    the same transformer on latents of our tokenizer, a VAE and VA-VAE, three seeds: scores while it
+#                                 trains come into docs/results/t2i.jsonl, their chart is docs/t2i_convergence.png; needs
+#                                 build/cpu/pretrain and build/cpu/plot
 #
 # The programs stand in the root. Everything lies in runs/t2i_*; a second call goes on where the first one stopped. docs/t2i.md
 # tells what came out, on which processor, how the committed files were made, and what is not learnt.
 set -eu
 data=scenes:48:mixed
 world=runs/t2i_world
+results=docs/results/t2i.jsonl
 
 # The decoder is half as wide as that of the demo's garments. Its norms are over all channels: in a group of two, how strong a
 # colour is gets lost. Tokenizers learn from the square scenes, and take the wide and tall ones as they are.
@@ -43,6 +47,74 @@ transformer() {
 # score TOKENIZER DIT: of reconstructions of held-out scenes (the ceiling), and of what is drawn of their captions
 score() {
     ./eval -preset t2i_mini -scenes -data $data -tokenizer "$1" -dit "$2" -images 200 -out $out -json $out/scores.jsonl
+}
+
+# compared SEED NAME: a tokenizer of 40,000 images, and scores of a transformer while it trains on its latents. One thread.
+compared() {
+    seed=$1 name=$2
+    out=runs/t2i_comparison/$seed/$name
+    mkdir -p "$out"
+    case $name in
+    ours)
+        stage 1 2e-3 1000 -seed "$seed" -encoder_weights $world/encoder.safetensors
+        stage 2 1e-3 1500 -seed "$seed" -w_sem 0.01
+        stage 2 3e-4 2500 -seed "$seed" -w_sem 0.01
+        stage 3 5e-4 1000 -seed "$seed"
+        stage 3 1e-4 1500 -seed "$seed"
+        tokenizer=$out/stage3.safetensors
+        ;;
+    vae | vavae)
+        teacher=
+        [ "$name" = vae ] || teacher="-teacher_weights $world/encoder.safetensors"
+        for part in 1e-3:3000 3e-4:4500 1e-4:5000; do
+            # shellcheck disable=SC2086
+            stage 1 "${part%:*}" "${part#*:}" -preset "mini_$name" -seed "$seed" $teacher
+        done
+        tokenizer=$out/stage1.safetensors
+        ;;
+    esac
+    read="-preset t2i_mini -data $data -tokenizer $tokenizer -tokenizer_weights ema0" # averages, of the baselines too
+    # shellcheck disable=SC2086
+    ./train_dit $read -extract 1 -images 12000 -latents "$out/latents"
+    for steps in 600 1200 1800 2400; do
+        scores=$out/scores_$steps.jsonl
+        [ ! -e "$scores" ] || continue
+        # shellcheck disable=SC2086
+        ./train_dit $read -seed "$seed" -latents "$out/latents" -out "$out" -lr 1.5e-3 -steps $steps -batch 32 -ema 0.99 -grid_every 0 -change 1
+        # shellcheck disable=SC2086
+        ./eval $read -scenes -dit "$out/dit.safetensors" -images 200 -out "$out" -json "$scores.new"
+        sed "s/^{/{\"run\": \"$name\", \"seed\": $seed, \"at\": $steps, /" "$scores.new" >"$scores"
+        rm "$scores.new"
+    done
+}
+
+# convergence: from results the points of the chart, means over the seeds
+convergence() {
+    awk '
+    function value(key) {
+        match($0, "\"" key "\": \"?[^,\"}]*")
+        text = substr($0, RSTART + length(key) + 4, RLENGTH - length(key) - 4)
+        sub(/^"/, "", text)
+        return text
+    }
+    /"measure": "scenes", "tokenizer"/ { ceiling[value("run"), value("seed")] = value("overall") }
+    /"measure": "scenes", "generator"/ { score[value("run"), value("seed"), value("at")] = value("overall") }
+    function panel(title, what, share,   n, r, at, s, sum, seeds) {
+        n = split("ours,vae,vavae", runs, ",")
+        split("AlignTok,VAE,VA-VAE", names, ",")
+        for (r = 1; r <= n; r++) for (at = 600; at <= 2400; at += 600) {
+            sum = seeds = 0
+            for (s = 1; s <= 3; s++) if ((runs[r], s, at) in score) {
+                sum += score[runs[r], s, at] / (share ? ceiling[runs[r], s] : 1)
+                seeds++
+            }
+            if (seeds) printf "%s\ttraining steps\t%s\tlinear\t%s\t%d\t%.4f\n", title, what, names[r], at, sum / seeds
+        }
+    }
+    END {
+        panel("right pictures", "overall score", 0)
+        panel("of what reconstructions reach", "score / score of reconstructions", 1)
+    }'
 }
 
 case ${1:-demo} in
@@ -82,6 +154,16 @@ miniature)
     ./train_dit -preset t2i_mini -out $out -export miniature/t2i.safetensors -export_type f16
     score miniature/t2i_tokenizer.safetensors miniature/t2i.safetensors
     ;;
+comparison)
+    pretrain
+    at_once=$(nproc) # counted before the next line, which nproc heeds
+    export OMP_NUM_THREADS=1
+    for seed in 1 2 3; do for name in ours vae vavae; do echo "$seed $name"; done; done |
+        xargs -P "$at_once" -L 1 sh -c 'sh dev/t2i.sh compared "$1" "$2" >"runs/t2i_comparison_$1_$2.log" 2>&1' compared
+    cat runs/t2i_comparison/*/*/scores_*.jsonl >$results
+    convergence <$results | build/cpu/plot docs/t2i_convergence.png
+    ;;
+compared) compared "$2" "$3" ;;
 *)
     echo "error: $1 is neither demo nor larger nor miniature; see the head of this file" >&2
     exit 1

@@ -210,8 +210,8 @@ static char* save_dit(dit_t* d, char path[TEMPORARY_PATH], const char* name) {
     floatS statistics[16];
     for (int i = 0; i < 16; i++) statistics[i] = (floatS)(i + 1);
     int captions = dit_has_captions(&d->config);
-    dit_info_t info = {11, 44, 0, "0123456789abcdef", "1 2 3", "{\"a\": 1}", captions ? "" : "[\"cat\", \"dog\"]",
-                       captions ? "words" : "", captions ? "fixed 8 1" : ""};
+    dit_info_t info = {11, 44, 0, 9, "0123456789abcdef", "1 2 3", "{\"a\": 1}",
+                       captions ? "" : "[\"cat\", \"dog\"]", captions ? "words" : "", captions ? "fixed 8 1" : ""};
     int saved = dit_save(temporary_path(path, name), d, &info, statistics, statistics + d->C, error, sizeof error, 0);
     check(saved, "the checkpoint is written");
     return path;
@@ -228,7 +228,7 @@ static void test_resume(const char* id, const char* options) {
     make_dit(&b, config);
     check(!same_floats(a.params.values, b.params.values, a.params.table.total), "another network before");
     dit_info_t info = dit_open(&f, path);
-    check(info.step == 11 && info.images == 44 && info.t == 4, "numbers");
+    check(info.step == 11 && info.images == 44 && info.t == 4 && info.set == 9, "numbers");
     check(!strcmp(info.tokenizer, "0123456789abcdef") && !strcmp(info.losses, "1 2 3"), "texts");
     check(!strcmp(info.config, "{\"a\": 1}"), "configuration");
     check(!strcmp(info.class_names, "[\"cat\", \"dog\"]"), "names of the classes");
