@@ -159,13 +159,17 @@ comparison)
     at_once=$(nproc) # counted before the next line, which nproc heeds
     export OMP_NUM_THREADS=1
     for seed in 1 2 3; do for name in ours vae vavae; do echo "$seed $name"; done; done |
-        xargs -P "$at_once" -L 1 sh -c 'sh dev/t2i.sh compared "$1" "$2" >"runs/t2i_comparison_$1_$2.log" 2>&1' compared
+        xargs -P "$at_once" -L 1 sh dev/t2i.sh compared
     cat runs/t2i_comparison/*/*/scores_*.jsonl >$results
     convergence <$results | build/cpu/plot docs/t2i_convergence.png
     ;;
-compared) compared "$2" "$3" ;;
+compared)
+    mkdir -p runs/t2i_comparison
+    echo "seed $2, $3: runs/t2i_comparison/$2_$3.log"
+    compared "$2" "$3" >>"runs/t2i_comparison/$2_$3.log" 2>&1
+    ;;
 *)
-    echo "error: $1 is neither demo nor larger nor miniature; see the head of this file" >&2
+    echo "error: $1 is none of demo, larger, miniature and comparison; see the head of this file" >&2
     exit 1
     ;;
 esac
