@@ -12,6 +12,7 @@
 # tells what came out, on which processor, how the committed files were made, and what is not learnt.
 set -eu
 data=scenes:48:mixed
+scenes=24000
 world=runs/t2i_world
 results=docs/results/t2i.jsonl
 
@@ -35,18 +36,27 @@ stage() {
     ./train_tokenizer $network -stage "$number" -out "$out" -lr "$lr" -steps "$steps" -change 1 "$@"
 }
 
-# transformer TOKENIZER LR STEPS [FLAGS...]: t2i-mini on the latents of 24,000 scenes, up to so many steps in all
+# latents TOKENIZER [FLAGS...]: those of so many scenes
+latents() {
+    latents_of=$1
+    shift
+    ./train_dit -preset t2i_mini -extract 1 -data $data -images $scenes -tokenizer "$latents_of" -latents "$out/latents" "$@"
+}
+
+# transformer TOKENIZER LR STEPS [FLAGS...]: t2i-mini on these latents, up to so many steps in all
 transformer() {
     latents_of=$1 lr=$2 steps=$3
     shift 3
-    ./train_dit -preset t2i_mini -extract 1 -data $data -images 24000 -tokenizer "$latents_of" -latents $out/latents "$@"
-    ./train_dit -preset t2i_mini -data $data -tokenizer "$latents_of" -latents $out/latents -out $out -lr "$lr" \
+    ./train_dit -preset t2i_mini -data $data -tokenizer "$latents_of" -latents "$out/latents" -out "$out" -lr "$lr" \
         -steps "$steps" -batch 32 -ema 0.99 -grid_every 0 -change 1 "$@"
 }
 
-# score TOKENIZER DIT: of reconstructions of held-out scenes (the ceiling), and of what is drawn of their captions
+# score TOKENIZER DIT [FLAGS...]: of reconstructions of held-out scenes (the ceiling), and of what is drawn of their captions
 score() {
-    ./eval -preset t2i_mini -scenes -data $data -tokenizer "$1" -dit "$2" -images 200 -out $out -json $out/scores.jsonl
+    latents_of=$1 drawn_by=$2
+    shift 2
+    ./eval -preset t2i_mini -scenes -data $data -tokenizer "$latents_of" -dit "$drawn_by" -images 200 -out "$out" \
+        -json "$out/scores.jsonl" "$@"
 }
 
 # compared SEED NAME: a tokenizer of 40,000 images, and scores of a transformer while it trains on its latents. One thread.
@@ -73,18 +83,19 @@ compared() {
         tokenizer=$out/stage1.safetensors
         ;;
     esac
-    read="-preset t2i_mini -data $data -tokenizer $tokenizer -tokenizer_weights ema0" # averages, of the baselines too
+    scenes=12000
+    averages="-tokenizer_weights ema0" # of the baselines too
     # shellcheck disable=SC2086
-    ./train_dit $read -extract 1 -images 12000 -latents "$out/latents"
-    for steps in 600 1200 1800 2400; do
-        scores=$out/scores_$steps.jsonl
-        [ ! -e "$scores" ] || continue
+    latents "$tokenizer" $averages
+    for at in 600 1200 1800 2400; do
+        [ ! -e "$out/scores_$at.jsonl" ] || continue
+        rm -f "$out/scores.jsonl"
         # shellcheck disable=SC2086
-        ./train_dit $read -seed "$seed" -latents "$out/latents" -out "$out" -lr 1.5e-3 -steps $steps -batch 32 -ema 0.99 -grid_every 0 -change 1
+        transformer "$tokenizer" 1.5e-3 $at $averages -seed "$seed"
         # shellcheck disable=SC2086
-        ./eval $read -scenes -dit "$out/dit.safetensors" -images 200 -out "$out" -json "$scores.new"
-        sed "s/^{/{\"run\": \"$name\", \"seed\": $seed, \"at\": $steps, /" "$scores.new" >"$scores"
-        rm "$scores.new"
+        score "$tokenizer" "$out/dit.safetensors" $averages
+        sed "s/^{/{\"run\": \"$name\", \"seed\": $seed, \"at\": $at, /" "$out/scores.jsonl" >"$out/scores_$at.new"
+        mv "$out/scores_$at.new" "$out/scores_$at.jsonl"
     done
 }
 
@@ -121,6 +132,7 @@ case ${1:-demo} in
 demo)
     out=runs/t2i_demo
     tokenizer=miniature/t2i_tokenizer.safetensors
+    latents $tokenizer
     transformer $tokenizer 1.5e-3 1200
     transformer $tokenizer 3e-4 1500
     ./sample -prompt "two red circles on a black background" -n 8 -dit $out/dit.safetensors -tokenizer $tokenizer -out $out/samples.png
@@ -130,6 +142,7 @@ larger)
     out=runs/t2i_larger
     data=scenes:96:mixed
     tokenizer=miniature/t2i_tokenizer.safetensors # as it is: what it learnt of 48 pixels suits 96
+    latents $tokenizer -image_size 96
     transformer $tokenizer 1e-3 1200 -image_size 96 -from miniature/t2i.safetensors
     transformer $tokenizer 3e-4 1500 -image_size 96 -from miniature/t2i.safetensors
     score $tokenizer $out/dit.safetensors
@@ -148,6 +161,7 @@ miniature)
     stage 3 3e-4 7000
     stage 3 5e-5 8500
     ./train_tokenizer -stage 3 -out $out -export miniature/t2i_tokenizer.safetensors -export_type f16
+    latents miniature/t2i_tokenizer.safetensors
     transformer miniature/t2i_tokenizer.safetensors 1.5e-3 5500
     transformer miniature/t2i_tokenizer.safetensors 6e-4 7000
     transformer miniature/t2i_tokenizer.safetensors 2e-4 8000

@@ -12,9 +12,8 @@
 //
 // A sample that lacks its image, its caption, or a header that tells the image's size is left out, counted and named;
 // so is what lies behind the place where an archive is cut off. An archive without the zeros at its end counts as cut
-// off there. What is found is kept as a text, a line for each
-// sample, so that all of this is read once. Beside each archive stands that text, ARCHIVE.captions, which is good as
-// long as the archive keeps its size and date:
+// off there. What is found is kept as a text, a line for each sample, so that all of this is read once. Beside each
+// archive stands that text, ARCHIVE.captions, which is good as long as the archive keeps its size and date:
 //
 //     aligntok captions 2 SIZE DATE LINES
 //     BEGIN LENGTH HEIGHT WIDTH PUNSAFE PWATERMARK AESTHETIC NAME CAPTION       tabs between them; a column can lack: -
@@ -483,10 +482,9 @@ static inline void caption_read_list(json_text_t* out, const char* folder, const
     uint8_t* used = (uint8_t*)calloc_check(l->images.count, 1, "the list of images");
     for (const uint8_t *at = text, *end = text + size; at < end; number++) {
         const uint8_t* stop = (const uint8_t*)memchr(at, '\n', (size_t)(end - at));
-        size_t length = (size_t)((stop ? stop : end) - at);
-        size_t blank = 0;
+        size_t length = (size_t)((stop ? stop : end) - at), blank = 0;
         caption_json_t j;
-        while (blank < length && strchr(" \t\r", at[blank])) blank++;
+        while (blank < length && at[blank] && strchr(" \t\r", at[blank])) blank++;
         if (blank < length) {
             int good = caption_read_json(&j, at, length, error, sizeof error);
             if (!good) fatal("%s, line %zu: %s", list, number + 1, error);

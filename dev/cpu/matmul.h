@@ -194,7 +194,9 @@ static inline void matmul_mirror_back(floatX* out, size_t ld, const floatX* mirr
         for (int j = 0; j < cols; j += VECTOR_LANES) {
             vector_t v[VECTOR_LANES];
             int down = (int)matmul_least(rows - i, VECTOR_LANES), valid = (int)matmul_least(cols - j, VECTOR_LANES);
-            for (int k = 0; k < down; k++) __builtin_prefetch(out + (i + k) * ld + j + MATMUL_AHEAD, 1);
+            for (int k = 0; k < down && j + MATMUL_AHEAD < cols; k++) { // what lies behind is another thread's
+                __builtin_prefetch(out + (i + k) * ld + j + MATMUL_AHEAD, 1);
+            }
             #pragma GCC unroll 16
             for (int k = 0; k < VECTOR_LANES; k++) v[k] = vector_load(mirrored + (j + k) * by + i);
             vector_transpose(v);
