@@ -32,7 +32,7 @@ static void check_product(int M, int N, int K, float alpha, float beta) {
 static void test_sizes(void) {
     static const int sizes[][3] = {{1, 1, 1},    {1, 17, 5},   {5, 1, 400},  {3, 33, 0},   {12, 32, 16},
                                    {13, 31, 17}, {25, 49, 33}, {7, 64, 384}, {17, 17, 32}, {37, 513, 385},
-                                   {11, 90, 769}, {64, 1030, 41}};
+                                   {11, 90, 769}, {64, 1030, 41}, {29, 257, 770}, {16, 65, 7}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         char name[80];
         snprintf(name, sizeof name, "gemm %d x %d x %d", sizes[i][0], sizes[i][1], sizes[i][2]);

@@ -184,7 +184,7 @@ VECTOR_INLINE void conv_weight_block(floatX* sum, const int P, const int V, conv
                 #pragma GCC unroll 3
                 for (int k = 0; k < V; k++) {
                     vector_t value = vector_load(window + k * VECTOR_LANES);
-                    total[p][k] = vector_multiply_add(vector_splat(d[p]), value, total[p][k]);
+                    vector_add_product(&total[p][k], vector_splat(d[p]), value);
                 }
             }
         }

@@ -28,7 +28,7 @@
 #include "common/ops.h"
 // defines: cpu_scratch, worth_sharing
 #include "dev/cpu/threads.h"
-// defines: vector_t, vector_load, vector_store, vector_splat, vector_multiply_add
+// defines: vector_t, vector_load, vector_store, vector_splat, vector_add_product
 #include "dev/cpu/vector.h"
 
 // How many pixels a block has beside its vectors, or channels of dout in the weight gradient: the sums of a block must
@@ -264,7 +264,7 @@ VECTOR_INLINE void conv_block(floatX* sum, const int P, const int V, const float
                 #pragma GCC unroll 2
                 for (int k = 0; k < V; k++) {
                     vector_t weight = vector_load(panel + k * VECTOR_LANES);
-                    total[p][k] = vector_multiply_add(vector_splat(x[p * step + t]), weight, total[p][k]);
+                    vector_add_product(&total[p][k], vector_splat(x[p * step + t]), weight);
                 }
             }
         }

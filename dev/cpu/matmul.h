@@ -199,7 +199,7 @@ static inline void matmul_mirror_back(floatX* out, size_t ld, const floatX* mirr
             }
             #pragma GCC unroll 16
             for (int k = 0; k < VECTOR_LANES; k++) v[k] = vector_load(mirrored + (j + k) * by + i);
-            vector_transpose(v);
+            vector_transpose(v, VECTOR_LANES);
             for (int k = 0; k < down; k++) {
                 floatX* to = out + (i + k) * ld + j;
                 if (valid == VECTOR_LANES) vector_store(to, v[k]);

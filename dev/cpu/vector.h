@@ -5,7 +5,7 @@
 // stays in them for thousands of multiply-adds, and so it says which numbers form a vector.
 #pragma once
 #include <stdint.h>
-#ifdef __FMA__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -26,12 +26,12 @@ typedef floatX vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof
 // For inner loops. The sanitizers, which would make them a hundred times slower, leave them alone: their bounds are
 // those of what was copied or packed for them, and of what is made of their sums.
 #ifdef __SANITIZE_ADDRESS__
-#define VECTOR_LOOP __attribute__((optimize("O2"), no_sanitize_address, no_sanitize_undefined)) static inline
+#define VECTOR_LOOP __attribute__((unused, optimize("O2"), no_sanitize_address, no_sanitize_undefined)) static
 #else
-#define VECTOR_LOOP static inline
+#define VECTOR_LOOP __attribute__((unused)) static
 #endif
 // For the functions within them, whose arguments become constants at the call.
-#define VECTOR_INLINE __attribute__((always_inline)) VECTOR_LOOP
+#define VECTOR_INLINE __attribute__((always_inline)) VECTOR_LOOP inline
 
 VECTOR_INLINE vector_t vector_load(const floatX* p) { return *(const vector_t*)p; }
 VECTOR_INLINE void vector_store(floatX* p, vector_t v) { *(vector_t*)p = v; }
@@ -41,25 +41,43 @@ VECTOR_INLINE vector_t vector_splat(floatX x) {
     return v;
 }
 
-// a b + c for each lane: one instruction where the machine has it. (ISO C modes do not let the compiler fuse on its
-// own.) On x86 by name: gcc 12 makes vectors of AVX2 of the loop in some functions, and eight scalars in others.
-VECTOR_INLINE vector_t vector_multiply_add(vector_t a, vector_t b, vector_t c) {
-#if defined(__AVX512F__) && defined(DOUBLE)
-    return (vector_t)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif defined(__AVX512F__)
-    return (vector_t)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__) && defined(DOUBLE)
-    return (vector_t)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+// sum += a b for each lane, a sum that stays in its register for the length of a loop. On x86 it is the instruction
+// itself, in writing: where gcc 12 chooses, vectors of AVX2 become eight scalars in some functions, and sums wander from
+// register to register, and through memory, in others. (ISO C modes do not let the compiler fuse on its own.)
+VECTOR_INLINE void vector_add_product(vector_t* sum, vector_t a, vector_t b) {
+#if defined(__FMA__) && defined(DOUBLE)
+    __asm__("vfmadd231pd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 #elif defined(__FMA__)
-    return (vector_t)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 #elif defined(DOUBLE) && defined(__FP_FAST_FMA)
-    for (int i = 0; i < VECTOR_LANES; i++) c[i] = __builtin_fma(a[i], b[i], c[i]);
-    return c;
+    for (int i = 0; i < VECTOR_LANES; i++) (*sum)[i] = __builtin_fma(a[i], b[i], (*sum)[i]);
 #elif !defined(DOUBLE) && defined(__FP_FAST_FMAF)
-    for (int i = 0; i < VECTOR_LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return c;
+    for (int i = 0; i < VECTOR_LANES; i++) (*sum)[i] = __builtin_fmaf(a[i], b[i], (*sum)[i]);
 #else
-    return a * b + c;
+    *sum += a * b;
+#endif
+}
+
+// 16 bytes are what instructions move within a vector as a whole. One vector of the `parts` of 16 bytes that lie `by`
+// numbers apart; where there are fewer than a vector has, the rest is zero.
+enum { VECTOR_PART = 16 / sizeof(floatX) };
+VECTOR_INLINE vector_t vector_load_parts(const floatX* p, size_t by, int parts) {
+#if defined(__AVX512F__)
+    __m512 v = _mm512_setzero_ps();
+    if (parts > 0) v = _mm512_zextps128_ps512(_mm_loadu_ps((const float*)p));
+    if (parts > 1) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + by)), 1);
+    if (parts > 2) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + 2 * by)), 2);
+    if (parts > 3) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + 3 * by)), 3);
+    return (vector_t)v;
+#elif defined(__AVX__)
+    __m256 v = _mm256_setzero_ps();
+    if (parts > 0) v = _mm256_zextps128_ps256(_mm_loadu_ps((const float*)p));
+    if (parts > 1) v = _mm256_insertf128_ps(v, _mm_loadu_ps((const float*)(p + by)), 1);
+    return (vector_t)v;
+#else
+    (void)by;
+    vector_t zero = {0};
+    return parts > 0 ? vector_load(p) : zero;
 #endif
 }
 
@@ -79,18 +97,19 @@ VECTOR_INLINE vector_t vector_choose(vector_t a, vector_t b, vector_lanes_t from
 #endif
 }
 
-// The square matrix in VECTOR_LANES vectors, mirrored at its diagonal. First 2 x 2 blocks of numbers are mirrored, then
-// 2 x 2 blocks of those, and so on: in each step vectors i and i + s exchange the lanes that differ in the bit s.
-VECTOR_INLINE void vector_transpose(vector_t* v) {
+// n vectors as a row of square matrices of n x n numbers, each mirrored at its diagonal; n is a constant at the call.
+// First 2 x 2 blocks of numbers are mirrored, then 2 x 2 blocks of those, and so on: in each step vectors i and i + s
+// exchange the lanes that differ in the bit s.
+VECTOR_INLINE void vector_transpose(vector_t* v, const int n) {
     #pragma GCC unroll 4
-    for (int s = 1; s < VECTOR_LANES; s *= 2) {
-        vector_lanes_t low, high;
+    for (int s = 1; s < n; s *= 2) {
+        vector_lanes_t low = {0}, high = {0};
         for (int l = 0; l < VECTOR_LANES; l++) {
             low[l] = l & s ? VECTOR_LANES + l - s : l;
             high[l] = l & s ? VECTOR_LANES + l : l + s;
         }
         #pragma GCC unroll 16
-        for (int i = 0; i < VECTOR_LANES; i++) {
+        for (int i = 0; i < n; i++) {
             if (i & s) continue;
             vector_t a = v[i], b = v[i + s];
             v[i] = vector_choose(a, b, low);
