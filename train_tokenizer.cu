@@ -567,11 +567,14 @@ static void write_grid(run_t* run) {
 
 // Mean and standard deviation of each latent channel over training images, by lot, centre crops, by the weights that
 // ship: what a diffusion model trained on the latents normalises by. All processes share the images, the same for
-// any number of them. Where they cannot be read, a trained state is not lost for that: 0 and 1 are kept.
-static void measure_latents(run_t* run, int images) {
+// any number of them. Where they cannot be read, a trained state is not lost for that: 0 and 1 are kept. Whoever asks
+// the run to stop does not wait for it: the last statistics stay, and where there are none, those of fewer images are
+// taken. Returns 1 if all images were measured.
+static int measure_latents(run_t* run, int images) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
-    double* sums = (double*)calloc_check(2 * t->z + 1, sizeof(double), "latent statistics"); // the last: how many
+    int may_stop = run->step < run->steps; // behind the last step nothing else measures them
+    double* sums = (double*)calloc_check(2 * t->z + 2, sizeof(double), "latent statistics"); // then: of how many, stops
     size_t factor = (size_t)tokenizer_factor(&t->config), most = aspect_pixels(&run->train_sizes) / factor / factor;
     floatS* host = (floatS*)malloc_check(t->config.batch * most * t->z * sizeof(floatS), "latents");
     dataloader_t loader;
@@ -579,7 +582,7 @@ static void measure_latents(run_t* run, int images) {
     int batches = (images + o->batch - 1) / o->batch;
     if (o->ema >= 0) exchange_ema(run);
     char error[IMAGE_ERROR_SIZE] = "";
-    for (int i = 0; i < batches; i++) {
+    for (int i = 0; i < batches && !(i && may_stop && stop_signal); i++) {
         const batch_t* batch = dataloader_try_next(&loader, error);
         if (!batch) break;
         tokenizer_resize(t, batch->H, batch->W);
@@ -598,16 +601,19 @@ static void measure_latents(run_t* run, int images) {
     if (o->ema >= 0) exchange_ema(run);
     dataloader_close(&loader);
     if (error[0]) warn("the mean and deviation of the latents, over too few images: %s", error);
-    comm_sum_host(&run->comm, sums, 2 * t->z + 1);
+    sums[2 * t->z + 1] = may_stop && stop_signal;
+    comm_sum_host(&run->comm, sums, 2 * t->z + 2);
     double count = sums[2 * t->z];
-    for (int c = 0; c < t->z; c++) run->latent_mean[c] = 0, run->latent_std[c] = 1;
-    for (int c = 0; c < t->z && count > 0; c++) {
+    int stopped = sums[2 * t->z + 1] > 0, keeps = stopped && run->latent_step;
+    for (int c = 0; c < t->z && !keeps; c++) run->latent_mean[c] = 0, run->latent_std[c] = 1;
+    for (int c = 0; c < t->z && count > 0 && !keeps; c++) {
         double mean = sums[c] / count, variance = sums[t->z + c] / count - mean * mean;
         run->latent_mean[c] = (floatS)mean;
         run->latent_std[c] = (floatS)sqrt(variance > 0 ? variance : 0);
     }
     free(sums);
     free(host);
+    return !stopped;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -655,9 +661,8 @@ static void save(run_t* run, int in_a_hurry) {
     double start = clock_seconds();
     double psnr = reconstruct_held_out(run);
     if (isnan(psnr)) stop_not_finite(run, run->step, "The weights after this step are not saved");
-    if (!in_a_hurry) run->latent_step = run->step;
-    if (!in_a_hurry) measure_latents(run, o->latent_images);
-    else if (!run->latent_step) measure_latents(run, o->batch);
+    if (in_a_hurry && !run->latent_step) measure_latents(run, o->batch);
+    else if (!in_a_hurry && measure_latents(run, o->latent_images)) run->latent_step = run->step;
     const params_t* tables[2] = {&t->params, &t->disc_params};
     replicas_check_same(tables, 2, &run->comm, run->step);
     checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json,

@@ -130,6 +130,19 @@ check "with KL and VF" grep -q '"kl": .*"vf": .*"omega_vf": ' vavae/stage1.jsonl
 expect "half a stage that is named starts the next one, with a warning" 0 'half.safetensors has only [0-9]+ of 24 steps of stage 2' \
     train -stage 3 -from half.safetensors -out named -steps 2
 
+# the signal comes while a checkpoint's statistics are measured, which would take a minute
+start -out measuring -steps $steps -log_every 3 -save_every 3 -latent_images 2000000
+wait_for "$process" test -s measuring/stage1.jsonl
+sleep 0.5
+before=$(date +%s)
+kill -TERM $process
+wait $process
+check "SIGTERM while the latents are measured: exit code 143" test $? -eq 143
+check "  within seconds" test $(($(date +%s) - before)) -le 10
+check "  both saves are done" test "$(grep -c '^saved' out)" -eq 2
+expect "  and the same command goes on" 0 '' train -out measuring -steps $steps -change 1
+check "  with the same bytes as one run" cmp whole/stage1.safetensors measuring/stage1.safetensors
+
 expect "a finished stage says so" 0 '' train -out whole -steps $steps
 check "and how it goes on" grep -q 'stage 1 is complete (24 steps); -restart 1 trains it again, a larger -steps goes on' out
 train -out longer -steps 12 >out 2>said
