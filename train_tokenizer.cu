@@ -32,7 +32,7 @@
 #include "common/data/aspect.h"
 // defines: dataset_t, dataset_open
 #include "common/data/dataset.h"
-// defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_speed, dataloader_damaged_files
+// defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_speed, dataloader_threads_text, ...
 #include "common/data/dataloader.h"
 // defines: row_picture_t, row_picture_add, row_picture_page; image_write_png
 #include "common/data/row_picture.h"
@@ -700,18 +700,13 @@ static int share_report(run_t* run, tokenizer_report_t* report, int stop) {
 
 // What the loader can give, said once it has made some batches; and, later, that it gives too little.
 static void watch_loader(run_t* run, dataloader_t* loader, int64_t first) {
-    int threads = loader->options.threads, cores = machine_cores(run->comm.local_size);
-    double speed = dataloader_speed(loader);
-    if (run->step == first + 1) {
-        printf("loader         %.0f images/s, by %d thread%s%s\n", speed, threads ? threads : 1, threads > 1 ? "s" : "",
-               threads ? "" : " that also trains");
-    }
+    int cores = machine_cores(run->comm.local_size);
+    char who[DATALOADER_THREADS_TEXT];
+    if (run->step == first + 1) dataloader_print_speed(loader);
     if (!comm_is_first(&run->comm) || !status_waits(&run->status.line)) return;
-    char who[48] = "its own thread gives";
-    if (threads) snprintf(who, sizeof who, "%d thread%s", threads, threads == 1 ? " gives" : "s give");
-    warn("training waits for images %.0f%% of the time: %s %.0f a second. Give more -workers (this process has %d "
-         "core%s), or put smaller images on a faster disk", 100 * run->status.line.wait, who, speed, cores,
-         cores == 1 ? "" : "s");
+    warn("training waits for images %.0f%% of the time: %.0f a second come from %s. Give more -workers (this process "
+         "has %d core%s), or put smaller images on a faster disk", 100 * run->status.line.wait,
+         dataloader_speed(loader), dataloader_threads_text(loader, who), cores, cores == 1 ? "" : "s");
 }
 
 // What is due after a step. When the run is to stop it saves at once; behind the last step the rest is made up for.
