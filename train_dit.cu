@@ -385,7 +385,8 @@ static int train(run_t* run) {
         status_open(&run->status.line, path);
         run->status.line.steps = steps;
     }
-    latent_source_start(&run->source, run->step);
+    int64_t first = run->step;
+    latent_source_start(&run->source, first);
     while (run->step < run->steps && !stop) {
         latent_source_next(&run->source, d, run->stream);
         algorithms_step(run->stream, 1);
@@ -402,6 +403,7 @@ static int train(run_t* run) {
         run->status.skipped = run->guard.skipped;
         dit_status_add(&run->status, &report);
         after_step(run, stop);
+        if (run->step == first + 1) latent_source_print_speed(&run->source);
     }
     latent_source_stop(&run->source);
     if (talks) status_close(&run->status.line);

@@ -32,7 +32,7 @@
 #include "common/data/aspect.h"
 // defines: dataset_t, dataset_open
 #include "common/data/dataset.h"
-// defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_speed, dataloader_damaged_files
+// defines: dataloader_t, dataloader_next, dataloader_try_next, dataloader_speed, dataloader_threads_text, ...
 #include "common/data/dataloader.h"
 // defines: row_picture_t, row_picture_add, row_picture_page; image_write_png
 #include "common/data/row_picture.h"
@@ -567,11 +567,14 @@ static void write_grid(run_t* run) {
 
 // Mean and standard deviation of each latent channel over training images, by lot, centre crops, by the weights that
 // ship: what a diffusion model trained on the latents normalises by. All processes share the images, the same for
-// any number of them. Where they cannot be read, a trained state is not lost for that: 0 and 1 are kept.
-static void measure_latents(run_t* run, int images) {
+// any number of them. Where they cannot be read, a trained state is not lost for that: 0 and 1 are kept. Whoever asks
+// the run to stop does not wait for it: the last statistics stay, and where there are none, those of fewer images are
+// taken. Returns 1 if all images were measured.
+static int measure_latents(run_t* run, int images) {
     const options_t* o = &run->options;
     tokenizer_t* t = &run->tokenizer;
-    double* sums = (double*)calloc_check(2 * t->z + 1, sizeof(double), "latent statistics"); // the last: how many
+    int may_stop = run->step < run->steps; // behind the last step nothing else measures them
+    double* sums = (double*)calloc_check(2 * t->z + 2, sizeof(double), "latent statistics"); // then: of how many, stops
     size_t factor = (size_t)tokenizer_factor(&t->config), most = aspect_pixels(&run->train_sizes) / factor / factor;
     floatS* host = (floatS*)malloc_check(t->config.batch * most * t->z * sizeof(floatS), "latents");
     dataloader_t loader;
@@ -579,7 +582,7 @@ static void measure_latents(run_t* run, int images) {
     int batches = (images + o->batch - 1) / o->batch;
     if (o->ema >= 0) exchange_ema(run);
     char error[IMAGE_ERROR_SIZE] = "";
-    for (int i = 0; i < batches; i++) {
+    for (int i = 0; i < batches && !(i && may_stop && stop_signal); i++) {
         const batch_t* batch = dataloader_try_next(&loader, error);
         if (!batch) break;
         tokenizer_resize(t, batch->H, batch->W);
@@ -598,16 +601,19 @@ static void measure_latents(run_t* run, int images) {
     if (o->ema >= 0) exchange_ema(run);
     dataloader_close(&loader);
     if (error[0]) warn("the mean and deviation of the latents, over too few images: %s", error);
-    comm_sum_host(&run->comm, sums, 2 * t->z + 1);
+    sums[2 * t->z + 1] = may_stop && stop_signal;
+    comm_sum_host(&run->comm, sums, 2 * t->z + 2);
     double count = sums[2 * t->z];
-    for (int c = 0; c < t->z; c++) run->latent_mean[c] = 0, run->latent_std[c] = 1;
-    for (int c = 0; c < t->z && count > 0; c++) {
+    int stopped = sums[2 * t->z + 1] > 0, keeps = stopped && run->latent_step;
+    for (int c = 0; c < t->z && !keeps; c++) run->latent_mean[c] = 0, run->latent_std[c] = 1;
+    for (int c = 0; c < t->z && count > 0 && !keeps; c++) {
         double mean = sums[c] / count, variance = sums[t->z + c] / count - mean * mean;
         run->latent_mean[c] = (floatS)mean;
         run->latent_std[c] = (floatS)sqrt(variance > 0 ? variance : 0);
     }
     free(sums);
     free(host);
+    return !stopped;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -655,9 +661,8 @@ static void save(run_t* run, int in_a_hurry) {
     double start = clock_seconds();
     double psnr = reconstruct_held_out(run);
     if (isnan(psnr)) stop_not_finite(run, run->step, "The weights after this step are not saved");
-    if (!in_a_hurry) run->latent_step = run->step;
-    if (!in_a_hurry) measure_latents(run, o->latent_images);
-    else if (!run->latent_step) measure_latents(run, o->batch);
+    if (in_a_hurry && !run->latent_step) measure_latents(run, o->batch);
+    else if (!in_a_hurry && measure_latents(run, o->latent_images)) run->latent_step = run->step;
     const params_t* tables[2] = {&t->params, &t->disc_params};
     replicas_check_same(tables, 2, &run->comm, run->step);
     checkpoint_info_t info = {o->stage, run->step, run->step * o->batch, 0, 0, 0, run->config_json,
@@ -695,18 +700,13 @@ static int share_report(run_t* run, tokenizer_report_t* report, int stop) {
 
 // What the loader can give, said once it has made some batches; and, later, that it gives too little.
 static void watch_loader(run_t* run, dataloader_t* loader, int64_t first) {
-    int threads = loader->options.threads, cores = machine_cores(run->comm.local_size);
-    double speed = dataloader_speed(loader);
-    if (run->step == first + 1) {
-        printf("loader         %.0f images/s, by %d thread%s%s\n", speed, threads ? threads : 1, threads > 1 ? "s" : "",
-               threads ? "" : " that also trains");
-    }
+    int cores = machine_cores(run->comm.local_size);
+    char who[DATALOADER_THREADS_TEXT];
+    if (run->step == first + 1) dataloader_print_speed(loader);
     if (!comm_is_first(&run->comm) || !status_waits(&run->status.line)) return;
-    char who[48] = "its own thread gives";
-    if (threads) snprintf(who, sizeof who, "%d thread%s", threads, threads == 1 ? " gives" : "s give");
-    warn("training waits for images %.0f%% of the time: %s %.0f a second. Give more -workers (this process has %d "
-         "core%s), or put smaller images on a faster disk", 100 * run->status.line.wait, who, speed, cores,
-         cores == 1 ? "" : "s");
+    warn("training waits for images %.0f%% of the time: %.0f a second come from %s. Give more -workers (this process "
+         "has %d core%s), or put smaller images on a faster disk", 100 * run->status.line.wait,
+         dataloader_speed(loader), dataloader_threads_text(loader, who), cores, cores == 1 ? "" : "s");
 }
 
 // What is due after a step. When the run is to stop it saves at once; behind the last step the rest is made up for.

@@ -218,7 +218,7 @@ check "  none is refused" test "$(grep -Evc 'no folders train and val|training w
 mkdir -p large/a
 { printf 'P6 4000 3000 255\n'; head -c 36000000 /dev/zero; } >large/a/1.ppm
 cp large/a/1.ppm large/a/2.ppm
-expect "a loader that is too slow" 0 '^warning: training waits for images [0-9]+% of the time: its own thread gives [0-9]+ a second. Give more -w' \
+expect "a loader that is too slow" 0 '^warning: training waits for images [0-9]+% of the time: [0-9]+ a second come from 1 thread that also trains. Give more -w' \
     on_data large -workers 0 -steps 20
 check "  the warning comes once" test "$(grep -c 'training waits' said)" -eq 1
 check "  what the loader gives is said at the start" grep -Eq '^loader +[0-9]+ images/s, by 1 thread that also trains$' out

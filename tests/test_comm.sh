@@ -241,6 +241,22 @@ for kind in $kinds; do
     esac
 done
 
+# threads NAME EXPECTED VARIABLE=VALUE...: threads on the host of two processes that torchrun would have started on two machines
+threads() {
+    name=$1
+    expected=$2
+    shift 2
+    # shellcheck disable=SC2016
+    timeout 30 mpirun -np 2 env "$@" LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 sh -c \
+        'RANK=$OMPI_COMM_WORLD_RANK WORLD_SIZE=2 exec "$0" threads' "$bin/collectives_emu" >"$work/said" 2>&1
+    if [ "$(grep -c "^threads $expected\$" "$work/said")" -eq 2 ]; then ok "$name"; else fail "$name" "$work/said"; fi
+}
+case $kinds in *emu*)
+    threads "torchrun's OMP_NUM_THREADS=1 leaves no core idle" "$cores" OMP_NUM_THREADS=1
+    threads "another number is obeyed" 3 OMP_NUM_THREADS=3
+    ;;
+esac
+
 # trouble KIND WHAT CODE MESSAGE: one of four ranks does something, all end soon
 trouble() {
     before=$(date +%s)

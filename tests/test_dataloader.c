@@ -243,6 +243,23 @@ static inline void test_flat_val(void) {
     check_message(child_need_labels, "flat", "line 2", "another form");
 }
 
+// Kaggle's ImageNet as it is unpacked: the labels of val lie four folders above it.
+static inline void test_kaggle(void) {
+    static const char* const folders[] = {"kaggle", "kaggle/ILSVRC", "kaggle/ILSVRC/Data"};
+    const char* labels = "ImageId,PredictionString\nILSVRC2012_val_00000001,class2 85 1 499 272 \n";
+    for (int i = 0; i < 3; i++) temporary_mkdir(folders[i]);
+    temporary_mkdir("kaggle/ILSVRC/Data/CLS-LOC");
+    make_tree("kaggle/ILSVRC/Data/CLS-LOC/train", 0);
+    temporary_mkdir("kaggle/ILSVRC/Data/CLS-LOC/val");
+    temporary_write("kaggle/ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG", "x", 1);
+    temporary_write("kaggle/LOC_val_solution.csv", labels, strlen(labels));
+    dataset_t val;
+    open_here(&val, "kaggle/ILSVRC/Data/CLS-LOC", SPLIT_VAL);
+    dataset_need_labels(&val);
+    check(val.count == 1 && val.labels[0] == 2, "the class of the image");
+    dataset_close(&val);
+}
+
 // Other kinds of images, a named pipe, what a Mac leaves: left out, and named once; numbers that are sorted as text.
 static inline void test_left_out(void) {
     char path[TEMPORARY_PATH], name[64];
@@ -903,6 +920,7 @@ int main(int argc, char** argv) {
     if (test_case("folders train and val")) { test_splits(); test_end_case(); }
     if (test_case("what is left out, and numbers")) { test_left_out(); test_end_case(); }
     if (test_case("a val without class folders")) { test_flat_val(); test_end_case(); }
+    if (test_case("the labels of Kaggle's val")) { test_kaggle(); test_end_case(); }
     if (test_case("folders that are refused")) { test_folder_errors(); test_end_case(); }
     if (test_case("IDX files, plain and gzipped")) { test_idx(); test_end_case(); }
     if (test_case("IDX files that are refused")) { test_idx_errors(); test_end_case(); }

@@ -90,6 +90,8 @@ check "  which save" grep -Eq '^saved +stopped/stage1.safetensors at step [0-9]+
 
 # errors
 expect "chunks that cannot be shared" 1 'cannot share equally; give a multiple' ranks 3 "$program" -stage 1 -out bad -steps 2
+expect "what the loaders of all ranks give" 0 '' ranks 2 "$program" -stage 1 -out loaders -steps 1 -workers 3
+check "  is said" grep -Eq '^loader +[0-9]+ images/s, by 3 threads in each of 2 processes$' out
 check "only one rank's output is seen" test "$(grep -c '^parameters' out)" -le 1
 ranks 2 "$program" -stage 1 -out killed -steps 100000 >out 2>said &
 job=$!

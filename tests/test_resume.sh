@@ -130,6 +130,48 @@ check "with KL and VF" grep -q '"kl": .*"vf": .*"omega_vf": ' vavae/stage1.jsonl
 expect "half a stage that is named starts the next one, with a warning" 0 'half.safetensors has only [0-9]+ of 24 steps of stage 2' \
     train -stage 3 -from half.safetensors -out named -steps 2
 
+# the signal comes while a checkpoint's statistics are measured, which would take a minute
+start -out measuring -steps $steps -log_every 3 -save_every 3 -latent_images 2000000
+wait_for "$process" test -s measuring/stage1.jsonl
+sleep 0.5
+before=$(date +%s)
+kill -TERM $process
+wait $process
+check "SIGTERM while the latents are measured: exit code 143" test $? -eq 143
+check "  within seconds" test $(($(date +%s) - before)) -le 10
+check "  both saves are done" test "$(grep -c '^saved' out)" -eq 2
+expect "  and the same command goes on" 0 '' train -out measuring -steps $steps -change 1
+check "  with the same bytes as one run" cmp whole/stage1.safetensors measuring/stage1.safetensors
+
+# a slow disk: each flush takes two seconds
+cat >slow.c <<'END'
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int fsync(int file) {
+    struct timespec left = {2, 0};
+    while (nanosleep(&left, &left)) {}
+    return (int)syscall(SYS_fsync, file);
+}
+END
+if ${CC:-gcc} -shared -fPIC slow.c -o slow.so 2>/dev/null; then
+    (
+        export LD_PRELOAD="$work/slow.so" ASAN_OPTIONS="$ASAN_OPTIONS:verify_asan_link_order=0"
+        # shellcheck disable=SC2086
+        exec "$build/train_tokenizer" -data shapes $nano -out slow -steps $steps -log_every 1 >out 2>said
+    ) &
+    process=$!
+    wait_for "$process" test -s slow/stage1.jsonl
+    kill -TERM $process
+    wait $process
+    check "SIGTERM on a slow disk: exit code 143" test $? -eq 143
+    check "  the run is saved, and the time that it took is said" \
+        grep -Eq "^saved +slow/stage1.safetensors at step [0-9]+: [0-9.]+ MiB in [2-9][0-9.]* s, after" out
+    expect "  and goes on" 0 '' train -out slow -steps $steps -log_every 1
+    check "  with the same bytes as one run" cmp whole/stage1.safetensors slow/stage1.safetensors
+fi
+
 expect "a finished stage says so" 0 '' train -out whole -steps $steps
 check "and how it goes on" grep -q 'stage 1 is complete (24 steps); -restart 1 trains it again, a larger -steps goes on' out
 train -out longer -steps 12 >out 2>said

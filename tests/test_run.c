@@ -78,6 +78,10 @@ static void test_workers(void) {
         check(n == 1 || n < machine_cores(local), "and a core is left");
     }
     check(machine_cores(1) >= machine_cores(2), "processes share the cores");
+    check(machine_share(128, 128, 8) == 16, "a whole machine");
+    check(machine_share(16, 128, 8) == 16, "each has its own");
+    check(machine_share(16, 16, 8) == 2, "a job's part of a machine");
+    check(machine_share(4, 4, 8) == 1, "fewer than processes");
 }
 
 static void test_missing(void) {

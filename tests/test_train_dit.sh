@@ -90,6 +90,7 @@ for tokenizer in world gaussian; do
     check "  the same bytes" cmp "kept_run_$tokenizer/dit.safetensors" "beside_run_$tokenizer/dit.safetensors"
 done
 expect "a run on images alone" 0 '' dit -out beside_run -steps 1 -latents none
+check "  says what its loader can give" grep -Eq '^loader +[0-9]+ images/s, by 1 thread that also trains$' out
 statistics() { tail -c 64 "$1" | cksum; } # mean and deviation of 8 channels
 check "  the tokenizer's statistics" test "$(statistics beside_run/dit.safetensors)" = "$(statistics world/stage1.safetensors)"
 expect "a plan with its tokenizer" 0 '' dit -latents none -dry_run 1

@@ -357,13 +357,31 @@ static inline const batch_t* dataloader_next(dataloader_t* loader) {
     return batch;
 }
 
-// Images a second that the threads can make when nobody keeps them waiting, by what they have made so far; 0: nothing.
+// Images a second that the threads of all ranks can make when nobody keeps them waiting, if others are as fast as this
+// one's have been so far; 0: nothing.
 static inline double dataloader_speed(dataloader_t* loader) {
     pthread_mutex_lock(&loader->mutex);
-    int threads = loader->options.threads ? loader->options.threads : 1;
+    int threads = (loader->options.threads ? loader->options.threads : 1) * loader->options.world;
     double speed = loader->seconds_made > 0 ? threads * (double)loader->made / loader->seconds_made : 0;
     pthread_mutex_unlock(&loader->mutex);
     return speed;
+}
+
+// Who makes them: "7 threads in each of 8 processes".
+enum { DATALOADER_THREADS_TEXT = 96 };
+static inline const char* dataloader_threads_text(const dataloader_t* loader, char text[DATALOADER_THREADS_TEXT]) {
+    int threads = loader->options.threads, world = loader->options.world;
+    char beside[48] = "";
+    if (world > 1) snprintf(beside, sizeof beside, " in each of %d processes", world);
+    snprintf(text, DATALOADER_THREADS_TEXT, "%d thread%s%s%s", threads ? threads : 1, threads > 1 ? "s" : "",
+             threads ? "" : " that also trains", beside);
+    return text;
+}
+
+// Says what the loader can give, once it has made some batches.
+static inline void dataloader_print_speed(dataloader_t* loader) {
+    char who[DATALOADER_THREADS_TEXT];
+    printf("loader         %.0f images/s, by %s\n", dataloader_speed(loader), dataloader_threads_text(loader, who));
 }
 
 // How many different files could not be read so far, by the workers, who are ahead of the reader.

@@ -22,7 +22,9 @@
 // defines: fatal, malloc_check, calloc_check
 #include "common/program/log.h"
 
-enum { LABEL_FILE_PATH = 1200, LABEL_FILE_ABOVE = 4 }; // folders that are looked through: the images', and those above
+// Folders that are looked through: the images', and those above. Kaggle's ILSVRC/Data/CLS-LOC/val has its file in the
+// fourth above.
+enum { LABEL_FILE_PATH = 1200, LABEL_FILE_ABOVE = 5 };
 
 // One line: the image that it is of ("": the one whose turn it is), and its class as it is written.
 typedef struct {

@@ -290,11 +290,18 @@ void latent_source_stop(latent_source_t* l) {
     if (l->encodes) image_latents_stop(&l->beside);
 }
 
+// Behind the first step: what the loader of images can give.
+void latent_source_print_speed(latent_source_t* l) {
+    if (l->encodes) dataloader_print_speed(&l->beside.loader);
+}
+
 // Says that the training waits for this part of its time.
 void latent_source_warn(latent_source_t* l, double wait) {
     if (l->encodes) {
-        warn("training waits for images %.0f%% of the time: %.0f a second can be read. Give more -workers, or put "
-             "smaller images on a faster disk", 100 * wait, dataloader_speed(&l->beside.loader));
+        char who[DATALOADER_THREADS_TEXT];
+        warn("training waits for images %.0f%% of the time: %.0f a second come from %s. Give more -workers, or put "
+             "smaller images on a faster disk", 100 * wait, dataloader_speed(&l->beside.loader),
+             dataloader_threads_text(&l->beside.loader, who));
         return;
     }
     warn("training waits for latents %.0f%% of the time; put -latents %s on a faster disk, or make room in memory for "

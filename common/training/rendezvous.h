@@ -140,14 +140,21 @@ static inline launcher_t launcher_read(void) {
     return l;
 }
 
-// The cores that this process may keep busy, where `local_size` processes of the run share the machine: those that it
-// is bound to, or its part of those that all may use. Not OMP_NUM_THREADS, which torchrun sets to 1.
+// The cores of a process that may use `mine`, where `local_size` processes of the run share `all`: those that it is
+// bound to, or its part of those that all may use.
+static inline int machine_share(int mine, int all, int local_size) {
+    int cores = mine <= all / local_size ? mine : mine / local_size;
+    return cores > 0 ? cores : 1;
+}
+
+// The cores that this process may keep busy. Not OMP_NUM_THREADS, which torchrun sets to 1. torchrun binds nobody: its
+// processes share the cores that it has itself, which in a job are a part of the machine's.
 static inline int machine_cores(int local_size) {
     cpu_set_t set;
-    int online = (int)sysconf(_SC_NPROCESSORS_ONLN), mine = online;
+    int all = (int)sysconf(_SC_NPROCESSORS_ONLN), mine = all;
     if (!sched_getaffinity(0, sizeof set, &set)) mine = CPU_COUNT(&set);
-    int cores = mine <= online / local_size ? mine : mine / local_size;
-    return cores > 0 ? cores : 1;
+    if (getenv("LOCAL_WORLD_SIZE") && !sched_getaffinity(getppid(), sizeof set, &set)) all = CPU_COUNT(&set);
+    return machine_share(mine, all, local_size);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

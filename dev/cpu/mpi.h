@@ -2,7 +2,8 @@
 //
 //     make MPI=1, and then:  mpirun -np 4 --bind-to none ./train_tokenizer ...
 //     mpirun as root wants --allow-run-as-root; more ranks than cores, --oversubscribe. --bind-to none lets each rank
-//     use more than one core: divide them yourself by OMP_NUM_THREADS.
+//     use more than one core: divide them yourself by OMP_NUM_THREADS. Who stops mpirun (Ctrl-C, SIGTERM) gives the
+//     ranks a second to save; with --mca odls_base_sigkill_timeout 60, a minute.
 //
 // Every rank owns one share of the values, as in the sharded optimiser. For the mean, each sends every share to its
 // owner, who adds what it gets in the order of the ranks, in double, and divides once; then each sends its share to

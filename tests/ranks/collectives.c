@@ -2,7 +2,7 @@
 // plain sums. tests/test_comm.sh builds it over each transport and runs it with several numbers of ranks. Rank 0
 // reports.
 //
-// Usage: collectives [bf16]
+// Usage: collectives [bf16 | threads]     threads: says only how many threads of OpenMP each has
 #include "common/training/comm.h"
 #include "tests/test.h"
 
@@ -158,6 +158,13 @@ int main(int argc, char** argv) {
     comm.time_limit = 20;
     comm.bf16 = argc > 1 && !strcmp(argv[1], "bf16");
     comm_open(&comm);
+#ifdef _OPENMP
+    if (argc > 1 && !strcmp(argv[1], "threads")) {
+        printf("threads %d\n", omp_get_max_threads());
+        comm_close(&comm);
+        return 0;
+    }
+#endif
     stream = device_open(0);
     comm_attach(&comm, stream);
     if (!comm_is_first(&comm) && !freopen("/dev/null", "w", stdout)) fatal("no /dev/null");
