@@ -1,6 +1,10 @@
-// comm.cuh: the mean of gradients over the ranks, with bf16 on the way: half the bytes between the GPUs.
+// comm.cuh: the mean of gradients over the ranks, beside the backward, and with bf16 on the way.
 //
-// The values go in buckets. Three things happen to each, and those of different buckets at the same time:
+// Beside the backward: a stream of its own (comm_beside_begin) runs the mean of the gradients that are whole, while the
+// stream of the operations computes others.
+//
+// With bf16, half the bytes between the GPUs. The values go in buckets. Three things happen to each, and those of
+// different buckets at the same time; s is whichever stream the mean runs on:
 //
 //   stream s           narrow 0   narrow 1   widen 0   narrow 2   widen 1   narrow 3   widen 2  ...
 //   transfer stream               sum 0      sum 1                sum 2                sum 3    ...
@@ -76,6 +80,46 @@ static inline void comm_transport_sum_bf16(comm_t* c, bf16* bucket, size_t n, st
     device_free(wide);
 }
 #endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Beside the backward. NCCL's kernels take some of the multiprocessors meanwhile.
+
+struct comm_beside {
+    device_stream_t stream;   // as the stream of the operations, with a CUDA stream of its own
+    cudaEvent_t ready, done;
+};
+
+static inline void comm_beside_open(comm_t* c, stream_t s) {
+    struct comm_beside* b = (struct comm_beside*)calloc_check(1, sizeof *b, "a stream");
+    b->stream = *s;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&b->stream.cuda, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&b->ready, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&b->done, cudaEventDisableTiming));
+    c->beside = b;
+}
+
+static inline void comm_beside_close(comm_t* c) {
+    cudaEventDestroy(c->beside->ready);
+    cudaEventDestroy(c->beside->done);
+    cudaStreamDestroy(c->beside->stream.cuda);
+    free(c->beside);
+    c->beside = NULL;
+}
+
+// The stream beside s, which goes on once s has done what it was given up to here.
+static inline stream_t comm_beside_begin(comm_t* c, stream_t s) {
+    CUDA_CHECK(cudaEventRecord(c->beside->ready, s->cuda));
+    CUDA_CHECK(cudaStreamWaitEvent(c->beside->stream.cuda, c->beside->ready, 0));
+    return &c->beside->stream;
+}
+
+static inline void comm_beside_end(comm_t* c, stream_t s) {
+    CUDA_CHECK(cudaEventRecord(c->beside->done, c->beside->stream.cuda));
+    CUDA_CHECK(cudaStreamWaitEvent(s->cuda, c->beside->done, 0));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// bf16 on the way
 
 static inline void comm_buckets_open(comm_t* c, stream_t s) {
     struct comm_buckets* b = (struct comm_buckets*)calloc_check(1, sizeof *b, "buckets");

@@ -34,7 +34,7 @@
 #pragma once
 #include <assert.h>
 
-// defines: params_t, param_table_t, param_vector, param_matrix, param_matrix_columns, params_at, params_grad
+// defines: params_t, param_table_t, param_vector, param_matrix, param_matrix_columns, params_at, params_grad, ...
 #include "common/models/params.h"
 // defines: plan_t, plan_floatX, plan_floatS, plan_mark, plan_rewind
 #include "common/models/plan.h"
@@ -817,6 +817,7 @@ void mmdit_backward(mmdit_t* m, params_t* p,
             mmdit_single_forward(m, p, i, s);
         }
         mmdit_single_backward(m, p, i, s);
+        params_grads_done(p, m->singles[i].linear1_weight, s);
     }
     mmdit_join_backward(m, s);
     for (int i = c->doubles - 1; i >= 0; i--) {
@@ -826,6 +827,7 @@ void mmdit_backward(mmdit_t* m, params_t* p,
         }
         for (int k = 0; k < MMDIT_STREAMS; k++) mmdit_mlp_backward(m, p, i, k, s);
         mmdit_joint_attention_backward(m, p, i, s);
+        params_grads_done(p, m->doubles[i].streams[0].qkv_weight, s);
     }
     mmdit_embed_backward(m, p, s);
     mmdit_condition_backward(m, p, s);

@@ -249,6 +249,9 @@ typedef struct {
     floatS* v;          // (shard)  and second
     floatS* ema[2];     // (shard)  moving averages, or NULL
     int64_t t;          // optimiser steps taken
+    // Set where several processes train (common/training/replicas.h): whom params_grads_done tells, and its own.
+    void (*grads_done)(void* context, size_t from, stream_t s);
+    void* grads_context;
 } params_t;
 
 static inline const floatX* params_at(const params_t* p, size_t offset) { return p->values + offset; }
@@ -256,6 +259,12 @@ static inline const floatX* params_at(const params_t* p, size_t offset) { return
 // Where a tensor's gradient accumulates; NULL when it is frozen, and then the operations do not compute it.
 static inline floatS* params_grad(const params_t* p, size_t offset) {
     return p->grads && offset >= p->first ? p->grads + (offset - p->first) : NULL;
+}
+
+// Said by a backward on its way: nothing more is added to the gradients from `offset` to the end of the table. Tables
+// are in the order of the forward, and so their gradients are whole from the end on.
+static inline void params_grads_done(const params_t* p, size_t offset, stream_t s) {
+    if (p->grads_done && params_grad(p, offset)) p->grads_done(p->grads_context, offset - p->first, s);
 }
 
 static inline size_t params_trained(const params_t* p) { return p->table.total - p->first; }

@@ -45,7 +45,7 @@
 #pragma once
 #include <assert.h>
 
-// defines: params_t, param_table_t, param_add, param_vector, param_matrix, params_at, params_grad, init_*
+// defines: params_t, param_table_t, param_add, param_vector, param_matrix, params_at, params_grad, init_*, ...
 #include "common/models/params.h"
 // defines: plan_t, plan_floatX, plan_floatS, plan_mark, plan_rewind
 #include "common/models/plan.h"
@@ -600,6 +600,7 @@ void vit_trunk_backward(vit_t* v, const params_t* p,
     for (int i = depth - 1; i >= 0; i--) {
         if (v->recompute) vit_block_recompute(v, p, i, s);
         vit_mlp_backward(v, p, i, s);
+        if (i + 1 < depth) params_grads_done(p, v->blocks[i + 1].qkv_weight, s); // whose first norm ends block i
         vit_attention_backward(v, p, i, s);
     }
     int frozen = v->lora.config.rank && !params_grad(p, v->blocks[0].norm1_weight); // low-rank pairs alone learn

@@ -20,12 +20,13 @@
 //     stream_t s = device_open(comm.local_rank);
 //     comm_attach(&comm, s);
 //     comm_broadcast(&comm, weights, ...);       once: all start from rank 0's bytes
-//     each step: gradients of the local batch; comm_mean(&comm, gradients, n, s); the same step everywhere
+//     each step: gradients of the local batch, the mean of those that are whole begun beside the rest of the backward
+//         (comm_mean_begin); comm_mean_end(&comm, s); the same step everywhere
 //     comm_close(&comm);                         wherever the program ends well
 //
 // What a step costs. An all-reduce of n bytes over R ranks sends and receives 2 (R-1)/R n on each. Stage 2 of the
 // DINOv2-L tokenizer has 348.6M gradients, 1.39 GB in fp32: 7 ms over NVLink (350 GB/s), beside 45 ms of gradients
-// where 8 GPUs have 8 images each.
+// where 8 GPUs have 8 images each. Begun in parts beside the backward, all but the last part of it is hidden.
 // Between machines with one 100 Gb/s card it is 210 ms, and half of that in bf16 (`bf16`, see common/cuda/comm.cuh).
 //
 // The sharded optimiser (ZeRO-1; Rajbhandari et al. 2020). Averaging is a reduce-scatter (each rank gets the mean of
@@ -74,7 +75,8 @@ typedef struct {
     uint64_t number;   // collectives begun, this one included
     double since;
     struct comm_transport* transport;
-    struct comm_buckets* buckets; // of common/cuda/comm.cuh
+    struct comm_beside* beside;   // of common/cuda/comm.cuh: where means run beside other work,
+    struct comm_buckets* buckets; // and where they are bf16
 } comm_t;
 
 // Rank 0 writes files and talks.
@@ -134,7 +136,7 @@ static inline void comm_transport_sum(comm_t* c, double* v, int n) { (void)c, (v
 #endif
 
 #ifdef USE_CUDA
-// defines: comm_mean_bf16, comm_buckets_open, comm_buckets_close
+// defines: comm_mean_bf16, comm_buckets_open, comm_buckets_close, comm_beside_begin, ...
 #include "common/cuda/comm.cuh"
 #endif
 
@@ -171,6 +173,7 @@ static inline void comm_attach(comm_t* c, stream_t s) {
     if (c->size == 1) return;
     comm_transport_attach(c, s);
 #ifdef USE_CUDA
+    comm_beside_open(c, s);
     if (c->bf16) comm_buckets_open(c, s);
 #endif
 }
@@ -179,6 +182,7 @@ static inline void comm_attach(comm_t* c, stream_t s) {
 static inline void comm_close(comm_t* c) {
 #ifdef USE_CUDA
     if (c->buckets) comm_buckets_close(c);
+    if (c->beside) comm_beside_close(c);
 #endif
     if (c->size > 1) comm_transport_close(c);
     c->size = c->local_size = log_size = 1;
@@ -197,6 +201,27 @@ static inline void comm_mean(comm_t* c,      //
     }
 #endif
     comm_transport_mean(c, values, n, s);
+}
+
+// comm_mean beside what the stream does after this: to begin with what the stream has done, until comm_mean_end. Values
+// that are on their way are neither read nor written. On a CPU it is comm_mean.
+static inline void comm_mean_begin(comm_t* c,      //
+                                   floatS* values, // (n) device memory
+                                   size_t n, stream_t s) {
+    if (c->size == 1 || n == 0) return;
+#ifdef USE_CUDA
+    s = comm_beside_begin(c, s);
+#endif
+    comm_mean(c, values, n, s);
+}
+
+// From here on the stream has the results of all that was begun.
+static inline void comm_mean_end(comm_t* c, stream_t s) {
+#ifdef USE_CUDA
+    if (c->size > 1) comm_beside_end(c, s);
+#else
+    (void)c, (void)s;
+#endif
 }
 
 // The part of this rank, values[rank * shard] to values[(rank + 1) * shard], becomes the mean of all ranks' values

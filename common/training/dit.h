@@ -25,7 +25,7 @@
 #include "common/models/lightningdit.h"
 // defines: mmdit_t, mmdit_config_t, mmdit_input_t, mmdit_register, mmdit_plan, mmdit_set_size, mmdit_forward, ...
 #include "common/models/mmdit.h"
-// defines: replicas_mean_grads, replicas_sum_squares, replicas_update, replicas_update_matrices_decay
+// defines: replicas_t, replicas_open, replicas_mean_grads, replicas_sum_squares, replicas_update, ...
 #include "common/training/replicas.h"
 
 typedef struct {
@@ -46,6 +46,7 @@ typedef struct {
 typedef struct {
     dit_config_t config;
     comm_t* comm;     // set before dit_allocate where several processes train together, else NULL
+    replicas_t replicas;
     params_t params;
     lightningdit_t net; // one of the two
     mmdit_t mmdit;
@@ -191,6 +192,7 @@ void dit_allocate(dit_t* d) {
         d->params.rank = d->comm->rank;
     }
     params_allocate(&d->params, dit_first_trained(d), 1, "the transformer's weights");
+    replicas_open(&d->replicas, &d->params, d->comm);
     plan_allocate(&d->plan, "activations");
     plan_allocate(&d->work, "working memory");
 }
@@ -222,7 +224,7 @@ void dit_gradients_of_path(dit_t* d, stream_t s) {
     flow_loss(d->measures, d->measures + B, d->dv, dit_velocity(d), d->u, NULL, 1.0 / B, c->w_cos / B, B, d->h * d->w,
               d->C, s);
     dit_backward(d, s);
-    replicas_mean_grads(&d->params, d->comm, s);
+    replicas_mean_grads(&d->replicas, s);
     replicas_sum_squares(d->measures + 2 * B, &d->params, d->comm, 0, params_trained(&d->params), s);
 }
 

@@ -5,24 +5,58 @@
 //   sharded  (params_t.ranks > 1; ZeRO-1: Rajbhandari et al. 2020) each holds the state of an equal part of the trained
 //            values, receives the mean of that part of the gradients only, steps it, and the new weights go to all
 // A process that is alone (comm NULL, or of size 1) is the plain case without communication.
+// In the plain way the mean is taken in parts, beside the backward: each begins as soon as it says that nothing more is
+// added there (params_grads_done), and only the last one is waited for.
 // Every function here is called by all processes together. Look next at common/training/comm.h and
 // common/models/params.h.
 #pragma once
-// defines: comm_t, comm_mean, comm_reduce_scatter_mean, comm_all_gather, comm_check_same
+// defines: comm_t, comm_mean, comm_mean_begin, comm_mean_end, comm_reduce_scatter_mean, comm_all_gather, ...
 #include "common/training/comm.h"
-// defines: params_t
+// defines: params_t, params_trained
 #include "common/models/params.h"
 // defines: adam_t, adam_update, sum_squares, exchange_weights
 #include "common/ops.h"
 // defines: HASH_START, hash_word
 #include "common/program/hash.h"
 
+enum { REPLICAS_PARTS = 16 }; // of the gradients' mean. DINOv2-L's tokenizer: 22M values, 87 MB, half a millisecond each
+
+// How far the mean of a table's gradients has been begun.
+typedef struct {
+    params_t* p;
+    comm_t* c;
+    size_t begun; // the gradients from here on are on their way
+} replicas_t;
+
+static inline void replicas_begin(void* context, size_t from, stream_t s) {
+    replicas_t* r = (replicas_t*)context;
+    size_t n = from < r->begun ? r->begun - from : 0;
+    if (n < params_trained(r->p) / REPLICAS_PARTS) return;
+    comm_mean_begin(r->c, r->p->grads + from, n, s);
+    r->begun = from;
+}
+
+// From now on backwards of p, which is allocated, begin the mean of its gradients; replicas_mean_grads is to follow each
+// of them. r must stay where it is.
+void replicas_open(replicas_t* r, params_t* p, comm_t* c) {
+    *r = (replicas_t){p, c, params_trained(p)};
+    if (!c || c->size == 1 || p->ranks > 1) return;
+    p->grads_done = replicas_begin;
+    p->grads_context = r;
+}
+
 // The gradients of all processes, averaged: all of them, or, sharded, those of this process's shard; the others are
 // then undefined.
-void replicas_mean_grads(params_t* p, comm_t* c, stream_t s) {
-    if (!c) return;
-    if (p->ranks > 1) comm_reduce_scatter_mean(c, p->grads, p->shard, s);
-    else comm_mean(c, p->grads, params_trained(p), s);
+void replicas_mean_grads(replicas_t* r, stream_t s) {
+    params_t* p = r->p;
+    if (!r->c) return;
+    if (p->ranks > 1) {
+        comm_reduce_scatter_mean(r->c, p->grads, p->shard, s);
+        return;
+    }
+    comm_mean_begin(r->c, p->grads, r->begun, s);
+    comm_mean_end(r->c, s);
+    r->begun = params_trained(p);
 }
 
 // out = the sum of the squares of the averaged gradients in [begin, end) of the trained range.

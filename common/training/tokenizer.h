@@ -46,7 +46,7 @@
 #include "common/models/plan.h"
 // defines: params_t, params_at, params_grad
 #include "common/models/params.h"
-// defines: comm_t, replicas_mean_grads, replicas_sum_squares, replicas_update
+// defines: comm_t, replicas_t, replicas_open, replicas_mean_grads, replicas_sum_squares, replicas_update
 #include "common/training/replicas.h"
 // defines: ema_gamma, ema_power_beta
 #include "common/training/ema.h"
@@ -128,6 +128,7 @@ typedef struct {
 typedef struct {
     tokenizer_config_t config;
     comm_t* comm;         // set before tokenizer_allocate where several processes train together, else NULL
+    replicas_t replicas, disc_replicas;
     int chunks;           // groups of the batch
     int GH, GW, z;        // latent size and channels
     int extra;            // images of the second stream: batch, one chunk, or 0
@@ -346,6 +347,8 @@ void tokenizer_allocate(tokenizer_t* t) {
     }
     params_allocate(&t->params, tokenizer_first_trained(t), 2, "the tokenizer's parameters");
     params_allocate(&t->disc_params, 0, 0, "the discriminator's parameters");
+    replicas_open(&t->replicas, &t->params, t->comm);
+    replicas_open(&t->disc_replicas, &t->disc_params, t->comm);
     params_allocate(&t->lpips_params, t->lpips_params.table.total, 0, "LPIPS's parameters");
     if (t->target_params.table.n) {
         params_allocate(&t->target_params, t->target_params.table.total, 0, "the frozen encoder");
@@ -604,13 +607,13 @@ void tokenizer_discriminator_loss(tokenizer_t* t, stream_t s) {
 void tokenizer_finish_gradients(tokenizer_t* t, int gan, stream_t s) {
     params_t *p = &t->params, *d = &t->disc_params;
     size_t begin[4] = {t->config.lora.rank ? t->lora_begin : 0, t->adapter_begin, t->decoder_begin, p->table.total};
-    replicas_mean_grads(p, t->comm, s);
+    replicas_mean_grads(&t->replicas, s);
     for (int i = 0; i < 3; i++) {
         if (begin[i] < p->first || begin[i] == begin[i + 1]) continue; // frozen, or none
         replicas_sum_squares(t->measures.squares + i, p, t->comm, begin[i] - p->first, begin[i + 1] - p->first, s);
     }
     if (!gan) return;
-    replicas_mean_grads(d, t->comm, s);
+    replicas_mean_grads(&t->disc_replicas, s);
     replicas_sum_squares(t->measures.squares + 3, d, t->comm, 0, d->table.total, s);
 }
 
@@ -632,6 +635,7 @@ void tokenizer_gradients_of_x(tokenizer_t* t, int64_t step, stream_t s) {
 
     int below = tokenizer_trains_adapter(c);
     decoder_backward(&t->decoder, &t->params, below ? t->dz : NULL, t->dxhat, t->extra, 1, s);
+    params_grads_done(&t->params, t->decoder_begin, s);
     if (tokenizer_is_aligned(c)) tokenizer_alignment_loss(t, s);
     if (below) tokenizer_encoder_backward(t, s);
     lora_rest(&t->encoder.vit.lora);

@@ -78,6 +78,28 @@ static void test_mean(size_t n, double bound) {
     end_case();
 }
 
+// In three parts, from the end, beside work of the stream that leaves them alone.
+static void test_mean_beside(size_t n, double bound) {
+    char name[80];
+    snprintf(name, sizeof name, "%d ranks: the mean of %zu values, begun in parts", comm.size, n);
+    if (!test_case(name)) return;
+    floatS *values = upload(n), *other = upload(n);
+    const size_t from[4] = {n, n - n / 5, n / 3, 0};
+    for (int i = 0; i < 3; i++) {
+        comm_mean_begin(&comm, values + from[i + 1], from[i] - from[i + 1], stream);
+        device_zero(other, n * sizeof(floatS), stream);
+        copy_on_device(values, values, from[i + 1] * sizeof(floatS), stream); // what is not on its way is still free
+    }
+    comm_mean_end(&comm, stream);
+    copy_on_device(other, values, n * sizeof(floatS), stream);
+    floatS *got = download(values, n), *copied = download(other, n);
+    check_error("the mean", error_of(got, 0, n), bound);
+    check(!memcmp(got, copied, n * sizeof(floatS)), "what the stream does behind the end sees it");
+    free(got);
+    free(copied);
+    end_case();
+}
+
 // In shares: reduce-scatter leaves this rank's share of the mean; gathered, it is what comm_mean gives, bit for bit.
 static void test_shares(size_t shard) {
     char name[80];
@@ -173,6 +195,7 @@ int main(int argc, char** argv) {
     // bf16: a rounding of each rank's values, whose errors add up as the values do, and one of the sum: 2^-9 each
     double bound = comm.bf16 && comm.size > 1 ? 1.0 / 256 : sizeof(floatS) == 8 ? 1e-15 : 2e-7;
     for (int i = 0; i < 9; i++) test_mean(sizes[i], bound);
+    for (int i = 0; i < 9; i++) test_mean_beside(sizes[i], bound);
     if (!comm.bf16) {
         test_shares(1);
         test_shares(1001);
