@@ -48,6 +48,14 @@ expect "low-rank pairs, one process" 0 '' "$double" -data shapes $nano $flags $p
 expect "low-rank pairs, 2 ranks" 0 '' ranks 2 "$double" $pairs -out lora2 -steps $steps -zero 1
 if compare_losses lora1/stage2.jsonl lora2/stage2.jsonl 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
 else fail "low-rank pairs, 2 ranks: the losses of one" "$(cat difference)"; fi
+# the larger decoder, whose blocks' gradients are whole in another order than its tensors stand
+larger="-stage 1 -decoder large -decoder_dim 24 -decoder_depth 3 -decoder_heads 3 -decoder_grid 4"
+# shellcheck disable=SC2086
+expect "the larger decoder, one process" 0 '' "$double" -data shapes $nano $flags $larger -out larger1 -steps $steps
+# shellcheck disable=SC2086
+expect "the larger decoder, 2 ranks" 0 '' ranks 2 "$double" $larger -out larger2 -steps $steps
+if compare_losses larger1/stage1.jsonl larger2/stage1.jsonl 1e-5 >difference; then ok "and the losses of one: $(cat difference)"
+else fail "the larger decoder, 2 ranks: the losses of one" "$(cat difference)"; fi
 # a baseline, whose latents are drawn
 vavae() { # vavae PROGRAM... -- its processes, and then flags
     "$@" -recipe vavae -encoder cnn -encoder_weights "" -teacher tiny -teacher_weights world/encoder.safetensors -steps $steps
