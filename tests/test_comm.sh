@@ -278,6 +278,10 @@ for kind in $kinds; do
     trouble $kind kill 137 "$killed"
     trouble $kind late 0 ''
     trouble $kind differ 1 '^error \(rank 0 of 4\): step 3: the weights .* bits: rank 3 \([^)]+\) differs from the others'
+    trouble $kind own 1 '^error \(rank 3 of 4\): no batch for 4 ranks, say'
+    trouble $kind alike 1 '^error \(rank 0 of 4\): no batch for 4 ranks, say'
+    if [ "$(grep -c '^error' "$work/said")" -eq 1 ]; then ok "$kind: alike: and say it once"
+    else fail "$kind: alike: said more than once" "$work/said"; fi
     trouble $kind absent 1 '^error \(rank [012] of 4\): comm_mean \(collective [0-9]+, 4000 bytes\) has not ended'
 done
 finish

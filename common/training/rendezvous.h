@@ -501,6 +501,8 @@ static inline void rendezvous_hear(rendezvous_t* r, int k) {
     }
     if (notice.how == ENDED_WELL) return;
     r->ended = notice;
+    if (log_alike && notice.rank == 0 && notice.how == ENDED_WITH_MESSAGE) _exit(1); // it has said it
+    log_alike = 0;
     if (notice.how == ENDED_WITH_MESSAGE) {
         fatal("rank %d (%s) has ended with an error, which it has printed; so this one ends too", notice.rank,
               notice.who);
