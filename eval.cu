@@ -247,6 +247,7 @@ static void parse(eval_t* e, int argc, char** argv) {
 
 int main(int argc, char** argv) {
     static eval_t e;
+    comm_options_begin(&e.comm); // and without an end: most that can go wrong are files that all read
     parse(&e, argc, argv);
     const eval_options_t* o = &e.options;
     if (o->inspect[0]) {

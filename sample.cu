@@ -29,7 +29,7 @@
 #include "common/program/cli_saved.h"
 // defines: clock_seconds, clock_duration
 #include "common/program/clock.h"
-// defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_any
+// defines: comm_t, comm_options_*, comm_open, comm_attach, comm_close, comm_is_first, comm_any
 #include "common/training/comm.h"
 // defines: make_folder, make_folder_of
 #include "common/files/folder.h"
@@ -663,6 +663,7 @@ int main(int argc, char** argv) {
     int n = make_flags(o, flags);
     cli_init(&r.cli, "./sample", "Draws images of classes, or of what a prompt says.", flags, n, presets,
              sizeof presets / sizeof presets[0]);
+    comm_options_begin(&r.comm);
     cli_parse(&r.cli, argc, argv);
     if (o->npz[0] && o->images[0]) fatal("-npz and -images: give one of them");
     r.comm.time_limit = o->time_limit;
@@ -677,6 +678,7 @@ int main(int argc, char** argv) {
     if (r.is_text) print_prompts(&r);
     else print_classes(&r);
     print_method(&r);
+    comm_options_end();
     r.start = r.said = clock_seconds();
     if (o->npz[0]) draw_npz(&r);
     else if (o->images[0]) draw_single(&r);

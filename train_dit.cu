@@ -28,7 +28,7 @@
 #include "common/program/clock.h"
 // defines: algorithms_open, algorithms_step, algorithms_save
 #include "common/training/algorithms.h"
-// defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
+// defines: comm_t, comm_options_*, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host
 #include "common/training/comm.h"
 // defines: dit_options_t, dit_options_parse, dit_options_config
 #include "common/training/dit_options.h"
@@ -414,6 +414,7 @@ static int train(run_t* run) {
 static void extract(run_t* run) {
     const dit_options_t* o = &run->options;
     if (o->extract_text && run->comm.size > 1) fatal("-extract_text 1 is the work of one process; start it alone");
+    comm_options_end();
     if (o->extract_text) caption_data_extract_text(o, run->stream);
     if (o->extract) latent_source_extract(&run->source, run->stream);
 }
@@ -434,6 +435,7 @@ static int plan_and_train(run_t* run) {
     print_plan(run);
     if (o->run.dry_run) return 0;
     set_up(run);
+    comm_options_end();
     run_catch_signals();
     if (run->step < run->steps) return run_exit_code(train(run));
     printf("training is complete (%lld steps); -restart 1 trains again, a larger -steps goes on\n",
@@ -444,6 +446,7 @@ static int plan_and_train(run_t* run) {
 int main(int argc, char** argv) {
     static run_t run; // tables of a megabyte: not for the stack
     dit_options_t* o = &run.options;
+    comm_options_begin(&run.comm);
     dit_options_parse(o, &run.cli, argc, argv);
     snprintf(run.checkpoint_path, sizeof run.checkpoint_path, "%s/dit.safetensors", o->run.out);
     if (o->run.export_path[0]) {

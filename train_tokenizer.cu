@@ -38,7 +38,7 @@
 #include "common/data/row_picture.h"
 // defines: psnr_bytes
 #include "common/measures/reconstruction_measures.h"
-// defines: comm_t, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host, comm_sum_floats_host
+// defines: comm_t, comm_options_*, comm_open, comm_attach, comm_close, comm_is_first, comm_sum_host, ...
 #include "common/training/comm.h"
 // defines: shared_sizes_fill
 #include "common/training/shared_sizes.h"
@@ -784,6 +784,7 @@ static void export_tokenizer(const options_t* o) {
 int main(int argc, char** argv) {
     static run_t run; // a run is a megabyte of tables: not for the stack
     options_t* o = &run.options;
+    comm_options_begin(&run.comm);
     options_parse(o, &run.cli, argc, argv);
     snprintf(run.checkpoint_path, sizeof run.checkpoint_path, "%s/stage%d.safetensors", o->run.out, o->stage);
     run.comm.time_limit = o->run.time_limit;
@@ -811,6 +812,7 @@ int main(int argc, char** argv) {
     run.stream = device_open(run.comm.local_rank);
     comm_attach(&run.comm, run.stream);
     set_up(&run);
+    comm_options_end();
     run_catch_signals();
     int stopped = 0;
     if (run.step < run.steps) {

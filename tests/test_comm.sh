@@ -101,9 +101,16 @@ told "MPICH's mpirun" '^mpirun rank 1 of 2, local 1 of 2, at 127.0.0.1:29500$' P
     MPI_LOCALNRANKS=2
 told "a shell in a Slurm allocation" '^alone rank 0 of 1' SLURM_NTASKS=8 SLURM_JOB_ID=77042
 cores=$(env -u OMP_NUM_THREADS nproc)
+group=/sys/fs/cgroup
+quota=$(cat $group/cpu.max 2>/dev/null || cat $group/cpu/cpu.cfs_quota_us $group/cpu/cpu.cfs_period_us 2>/dev/null)
+# shellcheck disable=SC2086
+quota=$(echo $quota | awk '$1 > 0 { print int(($1 + $2 - 1) / $2) }')
+[ "${quota:-$cores}" -ge "$cores" ] || cores=$quota
 told "all cores count: OMP_NUM_THREADS, which torchrun sets, does not" "^cores $cores\$" OMP_NUM_THREADS=1
 told "cores are shared out between the processes of a machine" "^cores $((cores / 2 ? cores / 2 : 1))\$" RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 \
     LOCAL_WORLD_SIZE=2 OMP_NUM_THREADS=1
+told "srun without binding: a task has the cores that it asked for" '^cores 1$' SLURM_PROCID=1 SLURM_LOCALID=1 \
+    SLURM_STEP_NUM_TASKS=4 SLURM_STEP_NUM_NODES=1 SLURM_STEP_NODELIST=gpu1 SLURM_CPUS_PER_TASK=1
 told "a size without a rank" '^error: .*WORLD_SIZE=2, and RANK is not set' WORLD_SIZE=2
 told "a rank that is too large" '^error: .*WORLD_SIZE=2, and RANK is 2; it must be 0 to 1' WORLD_SIZE=2 RANK=2
 told "a rank that is no number" '^error: .*RANK is "1x"' WORLD_SIZE=2 RANK=1x
@@ -278,6 +285,10 @@ for kind in $kinds; do
     trouble $kind kill 137 "$killed"
     trouble $kind late 0 ''
     trouble $kind differ 1 '^error \(rank 0 of 4\): step 3: the weights .* bits: rank 3 \([^)]+\) differs from the others'
+    trouble $kind own 1 '^error \(rank 3 of 4\): no batch for 4 ranks, say'
+    trouble $kind alike 1 '^error \(rank 0 of 4\): no batch for 4 ranks, say'
+    if [ "$(grep -c '^error' "$work/said")" -eq 1 ]; then ok "$kind: alike: and say it once"
+    else fail "$kind: alike: said more than once" "$work/said"; fi
     trouble $kind absent 1 '^error \(rank [012] of 4\): comm_mean \(collective [0-9]+, 4000 bytes\) has not ended'
 done
 finish

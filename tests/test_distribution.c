@@ -726,6 +726,26 @@ static int rank_agrees(comm_t* c) {
     return agrees;
 }
 
+// M of more rows than go at once: the sums of the ranks in their order, bit for bit, in two pieces and one for the means.
+static int rank_agrees_on_pieces(comm_t* c) {
+    enum { dim = 400 };
+    moments_t m;
+    moments_open(&m, dim);
+    m.n = 1; // its row is 0, and so is the mean
+    for (int k = 0; k < dim * dim; k++) m.product[k] = vector_g(5 + c->rank, k);
+    uint64_t before = c->number;
+    moments_merge(&m, c);
+    int agrees = c->number - before == 3 && m.n == c->size;
+    for (int k = 0; k < dim * dim; k++) {
+        double want = 0;
+        for (int rank = 0; rank < c->size; rank++) want += vector_g(5 + rank, k);
+        if (k % dim >= k / dim) agrees &= m.product[k] == want;
+    }
+    if (!agrees) printf("rank %d: the pieces of M\n", c->rank);
+    moments_free(&m);
+    return agrees;
+}
+
 static void test_ranks(const char* program) {
 #ifdef MPI
     if (!test_case("moments, KID, precision, recall, inception score of three ranks")) return;
@@ -747,7 +767,7 @@ int main(int argc, char** argv) {
     comm_open(&comm);
     omp_set_num_threads(1); // children of this process would lack its other threads
     if (comm.size > 1) {
-        int agrees = rank_agrees(&comm) & rank_agrees_on_pairs(&comm);
+        int agrees = rank_agrees(&comm) & rank_agrees_on_pieces(&comm) & rank_agrees_on_pairs(&comm);
         int failed = comm_any(&comm, !agrees);
         comm_close(&comm);
         return failed;

@@ -271,6 +271,9 @@ check "-probe" measure probe -probe -probe_images 60
 check "  both readings" grep -q 'probe whole latent %.*probe mean latent %' out
 check "  with crops and mirrored images in each epoch" measure augmented -probe -probe_augment -probe_images 0 -probe_epochs 1 \
     -probe_batch 512 -batch 256
+sed -n 's/^loader .* by/by/p' out >threads
+train -steps 1 -workers -1 -out threads_of_training >out 2>said
+check "  by as many threads as in training: $(cat threads)" grep -q "^loader .* $(cat threads)\$" out
 check "-latent" measure latent -latent -latent_images 40 -draws 2 -pca 0,3
 check "  all of its measures" grep -q 'CKNNA.*spatial var.*total var.*density CV.*Gini.*entropy' out
 check "  and a picture" test -s pictures/pca.png

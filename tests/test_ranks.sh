@@ -97,7 +97,12 @@ check "SIGTERM to one of two ranks stops both" test "$(cat code)" -eq 143
 check "  which save" grep -Eq '^saved +stopped/stage1.safetensors at step [0-9]+: ' out
 
 # errors
-expect "chunks that cannot be shared" 1 'cannot share equally; give a multiple' ranks 3 "$program" -stage 1 -out bad -steps 2
+expect "images that cannot be shared" 1 '^error \(rank 0 of 3\): .* cannot share equally; give a multiple of 12$' ranks 3 "$program" -stage 1 -out bad -steps 2
+check "  is said once" test "$(grep -c '^error' said)" -eq 1
+expect "chunks that cannot be shared" 1 '^error \(rank 0 of 8\): .*; give a multiple of 32, or -chunk 2$' ranks 8 "$program" -stage 1 -out bad -steps 2
+check "  is said once" test "$(grep -c '^error' said)" -eq 1
+expect "a flag that does not exist" 1 '^error \(rank 0 of 3\): unknown flag -bath' ranks 3 "$program" -stage 1 -out bad -steps 2 -bath 3
+check "  is said once" test "$(grep -c '^error' said)" -eq 1
 expect "what the loaders of all ranks give" 0 '' ranks 2 "$program" -stage 1 -out loaders -steps 1 -workers 3
 check "  is said" grep -Eq '^loader +[0-9]+ images/s, by 3 threads in each of 2 processes$' out
 check "only one rank's output is seen" test "$(grep -c '^parameters' out)" -le 1

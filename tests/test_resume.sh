@@ -143,33 +143,44 @@ check "  both saves are done" test "$(grep -c '^saved' out)" -eq 2
 expect "  and the same command goes on" 0 '' train -out measuring -steps $steps -change 1
 check "  with the same bytes as one run" cmp whole/stage1.safetensors measuring/stage1.safetensors
 
-# a slow disk: each flush takes two seconds
+# a slow disk: each flush takes four seconds
 cat >slow.c <<'END'
 #define _GNU_SOURCE
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 int fsync(int file) {
-    struct timespec left = {2, 0};
+    struct timespec left = {4, 0};
     while (nanosleep(&left, &left)) {}
     return (int)syscall(SYS_fsync, file);
 }
 END
-if ${CC:-gcc} -shared -fPIC slow.c -o slow.so 2>/dev/null; then
+# slow_run OUT SIGNAL: a run that gets a signal, and the same again three seconds later, while it writes
+slow_run() {
     (
         export LD_PRELOAD="$work/slow.so" ASAN_OPTIONS="$ASAN_OPTIONS:verify_asan_link_order=0"
         # shellcheck disable=SC2086
-        exec "$build/train_tokenizer" -data shapes $nano -out slow -steps $steps -log_every 1 >out 2>said
+        exec "$build/train_tokenizer" -data shapes $nano -out "$1" -steps $steps -log_every 1 >out 2>said
     ) &
     process=$!
-    wait_for "$process" test -s slow/stage1.jsonl
-    kill -TERM $process
+    wait_for "$process" test -s "$1/stage1.jsonl"
+    kill "-$2" $process
+    sleep 3
+    kill "-$2" $process
     wait $process
-    check "SIGTERM on a slow disk: exit code 143" test $? -eq 143
+}
+if ${CC:-gcc} -shared -fPIC slow.c -o slow.so 2>/dev/null; then
+    slow_run slow TERM
+    check "two SIGTERMs on a slow disk: exit code 143" test $? -eq 143
     check "  the run is saved, and the time that it took is said" \
-        grep -Eq "^saved +slow/stage1.safetensors at step [0-9]+: [0-9.]+ MiB in [2-9][0-9.]* s, after" out
+        grep -Eq "^saved +slow/stage1.safetensors at step [0-9]+: [0-9.]+ MiB in [4-9][0-9.]* s, after" out
+    check "  what more signals do is said, once" \
+        test "$(grep -c '^stopping: .* a second Ctrl-C ends this at once$' said)" -eq 1
     expect "  and goes on" 0 '' train -out slow -steps $steps -log_every 1
     check "  with the same bytes as one run" cmp whole/stage1.safetensors slow/stage1.safetensors
+    slow_run hasty INT
+    check "a second Ctrl-C ends at once: exit code 130" test $? -eq 130
+    check "  and nothing is saved" test ! -e hasty/stage1.safetensors
 fi
 
 expect "a finished stage says so" 0 '' train -out whole -steps $steps

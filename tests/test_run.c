@@ -1,5 +1,5 @@
 // test_run.c: the small pieces around a training run: the folder that is tried, exit codes, what is missing, numbers of
-// a status line, threads of the loader, names of classes.
+// a status line, threads of the loader, cores, names of classes.
 #include <unistd.h>
 
 // defines: class_names_t and its functions
@@ -84,6 +84,51 @@ static void test_workers(void) {
     check(machine_share(4, 4, 8) == 1, "fewer than processes");
 }
 
+// A control group with this file, if there is a text.
+static void put(int group, const char* file, const char* text) {
+    char name[64];
+    snprintf(name, sizeof name, "group%d/%s", group, file);
+    if (text) temporary_write(name, text, strlen(text));
+}
+
+static void test_quota(void) {
+    const struct { const char *v2, *quota, *period; int cores; } groups[7] = {
+        {"max 100000\n", NULL, NULL, 0}, {"250000 100000\n", NULL, NULL, 3}, {"5000 100000\n", NULL, NULL, 1},
+        {NULL, NULL, NULL, 0}, {NULL, "-1\n", "100000\n", 0}, {NULL, "1200000\n", "100000\n", 12},
+        {NULL, "1200001\n", "100000\n", 13}};
+    char group[TEMPORARY_PATH], name[32];
+    for (int i = 0; i < 7; i++) {
+        snprintf(name, sizeof name, "group%d/cpu", i);
+        make_folder(temporary_path(group, name));
+        group[strlen(group) - 4] = 0;
+        put(i, "cpu.max", groups[i].v2);
+        put(i, "cpu/cpu.cfs_quota_us", groups[i].quota);
+        put(i, "cpu/cpu.cfs_period_us", groups[i].period);
+        check(machine_quota(group) == groups[i].cores, name);
+    }
+    check(machine_bounded(64, group, 1) == 13 && machine_bounded(8, group, 1) == 8, "the least counts");
+    check(machine_bounded(64, group, 4) == 3 && machine_bounded(64, group, 32) == 1, "processes share a quota");
+}
+
+static void test_slurm(void) {
+    const char* none = "/nowhere";
+    unsetenv("SLURM_STEP_NUM_TASKS");
+    unsetenv("SLURM_CPUS_PER_TASK");
+    unsetenv("SLURM_JOB_CPUS_PER_NODE");
+    unsetenv("LOCAL_WORLD_SIZE");
+    check(machine_bounded(128, none, 8) == 128, "nothing is said");
+    setenv("SLURM_JOB_CPUS_PER_NODE", "32(x2),64,8", 1);
+    check(machine_bounded(128, none, 1) == 64, "a batch script");
+    check(machine_bounded(128, none, 8) == 8 && machine_bounded(4, none, 8) == 4, "a part of a job");
+    check(machine_bounded(128, none, 100) == 1, "at least one");
+    setenv("SLURM_CPUS_PER_TASK", "12", 1);
+    check(machine_bounded(128, none, 8) == 8, "the job's tasks, of which a batch script is none");
+    setenv("SLURM_STEP_NUM_TASKS", "8", 1);
+    check(machine_bounded(128, none, 8) == 12, "a task");
+    setenv("LOCAL_WORLD_SIZE", "4", 1);
+    check(machine_bounded(128, none, 4) == 3, "torchrun in a task");
+}
+
 static void test_missing(void) {
     needs_t needs = {{NULL, 0, 0}, 0};
     needs_file(&needs, "a", "/proc/self/status", "is there");
@@ -159,6 +204,8 @@ int main(int argc, char** argv) {
     if (test_case("numbers of a status line")) { test_cells(); test_end_case(); }
     if (test_case("waiting for data")) { test_waiting(); test_end_case(); }
     if (test_case("threads of the loader")) { test_workers(); test_end_case(); }
+    if (test_case("cores of a quota")) { test_quota(); test_end_case(); }
+    if (test_case("cores of a Slurm job")) { test_slurm(); test_end_case(); }
     if (test_case("what is missing")) { test_missing(); test_end_case(); }
     if (test_case("names of classes")) { test_names(); test_end_case(); }
     if (test_case("ImageNet's names")) { test_imagenet_names(); test_end_case(); }

@@ -16,7 +16,7 @@
 // defines: comm_t, comm_begin, comm_late
 #include "common/training/comm.h"
 
-enum { NCCL_SUMS = 256 }; // values of comm_sum_host that go at once
+enum { NCCL_SUMS = 1 << 16 }; // values of comm_sum_host that go at once, 512 KB: each time is a round trip
 
 struct comm_transport {
     rendezvous_t meeting;

@@ -15,7 +15,7 @@
 // With several processes each encodes its share; features are put together, and all take the same steps.
 // Look next at common/measures/probe.h.
 #pragma once
-// defines: dataloader_t, dataloader_next
+// defines: dataloader_t, dataloader_next, dataloader_print_speed
 #include "common/data/dataloader.h"
 // defines: eval_t
 #include "common/measures/eval_options.h"
@@ -25,6 +25,8 @@
 #include "common/measures/probe.h"
 // defines: progress_t, progress_begin, progress_say
 #include "common/program/progress.h"
+// defines: workers_chosen
+#include "common/training/run_options.h"
 
 typedef enum { PROBE_WHOLE, PROBE_MEAN, PROBE_READINGS } probe_reading_t;
 
@@ -132,7 +134,8 @@ static inline void eval_probe_train_augmented(eval_probe_t* p, const dataset_t* 
     double* numbers = (double*)malloc_check(B * sizeof(double), "labels");
     int* labels = (int*)malloc_check(B * sizeof(int), "labels");
     dataloader_t loader;
-    dataloader_options_t options = {B, p->tokenizer->H, 1, 1, 1, c->rank, c->size, 4, o->seed, NULL};
+    dataloader_options_t options = {B, p->tokenizer->H, 1, 1, 1, c->rank, c->size, workers_chosen(c->local_size),
+                                    o->seed, NULL};
     dataloader_open(&loader, train, &options, 0);
     progress_t progress = progress_begin("probe", (double)steps, comm_is_first(c));
     for (size_t step = 0; step < steps; step++) {
@@ -156,6 +159,7 @@ static inline void eval_probe_train_augmented(eval_probe_t* p, const dataset_t* 
         eval_probe_means(p, means, latents, B);
         probe_step(&p->probe[PROBE_WHOLE], latents, labels, B, p->e->stream);
         probe_step(&p->probe[PROBE_MEAN], means, labels, B, p->e->stream);
+        if (step == 0) dataloader_print_speed(&loader);
         progress_say(&progress, (double)(step + 1));
     }
     dataloader_close(&loader);

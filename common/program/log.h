@@ -8,12 +8,15 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 // defines: HASH_START, hash_string
 #include "common/program/hash.h"
 
-static int log_rank, log_size = 1;    // this process, of how many: set by comm_open
+static int log_rank, log_size = 1;    // this process, of how many: set by comm_who_am_i
 static void (*log_on_fatal)(void);    // what fatal() does before it ends this process: it ends the others
+static int log_alike;                 // all processes meet the same errors, and rank 0 says them
+enum { LOG_ALIKE_WAIT = 5 };          // seconds that the others give it
 
 static inline void log_message(const char* kind, const char* format, va_list args) {
     char text[8192]; // written at once, so that the messages of several processes do not mix
@@ -24,9 +27,11 @@ static inline void log_message(const char* kind, const char* format, va_list arg
     fprintf(stderr, "%s\n", text);
 }
 
-// Ends the program with exit code 1 and the message "error: ...".
+// Ends the program with exit code 1 and the message "error: ...". Where all processes meet the same errors, rank 0's
+// end is that of all; if it does not come, the error was this process's own, and is said.
 __attribute__((noreturn, format(printf, 1, 2))) static inline void fatal(const char* format, ...) {
     va_list args;
+    if (log_alike && log_rank > 0) sleep(LOG_ALIKE_WAIT);
     va_start(args, format);
     log_message("error", format, args);
     va_end(args);

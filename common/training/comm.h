@@ -16,9 +16,11 @@
 //
 // Order in a program:
 //     comm_t comm = {.time_limit = seconds};
-//     comm_open(&comm);                          who am I; all are there
+//     comm_options_begin(&comm);                 who am I; from here on rank 0 says the errors of all
+//     comm_open(&comm);                          all are there
 //     stream_t s = device_open(comm.local_rank);
 //     comm_attach(&comm, s);
+//     comm_options_end();                        all is checked and open; errors are each rank's own
 //     comm_broadcast(&comm, weights, ...);       once: all start from rank 0's bytes
 //     each step: gradients of the local batch, the mean of those that are whole begun beside the rest of the backward
 //         (comm_mean_begin); comm_mean_end(&comm, s); the same step everywhere
@@ -152,15 +154,28 @@ static inline void comm_take_cores(const launcher_t* l) {
 #endif
 }
 
-// Finds out which process this is, and returns when all are there. From here on messages name the rank, and an error in
-// one rank ends all.
-static inline void comm_open(comm_t* c) {
-    if (c->time_limit <= 0) c->time_limit = COMM_TIME_LIMIT;
+// Finds out which process this is. From here on messages name the rank.
+static inline launcher_t comm_who_am_i(comm_t* c) {
     launcher_t launcher = launcher_read();
     log_rank = c->rank = launcher.rank;
     log_size = c->size = launcher.size;
     c->local_rank = launcher.local_rank;
     c->local_size = launcher.local_size;
+    return launcher;
+}
+
+// While options are read and checked, and what they name is opened, all ranks meet the same errors: rank 0 says them,
+// and the others end behind it. An error that it does not meet is said by its rank, some seconds later.
+static inline void comm_options_begin(comm_t* c) {
+    comm_who_am_i(c);
+    log_alike = 1;
+}
+static inline void comm_options_end(void) { log_alike = 0; }
+
+// Returns when all processes are there. From here on an error in one rank ends all.
+static inline void comm_open(comm_t* c) {
+    if (c->time_limit <= 0) c->time_limit = COMM_TIME_LIMIT;
+    launcher_t launcher = comm_who_am_i(c);
     comm_take_cores(&launcher);
 #ifndef USE_CUDA
     if (c->bf16) fatal("gradients travel as bf16 between GPUs only; leave that flag away");

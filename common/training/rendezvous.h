@@ -147,6 +147,44 @@ static inline int machine_share(int mine, int all, int local_size) {
     return cores > 0 ? cores : 1;
 }
 
+// The cores that the CPU quota of a control group is worth, rounded up; 0: it has none. Version 2 has cpu.max, "250000
+// 100000" or "max 100000": microseconds of work in each so many; version 1 a file for each number, and -1 for no quota.
+static inline int machine_quota(const char* group) {
+    static const char* const names[3] = {"cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"};
+    long long work = -1, period = 0;
+    for (int i = 0; i < 3; i++) {
+        char path[1024];
+        snprintf(path, sizeof path, "%s/%s", group, names[i]);
+        FILE* file = fopen(path, "r");
+        if (!file) continue;
+        int read = i == 0 ? fscanf(file, "%lld %lld", &work, &period) : fscanf(file, "%lld", i == 1 ? &work : &period);
+        fclose(file);
+        if (read < 1) return 0;
+    }
+    return work > 0 && period > 0 ? (int)((work + period - 1) / period) : 0;
+}
+
+// The cores that Slurm has given to this process, which may be bound to none; 0: it does not say. In a step those of
+// its task, which torchrun's processes share; else its part of the job's on a machine, of "64(x2),32" the most.
+static inline int machine_slurm(int local_size) {
+    int task = launcher_number("SLURM_CPUS_PER_TASK", 0), most = 0;
+    if (task && getenv("SLURM_STEP_NUM_TASKS")) most = getenv("LOCAL_WORLD_SIZE") ? task : task * local_size;
+    const char* list = most ? NULL : getenv("SLURM_JOB_CPUS_PER_NODE");
+    for (; list; list = strchr(list, ',')) {
+        list += *list == ',';
+        if (atoi(list) > most) most = atoi(list);
+    }
+    return most > 0 && most < local_size ? 1 : most / local_size;
+}
+
+// Of `cores` those that the quota of `group` and Slurm leave to one of `local_size` processes.
+static inline int machine_bounded(int cores, const char* group, int local_size) {
+    int quota = machine_quota(group), slurm = machine_slurm(local_size);
+    if (quota && quota / local_size < cores) cores = quota / local_size;
+    if (slurm && slurm < cores) cores = slurm;
+    return cores > 0 ? cores : 1;
+}
+
 // The cores that this process may keep busy. Not OMP_NUM_THREADS, which torchrun sets to 1. torchrun binds nobody: its
 // processes share the cores that it has itself, which in a job are a part of the machine's.
 static inline int machine_cores(int local_size) {
@@ -154,7 +192,7 @@ static inline int machine_cores(int local_size) {
     int all = (int)sysconf(_SC_NPROCESSORS_ONLN), mine = all;
     if (!sched_getaffinity(0, sizeof set, &set)) mine = CPU_COUNT(&set);
     if (getenv("LOCAL_WORLD_SIZE") && !sched_getaffinity(getppid(), sizeof set, &set)) all = CPU_COUNT(&set);
-    return machine_share(mine, all, local_size);
+    return machine_bounded(machine_share(mine, all, local_size), "/sys/fs/cgroup", local_size); // a container's own
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -501,6 +539,8 @@ static inline void rendezvous_hear(rendezvous_t* r, int k) {
     }
     if (notice.how == ENDED_WELL) return;
     r->ended = notice;
+    if (log_alike && notice.rank == 0 && notice.how == ENDED_WITH_MESSAGE) _exit(1); // it has said it
+    log_alike = 0;
     if (notice.how == ENDED_WITH_MESSAGE) {
         fatal("rank %d (%s) has ended with an error, which it has printed; so this one ends too", notice.rank,
               notice.who);

@@ -47,17 +47,26 @@ static inline const char* macs_text(char* text, double macs) { // (32)
 
 static volatile sig_atomic_t stop_signal = 0; // the signal that asked this process to stop; 0: none
 static inline void request_stop(int signal_number) {
+    static const char text[] = "stopping: what has been learnt is saved first. More SIGTERMs change nothing; a second "
+                               "Ctrl-C ends this at once\n";
     static volatile time_t first;
-    if (!stop_signal) first = time(NULL);
-    if (time(NULL) > first + 1) { // not the same once more: timeout(1) and launchers send one twice
+    int error = errno; // of what was interrupted
+    if (!stop_signal) {
+        first = time(NULL);
+        ssize_t said = log_rank == 0 ? write(STDERR_FILENO, text, sizeof text - 1) : 0;
+        (void)said;
+    }
+    if (signal_number == SIGINT && time(NULL) > first + 1) { // not the same once more: timeout(1) sends one twice
         signal(signal_number, SIG_DFL);
         raise(signal_number);
     }
     stop_signal = signal_number;
+    errno = error;
 }
 
-// Ctrl-C and SIGTERM ask the loop to save and stop; another one, two seconds later, ends the program whatever it waits
-// for. A limit on the size of files shows as a write that fails, which has a message.
+// Ctrl-C and SIGTERM ask the loop to save and stop. Schedulers send SIGTERM again while a save is written, which goes
+// on; Ctrl-C two seconds after the first signal ends the program whatever it waits for. A limit on the size of files
+// shows as a write that fails, which has a message.
 static inline void run_catch_signals(void) {
     signal(SIGINT, request_stop);
     signal(SIGTERM, request_stop);

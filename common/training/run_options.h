@@ -65,9 +65,13 @@ static inline void run_options_check(const run_options_t* o) {
     if (o->zero && o->reduce_bf16) fatal("-zero 1 sends gradients in fp32; leave -reduce_bf16 out, or -zero");
 }
 
-// The threads that -workers means, in a process that shares its machine with `local_size` - 1 others.
-static inline int run_options_workers(const run_options_t* o, int local_size) {
-    if (o->workers != WORKERS_CHOSEN) return o->workers;
+// The threads of a loader in a process that shares its machine with `local_size` - 1 others.
+static inline int workers_chosen(int local_size) {
     int spare = machine_cores(local_size) - 1;
     return spare < 1 ? 1 : spare < WORKERS_MOST ? spare : WORKERS_MOST;
+}
+
+// The same, if -workers says nothing else.
+static inline int run_options_workers(const run_options_t* o, int local_size) {
+    return o->workers == WORKERS_CHOSEN ? workers_chosen(local_size) : o->workers;
 }

@@ -385,6 +385,16 @@ static inline void options_decoder(const options_t* o, tokenizer_config_t* c) {
     }
 }
 
+// Ends the program: the batch is no whole number of chunks for each process. Says what would be.
+static void options_refuse_batch(const options_t* o, int ranks) {
+    char smaller[32] = "";
+    int chunk = o->chunk - 1, share = o->batch / ranks;
+    while (chunk > 1 && share % chunk) chunk--;
+    if (o->batch % ranks == 0) snprintf(smaller, sizeof smaller, ", or -chunk %d", chunk);
+    fatal("-batch %d is %d chunks of %d images, which %d processes cannot share equally; give a multiple of %d%s",
+          o->batch, o->batch / o->chunk, o->chunk, ranks, ranks * o->chunk, smaller);
+}
+
 // The tokenizer that the flags describe, in one of `ranks` processes that share the batch.
 tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     tokenizer_config_t c;
@@ -407,10 +417,7 @@ tokenizer_config_t options_tokenizer(const options_t* o, int ranks) {
     c.disc.layers = 3;
     c.adapter_hidden = o->adapter_hidden;
     c.stage = o->stage;
-    if (o->batch / o->chunk % ranks) {
-        fatal("-batch %d is %d chunks of %d images, which %d processes cannot share equally; give a multiple of %d",
-              o->batch, o->batch / o->chunk, o->chunk, ranks, ranks * o->chunk);
-    }
+    if (o->batch / o->chunk % ranks) options_refuse_batch(o, ranks);
     c.batch = o->batch / ranks;
     c.chunk = o->chunk;
     c.H = c.W = o->image_size;
