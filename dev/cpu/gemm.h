@@ -212,7 +212,7 @@ static inline void gemm_copy_rows(floatX* copy, gemm_op_t ta, const floatX* A, s
 // not there, from what the copies hold behind them: it is then summed up aside. A last column alone, which would take
 // a vector for itself, goes with the panel before it.
 VECTOR_LOOP void gemm_stretch(gemm_op_t ta, int M, int N, int K, floatX alpha, const floatX* A, size_t lda,
-                                const floatX* panels, floatX beta, floatX* C, size_t ldc) {
+                              const floatX* panels, floatX beta, floatX* C, size_t ldc) {
     enum { THIRD = GEMM_ROWS / 3 };
     floatX copy[GEMM_DEPTH * GEMM_STRIDE] __attribute__((aligned(64)));
     floatX aside[GEMM_ROWS * GEMM_PANEL] __attribute__((aligned(64))), edge_sum[GEMM_STRIDE];
