@@ -519,6 +519,7 @@ static rendezvous_t* rendezvous_watched; // for rendezvous_abort, which fatal() 
 // other ranks.
 static inline void rendezvous_abort(void) {
     rendezvous_notice_t notice = {rendezvous_watched->rank, ENDED_WITH_MESSAGE, ""};
+    __atomic_store_n(&rendezvous_watched->stop, 1, __ATOMIC_RELEASE); // what others do now follows from this
     rendezvous_tell(rendezvous_watched, rendezvous_watched->ended.rank >= 0 ? rendezvous_watched->ended : notice);
     _exit(1);
 }
@@ -531,6 +532,7 @@ static inline void rendezvous_hear(rendezvous_t* r, int k) {
         notice.rank = k;
         notice.how = ENDED_SILENTLY;
     }
+    if (__atomic_load_n(&r->stop, __ATOMIC_ACQUIRE)) return; // this process ends itself
     if (notice.rank == k) memcpy(notice.who, r->who[k], sizeof notice.who);
     notice.who[sizeof notice.who - 1] = 0;
     if (notice.rank == k) { // it is gone
