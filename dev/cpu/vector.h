@@ -64,14 +64,14 @@ enum { VECTOR_PART = 16 / sizeof(floatX) };
 VECTOR_INLINE vector_t vector_load_parts(const floatX* p, size_t by, int parts) {
 #if defined(__AVX512F__)
     __m512 v = _mm512_setzero_ps();
-    if (parts > 0) v = _mm512_zextps128_ps512(_mm_loadu_ps((const float*)p));
+    if (parts > 0) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)p), 0);
     if (parts > 1) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + by)), 1);
     if (parts > 2) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + 2 * by)), 2);
     if (parts > 3) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + 3 * by)), 3);
     return (vector_t)v;
 #elif defined(__AVX__)
     __m256 v = _mm256_setzero_ps();
-    if (parts > 0) v = _mm256_zextps128_ps256(_mm_loadu_ps((const float*)p));
+    if (parts > 0) v = _mm256_insertf128_ps(v, _mm_loadu_ps((const float*)p), 0);
     if (parts > 1) v = _mm256_insertf128_ps(v, _mm_loadu_ps((const float*)(p + by)), 1);
     return (vector_t)v;
 #else
