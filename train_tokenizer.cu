@@ -700,10 +700,10 @@ static int share_report(run_t* run, tokenizer_report_t* report, int stop) {
 
 // What the loader can give, said once it has made some batches; and, later, that it gives too little.
 static void watch_loader(run_t* run, dataloader_t* loader, int64_t first) {
-    int cores = machine_cores(run->comm.local_size);
     char who[DATALOADER_THREADS_TEXT];
     if (run->step == first + 1) dataloader_print_speed(loader);
     if (!comm_is_first(&run->comm) || !status_waits(&run->status.line)) return;
+    int cores = machine_cores(run->comm.local_size);
     warn("training waits for images %.0f%% of the time: %.0f a second come from %s. Give more -workers (this process "
          "has %d core%s), or put smaller images on a faster disk", 100 * run->status.line.wait,
          dataloader_speed(loader), dataloader_threads_text(loader, who), cores, cores == 1 ? "" : "s");

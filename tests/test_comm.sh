@@ -104,7 +104,7 @@ cores=$(env -u OMP_NUM_THREADS nproc)
 group=/sys/fs/cgroup
 quota=$(cat $group/cpu.max 2>/dev/null || cat $group/cpu/cpu.cfs_quota_us $group/cpu/cpu.cfs_period_us 2>/dev/null)
 # shellcheck disable=SC2086
-quota=$(echo $quota | awk '$1 > 0 { print int(($1 + $2 - 1) / $2) }')
+quota=$(echo $quota | awk '$1 + 0 > 0 { print int(($1 + $2 - 1) / $2) }')
 [ "${quota:-$cores}" -ge "$cores" ] || cores=$quota
 told "all cores count: OMP_NUM_THREADS, which torchrun sets, does not" "^cores $cores\$" OMP_NUM_THREADS=1
 told "cores are shared out between the processes of a machine" "^cores $((cores / 2 ? cores / 2 : 1))\$" RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 \

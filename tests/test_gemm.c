@@ -45,16 +45,18 @@ static void test_sizes(void) {
 }
 
 // A product of many rows and columns, and pieces of it computed alone: the same bits.
-static void test_bits_of_pieces(void) {
-    if (!test_case("gemm: the bits of a number depend on its row, its column and K alone")) return;
+static void test_bits_of_pieces(float alpha) {
+    char name[96];
+    snprintf(name, sizeof name, "gemm, alpha %g: a number's bits depend on row, column and K alone", alpha);
+    if (!test_case(name)) return;
     enum { M = 61, N = 600, K = 901 };
     float *A = random_floats(M * K), *B = random_floats(N * K), *C = random_floats(M * N);
     float* piece = random_floats(M * N);
-    gemm(PLAIN, TRANSPOSED, M, N, K, 1, A, K, B, K, 0, C, N);
+    gemm(PLAIN, TRANSPOSED, M, N, K, alpha, A, K, B, K, 0, C, N);
     static const int pieces[][4] = {{0, 1, 0, N}, {60, 1, 0, N}, {5, 7, 0, N}, {0, M, 17, 1}, {13, 30, 511, 70}};
     for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) {
         int row = pieces[k][0], rows = pieces[k][1], col = pieces[k][2], cols = pieces[k][3], differ = 0;
-        gemm(PLAIN, TRANSPOSED, rows, cols, K, 1, A + row * K, K, B + col * K, K, 0, piece, cols);
+        gemm(PLAIN, TRANSPOSED, rows, cols, K, alpha, A + row * K, K, B + col * K, K, 0, piece, cols);
         for (int i = 0; i < rows; i++) {
             differ += memcmp(piece + i * cols, C + (row + i) * N + col, cols * sizeof(float)) != 0;
         }
@@ -90,7 +92,8 @@ static void test_bits_of_rows(void) {
 int main(int argc, char** argv) {
     test_begin(argc, argv);
     test_sizes();
-    test_bits_of_pieces();
+    test_bits_of_pieces(1);
+    test_bits_of_pieces(0.3f);
     test_bits_of_rows();
     return test_finish();
 }

@@ -288,6 +288,7 @@ static inline int matmul_time(double* times, // (count)
         return 0;
     }
     if (bytes) copy_on_device(before, call->d, bytes, s);
+    CUDA_CHECK(cudaDeviceSynchronize()); // a mean that was begun (comm_mean_begin) would be in the times of some
     cudaEvent_t begin, end;
     CUDA_CHECK(cudaEventCreate(&begin));
     CUDA_CHECK(cudaEventCreate(&end));

@@ -165,7 +165,8 @@ static inline launcher_t comm_who_am_i(comm_t* c) {
 }
 
 // While options are read and checked, and what they name is opened, all ranks meet the same errors: rank 0 says them,
-// and the others end behind it. An error that it does not meet is said by its rank, some seconds later.
+// and the others end behind it. An error that it does not meet is said by its rank, some seconds later; so is
+// each where nobody ends the others: before comm_open, under srun without --kill-on-bad-exit.
 static inline void comm_options_begin(comm_t* c) {
     comm_who_am_i(c);
     log_alike = 1;

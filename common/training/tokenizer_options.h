@@ -197,8 +197,8 @@ int options_flags(options_t* o, cli_flag_t* out) {
          "needs and takes by itself",
          CLI_SAVED},
         {NULL, "sem_measure", CLI_CHOICE, &o->sem_measure, "exact", "exact|first_chunk",
-         "its adaptive weight, and that of recipe vavae: for each chunk, or from the first chunk for all (12% less "
-         "work at batch 64)", CLI_SAVED},
+         "its adaptive weight, and that of recipe vavae: for each chunk, or for all of a process from its first (12% "
+         "less work at batch 64)", CLI_SAVED},
         {NULL, "lora", CLI_INT, &o->lora, "0", "[0, 1024]",
          "stage 2: rank of the low-rank pairs through which alone the encoder learns; 0: all of it learns", CLI_SAVED},
         {NULL, "lora_alpha", CLI_NUMBER, &o->lora_alpha, "32", "(0, inf)", "their product is scaled by alpha / rank",

@@ -34,7 +34,7 @@ static inline float power_of_two(int32_t n) {
     return x;
 }
 
-// a b + c, in one instruction where the machine has it: ISO C modes do not let the compiler fuse on its own.
+// a b + c, in one instruction where the machine has it: in ISO C modes gcc does not fuse on its own.
 static inline float fast_multiply_add(float a, float b, float c) {
 #ifdef __FP_FAST_FMAF
     return __builtin_fmaf(a, b, c);

@@ -185,14 +185,18 @@ __attribute__((noinline)) VECTOR_LOOP void gemm_sums(int P, int V, const gemm_bl
     }
 }
 
-// C (rows, columns) = alpha sum + beta C, where rows of sum are `width` apart.
+// C (rows, columns) = alpha sum + beta C, where rows of sum are `width` apart. The product with alpha is rounded before
+// the rest, as in gemm_block: clang fuses what stands in one expression.
 static inline void gemm_write(floatX* C, size_t ldc, const floatX* sum, int rows, int columns, int width, floatX alpha,
                               floatX beta) {
     for (int i = 0; i < rows; i++, C += ldc, sum += width) {
         if (beta == 0) {
             for (int j = 0; j < columns; j++) C[j] = alpha * sum[j];
         } else {
-            for (int j = 0; j < columns; j++) C[j] = alpha * sum[j] + beta * C[j];
+            for (int j = 0; j < columns; j++) {
+                floatX scaled = alpha * sum[j];
+                C[j] = scaled + beta * C[j];
+            }
         }
     }
 }

@@ -43,7 +43,7 @@ VECTOR_INLINE vector_t vector_splat(floatX x) {
 
 // sum += a b for each lane, a sum that stays in its register for the length of a loop. On x86 it is the instruction
 // itself, in writing: where gcc 12 chooses, vectors of AVX2 become eight scalars in some functions, and sums wander from
-// register to register, and through memory, in others. (ISO C modes do not let the compiler fuse on its own.)
+// register to register, and through memory, in others. (In ISO C modes gcc does not fuse on its own; clang does.)
 VECTOR_INLINE void vector_add_product(vector_t* sum, vector_t a, vector_t b) {
 #if defined(__FMA__) && defined(DOUBLE)
     __asm__("vfmadd231pd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
@@ -64,14 +64,14 @@ enum { VECTOR_PART = 16 / sizeof(floatX) };
 VECTOR_INLINE vector_t vector_load_parts(const floatX* p, size_t by, int parts) {
 #if defined(__AVX512F__)
     __m512 v = _mm512_setzero_ps();
-    if (parts > 0) v = _mm512_zextps128_ps512(_mm_loadu_ps((const float*)p));
+    if (parts > 0) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)p), 0);
     if (parts > 1) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + by)), 1);
     if (parts > 2) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + 2 * by)), 2);
     if (parts > 3) v = _mm512_insertf32x4(v, _mm_loadu_ps((const float*)(p + 3 * by)), 3);
     return (vector_t)v;
 #elif defined(__AVX__)
     __m256 v = _mm256_setzero_ps();
-    if (parts > 0) v = _mm256_zextps128_ps256(_mm_loadu_ps((const float*)p));
+    if (parts > 0) v = _mm256_insertf128_ps(v, _mm_loadu_ps((const float*)p), 0);
     if (parts > 1) v = _mm256_insertf128_ps(v, _mm_loadu_ps((const float*)(p + by)), 1);
     return (vector_t)v;
 #else
