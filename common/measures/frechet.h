@@ -34,6 +34,8 @@
 // The estimate is biased upwards for few images, so that values for 10,000 and 50,000 cannot be compared.
 // Look next at common/measures/image_features.h, which collects the moments of sets of images.
 #pragma once
+#include <assert.h>
+
 // defines: matrix_products, matrix_squares, symmetric_eigen, singular_values, matrix_doubles
 #include "common/measures/linear_algebra.h"
 // defines: comm_t, comm_sum_host
@@ -117,6 +119,7 @@ static inline void moments_add(moments_t* m,
 static inline void moments_sum_triangle(moments_t* m, comm_t* c) {
     enum { PIECE = 1 << 16 };
     size_t dim = m->dim;
+    assert(dim <= PIECE);
     double* piece = matrix_doubles(PIECE, "rows of a covariance");
     for (size_t first = 0, end; first < dim; first = end) {
         size_t count = 0, at = 0;
