@@ -548,8 +548,8 @@ static inline void dataset_need_labels(dataset_t* dataset) {
     if (tar_index_is_tar(folder)) folder[path_name(folder) - folder] = 0;
     if (!label_file_find(*folder ? folder : ".", path)) {
         fatal("the images in %s lie in no class folders, and this needs their labels: put Kaggle's "
-              "LOC_val_solution.csv or a val.txt (\"IMAGE CLASS\" a line) there or in a folder above, or move them into "
-              "folders named as those of train", dataset->folder);
+              "LOC_val_solution.csv or a val.txt (\"IMAGE CLASS\" a line) there or in a folder above, or move them "
+              "into folders named as those of train", dataset->folder);
     }
     free(folder);
     label_file_read(path, dataset->labels, dataset->paths, dataset->count, dataset->class_names, dataset->class_count);

@@ -39,7 +39,7 @@
 #pragma once
 #include <assert.h>
 
-// defines: params_t, param_table_t, param_add, param_add_padded, param_vector, param_matrix, params_at, params_grad, ...
+// defines: params_t, param_table_t, param_add, param_add_padded, param_vector, param_matrix, params_at, ...
 #include "common/models/params.h"
 // defines: plan_t, plan_floatX, plan_floatS, plan_mark, plan_rewind
 #include "common/models/plan.h"
@@ -710,7 +710,7 @@ void lightningdit_backward(lightningdit_t* m, params_t* p,
         }
         lightningdit_mlp_backward(m, p, i, s);
         lightningdit_attention_backward(m, p, i, s);
-        params_grads_done(p, m->blocks[i].qkv_weight, s); // before it stands only norm1, which the block before ends with
+        params_grads_done(p, m->blocks[i].qkv_weight, s); // before it stands norm1, which block i - 1 ends with
     }
     lightningdit_embed_backward(m, p, s);
     lightningdit_condition_backward(m, p, s);

@@ -19,7 +19,7 @@
 // defines: HASH_START, hash_word
 #include "common/program/hash.h"
 
-enum { REPLICAS_PARTS = 16 }; // of the gradients' mean. DINOv2-L's tokenizer: 22M values, 87 MB, half a millisecond each
+enum { REPLICAS_PARTS = 16 }; // of the gradients' mean: DINOv2-L's tokenizer 22M values, 87 MB, half a millisecond
 
 // How far the mean of a table's gradients has been begun.
 typedef struct {
@@ -36,8 +36,8 @@ static inline void replicas_begin(void* context, size_t from, stream_t s) {
     r->begun = from;
 }
 
-// From now on backwards of p, which is allocated, begin the mean of its gradients; replicas_mean_grads is to follow each
-// of them. r must stay where it is.
+// From now on backwards of p, which is allocated, begin the mean of its gradients; replicas_mean_grads is to follow
+// each of them. r must stay where it is.
 void replicas_open(replicas_t* r, params_t* p, comm_t* c) {
     *r = (replicas_t){p, c, params_trained(p)};
     if (!c || c->size == 1 || p->ranks > 1) return;

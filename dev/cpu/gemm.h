@@ -167,7 +167,7 @@ VECTOR_INLINE void gemm_block(const int P, const int V, const int EDGE, const ge
     for (int e = 0; EDGE && e < EDGES; e++) vector_store(block->edge_sum + e * LANES, column[e]);
 }
 
-// The same with its constants filled in. Rows come in thirds of a block. A call, so that the registers hold nothing else.
+// The same with its constants filled in. Rows come in thirds of a block. A call: the registers hold nothing else.
 __attribute__((noinline)) VECTOR_LOOP void gemm_sums(int P, int V, const gemm_block_t* block) {
     enum { THIRD = GEMM_ROWS / 3 };
     if (block->edge) {
@@ -212,9 +212,9 @@ static inline void gemm_copy_rows(floatX* copy, gemm_op_t ta, const floatX* A, s
     }
 }
 
-// C (M, N) = alpha op(A) B + beta C for one stretch of K, with B's panels. A block may compute rows and columns that are
-// not there, from what the copies hold behind them: it is then summed up aside. A last column alone, which would take
-// a vector for itself, goes with the panel before it.
+// C (M, N) = alpha op(A) B + beta C for one stretch of K, with B's panels. A block may compute rows and columns that
+// are not there, from what the copies hold behind them: it is then summed up aside. A last column alone, which would
+// take a vector for itself, goes with the panel before it.
 VECTOR_LOOP void gemm_stretch(gemm_op_t ta, int M, int N, int K, floatX alpha, const floatX* A, size_t lda,
                               const floatX* panels, floatX beta, floatX* C, size_t ldc) {
     enum { THIRD = GEMM_ROWS / 3 };

@@ -42,8 +42,8 @@ VECTOR_INLINE vector_t vector_splat(floatX x) {
 }
 
 // sum += a b for each lane, a sum that stays in its register for the length of a loop. On x86 it is the instruction
-// itself, in writing: where gcc 12 chooses, vectors of AVX2 become eight scalars in some functions, and sums wander from
-// register to register, and through memory, in others. (In ISO C modes gcc does not fuse on its own; clang does.)
+// itself, in writing: where gcc 12 chooses, vectors of AVX2 become eight scalars in some functions, and sums wander
+// from register to register, and through memory, in others. (In ISO C modes gcc does not fuse on its own; clang does.)
 VECTOR_INLINE void vector_add_product(vector_t* sum, vector_t a, vector_t b) {
 #if defined(__FMA__) && defined(DOUBLE)
     __asm__("vfmadd231pd %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
