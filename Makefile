@@ -149,9 +149,9 @@ all: which $(PROGRAMS)
 
 help:
 	@echo "make                 build the programs: $(PROGRAMS)"
-	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (5 to 6 minutes on two cores)"
+	@echo "make demo            train the miniature tokenizer and a LightningDiT on its latents, draw and measure (2 to 6 minutes on two cores)"
 	@echo "make demo_t2i        train the miniature text-to-image transformer on the tokenizer in miniature/, draw and measure (docs/t2i.md)"
-	@echo "make test            prove every derivative, kernel, model, file format and resume (about 10 minutes on two cores)"
+	@echo "make test            prove every derivative, kernel, model, file format and resume (5 to 10 minutes on two cores)"
 	@echo "make sanitize        all CPU tests again under the address and undefined-behaviour sanitizers"
 	@echo "make bench           speed of the operations and models on this machine (build/*/bench_*)"
 	@echo "make test-gpu-build  compile and link all that gpu-check runs, and look at the kernels' registers and machine code; needs nvcc"
@@ -311,8 +311,8 @@ run_tests: which $(BESIDE) $(addprefix $(BUILD)/,eval train_tokenizer train_dit 
 sanitize: deps
 	@$(MAKE) --no-print-directory -j $$(nproc) SANITIZE=1 run_tests
 
-DEMO_T2I_TIME := 4 to 6 minutes on two idle cores, and a minute to build the programs: trains a transformer, draws, measures
-DEMO_TIME := 5 to 6 minutes on two idle cores: builds the programs, trains encoder, tokenizer and LightningDiT, draws, measures
+DEMO_T2I_TIME := 2 to 6 minutes on two idle cores, and a minute to build the programs: trains a transformer, draws, measures
+DEMO_TIME := 2 to 6 minutes on two idle cores: builds the programs, trains encoder, tokenizer and LightningDiT, draws, measures
 demo:
 	@echo "demo: $(DEMO_TIME)"
 	@sh dev/install.sh -demo $(KIND)
