@@ -726,7 +726,7 @@ static int rank_agrees(comm_t* c) {
     return agrees;
 }
 
-// M of more rows than go at once: the sums of the ranks in their order, bit for bit, in two pieces and one for the means.
+// M of more values than go at once: the sums of the ranks in their order, bit for bit; three pieces, and the means.
 static int rank_agrees_on_pieces(comm_t* c) {
     enum { dim = 400 };
     moments_t m;
@@ -735,7 +735,7 @@ static int rank_agrees_on_pieces(comm_t* c) {
     for (int k = 0; k < dim * dim; k++) m.product[k] = vector_g(5 + c->rank, k);
     uint64_t before = c->number;
     moments_merge(&m, c);
-    int agrees = c->number - before == 3 && m.n == c->size;
+    int agrees = c->number - before == 4 && m.n == c->size;
     for (int k = 0; k < dim * dim; k++) {
         double want = 0;
         for (int rank = 0; rank < c->size; rank++) want += vector_g(5 + rank, k);

@@ -33,7 +33,7 @@
 
 struct comm_buckets {
     bf16* bucket[2];         // (COMM_BUCKET)
-    device_stream_t transfer; // as the stream of the operations, with a CUDA stream of its own
+    device_stream_t transfer;
     cudaEvent_t narrowed[2], summed[2];
 };
 
@@ -84,14 +84,20 @@ static inline void comm_transport_sum_bf16(comm_t* c, bf16* bucket, size_t n, st
 // Beside the backward. NCCL's kernels take some of the multiprocessors meanwhile.
 
 struct comm_beside {
-    device_stream_t stream;   // as the stream of the operations, with a CUDA stream of its own
+    device_stream_t stream;
     cudaEvent_t ready, done;
 };
 
+// As the stream of the operations, with a CUDA stream of its own.
+static inline device_stream_t comm_own_stream(stream_t s) {
+    device_stream_t own = *s;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&own.cuda, cudaStreamNonBlocking));
+    return own;
+}
+
 static inline void comm_beside_open(comm_t* c, stream_t s) {
     struct comm_beside* b = (struct comm_beside*)calloc_check(1, sizeof *b, "a stream");
-    b->stream = *s;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&b->stream.cuda, cudaStreamNonBlocking));
+    b->stream = comm_own_stream(s);
     CUDA_CHECK(cudaEventCreateWithFlags(&b->ready, cudaEventDisableTiming));
     CUDA_CHECK(cudaEventCreateWithFlags(&b->done, cudaEventDisableTiming));
     c->beside = b;
@@ -122,8 +128,7 @@ static inline void comm_beside_end(comm_t* c, stream_t s) {
 
 static inline void comm_buckets_open(comm_t* c, stream_t s) {
     struct comm_buckets* b = (struct comm_buckets*)calloc_check(1, sizeof *b, "buckets");
-    b->transfer = *s;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&b->transfer.cuda, cudaStreamNonBlocking));
+    b->transfer = comm_own_stream(s);
     for (int i = 0; i < 2; i++) {
         b->bucket[i] = (bf16*)device_malloc(COMM_BUCKET * sizeof(bf16), "gradients on their way in bf16");
         CUDA_CHECK(cudaEventCreateWithFlags(&b->narrowed[i], cudaEventDisableTiming));

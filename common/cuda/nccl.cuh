@@ -16,16 +16,14 @@
 // defines: comm_t, comm_begin, comm_late
 #include "common/training/comm.h"
 
-enum { NCCL_SUMS = 1 << 16 }; // values of comm_sum_host that go at once, 512 KB: each time is a round trip
-
 struct comm_transport {
     rendezvous_t meeting;
     ncclUniqueId id;
     ncclComm_t nccl;          // NULL before comm_attach
     int device;
     cudaStream_t stream;      // of comm_sum_host
-    double* host;             // (NCCL_SUMS) page-locked
-    double* sums;             // (NCCL_SUMS) device memory
+    double* host;             // (COMM_SUMS) page-locked
+    double* sums;             // (COMM_SUMS) device memory
     cudaEvent_t done;         // recorded behind the last collective
     pthread_mutex_t mutex;    // guards what follows and what comm_t says about what is going on: the watcher reads it
     int on_host, on_device;   // the host is inside a call of NCCL; `done` was recorded
@@ -90,8 +88,8 @@ static inline void comm_transport_attach(comm_t* c, stream_t s) {
     CUDA_CHECK(cudaGetDevice(&t->device));
     CUDA_CHECK(cudaStreamCreateWithFlags(&t->stream, cudaStreamNonBlocking));
     CUDA_CHECK(cudaEventCreateWithFlags(&t->done, cudaEventDisableTiming));
-    t->host = (double*)host_malloc(NCCL_SUMS * sizeof(double), "sums");
-    t->sums = (double*)device_malloc(NCCL_SUMS * sizeof(double), "sums");
+    t->host = (double*)host_malloc(COMM_SUMS * sizeof(double), "sums");
+    t->sums = (double*)device_malloc(COMM_SUMS * sizeof(double), "sums");
     ncclComm_t nccl = NULL;
     nccl_enter(c, "the start of NCCL", 0);
     NCCL_CHECK(ncclCommInitRank(&nccl, c->size, t->id, c->rank));
@@ -154,16 +152,13 @@ static inline void comm_transport_broadcast(comm_t* c, void* p, size_t bytes, st
 
 static inline void comm_transport_sum(comm_t* c, double* values, int n) {
     struct comm_transport* t = c->transport;
-    for (int begin = 0; begin < n; begin += NCCL_SUMS) {
-        int count = n - begin < NCCL_SUMS ? n - begin : NCCL_SUMS;
-        size_t bytes = (size_t)count * sizeof(double);
-        memcpy(t->host, values + begin, bytes);
-        nccl_enter(c, "comm_sum_host", bytes);
-        CUDA_CHECK(cudaMemcpyAsync(t->sums, t->host, bytes, cudaMemcpyHostToDevice, t->stream));
-        NCCL_CHECK(ncclAllReduce(t->sums, t->sums, (size_t)count, ncclDouble, ncclSum, t->nccl, t->stream));
-        CUDA_CHECK(cudaMemcpyAsync(t->host, t->sums, bytes, cudaMemcpyDeviceToHost, t->stream));
-        nccl_leave(c, t->stream);
-        CUDA_CHECK(cudaStreamSynchronize(t->stream));
-        memcpy(values + begin, t->host, bytes);
-    }
+    size_t bytes = (size_t)n * sizeof(double);
+    memcpy(t->host, values, bytes);
+    nccl_enter(c, "comm_sum_host", bytes);
+    CUDA_CHECK(cudaMemcpyAsync(t->sums, t->host, bytes, cudaMemcpyHostToDevice, t->stream));
+    NCCL_CHECK(ncclAllReduce(t->sums, t->sums, (size_t)n, ncclDouble, ncclSum, t->nccl, t->stream));
+    CUDA_CHECK(cudaMemcpyAsync(t->host, t->sums, bytes, cudaMemcpyDeviceToHost, t->stream));
+    nccl_leave(c, t->stream);
+    CUDA_CHECK(cudaStreamSynchronize(t->stream));
+    memcpy(values, t->host, bytes);
 }

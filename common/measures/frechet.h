@@ -34,8 +34,6 @@
 // The estimate is biased upwards for few images, so that values for 10,000 and 50,000 cannot be compared.
 // Look next at common/measures/image_features.h, which collects the moments of sets of images.
 #pragma once
-#include <assert.h>
-
 // defines: matrix_products, matrix_squares, symmetric_eigen, singular_values, matrix_doubles
 #include "common/measures/linear_algebra.h"
 // defines: comm_t, comm_sum_host
@@ -115,27 +113,6 @@ static inline void moments_add(moments_t* m,
     }
 }
 
-// The upper triangle of M becomes the sum of all ranks'. As many rows at once as fit: each sum is a round trip.
-static inline void moments_sum_triangle(moments_t* m, comm_t* c) {
-    enum { PIECE = 1 << 16 };
-    size_t dim = m->dim;
-    assert(dim <= PIECE);
-    double* piece = matrix_doubles(PIECE, "rows of a covariance");
-    for (size_t first = 0, end; first < dim; first = end) {
-        size_t count = 0, at = 0;
-        for (end = first; end < dim && count + dim - end <= PIECE; end++) {
-            memcpy(piece + count, m->product + end * dim + end, (dim - end) * sizeof(double));
-            count += dim - end;
-        }
-        comm_sum_host(c, piece, (int)count);
-        for (size_t i = first; i < end; i++) {
-            memcpy(m->product + i * dim + i, piece + at, (dim - i) * sizeof(double));
-            at += dim - i;
-        }
-    }
-    free(piece);
-}
-
 // Every rank has added its rows, or none; afterwards all have the moments of all rows, the same bits. A collective.
 static inline void moments_merge(moments_t* m, comm_t* c) {
     if (c->size == 1) return;
@@ -154,7 +131,7 @@ static inline void moments_merge(moments_t* m, comm_t* c) {
         for (int j = i; j < dim && m->n > 0; j++)
             row[j] += m->n * (mean[i] - total[i]) * (mean[j] - total[j]) - m->sum[i] * m->sum[j] / m->n;
     }
-    moments_sum_triangle(m, c);
+    comm_sum_host(c, m->product, dim * dim); // below the diagonal nobody reads it
     m->n = total[dim];
     memcpy(m->shift, total, (size_t)dim * sizeof(double));
     memset(m->sum, 0, (size_t)dim * sizeof(double));

@@ -61,6 +61,7 @@
 #include "common/training/rendezvous.h"
 
 #define COMM_TIME_LIMIT 600.0 // seconds
+enum { COMM_SUMS = 1 << 16 };       // values of comm_sum_host that go at once, 512 KB: each time is a round trip
 enum { COMM_BF16_LEAST = 1 << 16 }; // values; fewer are no faster in bf16, and a sum of squares shall keep its digits
 
 typedef struct {
@@ -266,18 +267,19 @@ static inline void comm_broadcast(comm_t* c,
 static inline void comm_sum_host(comm_t* c,
                                  double* values, // [n] host memory
                                  int n) {
-    if (c->size > 1 && n) comm_transport_sum(c, values, n);
+    for (int at = 0; c->size > 1 && at < n; at += COMM_SUMS) {
+        comm_transport_sum(c, values + at, n - at < COMM_SUMS ? n - at : COMM_SUMS);
+    }
 }
 
 // The same for floats, in double on the way: exact where one rank has a value and all others zero.
 static inline void comm_sum_floats_host(comm_t* c,
                                         floatS* values, // [n] host memory
                                         size_t n) {
-    enum { PIECE = 1 << 16 };
     if (c->size == 1) return;
-    double* piece = (double*)malloc_check(PIECE * sizeof(double), "values to sum");
-    for (size_t at = 0; at < n; at += PIECE) {
-        int count = n - at < PIECE ? (int)(n - at) : PIECE;
+    double* piece = (double*)malloc_check(COMM_SUMS * sizeof(double), "values to sum");
+    for (size_t at = 0; at < n; at += COMM_SUMS) {
+        int count = n - at < COMM_SUMS ? (int)(n - at) : COMM_SUMS;
         for (int i = 0; i < count; i++) piece[i] = values[at + i];
         comm_sum_host(c, piece, count);
         for (int i = 0; i < count; i++) values[at + i] = (floatS)piece[i];

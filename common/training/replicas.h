@@ -5,8 +5,8 @@
 //   sharded  (params_t.ranks > 1; ZeRO-1: Rajbhandari et al. 2020) each holds the state of an equal part of the trained
 //            values, receives the mean of that part of the gradients only, steps it, and the new weights go to all
 // A process that is alone (comm NULL, or of size 1) is the plain case without communication.
-// In the plain way the mean is taken in parts, beside the backward: each begins as soon as it says that nothing more is
-// added there (params_grads_done), and only the last one is waited for.
+// In the plain way the mean is taken in parts, beside the backward: each begins as soon as the backward says that it
+// adds nothing more there (params_grads_done). What waits for all of them waits for little more than the last.
 // Every function here is called by all processes together. Look next at common/training/comm.h and
 // common/models/params.h.
 #pragma once
